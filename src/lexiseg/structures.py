@@ -1,0 +1,169 @@
+"""The values that flow through lexiseg: images, text embeddings, predictions, segments.
+
+Letters, for the whole project: B images, Q queries or masks, K classes, S names (synonyms counted), T templates,
+C channels, D width of CLIP's joint space, H × W pixels of an image, h × w cells of a feature or mask grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of any sizes in one tensor.
+
+    Attributes:
+        pixels: [B, 3, H, W] float RGB in 0..1, each image in the top-left corner, zeros beyond it.
+        sizes: (height, width) of each image.
+    """
+
+    pixels: Tensor
+    sizes: tuple[Size, ...]
+
+    @classmethod
+    def of(cls, images: Sequence[Tensor]) -> ImageBatch:
+        """Batch images [3, H_i, W_i], float RGB in 0..1."""
+        sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+        high, wide = max(h for h, _ in sizes), max(w for _, w in sizes)
+        padded = [functional.pad(image, (0, wide - w, 0, high - h)) for image, (h, w) in zip(images, sizes, strict=True)]
+        return cls(torch.stack(padded), sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, index: int) -> Tensor:
+        """Image ``index`` without its padding, [3, H_i, W_i]."""
+        high, wide = self.sizes[index]
+        return self.pixels[index, :, :high, :wide]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ImageBatch:
+        return replace(self, pixels=self.pixels.to(device=device, dtype=dtype))
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """What a vocabulary looks like in CLIP's joint space. Text is an argument of every method, never its state.
+
+    Attributes:
+        vectors: [S, D] unit rows, one a name.
+        owner: [S] the class each row belongs to, ascending.
+        names: the K class names.
+        things: [K] True for things, False for stuff.
+        seen: [K] True where the method was trained on the class; None where nobody asked.
+    """
+
+    vectors: Tensor
+    owner: Tensor
+    names: tuple[str, ...]
+    things: Tensor
+    seen: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def per_class(self, scores: Tensor) -> Tensor:
+        """The best name of each class: scores [..., S] -> [..., K]."""
+        if scores.shape[-1] == len(self):
+            return scores
+        shape = (*scores.shape[:-1], len(self))
+        lowest = scores.new_full(shape, -torch.inf)
+        return lowest.scatter_reduce(-1, self.owner.expand(scores.shape), scores, "amax", include_self=False)
+
+    def select(self, classes: Sequence[int] | Tensor) -> TextEmbeddings:
+        """The same embeddings for some classes only, in the order given."""
+        order = torch.as_tensor(classes, device=self.owner.device)
+        rows = [torch.nonzero(self.owner == label).flatten() for label in order]
+        owner = torch.cat([torch.full_like(found, number) for number, found in enumerate(rows)])
+        return TextEmbeddings(
+            self.vectors[torch.cat(rows)],
+            owner,
+            tuple(self.names[int(label)] for label in order),
+            self.things[order],
+            None if self.seen is None else self.seen[order],
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextEmbeddings:
+        return replace(
+            self,
+            vectors=self.vectors.to(device=device, dtype=dtype),
+            owner=self.owner.to(device),
+            things=self.things.to(device),
+            seen=None if self.seen is None else self.seen.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class MaskPrediction:
+    """Scored masks: what query-based methods and mask generators predict.
+
+    Attributes:
+        masks: [B, Q, h, w] logits; positive is inside.
+        classes: [B, Q, K] log-probabilities, or [B, Q, K + 1] with "no object" last if ``void``.
+        void: whether ``classes`` has that last column.
+        sizes: (height, width) of each image in pixels.
+        extents: (height, width) in pixels of the area the h × w grid covers from each image's top-left corner;
+            larger than the image where the network saw padding.
+        valid: [B, Q] False for rows that only pad a batch; None if all count.
+        auxiliary: the predictions of earlier decoder layers, for deep supervision.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    void: bool
+    sizes: tuple[Size, ...]
+    extents: tuple[Size, ...]
+    valid: Tensor | None = None
+    auxiliary: tuple[MaskPrediction, ...] = field(default=(), repr=False)
+
+    def per_class(self) -> Tensor:
+        """Scores whose last axis is the K classes, [B, Q, K]."""
+        return self.classes[..., :-1] if self.void else self.classes
+
+
+@dataclass(frozen=True)
+class PixelPrediction:
+    """Class scores of every pixel: what cost-aggregation methods predict.
+
+    Attributes:
+        logits: [B, K, h, w].
+        sizes, extents: as in `MaskPrediction`.
+    """
+
+    logits: Tensor
+    sizes: tuple[Size, ...]
+    extents: tuple[Size, ...]
+
+    def per_class(self) -> Tensor:
+        """Scores whose last axis is the K classes, [B, h, w, K]."""
+        return self.logits.movedim(1, -1)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One named region of a result.
+
+    Attributes:
+        id: its number in the panoptic map (from 1); instances are numbered in the order of their scores.
+        label: index of its class in the vocabulary.
+        name: name of its class.
+        thing: whether the class is countable.
+        score: confidence in 0..1.
+        area: pixels.
+        box: (left, top, width, height) in pixels, COCO's order.
+    """
+
+    id: int
+    label: int
+    name: str
+    thing: bool
+    score: float
+    area: int
+    box: tuple[int, int, int, int]

@@ -1,0 +1,6 @@
+"""The emoji world: a small rendered world of named things and stuff that trains and tests everything offline."""
+
+from lexiseg.world.glyphs import WorldClass, sprites, styles, world_classes
+from lexiseg.world.scenes import Scene, SceneSegment, Split, render, scenes, split_named, splits
+
+__all__ = ["Scene", "SceneSegment", "Split", "WorldClass", "render", "scenes", "split_named", "splits", "sprites", "styles", "world_classes"]
