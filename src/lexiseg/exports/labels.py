@@ -1,0 +1,73 @@
+"""Semantic results as label maps: a PNG whose grey values are labels, and the names of the labels beside it.
+
+Up to 255 classes take 8 bits, more take 16. The highest value is void: 255 or 65535.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lexiseg.errors import UsageError
+from lexiseg.ops.files import write_atomically, write_json
+
+
+def void_value(classes: int) -> int:
+    """The grey value of pixels without a class, for K classes.
+
+    Raises:
+        UsageError: if there are more classes than a PNG has grey values.
+    """
+    if classes > 65535:
+        raise UsageError(f"{classes} classes: a label PNG holds at most 65535; choose fewer classes or another export")
+    return 255 if classes <= 255 else 65535
+
+
+def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], classes: int) -> None:
+    """Write a label map.
+
+    Args:
+        path: the PNG file.
+        labels: [H, W], 0 to K - 1, or negative for void.
+        classes: K.
+
+    Raises:
+        UsageError: if there are labels without a class, or too many classes.
+        OutputError: if the file cannot be written.
+    """
+    void = void_value(classes)
+    if labels.size and labels.max() >= classes:
+        raise UsageError(f"label {labels.max()} in a map of {classes} classes: labels go to {classes - 1}")
+    values = np.where(labels < 0, void, labels).astype(np.uint8 if void == 255 else np.uint16)
+    buffer = BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def read_labels(path: str | Path) -> NDArray[np.int32]:
+    """The labels [H, W] in a label map, -1 for void."""
+    with Image.open(path) as opened:
+        values = np.asarray(opened)
+    return np.where(values == np.iinfo(values.dtype).max, -1, values.astype(np.int32))
+
+
+def write_classes(folder: str | Path, names: Sequence[str], things: Sequence[bool]) -> None:
+    """Write what the labels mean: ``classes.txt``, one class a line and itself a vocabulary, and ``classes.json``.
+
+    Raises:
+        OutputError: if a file cannot be written.
+    """
+    rows = [
+        {"label": label, "name": name, "thing": bool(thing)}
+        for label, (name, thing) in enumerate(zip(names, things, strict=True))
+    ]
+    lines = [f"{row['name']} | {'thing' if row['thing'] else 'stuff'}\n" for row in rows]
+    write_atomically(Path(folder) / "classes.txt", "".join(lines).encode())
+    document = {"void": void_value(len(rows)), "classes": rows}
+    write_json(Path(folder) / "classes.json", document, indent=1)

@@ -1,0 +1,99 @@
+"""Panoptic results in COCO's form: segment ids as colours of a PNG, what they mean in a JSON.
+
+Format: https://cocodataset.org/#format-data, "panoptic segmentation". A pixel of segment ``id`` has the colour
+``id = R + 256 G + 65536 B``; 0 belongs to no segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lexiseg.errors import UsageError
+from lexiseg.exports.coco import Record, category_id
+from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.structures import Segment
+
+
+def ids_to_colours(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    """Segment ids [H, W] as RGB [H, W, 3].
+
+    Raises:
+        UsageError: if an id does not fit in 24 bits.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= 1 << 24):
+        raise UsageError(f"segment ids from {ids.min()} to {ids.max()}: a panoptic PNG holds 0 to {(1 << 24) - 1}")
+    return (ids.astype(np.int32)[..., None] >> np.array([0, 8, 16], np.int32) & 255).astype(np.uint8)
+
+
+def colours_to_ids(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """RGB [H, W, 3] as segment ids [H, W]."""
+    return colours.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
+
+
+def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
+    """Write segment ids [H, W] as a panoptic PNG.
+
+    Raises:
+        UsageError: if an id does not fit in 24 bits.
+        OutputError: if the file cannot be written.
+    """
+    buffer = BytesIO()
+    Image.fromarray(ids_to_colours(ids)).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:
+    """The segment ids [H, W] in a panoptic PNG."""
+    with Image.open(path) as opened:
+        return colours_to_ids(np.asarray(opened.convert("RGB")))
+
+
+def segments_info(segments: Sequence[Segment], category_ids: Sequence[int] | None = None) -> list[Record]:
+    """What the ids of one image mean; the scores, which COCO does not ask for, are kept as ``score``."""
+    return [
+        {
+            "id": segment.id,
+            "category_id": category_id(segment.label, category_ids),
+            "area": segment.area,
+            "bbox": list(segment.box),
+            "iscrowd": 0,
+            "isthing": int(segment.thing),
+            "score": segment.score,
+        }
+        for segment in segments
+    ]
+
+
+def panoptic_annotation(
+    image_id: int, file_name: str, segments: Sequence[Segment], category_ids: Sequence[int] | None = None
+) -> Record:
+    """The annotation of one image, whose panoptic PNG is called ``file_name``."""
+    return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info(segments, category_ids)}
+
+
+def write_panoptic_json(
+    path: str | Path,
+    images: Sequence[Mapping[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
+    classes: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the JSON beside a folder of panoptic PNGs: good both for ground truth and for predictions.
+
+    Args:
+        path: the JSON file.
+        images: from `lexiseg.exports.coco.image_record`.
+        annotations: from `panoptic_annotation`, one an image.
+        classes: from `lexiseg.exports.coco.categories`.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    document = {"images": list(images), "annotations": list(annotations), "categories": list(classes)}
+    write_json(path, document)

@@ -1,0 +1,39 @@
+"""Writing files so that a reader finds the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+from lexiseg.errors import OutputError
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, replacing what is there; folders on the way are made.
+
+    Raises:
+        OutputError: if it cannot be done (no permission, no space, …); nothing is left behind then.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.part"  # the same folder, for a rename does not cross disks
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except BaseException:  # Ctrl-C too must leave no litter
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {path}: {reason}; choose another folder or free some space") from error
+
+
+def write_json(path: str | Path, document: object, indent: int | None = None) -> None:
+    """Write a JSON document in UTF-8, names as they are typed.
+
+    Raises:
+        OutputError: as `write_atomically`.
+    """
+    write_atomically(path, json.dumps(document, ensure_ascii=False, indent=indent).encode())

@@ -1,0 +1,18 @@
+"""Names become text embeddings: vocabularies, prompt templates, CLIP's text tower."""
+
+from lexiseg.text.embed import TextEncoder, cache_folder, embed_names, embed_vocabulary
+from lexiseg.text.templates import fill, resolve_templates, template_names
+from lexiseg.text.vocabulary import ClassName, Vocabulary, builtin_names
+
+__all__ = [
+    "ClassName",
+    "TextEncoder",
+    "Vocabulary",
+    "builtin_names",
+    "cache_folder",
+    "embed_names",
+    "embed_vocabulary",
+    "fill",
+    "resolve_templates",
+    "template_names",
+]
