@@ -78,15 +78,17 @@ def scenes(split: str, count: int, *, seed: int = 0, size: int = 256, first: int
         yield render((seed, crc32(split.encode()), index), allowed, size=size)
 
 
-def render(seed: Sequence[int], split: Split, *, size: int = 256, objects: int | None = None) -> Scene:
+def render(
+    seed: Sequence[int], split: Split, *, size: int = 256, objects: int | None = None, scale: tuple[float, float] = OBJECT_SCALE
+) -> Scene:
     """Compose one scene of ``size`` × ``size`` pixels; ``objects`` fixes how many things are tried (2-7 otherwise)."""
     rng = np.random.default_rng(tuple(seed))
     things, stuff = _labels(split.seen_only)
     image, panoptic, segments = _background(rng, stuff, size)
     for _ in range(int(rng.integers(2, MAX_OBJECTS + 1)) if objects is None else objects):
         label, style = things[int(rng.integers(len(things)))], split.styles[int(rng.integers(len(split.styles)))]
-        scale = float(np.exp(rng.uniform(*np.log(OBJECT_SCALE))))
-        sprite = _posed(rng, sprites(style)[label], max(8, round(scale * size)))
+        share = float(np.exp(rng.uniform(*np.log(scale))))
+        sprite = _posed(rng, sprites(style)[label], max(8, round(share * size)))
         corner = _place(rng, sprite, panoptic, stuff=sum(segment.style is None for segment in segments))
         if corner is None:
             continue

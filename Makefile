@@ -1,0 +1,57 @@
+# One word for each thing one does here; each makes the environment it needs (Python 3.11 or newer, git and make suffice).
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(if $(shell $(name) -c '$(VERSION_CHECK)' 2>/dev/null && echo ok),$(name))))
+VERSION_CHECK := import sys; sys.exit(sys.version_info < (3, 11))
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help setup demo test check bench train-tiny lock
+
+help:
+	@echo "make setup       the environment .venv, from requirements.lock"
+	@echo "make demo        segment a picture by words, offline"
+	@echo "make test        the test suite (arguments for pytest: make test ARGS='-k rle')"
+	@echo "make check       ruff and mypy"
+	@echo "make bench       the benchmarks"
+	@echo "make train-tiny  train the tiny encoders (hours; interrupted, it goes on where it was)"
+	@echo "make lock        renew requirements.lock after a change of pyproject.toml"
+
+setup: $(READY)
+
+# uv installs torch several times faster than pip; it comes from the lock like all else. It does not know the mirrors a machine
+# may have set for pip, so where it fails pip does the same.
+$(READY): requirements.lock pyproject.toml
+	@$(or $(PYTHON),python3) -c '$(VERSION_CHECK)' || { echo "lexiseg needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	awk '/^uv==/ { wanted = 1 } /^[^ ]/ && !/^uv==/ { wanted = 0 } wanted' requirements.lock > .venv/uv.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock || \
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m lexiseg.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+# The allocator of glibc otherwise gives freed memory back at every step: half the time of a CPU training would pass in the kernel.
+train-tiny: export MALLOC_MMAP_THRESHOLD_ = 1000000000
+train-tiny: export MALLOC_TRIM_THRESHOLD_ = 1000000000
+train-tiny: $(READY)
+	$(BIN)/python -m lexiseg.training.clip_tiny convnext --run runs/clip-tiny-convnext
+	$(BIN)/python -m lexiseg.training.clip_tiny vit --run runs/clip-tiny-vit
+	$(BIN)/python -m lexiseg.training.sam_tiny --run runs/sam-tiny
+
+# pip's and uv's own settings (an index of one's own) must not end up in the file.
+lock: $(READY)
+	$(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --extra dev --extra train --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml

@@ -1,0 +1,7 @@
+"""``python -m lexiseg`` is ``lexiseg``."""
+
+import sys
+
+from lexiseg.cli import main
+
+sys.exit(main())

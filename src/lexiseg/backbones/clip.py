@@ -1,0 +1,270 @@
+"""CLIP backbones through open_clip: which there are, how they are built, how their weights are found.
+
+    load_clip("ViT-B-16", "openai")                        weights by their tag, from the Hugging Face hub or its cache
+    load_clip("convnext_large_d_320", "clip.safetensors")  a local file
+    load_clip("src/lexiseg/assets/clip-tiny-convnext")     a folder as open_clip saves it
+    build_clip("RN50x64")                                  no weights; inside ``torch.device("meta")`` not even memory
+
+A folder holds ``open_clip_config.json`` and ``open_clip_model.safetensors``. The key ``lexiseg`` of the config, which
+open_clip does not know, may name a byte-pair vocabulary other than CLIP's, relative to the folder: ``{"bpe": "x.txt.gz"}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Tokenizer, region_weights
+from lexiseg.backbones.clip_convnext import ClipConvNeXt
+from lexiseg.backbones.clip_resnet import ClipResNet
+from lexiseg.backbones.clip_vit import ClipViT, pack_projections, split_projections
+from lexiseg.errors import UsageError, WeightsError
+
+__all__ = [
+    "ClipBackbone",
+    "ClipConvNeXt",
+    "ClipFeatures",
+    "ClipResNet",
+    "ClipViT",
+    "assemble_clip",
+    "build_clip",
+    "load_clip",
+    "pack_projections",
+    "region_weights",
+    "split_projections",
+]
+
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+OFFLINE = "Without any download works the embedded model 'sam_clip-tiny'."
+SUPPORTED = "lexiseg knows ConvNeXt, ResNet with attention pool, and vision transformers read at their class token"
+
+
+def load_clip(name: str | Path, weights: str | Path | None = None, device: torch.device | str = "cpu") -> ClipBackbone:
+    """A CLIP with its weights, in evaluation mode.
+
+    Args:
+        name: an open_clip architecture ("ViT-B-16", "RN50x64", "convnext_large_d_320"), or a folder (see above).
+            For weights with a tag, the activation (GELU or QuickGELU) is the one they were trained with, whatever the name
+            says; for a file it is the name's ("ViT-B-16-quickgelu").
+        weights: a tag ("openai") or a file (.safetensors, or .pt/.pth/.bin with tensors only). A folder has its own.
+        device: where to put it.
+
+    Raises:
+        UsageError: unknown architecture or tag, an image tower lexiseg has no adapter for, an architecture without weights.
+        WeightsError: weights that cannot be found, fetched or read, or are another model's.
+    """
+    source = _source(name)
+    if weights is None:
+        if source.folder is None:
+            raise UsageError(f"the CLIP {name} needs weights: a file, or one of the tags {_tags(source.name)}")
+        return _with_weights(_build(source), source.folder / WEIGHTS_FILE, source).to(device).eval()
+    file = Path(weights)
+    if file.is_file() or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
+        return _with_weights(_build(source), file, source).to(device).eval()
+    tag = _tag(source, str(weights))
+    source = replace(source, model=source.model | {"quick_gelu": tag.get("quick_gelu", False)}, preprocessing=tag)
+    clip = _build(source)  # before the download, which is in vain for a tower without adapter
+    return _with_weights(clip, _fetched(source, str(weights), tag), source).to(device).eval()
+
+
+def build_clip(name: str | Path) -> ClipBackbone:
+    """A CLIP as its constructor leaves it, on PyTorch's current default device: to count, or to load a checkpoint into.
+
+    Args:
+        name: as for `load_clip`.
+
+    Raises:
+        UsageError: unknown architecture, or an image tower lexiseg has no adapter for.
+        WeightsError: a folder without config or vocabulary.
+    """
+    return _build(_source(name)).eval()
+
+
+def assemble_clip(
+    model: Mapping[str, Any], tokenizer: Tokenizer, *, mean: Colour, std: Colour, vocabulary: str = ""
+) -> ClipBackbone:
+    """A CLIP from an open_clip ``model_cfg``, without weights; the adapter is chosen by what kind of tower comes out.
+
+    Args:
+        model: the values of ``model_cfg``.
+        tokenizer: from texts to tokens [S, context_length].
+        mean, std: colour normalisation for values in 0..1.
+        vocabulary: a digest of the tokenizer's vocabulary where it is not CLIP's own; part of `ClipBackbone.identity`.
+
+    Raises:
+        UsageError: an image or text tower lexiseg has no adapter for.
+    """
+    return _wrapped(_model(model), model, tokenizer, vocabulary, mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is known of a CLIP before it is built: ``folder`` is None for the architectures open_clip has by name."""
+
+    name: str
+    model: dict[str, Any]
+    preprocessing: dict[str, Any]
+    folder: Path | None = None
+    vocabulary: Path | None = None
+
+
+def _source(name: str | Path) -> _Source:
+    import open_clip  # heavy
+
+    folder = Path(name)
+    if folder.is_dir():
+        return _folder_source(folder)
+    known = str(name).replace("/", "-")
+    model = open_clip.get_model_config(known) if known in open_clip.list_models() else None
+    if model is None:
+        similar = get_close_matches(known, open_clip.list_models(), 3, 0.5)
+        hint = f"did you mean {', '.join(similar)}?" if similar else "see open_clip.list_models()"
+        raise UsageError(f"unknown CLIP '{name}': neither a folder nor an architecture of open_clip; {hint}")
+    return _Source(known, model, {})
+
+
+def _folder_source(folder: Path) -> _Source:
+    path = folder / CONFIG_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        model, own = document["model_cfg"], document.get("lexiseg", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} is not the config of a CLIP saved by open_clip ({error!r})") from error
+    vocabulary = folder / own["bpe"] if "bpe" in own else None
+    if vocabulary is not None and not vocabulary.is_file():
+        raise WeightsError(f"{vocabulary} is missing, the byte-pair vocabulary that {path} names")
+    return _Source(str(folder), model, document.get("preprocess_cfg", {}), folder, vocabulary)
+
+
+def _build(source: _Source) -> ClipBackbone:
+    import open_clip  # heavy
+
+    try:
+        clip_model = _model(source.model)
+        tokenizer, vocabulary = _tokenizer(source)
+    except (OSError, RuntimeError, TypeError, KeyError) as error:  # a config of the user's own, a text tower to be fetched
+        raise WeightsError(f"open_clip cannot build the CLIP {source.name}: {error!r}. {OFFLINE}") from error
+    mean, std = source.preprocessing.get("mean"), source.preprocessing.get("std")
+    return _wrapped(
+        clip_model,
+        source.model,
+        tokenizer,
+        vocabulary,
+        mean=tuple(mean or open_clip.OPENAI_DATASET_MEAN),
+        std=tuple(std or open_clip.OPENAI_DATASET_STD),
+    )
+
+
+def _wrapped(
+    clip_model: nn.Module, model: Mapping[str, Any], tokenizer: Tokenizer, vocabulary: str, *, mean: Colour, std: Colour
+) -> ClipBackbone:
+    architecture = json.dumps([dict(model), vocabulary], sort_keys=True)
+    return _adapter(clip_model)(clip_model, tokenizer, mean=mean, std=std, architecture=architecture)
+
+
+def _model(model: Mapping[str, Any]) -> nn.Module:
+    """An open_clip model with an image tower that has an adapter, from its ``model_cfg``."""
+    import open_clip  # heavy
+
+    if "multimodal_cfg" in model:
+        raise UsageError(f"no adapter for a CLIP with a captioning tower (CoCa); {SUPPORTED}")
+    values = deepcopy(dict(model))
+    custom_text = values.pop("custom_text", False) or "hf_model_name" in values["text_cfg"]
+    if "timm_model_name" in values["vision_cfg"]:
+        values["vision_cfg"]["timm_model_pretrained"] = False  # the weights come from elsewhere
+    if "hf_model_name" in values["text_cfg"]:
+        values["text_cfg"]["hf_model_pretrained"] = False
+    clip_model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**values)
+    _adapter(clip_model)  # an unknown tower is refused before anything is fetched for it
+    return clip_model
+
+
+def _tokenizer(source: _Source) -> tuple[Tokenizer, str]:
+    """The tokenizer, and a digest of its vocabulary if that is the folder's own."""
+    import open_clip  # heavy
+
+    if source.vocabulary is not None:
+        length = source.model["text_cfg"].get("context_length", 77)
+        digest = sha256(source.vocabulary.read_bytes()).hexdigest()
+        return open_clip.SimpleTokenizer(str(source.vocabulary), context_length=length), digest
+    return open_clip.get_tokenizer(source.name if source.folder is None else f"local-dir:{source.folder}"), ""
+
+
+def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
+    """The adapter class for the image tower of an open_clip model."""
+    from open_clip.modified_resnet import ModifiedResNet  # heavy, like the next two
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+    from timm.models.convnext import ConvNeXt
+
+    tower: Any = clip_model.visual
+    if isinstance(tower, TimmModel):
+        if isinstance(tower.trunk, ConvNeXt):
+            return ClipConvNeXt
+        raise UsageError(f"no adapter for the image tower {type(tower.trunk).__name__} of timm; {SUPPORTED}")
+    if isinstance(tower, ModifiedResNet):
+        return ClipResNet
+    assert isinstance(tower, VisionTransformer)
+    read_at_class_token = tower.attn_pool is None and tower.pool_type == "tok" and not tower.final_ln_after_pool
+    plain_blocks = all(isinstance(block, ResidualAttentionBlock) for block in tower.transformer.resblocks)
+    if read_at_class_token and plain_blocks:
+        return ClipViT
+    raise UsageError(f"no adapter for a vision transformer with its own pooling or attention; {SUPPORTED}")
+
+
+def _with_weights(clip: ClipBackbone, file: Path, source: _Source) -> ClipBackbone:
+    import open_clip  # heavy
+
+    if not file.is_file():
+        raise WeightsError(f"the CLIP weights {file} do not exist; give the path of a weights file of {source.name}. {OFFLINE}")
+    try:
+        open_clip.load_checkpoint(clip.clip_model, str(file), strict=True, weights_only=True)
+    except Exception as error:  # a damaged or foreign file can raise anything
+        reason = str(error).strip().split("\n")
+        detail = " ".join(line.strip() for line in reason[:2])[:300]
+        raise WeightsError(f"{file} does not hold weights of {source.name}: {detail or type(error).__name__}") from error
+    return clip
+
+
+def _tag(source: _Source, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a tag: where its weights are, and how they were trained."""
+    from open_clip.pretrained import get_pretrained_cfg  # heavy
+
+    if source.folder is not None:
+        raise UsageError(f"{source.name} is a folder, so its weights are a file in it, not the tag '{tag}'")
+    known: dict[str, Any] = get_pretrained_cfg(source.name, tag)
+    if not known:
+        raise UsageError(
+            f"no weights '{tag}' for the CLIP {source.name}: neither a file nor one of the tags {_tags(source.name)}"
+        )
+    return known
+
+
+def _tags(architecture: str) -> str:
+    from open_clip.pretrained import list_pretrained_tags_by_model  # heavy
+
+    return ", ".join(list_pretrained_tags_by_model(architecture)) or "(open_clip lists none)"
+
+
+def _fetched(source: _Source, name: str, tag: Mapping[str, Any]) -> Path:
+    from open_clip import pretrained  # heavy
+
+    try:
+        return Path(pretrained.download_pretrained(dict(tag)))
+    except (OSError, RuntimeError) as error:
+        repository, _, file = tag.get("hf_hub", "").rpartition("/")
+        place = f"{file or WEIGHTS_FILE} of the Hugging Face repository {repository}" if repository else tag["url"]
+        raise WeightsError(
+            f"the weights '{name}' of the CLIP {source.name} are not on this machine and could not be fetched: {place}. "
+            f"Fetch this file on a machine with a connection and give its path as the weights, or copy that machine's "
+            f"Hugging Face cache folder to this one. {OFFLINE}"
+        ) from error

@@ -1,0 +1,148 @@
+"""Names of SAM's parameters: official (segment-anything, sam-hq) on one side, transformers on the other.
+
+Both ways, by prefix rules that are each other's inverse. Every key is mapped, dropped with a reason, or an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from lexiseg.errors import WeightsError
+
+_MLP = (("layers.0.", "proj_in."), ("layers.1.", "layers.0."), ("layers.2.", "proj_out."))
+_ENCODER = "image_encoder.", "vision_encoder."
+_NECK = (("neck.0.", "neck.conv1."), ("neck.1.", "neck.layer_norm1."), ("neck.2.", "neck.conv2."), ("neck.3.", "neck.layer_norm2."))
+
+# Prefixes of whole keys: (official, ours). Numbers in pointed brackets stand for any index and are the same on both sides.
+_RULES: tuple[tuple[str, str], ...] = (
+    ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
+    ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
+    *((f"image_encoder.blocks.<n>.{a}", f"vision_encoder.layers.<n>.{b}") for a, b in (
+        ("norm1.", "layer_norm1."), ("norm2.", "layer_norm2."), ("attn.", "attn."), ("mlp.", "mlp."))),
+    *((_ENCODER[0] + official, _ENCODER[1] + ours) for official, ours in _NECK),
+    ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
+    ("prompt_encoder.point_embeddings.<n>.", "prompt_encoder.point_embed.<n>."),
+    ("prompt_encoder.not_a_point_embed.", "prompt_encoder.not_a_point_embed."),
+    ("prompt_encoder.no_mask_embed.", "prompt_encoder.no_mask_embed."),
+    *((f"prompt_encoder.mask_downscaling.{a}.", f"prompt_encoder.mask_embed.{b}.") for a, b in (
+        ("0", "conv1"), ("1", "layer_norm1"), ("3", "conv2"), ("4", "layer_norm2"), ("6", "conv3"))),
+    ("mask_decoder.iou_token.", "mask_decoder.iou_token."),
+    ("mask_decoder.mask_tokens.", "mask_decoder.mask_tokens."),
+    *((f"mask_decoder.transformer.layers.<n>.norm{k}.", f"mask_decoder.transformer.layers.<n>.layer_norm{k}.")
+      for k in (1, 2, 3, 4)),
+    *((f"mask_decoder.transformer.layers.<n>.{part}.", f"mask_decoder.transformer.layers.<n>.{part}.")
+      for part in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token", "mlp")),
+    ("mask_decoder.transformer.final_attn_token_to_image.", "mask_decoder.transformer.final_attn_token_to_image."),
+    ("mask_decoder.transformer.norm_final_attn.", "mask_decoder.transformer.layer_norm_final_attn."),
+    *((f"mask_decoder.output_upscaling.{a}.", f"mask_decoder.{b}.") for a, b in (
+        ("0", "upscale_conv1"), ("1", "upscale_layer_norm"), ("3", "upscale_conv2"))),
+    *((f"mask_decoder.output_hypernetworks_mlps.<n>.{a}", f"mask_decoder.output_hypernetworks_mlps.<n>.{b}") for a, b in _MLP),
+    *((f"mask_decoder.iou_prediction_head.{a}", f"mask_decoder.iou_prediction_head.{b}") for a, b in _MLP),
+    # HQ-SAM's additions
+    ("mask_decoder.hf_token.", "mask_decoder.hq_token."),
+    *((f"mask_decoder.hf_mlp.{a}", f"mask_decoder.hq_mask_mlp.{b}") for a, b in _MLP),
+    *((f"mask_decoder.{a}.{index}.", f"mask_decoder.{b}_{layer}.")
+      for a, b in (("compress_vit_feat", "compress_vit"), ("embedding_encoder", "encoder"), ("embedding_maskfeature", "mask"))
+      for index, layer in (("0", "conv1"), ("1", "norm"), ("3", "conv2"))),
+)
+
+# One official tensor, two parameters of ours that transformers ties.
+TIED = {"prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding"}
+
+# Official keys that carry no parameter of the network.
+DROPPED = {
+    "pixel_mean": "the constant our preprocessing has",
+    "pixel_std": "the constant our preprocessing has",
+}
+
+
+def _compiled(source: int) -> list[tuple[re.Pattern[str], str]]:
+    rules = []
+    for rule in _RULES:
+        pattern = re.escape(rule[source]).replace("<n>", r"(\d+)")
+        rules.append((re.compile(pattern), rule[1 - source].replace("<n>", r"\1")))
+    return rules
+
+
+_TO_OURS, _TO_OFFICIAL = _compiled(0), _compiled(1)
+
+
+def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, replacement in rules:
+        found = pattern.match(key)
+        if found:
+            return found.expand(replacement) + key[found.end() :]
+    return None
+
+
+def _rename_all(keys: Iterable[str], rules: list[tuple[re.Pattern[str], str]], side: str) -> dict[str, str]:
+    names = {key: _renamed(key, rules) for key in keys}
+    unknown = sorted(key for key, name in names.items() if name is None)
+    if unknown:
+        raise WeightsError(f"{len(unknown)} keys are none of {side}: {_some(unknown)}; is this another model's checkpoint?")
+    return {key: name for key, name in names.items() if name is not None}
+
+
+def names_from_official(keys: Iterable[str]) -> dict[str, str]:
+    """Official key -> key of ours, for the keys that carry parameters.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    return _rename_all((key for key in keys if key not in DROPPED), _TO_OURS, "official SAM's or HQ-SAM's")
+
+
+def names_to_official(keys: Iterable[str]) -> dict[str, str]:
+    """Key of ours -> official key; tied copies are left out.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    return _rename_all((key for key in keys if key not in TIED), _TO_OFFICIAL, "SAM's or HQ-SAM's in transformers")
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official state dictionary under our names, tied copies included.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    ours = {name: state[key] for key, name in names_from_official(state).items()}
+    ours.update({copy: ours[original] for copy, original in TIED.items() if original in ours})
+    return ours
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dictionary of ours under the official names.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    return {name: state[key] for key, name in names_to_official(state).items()}
+
+
+def check_keys(shapes: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Every expected parameter is there with its shape, and nothing else.
+
+    Raises:
+        WeightsError: what is missing, too much, or of another shape, by name.
+    """
+    problems = {
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "unknown": sorted(shapes.keys() - expected.keys()),
+        "of another shape": sorted(
+            f"{key} {tuple(shapes[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in expected.keys() & shapes.keys()
+            if shapes[key].shape != expected[key].shape
+        ),
+    }
+    found = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
+    if found:
+        raise WeightsError(f"{source} does not fit the model: {found}; check that checkpoint and architecture belong together")
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (f", … ({len(keys) - 4} more)" if len(keys) > 4 else "")

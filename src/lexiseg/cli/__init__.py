@@ -1,0 +1,32 @@
+"""The command line: ``lexiseg segment | models | vocabulary | world``.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong call, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lexiseg.cli.parser import build_parser
+from lexiseg.errors import LexisegError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        code: int = import_module(f"lexiseg.cli.{parsed.command}").run(parsed)  # so that --help does not wait for torch
+        sys.stdout.flush()
+        return code
+    except LexisegError as error:
+        print(f"lexiseg: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lexiseg: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,89 @@
+"""``lexiseg segment``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lexiseg.data.images import find_images
+from lexiseg.errors import LexisegError, OutputError, UsageError
+from lexiseg.inference.pipeline import load
+from lexiseg.segmentation import Segmentation
+from lexiseg.text.vocabulary import Vocabulary
+
+DEFAULT_OUTPUT = "lexiseg-output"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segment every picture; one that fails is reported and the others are still done."""
+    files = find_images(arguments.pictures)
+    vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
+    folder = Path(arguments.output) if arguments.output else None if arguments.json else Path(DEFAULT_OUTPUT)
+    if folder is not None:
+        _make(folder)
+    segment = load(arguments.model, weights=_weights(arguments.weights), device=arguments.device, dtype=arguments.dtype)
+    stems, failed = _stems(files), 0
+    for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
+        try:
+            result = segment(
+                file, vocabulary, task=arguments.task, threshold=arguments.threshold, background=arguments.background, progress=True
+            )
+            written = [] if folder is None else result.save(folder, stems[file])
+        except LexisegError as error:
+            if isinstance(error, UsageError):
+                raise
+            tqdm.write(f"lexiseg: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if arguments.json:
+            print(json.dumps({"model": arguments.model, **result.document(), "files": [str(path) for path in written]}), flush=True)
+        else:
+            tqdm.write(table(result, written), file=sys.stdout)
+    if failed:
+        print(f"lexiseg: {failed} of {len(files)} pictures failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def table(result: Segmentation, written: list[Path]) -> str:
+    """The segments of a picture in columns, largest first, and where its files are."""
+    height, width = result.size
+    lines = [f"{result.source or 'picture'}  {width} × {height}  {result.task}"]
+    if not result.segments:
+        lines.append("  nothing found: lower --threshold, or name more of what is in the picture")
+    else:
+        longest = max(len(segment.name) for segment in result.segments)
+        lines.append(f"  {'name':<{longest}}  kind   score   area  box (left, top, width, height)")
+        for segment in sorted(result.segments, key=lambda segment: -segment.area):
+            kind, share = "thing" if segment.thing else "stuff", segment.area / (height * width)
+            lines.append(f"  {segment.name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {', '.join(map(str, segment.box))}")
+    return "\n".join([*lines, *(f"  → {path}" for path in written)])
+
+
+def _make(folder: Path) -> None:
+    """Find out before the work, not after it, whether results can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".lexiseg-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
+
+
+def _weights(pairs: list[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"--weights {pair}: write PART=FILE, for example clip=ViT-B-16.safetensors")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _stems(files: list[str]) -> dict[str, str]:
+    """A name for the results of each file; of files with the same name in different folders none overwrites another."""
+    plain = {file: "stdin" if file == "-" else Path(file).stem for file in files}
+    counts = Counter(plain.values())
+    return {file: stem if counts[stem] == 1 else f"{stem}-{number}" for number, (file, stem) in enumerate(plain.items(), start=1)}

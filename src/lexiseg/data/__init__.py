@@ -1,0 +1,1 @@
+"""Pictures and, later, data sets: how they are found and read."""

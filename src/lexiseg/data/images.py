@@ -1,0 +1,133 @@
+"""Reading pictures of any kind as upright 8-bit RGB, and saying clearly why one cannot be read."""
+
+from __future__ import annotations
+
+import glob
+import io
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lexiseg.errors import ImageError, UsageError
+
+MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
+
+Pixels = NDArray[np.uint8]
+
+
+def find_images(patterns: Iterable[str]) -> list[str]:
+    """The files that ``patterns`` name: paths, globs, or ``-`` for a picture on standard input; in order, once each.
+
+    A path that does not exist is kept: reading it says what is wrong, and the other files are still done.
+
+    Raises:
+        UsageError: nothing is named, or a glob matches no file.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern == "-" or Path(pattern).exists() or not glob.has_magic(pattern):
+            found[pattern] = None
+            continue
+        matches = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        if not matches:
+            raise UsageError(f"no file matches '{pattern}'")
+        found.update(dict.fromkeys(matches))
+    if not found:
+        raise UsageError("no picture given: name files, a glob such as 'photos/*.jpg', or - for standard input")
+    return list(found)
+
+
+def read_image(source: str | Path) -> Pixels:
+    """The picture in a file (``-``: on standard input) as [H, W, 3] uint8 RGB, upright as its EXIF data say.
+
+    Transparency is laid on white, 16-bit values are scaled to 8 bits, of an animation the first frame counts.
+
+    Raises:
+        ImageError: the file is missing, empty, damaged, no picture, or larger than `MAX_PIXELS`.
+    """
+    name = "standard input" if str(source) == "-" else str(source)
+    try:
+        data = sys.stdin.buffer.read() if str(source) == "-" else Path(source).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: is a folder; name the pictures in it, for example '{name.rstrip('/')}/*.jpg'") from None
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror or error}); check its permissions") from None
+    return decode_image(data, name)
+
+
+def decode_image(data: bytes, name: str = "the picture") -> Pixels:
+    """As `read_image`, from the bytes of a file; ``name`` is what messages call it."""
+    if not data:
+        raise ImageError(f"{name}: is empty (0 bytes); fetch or export it again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
+        try:
+            with Image.open(io.BytesIO(data)) as opened:
+                width, height = opened.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(f"{name}: {width} × {height} pixels are more than {MAX_PIXELS:,}; scale it down first")
+                return _upright_rgb(opened, name)
+        except UnidentifiedImageError:
+            raise ImageError(f"{name}: is not a picture in a format known here; convert it to PNG or JPEG") from None
+        except Image.DecompressionBombError:
+            raise ImageError(f"{name}: claims far more than {MAX_PIXELS:,} pixels; scale it down first") from None
+        except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged data
+            raise ImageError(f"{name}: is damaged or cut off ({error}); fetch or export it again") from None
+
+
+def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
+    """Any kind of picture as [H, W, 3] uint8 RGB: a path, a PIL image, or an array.
+
+    Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, uint16, bool, or floating point in 0..1.
+
+    Raises:
+        ImageError: see `read_image`; an array of another shape, kind or range, or with values that are not finite.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return _upright_rgb(image, "the picture")
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise ImageError(f"an array of shape {np.shape(image)} is no picture; expected [H, W], [H, W, 3] or [H, W, 4]")
+    return _from_values(array, "the array")
+
+
+def _upright_rgb(opened: Image.Image, name: str) -> Pixels:
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, which Pillow would clip rather than scale
+        values = np.asarray(image)
+        return _from_values(values.astype(np.uint16 if values.max(initial=0) <= 65535 and values.dtype.kind in "iu" else values.dtype)[..., None], name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _from_values(array: NDArray[Any], name: str) -> Pixels:
+    """Values [H, W, 1 | 3 | 4] of any kind in 0..full scale, as RGB of 8 bits."""
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ImageError(f"{name}: holds {int((~np.isfinite(array)).sum())} values that are not finite (NaN or infinite); replace them first")
+        if array.min() < 0 or array.max() > 1:
+            raise ImageError(f"{name}: floating-point values must lie in 0..1, not {array.min():.3g}..{array.max():.3g}; divide by the largest")
+        unit = array.astype(np.float32)
+    elif array.dtype == np.bool_ or array.dtype in (np.uint8, np.uint16):
+        unit = array.astype(np.float32) / (np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1)
+    else:
+        raise ImageError(f"{name}: values of type {array.dtype} are ambiguous; give uint8, uint16 or floating point in 0..1")
+    if unit.shape[2] == 4:
+        unit = unit[..., :3] * unit[..., 3:] + 1 - unit[..., 3:]
+    return np.ascontiguousarray(np.broadcast_to(np.rint(unit * 255).astype(np.uint8), (*unit.shape[:2], 3)))

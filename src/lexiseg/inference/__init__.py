@@ -1,0 +1,1 @@
+"""From a picture and names to a result."""

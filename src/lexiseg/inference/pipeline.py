@@ -1,0 +1,177 @@
+"""Load a model by name, then: picture and names in, `Segmentation` out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lexiseg import postprocess
+from lexiseg.data.images import Pixels, as_pixels
+from lexiseg.errors import RunError, UsageError
+from lexiseg.methods import DEFAULT, model_named
+from lexiseg.methods.base import Segmenter
+from lexiseg.ops.masks import boxes_of_masks
+from lexiseg.postprocess import Policy, Region
+from lexiseg.segmentation import Segmentation
+from lexiseg.structures import ImageBatch, Segment, TextEmbeddings
+from lexiseg.text.embed import embed_vocabulary
+from lexiseg.text.vocabulary import Vocabulary
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Classes = Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
+Picture = str | Path | Image.Image | NDArray[Any]
+
+
+def load(
+    name: str = DEFAULT,
+    *,
+    weights: Mapping[str, str | Path] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "float32",
+) -> Pipeline:
+    """A model, ready to segment.
+
+    Args:
+        name: see `lexiseg models`.
+        weights: local files in place of the published ones, by part ("clip", "sam").
+        device: "auto" is a GPU if there is one.
+        dtype: "float32", or "bfloat16" / "float16" for automatic mixed precision.
+
+    Raises:
+        UsageError: unknown model, part, device or dtype.
+        WeightsError: weights that are not on this machine and cannot be fetched, damaged, or another model's.
+    """
+    model = model_named(name)
+    chosen = {part: str(path) for part, path in (weights or {}).items()}
+    known = {source.part for source in model.sources}
+    if extra := sorted(set(chosen) - known):
+        raise UsageError(f"{name} has no part '{extra[0]}' to give weights for; it has {', '.join(sorted(known))}")
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype '{dtype}'; there are {', '.join(DTYPES)}")
+    place = resolve_device(device)
+    return Pipeline(model.load(chosen).eval().to(place), device=place, dtype=DTYPES[dtype], cache="default")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """"auto" or a device's name as a device that works here."""
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"device '{device}' does not work here ({str(error).splitlines()[0]}); use --device cpu") from None
+    return place
+
+
+class Pipeline:
+    """A segmenter with all around it: reading, text embeddings (kept for the next call), post-processing.
+
+    Args:
+        segmenter: the method, in evaluation mode, on ``device``.
+        device: where it runs.
+        dtype: of automatic mixed precision; float32 switches it off.
+        cache: folder of text embeddings, "default" for the user's, None for none.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, cache: str | Path | None = None
+    ) -> None:
+        self.segmenter, self.device, self.dtype, self.cache = segmenter, torch.device(device), dtype, cache
+        self._text: tuple[Vocabulary, TextEmbeddings] | None = None
+
+    def __call__(
+        self,
+        picture: Picture,
+        classes: Classes,
+        *,
+        task: str | None = None,
+        threshold: float = 0.0,
+        background: str | None = None,
+        progress: bool = False,
+    ) -> Segmentation:
+        """Segment a picture by words.
+
+        Args:
+            picture: a path, a PIL image, or an array [H, W, 3] (uint8, or floating point in 0..1).
+            classes: names, as `Vocabulary.parse` takes them: ``["dog, puppy", "grass"]``, ``"dog, puppy; grass"``, a dict,
+                a file, or a built-in list.
+            task: "panoptic", "semantic" or "instance"; the method's best if left out.
+            threshold: least score in 0..1; what is below stays without a name.
+            background: a further name that competes with the others; where it wins nothing is named.
+            progress: show a bar while many names are embedded.
+
+        Raises:
+            UsageError: no class, a bad name, a task this model cannot do, a threshold outside 0..1.
+            ImageError: the picture cannot be read.
+        """
+        task = task or self.segmenter.tasks[0]
+        if task not in self.segmenter.tasks:
+            raise UsageError(f"unknown task '{task}' for this model; it does {', '.join(self.segmenter.tasks)}")
+        vocabulary = Vocabulary.parse(classes)
+        if background is not None:
+            vocabulary = vocabulary.with_background(background)
+        hidden = frozenset() if background is None else frozenset({vocabulary.label(background)})
+        policy = Policy(threshold=threshold, background=hidden)
+        pixels = as_pixels(picture)
+        text = self.embed(vocabulary, progress=progress)
+        result = self._finish(pixels, vocabulary, text, task, policy)
+        return replace(result, source=str(picture)) if isinstance(picture, str | Path) else result
+
+    def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
+        """Embeddings of a vocabulary on the model's device; the last vocabulary is remembered."""
+        if self._text is None or self._text[0] != vocabulary:
+            text = embed_vocabulary(self.segmenter.clip, vocabulary, self.segmenter.templates, cache=self.cache, progress=progress)
+            self._text = vocabulary, text.to(self.device)
+        return self._text[1]
+
+    @torch.no_grad()
+    def _finish(self, pixels: Pixels, vocabulary: Vocabulary, text: TextEmbeddings, task: str, policy: Policy) -> Segmentation:
+        image = torch.from_numpy(pixels).permute(2, 0, 1).to(self.device).float() / 255
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            prediction = self.segmenter(ImageBatch.of([image]), text)
+        if task == "semantic":
+            label_map = postprocess.semantic(prediction, policy)[0]
+            scores = next(iter(postprocess.semantic_scores(prediction)))
+            regions = [
+                Region(label_map == label, label, float(scores[label][label_map == label].mean()))
+                for label in label_map.unique().tolist()
+                if label != postprocess.VOID
+            ]
+        elif task == "panoptic":
+            regions = postprocess.panoptic(prediction, text, policy)[0][1]
+        else:
+            regions = postprocess.instances(prediction, text, policy)[0]
+        return as_segmentation(task, pixels, vocabulary, regions)
+
+
+def as_segmentation(task: str, pixels: Pixels, vocabulary: Vocabulary, regions: Sequence[Region]) -> Segmentation:
+    """Regions with all that a user wants to know of them."""
+    size = pixels.shape[:2]
+    stacked = torch.stack([region.mask for region in regions]) if regions else torch.zeros((0, *size), dtype=torch.bool)
+    boxes = _coco_boxes(stacked)
+    areas = stacked.flatten(1).sum(1).tolist()
+    segments = tuple(
+        Segment(number, region.label, vocabulary.names[region.label], vocabulary.things[region.label], region.score, area, box)
+        for number, (region, area, box) in enumerate(zip(regions, areas, boxes, strict=True), start=1)
+    )
+    for segment in segments:
+        if not np.isfinite(segment.score):
+            raise RunError(f"the score of '{segment.name}' is not a number; the weights or the dtype are at fault, try --dtype float32")
+    return Segmentation(task, pixels, vocabulary.names, tuple(vocabulary.things), segments, stacked.cpu().numpy())
+
+
+def _coco_boxes(masks: Tensor) -> list[tuple[int, int, int, int]]:
+    """(left, top, width, height) of masks [N, H, W]."""
+    return [(left, top, right - left + 1, bottom - top + 1) for left, top, right, bottom in boxes_of_masks(masks).long().tolist()]

@@ -1,0 +1,96 @@
+"""What every method is: images and text embeddings in, a prediction out; and the card that says what a model needs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lexiseg.backbones.clip import ClipBackbone
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+class Segmenter(nn.Module, ABC):
+    """Images × text embeddings → prediction. No vocabulary, cache or data-set name lives in a method.
+
+    Attributes:
+        tasks: what its prediction can be made into, best first.
+        templates: the prompts its names are embedded with (a set of `lexiseg.text.templates`).
+        clip: the CLIP whose joint space the text embeddings must come from.
+    """
+
+    tasks: tuple[str, ...]
+    templates: str
+    clip: ClipBackbone
+
+    @abstractmethod
+    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction | PixelPrediction:
+        """Predict for a batch; the same for an image alone as for an image among others."""
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The named parts whose parameters together are the model's."""
+
+    def trained_parts(self) -> frozenset[str]:
+        """Names of the parts its recipe trains; the others stay frozen."""
+        return frozenset()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of one part come from.
+
+    Attributes:
+        part: key of the part, as in ``--weights PART=FILE``.
+        repository: on the Hugging Face hub; None where the weights are inside the package.
+        file: in that repository, or below the package's ``assets``.
+        licence: of the weights.
+    """
+
+    part: str
+    repository: str | None
+    file: str
+    licence: str
+
+    def present(self) -> bool:
+        """Whether the file is on this machine; never touches the network."""
+        if self.repository is None:
+            return (ASSETS / self.file).is_file()
+        from huggingface_hub import try_to_load_from_cache  # not needed for embedded weights
+
+        return isinstance(try_to_load_from_cache(self.repository, self.file), str)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by name: how to build it, with weights or as a skeleton, and what a user should know before.
+
+    Attributes:
+        summary: one line.
+        tasks: as the method's.
+        sources: one a part that has weights.
+        load: weights by part (local files instead of the published ones) -> the segmenter.
+        skeleton: the segmenter without weights; under ``torch.device("meta")`` it needs no memory.
+    """
+
+    summary: str
+    tasks: tuple[str, ...]
+    sources: tuple[Source, ...]
+    load: Callable[[Mapping[str, str]], Segmenter]
+    skeleton: Callable[[], Segmenter]
+
+    def parameters(self) -> dict[str, Any]:
+        """Parameter counts of the full-size model: total, trainable (what its recipe trains), frozen, by part."""
+        with torch.device("meta"):
+            segmenter = self.skeleton()
+        by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in segmenter.parts().items()}
+        trainable = sum(count for name, count in by_part.items() if name in segmenter.trained_parts())
+        total = sum(by_part.values())
+        return {"total": total, "trainable": trainable, "frozen": total - trainable, "by_part": by_part}

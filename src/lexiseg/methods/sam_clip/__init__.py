@@ -1,0 +1,1 @@
+"""SAM + CLIP: segment everything, then name each piece. Nothing is trained."""

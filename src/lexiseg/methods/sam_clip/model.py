@@ -1,0 +1,109 @@
+"""SAM + CLIP, CMPF's "Model 1" (paper: CMPF, Table 1): SAM says where, CLIP says what; nothing is trained.
+
+SAM's automatic generator proposes masks of everything. CLIP's features are pooled under each mask (ConvNeXt, ResNet:
+the region head; ViT: one class token a mask) and compared with the names. It works with any CLIP and any SAM.
+
+    m_q, iou_q     = SAM(image)                                mask logits and predicted IoU
+    v_q            = CLIP(image pooled under m_q)              joint space
+    p(k | q)       = softmax_k( τ max_{s of k} cos(v_q, t_s) ) as Eq. (8)-(9) of CMPF do for SAM's masks
+    p(no object)   = 1 - iou_q                                 [decided] a poor mask is no object
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.clip import ClipBackbone
+from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate, grid_points
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.methods.base import Segmenter
+from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings
+
+OUTSIDE = -100.0  # logits of the rows that only fill up a batch
+LOG_FLOOR = 1e-6
+
+
+class SamClip(Segmenter):
+    """Any SAM × any CLIP.
+
+    Args:
+        clip: names the masks.
+        sam: proposes them.
+        side: pixels of the shorter side of the image that CLIP sees.
+        longest: pixels its longer side may have at most.
+        points: SAM is asked on a grid of this many points squared.
+        options: of the mask generator.
+        templates: the prompts names are embedded with.
+    """
+
+    tasks = ("panoptic", "semantic", "instance")
+
+    def __init__(
+        self,
+        clip: ClipBackbone,
+        sam: SamFamily,
+        *,
+        side: int,
+        longest: int = 1333,
+        points: int = 32,
+        options: MaskGeneratorOptions | None = None,
+        templates: str = "vild14",
+    ) -> None:
+        super().__init__()
+        self.clip, self.sam = clip, sam
+        self.side, self.longest, self.points = side, longest, points
+        self.options = options or MaskGeneratorOptions()
+        self.templates = templates
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"clip": self.clip, "sam": self.sam}
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction:
+        """Masks with classes; the last column of the classes is "no object"."""
+        found = [self._segment(images.image(index), text) for index in range(len(images))]
+        most, grid = max(1, *(len(masks) for masks, _ in found)), self.sam.mask_size
+        first = images.pixels
+        masks = first.new_full((len(images), most, grid, grid), OUTSIDE)
+        classes = first.new_full((len(images), most, len(text) + 1), OUTSIDE)
+        valid = torch.zeros(len(images), most, dtype=torch.bool, device=first.device)
+        for index, (generated, names) in enumerate(found):
+            count = len(generated)
+            masks[index, :count], classes[index, :count], valid[index, :count] = generated.image_logits(), names, True
+        extents = tuple(generated.extent for generated, _ in found)
+        return MaskPrediction(masks, classes, True, images.sizes, extents, valid)
+
+    def _segment(self, image: Tensor, text: TextEmbeddings) -> tuple[GeneratedMasks, Tensor]:
+        """Masks of one image [3, H, W], and their log-probabilities [Q, K + 1]."""
+        generated = generate(self.sam, image, self.options, grid_points(self.points))
+        if len(generated) == 0:
+            return generated, image.new_zeros((0, len(text) + 1))
+        size = self.clip_size((int(image.shape[-2]), int(image.shape[-1])))
+        resized = functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)
+        weights = over_image(generated, (size[0] // 4, size[1] // 4)).sigmoid()
+        vectors = self.clip.embed_regions(self.clip.features(resized), (weights * (weights > 0.5))[None])[0]  # Eq. (8)
+        cosine = functional.normalize(vectors.float(), dim=-1) @ text.vectors.float().T
+        logits = self.clip.logit_scale * text.per_class(cosine)
+        names = logits.log_softmax(-1)  # Eq. (9)
+        quality = generated.quality.float().clamp(LOG_FLOOR, 1 - LOG_FLOOR)[:, None]
+        return generated, torch.cat([names + quality.log(), torch.log1p(-quality)], dim=-1)
+
+    def clip_size(self, size: Size) -> Size:
+        """(height, width) of the image that CLIP sees: shorter side ``side``, both multiples of its coarsest stride."""
+        scale = min(self.side / min(size), self.longest / max(size))
+        stride = self.clip.strides[-1]
+        high, wide = (max(stride, round(length * scale / stride) * stride) for length in size)
+        return high, wide
+
+
+def over_image(generated: GeneratedMasks, size: Size) -> Tensor:
+    """Mask logits resampled to a grid [Q, h, w] over exactly the image, without SAM's padding."""
+    step = [part / whole for part, whole in zip(generated.size, generated.extent, strict=True)]
+    centres = [((torch.arange(cells) + 0.5) / cells * share * 2 - 1) for cells, share in zip(size, step, strict=True)]
+    y, x = torch.meshgrid(*centres, indexing="ij")
+    places = torch.stack([x, y], -1).to(generated.logits).expand(1, *size, 2)
+    return functional.grid_sample(generated.image_logits()[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]

@@ -1,0 +1,96 @@
+"""COCO's run-length encoding of masks: column by column, the first run counts zeros.
+
+``counts`` are the runs as integers ("uncompressed"); COCO files also hold them as a string, in which each run from the
+fourth on is stored as the difference to the run two before, in base 32 with a sign, one printable character a digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lexiseg.errors import UsageError
+from lexiseg.structures import Size
+
+Counts = NDArray[np.int64]
+
+_DIGIT_BITS, _SIGN, _MORE, _FIRST_CHARACTER = 5, 0x10, 0x20, 48
+
+
+def encode_masks(masks: Tensor) -> list[Counts]:
+    """Runs of each binary mask, [N, H, W] -> N arrays; the runs of one sum to H · W and start with zeros (maybe none)."""
+    number, high, wide = masks.shape
+    if number == 0:
+        return []
+    pixels = masks.to(device="cpu", dtype=torch.bool).transpose(1, 2).reshape(number, high * wide).numpy()
+    total = high * wide
+    starts = np.zeros((number, total + 1), bool)  # a run starts where a pixel differs from the one before; one ends the mask
+    starts[:, 0] = pixels[:, 0]
+    np.not_equal(pixels[:, 1:], pixels[:, :-1], out=starts[:, 1:total])
+    starts[:, total] = True
+    mask, position = np.nonzero(starts)
+    ends = np.searchsorted(mask, np.arange(number + 1))
+    return [np.diff(position[first:last], prepend=0).astype(np.int64) for first, last in pairwise(ends)]
+
+
+def decode_counts(counts: Sequence[int] | Counts, size: Size) -> Tensor:
+    """Binary mask [H, W] of runs.
+
+    Raises:
+        UsageError: the runs do not sum to H · W, or one is negative.
+    """
+    runs = np.asarray(counts, np.int64)
+    high, wide = size
+    if (runs < 0).any() or int(runs.sum()) != high * wide:
+        raise UsageError(f"run lengths sum to {int(runs.sum())}, which is no mask of {high} × {wide} pixels")
+    values = np.arange(len(runs)) % 2 == 1
+    return torch.from_numpy(np.repeat(values, runs).reshape(wide, high).T.copy())
+
+
+def area_of_counts(counts: Sequence[int] | Counts) -> int:
+    """Pixels inside the mask of these runs."""
+    return int(np.asarray(counts, np.int64)[1::2].sum())
+
+
+def compress(counts: Sequence[int] | Counts) -> str:
+    """COCO's string for these runs."""
+    differences = np.array(counts, np.int64)
+    differences[3:] -= np.asarray(counts, np.int64)[1:-2]
+    characters, valid = [], []
+    rest, more = differences, np.ones(len(differences), bool)
+    while more.any():
+        digit, rest = rest & (_SIGN | (_SIGN - 1)), rest >> _DIGIT_BITS
+        valid.append(more)
+        more = more & np.where(digit & _SIGN, rest != -1, rest != 0)
+        characters.append(digit + np.where(more, _MORE, 0) + _FIRST_CHARACTER)
+    if not characters:
+        return ""
+    return np.stack(characters, axis=1)[np.stack(valid, axis=1)].astype(np.uint8).tobytes().decode("ascii")
+
+
+def decompress(text: str) -> Counts:
+    """Runs of COCO's string.
+
+    Raises:
+        UsageError: the text is no such string.
+    """
+    digits = np.array([ord(character) for character in text], np.int64) - _FIRST_CHARACTER
+    last = (digits & _MORE) == 0
+    if (digits < 0).any() or (digits >= 2 * _MORE).any() or (len(digits) and not last[-1]):
+        raise UsageError(f"not a COCO run-length string: {text[:40]!r}")
+    if len(digits) == 0:
+        return digits
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((digits & (_MORE - 1)) << (_DIGIT_BITS * place), starts)
+    negative = (digits[ends] & _SIGN) != 0
+    values -= np.where(negative, np.int64(1) << (_DIGIT_BITS * (place[ends] + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values

@@ -1,0 +1,180 @@
+"""Train the tiny SAM on the emoji world: one click or box in, the mask of what was meant out.
+
+    python -m lexiseg.training.sam_tiny --steps 4000 --run runs/sam-tiny
+
+A `transformers.SamModel` of small sizes. Each image gets several prompts, each on a random visible region, thing or
+stuff: a point inside it, at times with corrections, or its box with noise. As in SAM, the loss is that of the best of
+three masks (focal and dice), and the quality head learns the IoU of all three.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colour_augmented, learning_rate, parameter_groups
+from lexiseg.world import Scene, scenes
+
+SIZE, BATCH, PROMPTS, FRESH = 256, 16, 8, 8
+MIN_PIXELS = 40  # of a region that is prompted for
+POSITIVE, NEGATIVE, PADDING = 1, 0, -10  # SAM's point labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    train(arguments.run, steps=arguments.steps, seed=arguments.seed, peak=arguments.lr)
+
+
+def tiny_sam() -> Any:
+    """The architecture: 6 global-attention ViT layers of width 192 on 16-pixel patches, decoder width 128."""
+    from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+    vision = SamVisionConfig(
+        hidden_size=192, output_channels=128, num_hidden_layers=6, num_attention_heads=6, mlp_dim=768, image_size=SIZE,
+        patch_size=16, window_size=0, global_attn_indexes=list(range(6)), num_pos_feats=64,
+    )  # fmt: skip
+    prompt = SamPromptEncoderConfig(hidden_size=128, image_size=SIZE, patch_size=16, mask_input_channels=16)
+    decoder = SamMaskDecoderConfig(hidden_size=128, mlp_dim=512, num_attention_heads=4, iou_head_hidden_dim=128, layer_norm_eps=1e-5)
+    return SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+
+
+def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
+    torch.manual_seed(seed)
+    model = tiny_sam()
+    optimiser = torch.optim.AdamW(parameter_groups([(model, 1.0)], 0.05), lr=peak, betas=(0.9, 0.98))
+    run, first = Run(folder), 0
+    if (state := run.load()) is not None:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = state["step"]
+    replay, generator = Replay(seed + 2000 + first, SIZE), torch.Generator().manual_seed(seed + first)
+    rng = np.random.default_rng(seed + first)
+    held_out = {"trained": list(scenes("val", 24, seed=777)), "new_style": list(scenes("style", 24, seed=777))}
+    for step in range(first, steps):
+        model.train()
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, steps, peak)
+        batch = replay.draw(BATCH, fresh=FRESH)
+        prompts = [_prompted(scene, rng) for scene in batch]
+        points, labels, masks = (torch.from_numpy(np.stack(column)) for column in zip(*prompts, strict=True))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, quality = predict(model, colour_augmented(as_images(batch), generator), points, labels)
+        loss, overlap = losses(logits.float(), quality.float(), masks)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
+        optimiser.step()
+        if step % 50 == 49:
+            run.log(step=step + 1, loss=loss.item(), best_iou=overlap.amax(-1).mean().item(), norm=norm.item())
+        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
+            run.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            run.log(step=step + 1, **evaluate(model, held_out))
+
+
+def predict(model: Any, images: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks [B, N, 3, m, m] (logits) and qualities [B, N, 3] of N prompts of P points on images [B, 3, H, W] in 0..1."""
+    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    embeddings = model.vision_encoder((images - mean[:, None, None]) / std[:, None, None]).last_hidden_state
+    sparse, dense = model.prompt_encoder(points, labels, None, None)
+    positions = model.get_image_wide_positional_embeddings().repeat(len(images), 1, 1, 1)
+    logits, quality = model.mask_decoder(
+        image_embeddings=embeddings, image_positional_embeddings=positions, sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense, multimask_output=True,
+    )[:2]  # fmt: skip
+    return logits, quality
+
+
+def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM's loss, and the IoU [B, N, 3] of every mask with the truth.
+
+    ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers.
+    """
+    target = masks[:, :, None].expand_as(logits)
+    probability = logits.sigmoid()
+    certainty = torch.where(target > 0.5, probability, 1 - probability)
+    focal = (functional.binary_cross_entropy_with_logits(logits, target, reduction="none") * (1 - certainty).pow(2)).mean((-2, -1))
+    dice = 1 - (2 * (probability * target).sum((-2, -1)) + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
+    best = (20 * focal + dice).amin(-1)
+    inside, truth = logits > 0, target > 0.5
+    union = (inside | truth).sum((-2, -1)).clamp(min=1)
+    overlap = (inside & truth).sum((-2, -1)) / union
+    return best.mean() + functional.mse_loss(quality, overlap), overlap
+
+
+def _prompted(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prompts on a scene: points [N, 2, 2] (x, y), labels [N, 2], and the regions meant, [N, m, m] shares."""
+    visible = np.bincount(scene.panoptic.ravel())
+    regions = [segment.id for segment in scene.segments if visible[segment.id] >= MIN_PIXELS]
+    things = [segment.id for segment in scene.segments if segment.style and visible[segment.id] >= MIN_PIXELS] or regions
+    points, labels, masks = np.zeros((PROMPTS, 2, 2), np.float32), np.full((PROMPTS, 2), PADDING, np.int64), []
+    for prompt in range(PROMPTS):
+        chosen = int(rng.choice(things if rng.random() < 0.7 else regions))
+        mask = scene.panoptic == chosen
+        rows, columns = np.nonzero(mask)
+        kind = rng.random()
+        if kind < 0.2:  # its box, with noise
+            noise = rng.normal(0, 0.04, 4) * np.array([np.ptp(columns), np.ptp(rows)] * 2)
+            box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) + noise
+            points[prompt], labels[prompt] = box.reshape(2, 2), (2, 3)
+        else:
+            pick = rng.integers(len(rows), size=2)
+            points[prompt] = np.stack([columns[pick], rows[pick]], -1) + 0.5
+            labels[prompt, 0] = POSITIVE
+            if kind < 0.35:
+                labels[prompt, 1] = POSITIVE
+            elif kind < 0.5 and not mask.all():
+                other_rows, other_columns = np.nonzero(~mask)
+                spot = rng.integers(len(other_rows))
+                points[prompt, 1], labels[prompt, 1] = (other_columns[spot] + 0.5, other_rows[spot] + 0.5), NEGATIVE
+            if labels[prompt, 1] == PADDING:
+                points[prompt, 1] = 0
+        side = SIZE // 4
+        masks.append(mask.reshape(side, 4, side, 4).mean((1, 3), dtype=np.float32))
+    return points, labels, np.stack(masks)
+
+
+@torch.no_grad()
+def evaluate(model: Any, sets: dict[str, list[Scene]]) -> dict[str, float]:
+    """Mean IoU at full resolution of the mask with the best predicted quality after one click, things and stuff."""
+    model.eval()
+    rows: dict[str, float] = {}
+    for name, batch in sets.items():
+        overlaps: dict[bool, list[float]] = {True: [], False: []}
+        rng = np.random.default_rng(5)
+        for scene in batch:
+            for segment in scene.segments:
+                mask = scene.panoptic == segment.id
+                if mask.sum() < MIN_PIXELS:
+                    continue
+                overlaps[segment.style is not None].append(one_click(model, scene, mask, rng))
+        rows |= {f"{name}_things": float(np.mean(overlaps[True])), f"{name}_stuff": float(np.mean(overlaps[False]))}
+    return rows
+
+
+def one_click(model: Any, scene: Scene, mask: np.ndarray, rng: np.random.Generator) -> float:
+    """IoU of the mask the model itself thinks best after one click at a random pixel of ``mask``."""
+    spots = np.argwhere(mask)
+    y, x = spots[rng.integers(len(spots))]
+    points = torch.tensor([[[[x + 0.5, y + 0.5]]]], dtype=torch.float32)
+    logits, quality = predict(model, as_images([scene]), points, torch.tensor([[[POSITIVE]]]))
+    best = logits[0, 0, quality[0, 0].argmax()]
+    found = functional.interpolate(best[None, None], mask.shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
+    return float((found & mask).sum() / (found | mask).sum())
+
+
+if __name__ == "__main__":
+    main()

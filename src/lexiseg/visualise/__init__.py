@@ -1,0 +1,1 @@
+"""Drawing: colours of classes, overlays with names and legends."""

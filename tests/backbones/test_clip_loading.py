@@ -1,0 +1,195 @@
+"""Where CLIP's weights come from, and what is said when they do not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fractions import Fraction
+from importlib.resources import files
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from open_clip import pretrained
+from open_clip.transformer import QuickGELU
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipViT, build_clip, load_clip
+from lexiseg.errors import UsageError, WeightsError
+
+ASSETS = Path(str(files("lexiseg") / "assets"))
+MODEL = {
+    "embed_dim": 24,
+    "vision_cfg": {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 64},
+    "text_cfg": {"context_length": 16, "vocab_size": 2048, "width": 32, "heads": 2, "layers": 1},
+}
+NAME = "lexiseg-test-vit"
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return open_clip.CLIP(**MODEL).state_dict()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A folder like those of the embedded models: half-precision weights, a vocabulary beside it."""
+    shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", tmp_path / "bpe.txt.gz")
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    document = {"model_cfg": MODEL, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (folder / CONFIG_FILE).write_text(json.dumps(document | {"lexiseg": {"bpe": "../bpe.txt.gz"}}), encoding="utf-8")
+    save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+    return folder
+
+
+@pytest.fixture
+def architecture(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A small architecture that open_clip knows by name, with two tags."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, MODEL)
+    tags = {
+        "quick": pretrained._pcfg(hf_hub="someone/quick/", quick_gelu=True),
+        "plain": pretrained._pcfg("https://example.org/plain.pt", mean=(0.5, 0.5, 0.5)),
+    }
+    monkeypatch.setitem(pretrained._PRETRAINED, NAME, tags)
+    return NAME
+
+
+def test_a_folder_is_loaded_with_its_own_vocabulary(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    clip = load_clip(folder)
+    assert isinstance(clip, ClipViT)
+    assert not clip.training
+    assert (clip.mean, clip.std, clip.context_length) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 16)
+    for name, tensor in clip.clip_model.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, state[name].half().float())
+    assert clip.tokenize(["a house"]).max() == 2047
+    assert load_clip(str(folder)).identity == clip.identity
+
+
+def test_identity_follows_the_vocabulary_and_the_config(folder: Path) -> None:
+    before = load_clip(folder).identity
+    shutil.copy(files("open_clip") / "bpe_simple_vocab_16e6.txt.gz", folder.parent / "bpe.txt.gz")
+    assert load_clip(folder).identity != before
+    shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", folder.parent / "bpe.txt.gz")
+    assert load_clip(folder).identity == before
+    config = folder / CONFIG_FILE
+    document = json.loads(config.read_text(encoding="utf-8"))
+    document["model_cfg"]["quick_gelu"] = True
+    config.write_text(json.dumps(document), encoding="utf-8")
+    assert load_clip(folder).identity != before
+
+
+def test_the_embedded_configs_can_be_built() -> None:
+    for config in ASSETS.glob(f"clip-tiny-*/{CONFIG_FILE}"):
+        with torch.device("meta"):
+            clip = build_clip(config.parent)
+        tokens = clip.tokenize(["a red car"])
+        assert tokens.shape == (1, clip.context_length)
+        assert tokens.max() < clip.clip_model.vocab_size
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_files_are_loaded(tmp_path: Path, architecture: str, state: dict[str, torch.Tensor], suffix: str) -> None:
+    file = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, file)
+    else:
+        save_file(state, file)
+    loaded = load_clip(architecture, file).clip_model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_a_tag_brings_its_activation_and_colours(
+    tmp_path: Path, architecture: str, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(pretrained, "download_pretrained", lambda _: str(tmp_path / "weights.safetensors"))
+    quick, plain = load_clip(architecture, "quick"), load_clip(architecture, "plain")
+    assert any(isinstance(module, QuickGELU) for module in quick.modules())
+    assert not any(isinstance(module, QuickGELU) for module in plain.modules())
+    assert quick.mean == open_clip.OPENAI_DATASET_MEAN
+    assert plain.mean == (0.5, 0.5, 0.5)
+    assert quick.identity != plain.identity
+    name = open_clip.factory._MODEL_CONFIGS[architecture]
+    assert "quick_gelu" not in name, "open_clip's own table must stay as it is"
+
+
+@pytest.mark.parametrize(
+    ("tag", "place"),
+    [("quick", "open_clip_model.safetensors of the Hugging Face repository someone/quick"), ("plain", "plain.pt")],
+)
+def test_without_connection_it_says_what_is_missing(
+    architecture: str, monkeypatch: pytest.MonkeyPatch, tag: str, place: str
+) -> None:
+    def offline(_: object) -> str:
+        raise FileNotFoundError("no route to host")
+
+    monkeypatch.setattr(pretrained, "download_pretrained", offline)
+    with pytest.raises(WeightsError) as caught:
+        load_clip(architecture, tag)
+    for part in (tag, architecture, place, "as the weights", "sam_clip-tiny"):
+        assert part in str(caught.value)
+
+
+def test_unknown_names_are_usage_errors(architecture: str, folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown CLIP 'ViT-B-61'.*did you mean .*ViT-B-16"):
+        load_clip("ViT-B-61", "openai")
+    with pytest.raises(UsageError, match=r"no weights 'opnai'.*quick, plain"):
+        load_clip(architecture, "opnai")
+    with pytest.raises(UsageError, match=r"needs weights: .*quick, plain"):
+        load_clip(architecture)
+    with pytest.raises(UsageError, match="not the tag 'openai'"):
+        load_clip(folder, "openai")
+    with pytest.raises(UsageError, match="CoCa"):
+        build_clip("coca_ViT-B-32")
+    with pytest.raises(UsageError, match="VisionTransformer of timm"), torch.device("meta"):
+        build_clip("ViT-B-16-SigLIP")
+
+
+def test_missing_and_foreign_files_are_weights_errors(folder: Path, architecture: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"absent\.pt do not exist.*sam_clip-tiny"):
+        load_clip(architecture, tmp_path / "absent.pt")
+    for name, content in {
+        "empty.pt": b"",
+        "text.pt": b"hello",
+        "cut.safetensors": (folder / WEIGHTS_FILE).read_bytes()[:5000],
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=f"{name} does not hold weights of {NAME}"):
+            load_clip(architecture, tmp_path / name)
+    torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"does not hold weights.*Missing key"):
+        load_clip(architecture, tmp_path / "other.pt")
+    torch.save({"code": Fraction(1, 2)}, tmp_path / "code.pt")  # a pickled class: its constructor must not run
+    with pytest.raises(WeightsError, match="does not hold weights"):
+        load_clip(architecture, tmp_path / "code.pt")
+
+
+def test_incomplete_folders_are_weights_errors(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).unlink()
+    with pytest.raises(WeightsError, match=WEIGHTS_FILE):
+        load_clip(folder)
+    assert isinstance(build_clip(folder), ClipViT)
+    (folder.parent / "bpe.txt.gz").unlink()
+    with pytest.raises(WeightsError, match=r"bpe\.txt\.gz is missing"):
+        load_clip(folder)
+    (folder / CONFIG_FILE).write_text('{"model_cfg": {"embed_dim": 24, "unheard_of": 1, "vision_cfg": {}, "text_cfg": {}}}')
+    with pytest.raises(WeightsError, match=r"cannot build the CLIP .*unheard_of"):
+        load_clip(folder)
+    for content in ("{", "[]", "{}"):
+        (folder / CONFIG_FILE).write_text(content)
+        with pytest.raises(WeightsError, match=CONFIG_FILE):
+            load_clip(folder)
+
+
+def test_full_size_models_are_counted_without_memory() -> None:
+    with torch.device("meta"):
+        clip = build_clip("ViT-B/16")
+    assert all(parameter.is_meta for parameter in clip.parameters())
+    assert sum(parameter.numel() for parameter in clip.parameters()) == 149_620_737
+    assert (clip.width, clip.strides, clip.image_size) == (512, (16, 16, 16), 224)
+    assert_close(torch.tensor(clip.mean), torch.tensor(open_clip.OPENAI_DATASET_MEAN))

@@ -1,0 +1,51 @@
+"""What every test runs with: a chosen device, fixed seeds, an empty cache of its own, and no network."""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where models run: cpu (the default), cuda, cuda:1, mps")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported, because huggingface_hub reads its settings when it is imported."""
+    caches = tempfile.TemporaryDirectory(prefix="lexiseg-tests-")
+    config.add_cleanup(caches.cleanup)
+    environment = pytest.MonkeyPatch()
+    config.add_cleanup(environment.undo)
+    environment.setenv("LEXISEG_CACHE", f"{caches.name}/lexiseg")
+    environment.setenv("HF_HOME", f"{caches.name}/huggingface")  # what this machine has downloaded must not decide a test
+    environment.setenv("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny tensors: more threads only wait for each other
+    sys.addaudithook(_refuse_network)
+
+
+def _refuse_network(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "socket.connect":
+        address = arguments[1]
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            raise RuntimeError(f"a test tried to reach {address[0]}:{address[1]}; tests run without network")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of ``--device``."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """The same random numbers for a test wherever it stands in the suite."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,161 @@
+"""Every kind of picture is read as what a person sees, or refused in one clear line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lexiseg.data.images import MAX_PIXELS, as_pixels, decode_image, find_images, read_image
+from lexiseg.errors import ImageError, UsageError
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A picture whose four quarters are red, green, blue and grey: turned or mirrored it is another."""
+    array = np.zeros((40, 60, 3), np.uint8)
+    array[:20, :30], array[:20, 30:], array[20:, :30], array[20:, 30:] = (250, 0, 0), (0, 250, 0), (0, 0, 250), (128, 128, 128)
+    return Image.fromarray(array)
+
+
+def test_plain_rgb_is_read_exactly(photo):
+    assert (decode_image(encoded(photo)) == np.asarray(photo)).all()
+
+
+def test_exif_orientation_is_applied(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be shown turned 90 degrees clockwise
+    read = decode_image(encoded(photo, "PNG", exif=exif))
+    assert (read == np.rot90(np.asarray(photo), -1)).all()
+
+
+def test_cmyk_is_converted(photo):
+    read = decode_image(encoded(photo.convert("CMYK"), "JPEG", quality=95))
+    assert read.shape == (40, 60, 3)
+    assert np.abs(read.astype(int) - np.asarray(photo)).mean() < 12
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    values = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    read = decode_image(encoded(Image.fromarray(values)))
+    assert np.abs(read[..., 0].astype(float) - values / 257).max() <= 0.5
+    assert (read[..., 0] == read[..., 2]).all()
+
+
+def test_palette_and_bilevel_are_read(photo):
+    assert np.abs(decode_image(encoded(photo.quantize(16))).astype(int) - np.asarray(photo)).max() <= 4
+    assert set(np.unique(decode_image(encoded(photo.convert("1"))))) <= {0, 255}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparency_is_laid_on_white(photo, mode):
+    image = photo.convert("RGBA")
+    image.putalpha(0)
+    assert (decode_image(encoded(image.convert(mode), "PNG" if mode != "PA" else "TIFF")) == 255).all()
+
+
+def test_a_transparent_palette_colour_is_white(photo):
+    palette = photo.quantize(4)
+    clear = palette.getpixel((0, 0))
+    read = decode_image(encoded(palette, transparency=clear))
+    assert (read[0, 0] == 255).all()
+    assert (read[0, -1] != 255).any()
+
+
+def test_the_first_frame_of_an_animation_counts(photo):
+    frames = [photo, Image.new("RGB", photo.size, "black")]
+    read = decode_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert np.abs(read.astype(int) - np.asarray(photo)).max() <= 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5000, 1), (1, 5000)])
+def test_tiny_and_thin_pictures_are_read(size):
+    assert decode_image(encoded(Image.new("RGB", size, "red"))).shape == (size[1], size[0], 3)
+
+
+def claimed(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims a size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    end = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    return b"\x89PNG\r\n\x1a\n" + chunk + end
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"", "empty"),
+        (b"this is no picture at all", "not a picture"),
+        (claimed(20_000, 20_000), f"{MAX_PIXELS:,}"),
+        (claimed(11_000, 10_000), f"{MAX_PIXELS:,}"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(data, word):
+    with pytest.raises(ImageError, match=word) as caught:
+        decode_image(data, "holiday.png")
+    assert str(caught.value).startswith("holiday.png: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_file_is_refused(photo, kind):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, kind)
+    with pytest.raises(ImageError, match="damaged or cut off"):
+        decode_image(data[: len(data) // 2], "half.jpg")
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(ImageError, match=r"nothing\.jpg: no such file"):
+        read_image(tmp_path / "nothing.jpg")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.full((4, 5, 3), 0.5), np.full((4, 5), 0.5, np.float32), np.full((4, 5, 3), 32768, np.uint16), np.full((4, 5, 1), 128, np.uint8)],
+)
+def test_arrays_of_all_kinds_become_the_same_grey(array):
+    assert as_pixels(array).shape == (4, 5, 3)
+    assert (as_pixels(array) == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "word"),
+    [
+        (np.full((4, 5, 3), np.nan), "not finite"),
+        (np.full((4, 5, 3), 200.0), r"0\.\.1"),
+        (np.zeros((4, 5, 2)), "shape"),
+        (np.zeros((0, 5, 3)), "shape"),
+        (np.zeros((4, 5, 3), np.int64), "ambiguous"),
+    ],
+)
+def test_bad_arrays_are_refused(array, word):
+    with pytest.raises(ImageError, match=word):
+        as_pixels(array)
+
+
+def test_find_images_expands_globs_and_keeps_what_is_missing(tmp_path):
+    for name in ("b.jpg", "a.jpg", "c.txt"):
+        (tmp_path / name).touch()
+    found = find_images([f"{tmp_path}/*.jpg", f"{tmp_path}/a.jpg", "missing.png", "-"])
+    assert found == [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg", "missing.png", "-"]
+    with pytest.raises(UsageError, match="no file matches"):
+        find_images([f"{tmp_path}/*.webp"])
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    odd = tmp_path / "photo[1].jpg"
+    odd.touch()
+    assert find_images([str(odd)]) == [str(odd)]

@@ -1,0 +1,75 @@
+"""Every method in a size that runs in a blink, with random weights; a new method adds a line to `BUILDERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers import SamConfig
+
+from lexiseg.backbones.clip import ClipBackbone, assemble_clip
+from lexiseg.backbones.mask_generator import MaskGeneratorOptions
+from lexiseg.backbones.sam import build_sam
+from lexiseg.methods.base import Segmenter
+from lexiseg.methods.sam_clip.model import SamClip
+from lexiseg.structures import ImageBatch, TextEmbeddings
+
+GREY = (0.5, 0.5, 0.5)
+TEXT = {"context_length": 12, "vocab_size": 300, "width": 16, "heads": 2, "layers": 1}
+VISION = {
+    "convnext": {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 64},
+    "resnet": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
+    "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64},
+}
+
+
+def tiny_clip(kind: str) -> ClipBackbone:
+    torch.manual_seed(1)
+    model = {"embed_dim": 24, "vision_cfg": VISION[kind], "text_cfg": TEXT}
+    return assemble_clip(model, _letters, mean=GREY, std=GREY).eval()
+
+
+def _letters(texts: list[str]) -> torch.Tensor:
+    """A tokenizer of a letter a token; the end token is the largest number."""
+    rows = [[298, *(ord(letter) % 290 + 1 for letter in text[:10]), 299] for text in texts]
+    return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
+
+
+def tiny_sam_clip(kind: str) -> SamClip:
+    torch.manual_seed(2)
+    sam = build_sam(
+        SamConfig(
+            vision_config={
+                "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 32, "image_size": 64,
+                "patch_size": 16, "window_size": 0, "global_attn_indexes": [0, 1], "output_channels": 16, "num_pos_feats": 8,
+            },
+            prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4},
+            mask_decoder_config={"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        sam.model.mask_decoder.iou_prediction_head.proj_out.bias.fill_(0.8)  # sure of its masks, or nothing would be named
+    options = MaskGeneratorOptions(quality_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9)
+    return SamClip(tiny_clip(kind), sam, side=64, points=3, options=options).eval()
+
+
+BUILDERS: dict[str, Callable[[], Segmenter]] = {
+    f"sam_clip ({kind})": (lambda kind=kind: tiny_sam_clip(kind)) for kind in VISION  # type: ignore[misc]
+}
+
+
+def some_text(classes: int = 5, width: int = 24) -> TextEmbeddings:
+    """Random embeddings; class 1 has two names, every other class is stuff."""
+    generator = torch.Generator().manual_seed(3)
+    owner = torch.tensor(sorted([*range(classes), min(1, classes - 1)]))
+    vectors = torch.nn.functional.normalize(torch.randn(len(owner), width, generator=generator), dim=-1)
+    names = tuple(f"class {number}" for number in range(classes))
+    return TextEmbeddings(vectors, owner, names, torch.arange(classes) % 2 == 0)
+
+
+def some_images(*sizes: tuple[int, int]) -> ImageBatch:
+    """Smooth random pictures of the sizes given."""
+    generator = torch.Generator().manual_seed(4)
+    coarse = [torch.rand(1, 3, 5, 5, generator=generator) for _ in sizes]
+    images = [torch.nn.functional.interpolate(image, size, mode="bicubic")[0].clamp(0, 1) for image, size in zip(coarse, sizes, strict=True)]
+    return ImageBatch.of(images)

@@ -1,0 +1,104 @@
+"""What holds for every method: the laws of docs/architecture.md."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lexiseg import postprocess
+from lexiseg.methods.base import Segmenter
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction
+from tests.laws.builders import BUILDERS, some_images, some_text
+
+Prediction = MaskPrediction | PixelPrediction
+
+
+@pytest.fixture(params=list(BUILDERS))
+def segmenter(request: pytest.FixtureRequest) -> Segmenter:
+    return BUILDERS[request.param]()
+
+
+def scores(prediction: Prediction) -> list[torch.Tensor]:
+    return list(postprocess.semantic_scores(prediction))
+
+
+def test_it_finds_something_so_that_the_laws_are_not_empty(segmenter):
+    found = scores(segmenter(some_images((60, 80)), some_text()))[0]
+    assert found.shape == (5, 60, 80)
+    assert found.max() > 0.1
+    assert found.std() > 1e-3
+
+
+def test_batch_of_two_is_two_of_one(segmenter):
+    images, text = some_images((60, 80), (72, 48)), some_text()
+    together = scores(segmenter(images, text))
+    alone = [scores(segmenter(ImageBatch.of([images.image(index)]), text))[0] for index in range(2)]
+    assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_permuting_classes_permutes_the_prediction(segmenter):
+    images, text = some_images((60, 80)), some_text()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    permuted = segmenter(images, text.select(order)).per_class()
+    assert_close(permuted, segmenter(images, text).per_class()[..., order], atol=1e-5, rtol=1e-4)
+
+
+def test_one_class_works(segmenter):
+    found = scores(segmenter(some_images((60, 80)), some_text(1)))[0]
+    assert found.shape == (1, 60, 80)
+    assert found.isfinite().all()
+
+
+def test_naming_a_class_twice_the_same_changes_nothing(segmenter):
+    images, text = some_images((60, 80)), some_text()
+    first = text.owner == 0
+    doubled = replace(text, vectors=torch.cat([text.vectors[first], text.vectors]), owner=torch.cat([text.owner[first], text.owner]))
+    assert_close(segmenter(images, doubled).per_class(), segmenter(images, text).per_class(), atol=1e-6, rtol=1e-5)
+
+
+def test_a_synonym_never_lowers_its_class(segmenter):
+    images, text = some_images((60, 80)), some_text()
+    extra = torch.nn.functional.normalize(torch.randn(1, text.vectors.shape[1]), dim=-1)
+    richer = replace(text, vectors=torch.cat([text.vectors, extra]), owner=torch.cat([text.owner, torch.tensor([4])]))
+    before, after = segmenter(images, text).per_class(), segmenter(images, richer).per_class()
+    assert (after[..., 4] >= before[..., 4] - 1e-5).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])
+def test_small_and_thin_images_give_finite_results(segmenter, size):
+    prediction, text = segmenter(some_images(size), some_text()), some_text()
+    assert scores(prediction)[0].isfinite().all()
+    for task in ("panoptic", "instance"):
+        if task in segmenter.tasks:
+            regions = postprocess.panoptic(prediction, text)[0][1] if task == "panoptic" else postprocess.instances(prediction, text)[0]
+            assert all(region.mask.shape == size and 0 <= region.score <= 1.0001 for region in regions)
+
+
+def test_without_any_mask_nothing_is_named(segmenter):
+    prediction, text = segmenter(some_images((20, 30)), some_text()), some_text()
+    if isinstance(prediction, PixelPrediction):
+        pytest.fail("pixel methods need their own law of emptiness: write it with the first of them")
+    empty = replace(prediction, valid=torch.zeros(prediction.masks.shape[:2], dtype=torch.bool))
+    assert (postprocess.semantic(empty)[0] == postprocess.VOID).all()
+    assert postprocess.panoptic(empty, text)[0][1] == []
+    assert postprocess.instances(empty, text)[0] == []
+
+
+def test_saved_and_loaded_is_the_same(segmenter, tmp_path):
+    images, text = some_images((60, 80)), some_text()
+    before = segmenter(images, text)
+    torch.save(segmenter.state_dict(), tmp_path / "weights.pt")
+    with torch.no_grad():
+        for parameter in segmenter.parameters():
+            parameter.add_(1)
+    segmenter.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert_close(segmenter(images, text).per_class(), before.per_class())
+
+
+def test_the_parts_are_the_whole(segmenter):
+    in_parts = {id(p) for part in segmenter.parts().values() for p in part.parameters()}
+    assert in_parts == {id(p) for p in segmenter.parameters()}
+    assert segmenter.trained_parts() <= set(segmenter.parts())

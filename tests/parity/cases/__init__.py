@@ -1,0 +1,11 @@
+"""All parity cases: a pattern on the file stem, and the function that compares us with such a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.parity.cases import clip, sam
+from tests.parity.report import Row
+
+CASES: dict[str, Callable[[Path], list[Row]]] = {**sam.CASES, **clip.CASES}

@@ -1,0 +1,141 @@
+"""Post-processing against slow and plain references, and its policy for what has no name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lexiseg.errors import UsageError
+from lexiseg.postprocess import VOID, Policy, instances, panoptic, semantic, semantic_scores
+from lexiseg.structures import MaskPrediction, PixelPrediction, TextEmbeddings
+
+SIZE = (12, 16)
+
+
+def text(classes: int, things: set[int]) -> TextEmbeddings:
+    is_thing = torch.tensor([label in things for label in range(classes)])
+    return TextEmbeddings(torch.eye(classes), torch.arange(classes), tuple(map(str, range(classes))), is_thing)
+
+
+def boxes_prediction(*boxes: tuple[int, int, int, int], probability: list[list[float]]) -> MaskPrediction:
+    """Sharp masks of boxes (top, bottom, left, right); ``probability`` ends with that of no object."""
+    masks = torch.full((1, len(boxes), *SIZE), -20.0)
+    for row, (top, bottom, left, right) in enumerate(boxes):
+        masks[0, row, top:bottom, left:right] = 20.0
+    return MaskPrediction(masks, torch.tensor([probability]).log(), True, (SIZE,), (SIZE,))
+
+
+def test_panoptic_gives_each_pixel_to_the_best_claim_and_merges_stuff():
+    prediction = boxes_prediction(
+        (0, 12, 0, 8), (0, 12, 8, 16), (2, 6, 2, 6),
+        probability=[[0.05, 0.7, 0.05, 0.2], [0.05, 0.6, 0.05, 0.3], [0.9, 0.02, 0.03, 0.05]],
+    )  # fmt: skip
+    numbers, regions = panoptic(prediction, text(3, {0}))[0]
+    assert [(region.label, round(region.score, 2)) for region in regions] == [(1, 0.7), (0, 0.9)]
+    assert (numbers[2:6, 2:6] == 2).all()
+    assert (numbers == 1).sum() == 12 * 16 - 16
+    assert_close(regions[0].mask, numbers == 1)
+
+
+def test_panoptic_drops_what_lost_most_of_its_mask():
+    prediction = boxes_prediction((0, 12, 0, 10), (0, 12, 0, 16), probability=[[0.9, 0.05, 0.05], [0.05, 0.8, 0.15]])
+    numbers, regions = panoptic(prediction, text(2, {0, 1}))[0]
+    assert [region.label for region in regions] == [0]
+    assert (numbers[:, 10:] == 0).all(), "its 37 % are void, not another's"
+    both = panoptic(prediction, text(2, {0, 1}), Policy(overlap=0.3))[0][1]
+    assert [region.label for region in both] == [0, 1]
+
+
+def test_no_object_is_no_region():
+    prediction = boxes_prediction((0, 12, 0, 16), probability=[[0.2, 0.3, 0.5]])
+    assert panoptic(prediction, text(2, {0}))[0][1] == []
+
+
+def test_threshold_and_background_leave_void():
+    prediction = boxes_prediction((0, 12, 0, 8), (0, 12, 8, 16), probability=[[0.6, 0.1, 0.3], [0.1, 0.8, 0.1]])
+    words = text(2, {0, 1})
+    assert [region.label for region in panoptic(prediction, words, Policy(threshold=0.7))[0][1]] == [1]
+    hidden = Policy(background=frozenset({1}))
+    numbers, regions = panoptic(prediction, words, hidden)[0]
+    assert [region.label for region in regions] == [0]
+    assert (numbers[:, 8:] == 0).all()
+    assert (semantic(prediction, hidden)[0][:, 8:] == VOID).all()
+    assert (semantic(prediction, Policy(threshold=0.7))[0][:, :8] == VOID).all()
+    assert all(region.label == 0 for region in instances(prediction, words, hidden)[0])
+
+
+def random_prediction(queries: int = 70, classes: int = 6) -> MaskPrediction:
+    generator = torch.Generator().manual_seed(0)
+    masks = 4 * torch.randn(1, queries, 6, 8, generator=generator)
+    names = (3 * torch.randn(1, queries, classes + 1, generator=generator)).log_softmax(-1)
+    return MaskPrediction(masks, names, True, (SIZE,), ((12, 16),))
+
+
+def test_panoptic_equals_the_plain_algorithm_of_mask2former():
+    prediction, words = random_prediction(20), text(6, {0, 2, 4})
+    policy = Policy(threshold=0.3, overlap=0.05)
+    numbers, regions = panoptic(prediction, words, policy)[0]
+    score, label = prediction.classes[0].exp().max(-1)
+    keep = (label != 6) & (score >= 0.3)
+    masks = torch.nn.functional.interpolate(prediction.masks, SIZE, mode="bilinear", align_corners=False)[0].sigmoid()[keep]
+    score, label = score[keep], label[keep]
+    winner = (score[:, None, None] * masks).argmax(0)
+    expected, count, stuff = torch.zeros(SIZE, dtype=torch.int32), 0, {}
+    for row in range(len(score)):
+        own = (winner == row) & (masks[row] >= 0.5)
+        if own.sum() == 0 or own.sum() < 0.05 * (masks[row] >= 0.5).sum():
+            continue
+        name = int(label[row])
+        if name in stuff:
+            expected[own] = stuff[name]
+            continue
+        count += 1
+        expected[own] = count
+        if name not in {0, 2, 4}:
+            stuff[name] = count
+    assert count > 3
+    assert_close(numbers, expected)
+    assert len(regions) == count
+
+
+def test_semantic_scores_are_probabilities_and_follow_the_formula():
+    prediction = random_prediction()
+    found = next(iter(semantic_scores(prediction)))
+    masks = torch.nn.functional.interpolate(prediction.masks, SIZE, mode="bilinear", align_corners=False)[0].sigmoid()
+    plain = torch.einsum("qk,qhw->khw", prediction.classes[0, :, :6].exp(), masks) / masks.sum(0).clamp(min=1)
+    assert_close(found, plain)
+    assert found.sum(0).max() <= 1 + 1e-5
+
+
+def test_instances_are_sorted_things_with_scores_from_the_mask():
+    prediction = boxes_prediction((0, 4, 0, 4), (4, 8, 4, 8), probability=[[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]])
+    found = instances(prediction, text(2, {0}))[0]
+    assert [round(region.score, 3) for region in found] == [0.9, 0.5]
+    assert all(region.label == 0 for region in found)
+    assert len(instances(prediction, text(2, {0, 1}), Policy(detections=3))[0]) == 3
+
+
+def test_pixels_have_no_instances_but_a_panoptic_map():
+    logits = torch.zeros(1, 2, 3, 4)
+    logits[:, 0, :, :2], logits[:, 1, :, 2:] = 5.0, 5.0
+    prediction = PixelPrediction(logits, (SIZE,), (SIZE,))
+    numbers, regions = panoptic(prediction, text(2, {0}))[0]
+    assert [region.label for region in regions] == [0, 1]
+    assert (numbers > 0).all()
+    with pytest.raises(UsageError, match="pixels, not instances"):
+        instances(prediction, text(2, {0}))
+
+
+def test_the_extent_beyond_the_image_is_cut_off():
+    prediction = boxes_prediction((0, 6, 0, 16), probability=[[0.9, 0.05, 0.05]])
+    cut = replace(prediction, sizes=((6, 16),))
+    assert (panoptic(cut, text(2, {0}))[0][0] == 1).all()
+
+
+def test_policy_refuses_what_is_no_share():
+    with pytest.raises(UsageError, match=r"threshold must lie in 0\.\.1"):
+        Policy(threshold=math.pi)
