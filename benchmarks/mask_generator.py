@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; 1 if fewer than 98 % of the masks agree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="sides of the square images, in pixels")
-    parser.add_argument("--points", type=int, default=256, help="point prompts, three masks each")
+    parser.add_argument("--points", type=int, default=128, help="point prompts, three masks each")
     parser.add_argument("--grid", type=int, default=256, help="side of the decoder's masks")
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the fastest counts")
     parser.add_argument("--seed", type=int, default=0)

@@ -145,7 +145,9 @@ wrench: spanner; bolt: nut and bolt; gear: cogwheel; balance scale: scales; pill
 elevator: lift; couch: sofa; bathtub: bath; toilet paper: roll of paper; bucket: pail; shopping cart: trolley; moai: easter island head;
 anchor: ship anchor; rocket: spaceship; star: gold star; umbrella: brolly; crown: tiara; key: door key; bed: double bed; chair: wooden chair;
 octopus: kraken; whale: blue whale; wolf: timber wolf; lion: male lion; penguin: emperor penguin; owl: barn owl; egg: boiled egg; potato: spud;
-pizza: slice of pizza; salt: salt shaker; cactus: saguaro; rose: red rose; window: window pane; mirror: looking glass; broom: besom""".replace("\n", " ")
+pizza: slice of pizza; salt: salt shaker; cactus: saguaro; rose: red rose; window: window pane; mirror: looking glass; broom: besom""".replace(
+    "\n", " "
+)
 
 STYLES = ("noto", "fluent", "twemoji")
 

@@ -1,9 +1,9 @@
 """lexiseg: segment any image by words.
 
-    import lexiseg
-    segment = lexiseg.load("sam_clip-tiny")
-    result = segment("photo.jpg", ["dog, puppy", "grass", "sky"])
-    result.segments; result.panoptic; result.save("out/"); result.show()
+import lexiseg
+segment = lexiseg.load("sam_clip-tiny")
+result = segment("photo.jpg", ["dog, puppy", "grass", "sky"])
+result.segments; result.panoptic; result.save("out/"); result.show()
 """
 
 from __future__ import annotations

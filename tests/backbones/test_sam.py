@@ -69,12 +69,16 @@ def tiny(name: str) -> SamFamily:
     backbone = build_sam(CONFIGS[name]())
     with torch.no_grad():
         for parameter in backbone.parameters():
-            parameter.copy_(torch.randn_like(parameter) * (0.2 if parameter.dim() > 1 else 0.1))
+            noise = torch.randn_like(parameter)
+            parameter.copy_(0.3 * noise if parameter.dim() > 1 else parameter + 0.1 * noise)
     return backbone
 
 
 PROMPTS: dict[str, dict[str, Tensor]] = {
-    "points": {"points": torch.tensor([[[8.0, 9.0], [40.0, 3.0]], [[30.0, 50.0], [1.0, 1.0]]]), "labels": torch.tensor([[1, 0]] * 2)},
+    "points": {
+        "points": torch.tensor([[[8.0, 9.0], [40.0, 3.0]], [[30.0, 50.0], [1.0, 1.0]]]),
+        "labels": torch.tensor([[1, 0]] * 2),
+    },
     "boxes": {"boxes": torch.tensor([[4.0, 5.0, 40.0, 30.0], [0.0, 10.0, 20.0, 60.0], [1.0, 2.0, 3.0, 4.0]])},
     "masks": {"masks": torch.linspace(-3, 3, 2 * 16 * 16).reshape(2, 1, 16, 16)},
     "points and masks": {"points": torch.tensor([[[8.0, 9.0]], [[50.0, 9.0]]]), "masks": torch.ones(2, 1, 16, 16)},
@@ -94,27 +98,19 @@ def test_declarations(backbone: SamFamily) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["points", "boxes", "points and masks"])
+@pytest.mark.parametrize("name", ["sam", "sam2"])  # HQ-SAM's there differs from the authors', see SamHqBackbone
+@pytest.mark.parametrize("kind", ["points", "boxes"])
 @pytest.mark.parametrize("multimask", [True, False])
-def test_sam_decodes_as_transformers_does(kind: str, multimask: bool) -> None:
-    for name in ("sam", "sam2"):
-        backbone, prompts = tiny(name), PROMPTS[kind]
-        images = torch.randn(1, 3, 64, 64)
-        embeddings, skips = backbone.encode_with_skips(images)
-        logits, quality = backbone.decode(embeddings, **prompts, skips=skips, multimask=multimask)
-        points = prompts.get("points")
-        if name == "sam2" and "masks" in prompts:
-            continue  # its forward takes one mask for all prompts
-        expected = backbone.model(
-            pixel_values=images,
-            input_points=None if points is None else points[None],
-            input_labels=None if points is None else prompts.get("labels", torch.ones(points.shape[:2]).long())[None],
-            input_boxes=prompts["boxes"][None] if "boxes" in prompts else None,
-            input_masks=prompts.get("masks"),
-            multimask_output=multimask,
-        )
-        torch.testing.assert_close(logits, expected.pred_masks[0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(quality, expected.iou_scores[0], rtol=1e-4, atol=1e-4)
+def test_decodes_as_transformers_does(name: str, kind: str, multimask: bool) -> None:
+    backbone, prompts = tiny(name), PROMPTS[kind]
+    images = torch.randn(1, 3, 64, 64)
+    embeddings, skips = backbone.encode_with_skips(images)
+    logits, quality = backbone.decode(embeddings, **prompts, skips=skips, multimask=multimask)
+    batch = {f"input_{prompt}": value[None] for prompt, value in prompts.items()}
+    expected = backbone.model(pixel_values=images, **batch, multimask_output=multimask)
+    torch.testing.assert_close(logits, expected.pred_masks[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(quality, expected.iou_scores[0], rtol=1e-4, atol=1e-4)
+    assert float(logits.std()) > 0.1
 
 
 @torch.no_grad()
@@ -141,8 +137,7 @@ def test_hq_sam_without_its_token_is_sams_best_mask() -> None:
     hq_decoder, prompts, images = hq.model.mask_decoder, PROMPTS["points"], torch.randn(1, 3, 64, 64)
     hq_decoder.hq_mask_mlp.proj_out.weight.zero_()
     hq_decoder.hq_mask_mlp.proj_out.bias.zero_()
-    # the tokens attend to the extra token too: hide it by making it SAM's only single-mask token's twin is not enough,
-    # so compare with SAM's heads on HQ-SAM's own transformer output
+    # the mask tokens attend to the HQ token even so; SAM's heads therefore read HQ-SAM's transformer
     embeddings, skips = hq.encode_with_skips(images)
     sparse, dense = hq._embed_prompts(prompts["points"], prompts["labels"], None, None)
     tokens = torch.cat([hq._output_tokens().expand(1, 2, -1, -1), sparse], dim=2)
@@ -200,7 +195,7 @@ def test_key_map_both_ways() -> None:
         assert all(torch.equal(back[key], state[key]) for key in state)
     with pytest.raises(WeightsError, match=r"1 keys are none of official.*image_encoder\.rope"):
         from_official({"image_encoder.rope": torch.zeros(1)})
-    with pytest.raises(WeightsError, match="shared_image_embedding.strange|strange"):
+    with pytest.raises(WeightsError, match="strange"):
         to_official({"strange": torch.zeros(1)})
 
 

@@ -108,7 +108,7 @@ def test_what_is_no_picture_is_refused_by_name(data, word):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_truncated_file_is_refused(photo, kind):
+def test_a_truncated_file_is_refused(kind):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     data = encoded(noise, kind)
     with pytest.raises(ImageError, match="damaged or cut off"):
@@ -124,7 +124,12 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "array",
-    [np.full((4, 5, 3), 0.5), np.full((4, 5), 0.5, np.float32), np.full((4, 5, 3), 32768, np.uint16), np.full((4, 5, 1), 128, np.uint8)],
+    [
+        np.full((4, 5, 3), 0.5),
+        np.full((4, 5), 0.5, np.float32),
+        np.full((4, 5, 3), 32768, np.uint16),
+        np.full((4, 5, 1), 128, np.uint8),
+    ],
 )
 def test_arrays_of_all_kinds_become_the_same_grey(array):
     assert as_pixels(array).shape == (4, 5, 3)

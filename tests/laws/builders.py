@@ -54,7 +54,8 @@ def tiny_sam_clip(kind: str) -> SamClip:
 
 
 BUILDERS: dict[str, Callable[[], Segmenter]] = {
-    f"sam_clip ({kind})": (lambda kind=kind: tiny_sam_clip(kind)) for kind in VISION  # type: ignore[misc]
+    f"sam_clip ({kind})": (lambda kind=kind: tiny_sam_clip(kind))
+    for kind in VISION  # type: ignore[misc]
 }
 
 
@@ -71,5 +72,8 @@ def some_images(*sizes: tuple[int, int]) -> ImageBatch:
     """Smooth random pictures of the sizes given."""
     generator = torch.Generator().manual_seed(4)
     coarse = [torch.rand(1, 3, 5, 5, generator=generator) for _ in sizes]
-    images = [torch.nn.functional.interpolate(image, size, mode="bicubic")[0].clamp(0, 1) for image, size in zip(coarse, sizes, strict=True)]
+    images = [
+        torch.nn.functional.interpolate(image, size, mode="bicubic")[0].clamp(0, 1)
+        for image, size in zip(coarse, sizes, strict=True)
+    ]
     return ImageBatch.of(images)

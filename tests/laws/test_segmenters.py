@@ -55,7 +55,9 @@ def test_one_class_works(segmenter):
 def test_naming_a_class_twice_the_same_changes_nothing(segmenter):
     images, text = some_images((60, 80)), some_text()
     first = text.owner == 0
-    doubled = replace(text, vectors=torch.cat([text.vectors[first], text.vectors]), owner=torch.cat([text.owner[first], text.owner]))
+    doubled = replace(
+        text, vectors=torch.cat([text.vectors[first], text.vectors]), owner=torch.cat([text.owner[first], text.owner])
+    )
     assert_close(segmenter(images, doubled).per_class(), segmenter(images, text).per_class(), atol=1e-6, rtol=1e-5)
 
 
@@ -73,7 +75,11 @@ def test_small_and_thin_images_give_finite_results(segmenter, size):
     assert scores(prediction)[0].isfinite().all()
     for task in ("panoptic", "instance"):
         if task in segmenter.tasks:
-            regions = postprocess.panoptic(prediction, text)[0][1] if task == "panoptic" else postprocess.instances(prediction, text)[0]
+            regions = (
+                postprocess.panoptic(prediction, text)[0][1]
+                if task == "panoptic"
+                else postprocess.instances(prediction, text)[0]
+            )
             assert all(region.mask.shape == size and 0 <= region.score <= 1.0001 for region in regions)
 
 

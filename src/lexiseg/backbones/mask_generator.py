@@ -46,7 +46,7 @@ from lexiseg.structures import Size
 Box = tuple[int, int, int, int]  # (left, top, right, bottom), right and bottom beyond the last pixel
 Prompter = Callable[[Box, float], Tensor]  # crop, how many times fewer points a side -> [P, 2] (x, y) in image pixels
 
-STABILITY_DOUBT = 0.01, 2.0  # error of low-resolution stability: of any mask, and for a mask of one cell (falls with its area)
+STABILITY_DOUBT = 0.006, 2.0  # error of low-resolution stability: of any mask, and for a mask of one cell (falls with its area)
 PIXELS_AT_ONCE = 2**22  # measured at a time; 16 MB of float32 stay in reused memory, larger blocks do not
 OUTSIDE_LOGIT = -32.0  # of a crop's mask beyond its crop
 PER_MASK = ("logits", "quality", "stability", "boxes", "points", "areas", "crops", "resized")  # fields with a row a mask
@@ -171,9 +171,7 @@ class GeneratedMasks:
                 for place, start, stop, crop_extent in zip(places, crop[1::-1], crop[:1:-1], geometry.extent, strict=True)
             ]
             grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], dim=-1).to(self.logits.dtype) * 2 - 1
-            moved = functional.grid_sample(
-                self.logits[None, rows], grid[None], padding_mode="border", align_corners=False
-            )[0]
+            moved = functional.grid_sample(self.logits[None, rows], grid[None], padding_mode="border", align_corners=False)[0]
             result[rows] = torch.where(inside[0][:, None] & inside[1], moved, OUTSIDE_LOGIT)
         return result
 
@@ -269,8 +267,14 @@ def _generate(
             owners = some.repeat_interleave(logits.shape[1], dim=0)
             batches.append(
                 filter_masks(
-                    logits.flatten(0, 1), quality.flatten(), owners,
-                    geometry=geometry, crop=crop, size=size, extent=backbone.geometry(size).extent, options=options,
+                    logits.flatten(0, 1),
+                    quality.flatten(),
+                    owners,
+                    geometry=geometry,
+                    crop=crop,
+                    size=size,
+                    extent=backbone.geometry(size).extent,
+                    options=options,
                 )
             )
         found.append(suppress(join(batches), options.box_nms_threshold))
@@ -351,22 +355,20 @@ def filter_masks(
     return masks.select(~near_crop_edge(boxes, crop, size))
 
 
-def _measure_pixels(
-    logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+def _measure_pixels(logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Stability, boxes in crop pixels and areas of upsampled masks, a few at a time."""
     measures = []
     for some in logits.split(_chunk(geometry)):
         pixels = geometry.upsample(some)
         inside = pixels > 0
-        measures.append((stability_score(pixels, offset=options.stability_offset), boxes_of_masks(inside), areas_of_masks(inside)))
+        measures.append(
+            (stability_score(pixels, offset=options.stability_offset), boxes_of_masks(inside), areas_of_masks(inside))
+        )
     stability, boxes, areas = (torch.cat(parts) for parts in zip(*measures, strict=True))
     return stability, boxes, areas
 
 
-def _measure_grid(
-    logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+def _measure_grid(logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
     """The same, estimated on the grid; a stability near its threshold is measured in pixels."""
     measures = []
     offset = options.stability_offset
@@ -379,9 +381,8 @@ def _measure_grid(
     stability, boxes, areas, errors = (torch.cat(parts) for parts in zip(*measures, strict=True))
     if options.stability_threshold > 0:
         doubtful = torch.nonzero((stability - options.stability_threshold).abs() < errors).flatten()
-        exact = _measure_pixels(logits[doubtful], geometry, options)
-        for estimated, measured in zip((stability, boxes, areas), exact, strict=True):
-            estimated[doubtful] = measured
+        for rows in doubtful.split(_chunk(geometry)):
+            stability[rows] = stability_score(geometry.upsample(logits[rows]), offset=offset)
     return stability, boxes, areas
 
 

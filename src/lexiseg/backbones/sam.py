@@ -30,7 +30,7 @@ from lexiseg.ops.masks import GridGeometry, stability_score
 from lexiseg.structures import Size
 
 if TYPE_CHECKING:
-    from transformers import SamConfig, SamHQConfig, SamHQModel, SamModel, Sam2Model
+    from transformers import Sam2Model, SamConfig, SamHQConfig, SamHQModel, SamModel
 
 Skips = tuple[Tensor, ...]
 
@@ -212,7 +212,14 @@ class SamBackbone(_PaddedInput):
         decoder = self.model.mask_decoder
         return torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
 
-    def _answer(self, tokens: Tensor, image: Tensor, skips: Skips, *, multimask: bool) -> tuple[Tensor, Tensor]:
+    def _answer(
+        self,
+        tokens: Tensor,
+        image: Tensor,
+        skips: Skips,  # noqa: ARG002 - SAM has none
+        *,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor]:
         return _sam_masks(self.model.mask_decoder, tokens, _upscale(self.model.mask_decoder, image), multimask=multimask)
 
 
@@ -350,9 +357,7 @@ def sam_config(architecture: Architecture) -> SamConfig:
     """transformers' configuration of SAM ViT-B, -L or -H, with the official LayerNorm in the decoder."""
     from transformers import SamConfig
 
-    return SamConfig(
-        vision_config=_vision_options(architecture), mask_decoder_config={"layer_norm_eps": DECODER_NORM_EPS}
-    )
+    return SamConfig(vision_config=_vision_options(architecture), mask_decoder_config={"layer_norm_eps": DECODER_NORM_EPS})
 
 
 def sam_hq_config(architecture: Architecture) -> SamHQConfig:

@@ -14,39 +14,56 @@ from lexiseg.errors import WeightsError
 
 _MLP = (("layers.0.", "proj_in."), ("layers.1.", "layers.0."), ("layers.2.", "proj_out."))
 _ENCODER = "image_encoder.", "vision_encoder."
-_NECK = (("neck.0.", "neck.conv1."), ("neck.1.", "neck.layer_norm1."), ("neck.2.", "neck.conv2."), ("neck.3.", "neck.layer_norm2."))
+_NECK = (
+    ("neck.0.", "neck.conv1."),
+    ("neck.1.", "neck.layer_norm1."),
+    ("neck.2.", "neck.conv2."),
+    ("neck.3.", "neck.layer_norm2."),
+)
 
 # Prefixes of whole keys: (official, ours). Numbers in pointed brackets stand for any index and are the same on both sides.
 _RULES: tuple[tuple[str, str], ...] = (
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
     ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
-    *((f"image_encoder.blocks.<n>.{a}", f"vision_encoder.layers.<n>.{b}") for a, b in (
-        ("norm1.", "layer_norm1."), ("norm2.", "layer_norm2."), ("attn.", "attn."), ("mlp.", "mlp."))),
+    *(
+        (f"image_encoder.blocks.<n>.{a}", f"vision_encoder.layers.<n>.{b}")
+        for a, b in (("norm1.", "layer_norm1."), ("norm2.", "layer_norm2."), ("attn.", "attn."), ("mlp.", "mlp."))
+    ),
     *((_ENCODER[0] + official, _ENCODER[1] + ours) for official, ours in _NECK),
     ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "shared_image_embedding.positional_embedding"),
     ("prompt_encoder.point_embeddings.<n>.", "prompt_encoder.point_embed.<n>."),
     ("prompt_encoder.not_a_point_embed.", "prompt_encoder.not_a_point_embed."),
     ("prompt_encoder.no_mask_embed.", "prompt_encoder.no_mask_embed."),
-    *((f"prompt_encoder.mask_downscaling.{a}.", f"prompt_encoder.mask_embed.{b}.") for a, b in (
-        ("0", "conv1"), ("1", "layer_norm1"), ("3", "conv2"), ("4", "layer_norm2"), ("6", "conv3"))),
+    *(
+        (f"prompt_encoder.mask_downscaling.{a}.", f"prompt_encoder.mask_embed.{b}.")
+        for a, b in (("0", "conv1"), ("1", "layer_norm1"), ("3", "conv2"), ("4", "layer_norm2"), ("6", "conv3"))
+    ),
     ("mask_decoder.iou_token.", "mask_decoder.iou_token."),
     ("mask_decoder.mask_tokens.", "mask_decoder.mask_tokens."),
-    *((f"mask_decoder.transformer.layers.<n>.norm{k}.", f"mask_decoder.transformer.layers.<n>.layer_norm{k}.")
-      for k in (1, 2, 3, 4)),
-    *((f"mask_decoder.transformer.layers.<n>.{part}.", f"mask_decoder.transformer.layers.<n>.{part}.")
-      for part in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token", "mlp")),
+    *(
+        (f"mask_decoder.transformer.layers.<n>.norm{k}.", f"mask_decoder.transformer.layers.<n>.layer_norm{k}.")
+        for k in (1, 2, 3, 4)
+    ),
+    *(
+        (f"mask_decoder.transformer.layers.<n>.{part}.", f"mask_decoder.transformer.layers.<n>.{part}.")
+        for part in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token", "mlp")
+    ),
     ("mask_decoder.transformer.final_attn_token_to_image.", "mask_decoder.transformer.final_attn_token_to_image."),
     ("mask_decoder.transformer.norm_final_attn.", "mask_decoder.transformer.layer_norm_final_attn."),
-    *((f"mask_decoder.output_upscaling.{a}.", f"mask_decoder.{b}.") for a, b in (
-        ("0", "upscale_conv1"), ("1", "upscale_layer_norm"), ("3", "upscale_conv2"))),
+    *(
+        (f"mask_decoder.output_upscaling.{a}.", f"mask_decoder.{b}.")
+        for a, b in (("0", "upscale_conv1"), ("1", "upscale_layer_norm"), ("3", "upscale_conv2"))
+    ),
     *((f"mask_decoder.output_hypernetworks_mlps.<n>.{a}", f"mask_decoder.output_hypernetworks_mlps.<n>.{b}") for a, b in _MLP),
     *((f"mask_decoder.iou_prediction_head.{a}", f"mask_decoder.iou_prediction_head.{b}") for a, b in _MLP),
     # HQ-SAM's additions
     ("mask_decoder.hf_token.", "mask_decoder.hq_token."),
     *((f"mask_decoder.hf_mlp.{a}", f"mask_decoder.hq_mask_mlp.{b}") for a, b in _MLP),
-    *((f"mask_decoder.{a}.{index}.", f"mask_decoder.{b}_{layer}.")
-      for a, b in (("compress_vit_feat", "compress_vit"), ("embedding_encoder", "encoder"), ("embedding_maskfeature", "mask"))
-      for index, layer in (("0", "conv1"), ("1", "norm"), ("3", "conv2"))),
+    *(
+        (f"mask_decoder.{a}.{index}.", f"mask_decoder.{b}_{layer}.")
+        for a, b in (("compress_vit_feat", "compress_vit"), ("embedding_encoder", "encoder"), ("embedding_maskfeature", "mask"))
+        for index, layer in (("0", "conv1"), ("1", "norm"), ("3", "conv2"))
+    ),
 )
 
 # One official tensor, two parameters of ours that transformers ties.

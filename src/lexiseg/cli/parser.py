@@ -28,16 +28,30 @@ def build_parser() -> argparse.ArgumentParser:
 def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, globs ('photos/*.jpg'), or - for standard input")
     words = parser.add_mutually_exclusive_group(required=True)
-    words.add_argument("--classes", metavar="WORDS", help="'dog, puppy; grass; sky': semicolons between classes, commas between synonyms")
-    words.add_argument("--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file with one class a line")
+    words.add_argument(
+        "--classes", metavar="WORDS", help="'dog, puppy; grass; sky': semicolons between classes, commas between synonyms"
+    )
+    words.add_argument(
+        "--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file with one class a line"
+    )
     parser.add_argument("--task", choices=TASKS, default="panoptic")
     parser.add_argument("--model", default="sam_clip-tiny", metavar="NAME", help="see 'lexiseg models' (default: %(default)s)")
-    parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="a local file in place of a published one; may be repeated")
-    parser.add_argument("--threshold", type=_unit, default=0.0, metavar="P", help="least score in 0..1; what is below gets no name (default: 0)")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="PART=FILE",
+        help="a local file in place of a published one; may be repeated",
+    )
+    parser.add_argument(
+        "--threshold", type=_unit, default=0.0, metavar="P", help="least score in 0..1; what is below gets no name (default: 0)"
+    )
     parser.add_argument("--background", metavar="NAME", help="a further name that competes; where it wins nothing is named")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--output", metavar="DIR", help="where overlays, masks and segments go (default: lexiseg-output; with --json: nowhere)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where overlays, masks and segments go (default: lexiseg-output; with --json: nowhere)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document a picture, each on a line of standard output")
 
 

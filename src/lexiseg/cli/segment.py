@@ -31,7 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
         try:
             result = segment(
-                file, vocabulary, task=arguments.task, threshold=arguments.threshold, background=arguments.background, progress=True
+                file,
+                vocabulary,
+                task=arguments.task,
+                threshold=arguments.threshold,
+                background=arguments.background,
+                progress=True,
             )
             written = [] if folder is None else result.save(folder, stems[file])
         except LexisegError as error:
@@ -41,7 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
             failed += 1
             continue
         if arguments.json:
-            print(json.dumps({"model": arguments.model, **result.document(), "files": [str(path) for path in written]}), flush=True)
+            print(
+                json.dumps({"model": arguments.model, **result.document(), "files": [str(path) for path in written]}),
+                flush=True,
+            )
         else:
             tqdm.write(table(result, written), file=sys.stdout)
     if failed:
@@ -60,7 +68,9 @@ def table(result: Segmentation, written: list[Path]) -> str:
         lines.append(f"  {'name':<{longest}}  kind   score   area  box (left, top, width, height)")
         for segment in sorted(result.segments, key=lambda segment: -segment.area):
             kind, share = "thing" if segment.thing else "stuff", segment.area / (height * width)
-            lines.append(f"  {segment.name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {', '.join(map(str, segment.box))}")
+            lines.append(
+                f"  {segment.name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {', '.join(map(str, segment.box))}"
+            )
     return "\n".join([*lines, *(f"  → {path}" for path in written)])
 
 
@@ -86,4 +96,6 @@ def _stems(files: list[str]) -> dict[str, str]:
     """A name for the results of each file; of files with the same name in different folders none overwrites another."""
     plain = {file: "stdin" if file == "-" else Path(file).stem for file in files}
     counts = Counter(plain.values())
-    return {file: stem if counts[stem] == 1 else f"{stem}-{number}" for number, (file, stem) in enumerate(plain.items(), start=1)}
+    return {
+        file: stem if counts[stem] == 1 else f"{stem}-{number}" for number, (file, stem) in enumerate(plain.items(), start=1)
+    }

@@ -13,7 +13,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         lists = {name: Vocabulary.builtin(name) for name in builtin_names()}
         if arguments.json:
-            print(json.dumps([{"name": name, "classes": len(words), "things": sum(words.things)} for name, words in lists.items()]))
+            print(
+                json.dumps(
+                    [{"name": name, "classes": len(words), "things": sum(words.things)} for name, words in lists.items()]
+                )
+            )
             return 0
         for name, words in lists.items():
             things = sum(words.things)

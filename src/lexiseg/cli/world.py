@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from lexiseg.exports import coco, labels, panoptic_png
-from lexiseg.ops.files import write_atomically
+from lexiseg.ops.files import write_png
 from lexiseg.structures import Segment
 from lexiseg.world import Scene, scenes, world_classes
 
@@ -25,16 +23,20 @@ def run(arguments: argparse.Namespace) -> int:
     stream = scenes(arguments.split, arguments.count, seed=arguments.seed, size=arguments.size)
     for index, scene in enumerate(tqdm(stream, total=arguments.count, unit="scene", disable=None)):
         file = f"{index:06d}.png"
-        drawing = io.BytesIO()
-        Image.fromarray(scene.image).save(drawing, "PNG")
-        write_atomically(folder / "images" / file, drawing.getvalue())
+        write_png(folder / "images" / file, scene.image)
         panoptic_png.write_panoptic_png(folder / "panoptic" / file, scene.panoptic)
         labels.write_labels(folder / "labels" / file, scene.semantic(), len(rows))
         images.append(coco.image_record(index, file, scene.panoptic.shape))
         annotations.append(panoptic_png.panoptic_annotation(index, file, _segments(scene)))
     panoptic_png.write_panoptic_json(folder / "panoptic.json", images, annotations, coco.categories(names, things))
     labels.write_classes(folder, names, things)
-    document = {"folder": str(folder), "split": arguments.split, "seed": arguments.seed, "scenes": len(images), "classes": len(rows)}
+    document = {
+        "folder": str(folder),
+        "split": arguments.split,
+        "seed": arguments.seed,
+        "scenes": len(images),
+        "classes": len(rows),
+    }
     print(json.dumps(document) if arguments.json else f"{len(images)} scenes of {len(rows)} classes in {folder}")
     return 0
 

@@ -35,7 +35,7 @@ def find_images(patterns: Iterable[str]) -> list[str]:
         if pattern == "-" or Path(pattern).exists() or not glob.has_magic(pattern):
             found[pattern] = None
             continue
-        matches = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
+        matches = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
         if not matches:
             raise UsageError(f"no file matches '{pattern}'")
         found.update(dict.fromkeys(matches))
@@ -108,7 +108,12 @@ def _upright_rgb(opened: Image.Image, name: str) -> Pixels:
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, which Pillow would clip rather than scale
         values = np.asarray(image)
-        return _from_values(values.astype(np.uint16 if values.max(initial=0) <= 65535 and values.dtype.kind in "iu" else values.dtype)[..., None], name)
+        return _from_values(
+            values.astype(np.uint16 if values.max(initial=0) <= 65535 and values.dtype.kind in "iu" else values.dtype)[
+                ..., None
+            ],
+            name,
+        )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -120,9 +125,11 @@ def _from_values(array: NDArray[Any], name: str) -> Pixels:
     """Values [H, W, 1 | 3 | 4] of any kind in 0..full scale, as RGB of 8 bits."""
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise ImageError(f"{name}: holds {int((~np.isfinite(array)).sum())} values that are not finite (NaN or infinite); replace them first")
+            count = int((~np.isfinite(array)).sum())
+            raise ImageError(f"{name}: holds {count} values that are not finite (NaN or infinite); replace them first")
         if array.min() < 0 or array.max() > 1:
-            raise ImageError(f"{name}: floating-point values must lie in 0..1, not {array.min():.3g}..{array.max():.3g}; divide by the largest")
+            span = f"{array.min():.3g}..{array.max():.3g}"
+            raise ImageError(f"{name}: floating-point values must lie in 0..1, not {span}; divide by the largest")
         unit = array.astype(np.float32)
     elif array.dtype == np.bool_ or array.dtype in (np.uint8, np.uint16):
         unit = array.astype(np.float32) / (np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1)

@@ -6,7 +6,6 @@ Up to 255 classes take 8 bits, more take 16. The highest value is void: 255 or 6
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lexiseg.errors import UsageError
-from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.ops.files import write_atomically, write_json, write_png
 
 
 def void_value(classes: int) -> int:
@@ -45,9 +44,7 @@ def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], classes: in
     if labels.size and labels.max() >= classes:
         raise UsageError(f"label {labels.max()} in a map of {classes} classes: labels go to {classes - 1}")
     values = np.where(labels < 0, void, labels).astype(np.uint8 if void == 255 else np.uint16)
-    buffer = BytesIO()
-    Image.fromarray(values).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    write_png(path, values)
 
 
 def read_labels(path: str | Path) -> NDArray[np.int32]:

@@ -7,7 +7,6 @@ Format: https://cocodataset.org/#format-data, "panoptic segmentation". A pixel o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 
 from lexiseg.errors import UsageError
 from lexiseg.exports.coco import Record, category_id
-from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.ops.files import write_json, write_png
 from lexiseg.structures import Segment
 
 
@@ -44,9 +43,7 @@ def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
         UsageError: if an id does not fit in 24 bits.
         OutputError: if the file cannot be written.
     """
-    buffer = BytesIO()
-    Image.fromarray(ids_to_colours(ids)).save(buffer, "PNG")
-    write_atomically(path, buffer.getvalue())
+    write_png(path, ids_to_colours(ids))
 
 
 def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:

@@ -62,7 +62,7 @@ def load(
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """"auto" or a device's name as a device that works here."""
+    """ "auto" or a device's name as a device that works here."""
     if str(device) == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -86,7 +86,12 @@ class Pipeline:
     """
 
     def __init__(
-        self, segmenter: Segmenter, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, cache: str | Path | None = None
+        self,
+        segmenter: Segmenter,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        cache: str | Path | None = None,
     ) -> None:
         self.segmenter, self.device, self.dtype, self.cache = segmenter, torch.device(device), dtype, cache
         self._text: tuple[Vocabulary, TextEmbeddings] | None = None
@@ -132,7 +137,9 @@ class Pipeline:
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
         """Embeddings of a vocabulary on the model's device; the last vocabulary is remembered."""
         if self._text is None or self._text[0] != vocabulary:
-            text = embed_vocabulary(self.segmenter.clip, vocabulary, self.segmenter.templates, cache=self.cache, progress=progress)
+            text = embed_vocabulary(
+                self.segmenter.clip, vocabulary, self.segmenter.templates, cache=self.cache, progress=progress
+            )
             self._text = vocabulary, text.to(self.device)
         return self._text[1]
 
@@ -168,10 +175,14 @@ def as_segmentation(task: str, pixels: Pixels, vocabulary: Vocabulary, regions: 
     )
     for segment in segments:
         if not np.isfinite(segment.score):
-            raise RunError(f"the score of '{segment.name}' is not a number; the weights or the dtype are at fault, try --dtype float32")
+            raise RunError(
+                f"the score of '{segment.name}' is not a number; the weights or the dtype are at fault, try --dtype float32"
+            )
     return Segmentation(task, pixels, vocabulary.names, tuple(vocabulary.things), segments, stacked.cpu().numpy())
 
 
 def _coco_boxes(masks: Tensor) -> list[tuple[int, int, int, int]]:
     """(left, top, width, height) of masks [N, H, W]."""
-    return [(left, top, right - left + 1, bottom - top + 1) for left, top, right, bottom in boxes_of_masks(masks).long().tolist()]
+    return [
+        (left, top, right - left + 1, bottom - top + 1) for left, top, right, bottom in boxes_of_masks(masks).long().tolist()
+    ]

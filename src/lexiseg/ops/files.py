@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from lexiseg.errors import OutputError
 
@@ -37,3 +43,14 @@ def write_json(path: str | Path, document: object, indent: int | None = None) ->
         OutputError: as `write_atomically`.
     """
     write_atomically(path, json.dumps(document, ensure_ascii=False, indent=indent).encode())
+
+
+def write_png(path: str | Path, values: NDArray[Any]) -> None:
+    """Write a picture [H, W, 3] uint8, or one channel [H, W] uint8 or uint16.
+
+    Raises:
+        OutputError: as `write_atomically`.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(values)).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())

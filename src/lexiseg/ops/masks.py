@@ -53,9 +53,7 @@ class GridGeometry:
 
     def cells(self, grid: Size) -> tuple[float, float]:
         """(height, width) of the image in cells of a grid of ``grid`` (height, width) cells."""
-        high, wide = (
-            inside * cells / whole for inside, cells, whole in zip(self.resized, grid, self.input_size, strict=True)
-        )
+        high, wide = (inside * cells / whole for inside, cells, whole in zip(self.resized, grid, self.input_size, strict=True))
         return high, wide
 
 

@@ -33,13 +33,15 @@ from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colo
 from lexiseg.world import Scene, scenes, world_classes
 
 ASSETS = Path(__file__).parent.parent / "assets"
-SIZE, CROP = 192, 96  # pixels of a training scene, and of a box cut out of it
+SIZE, CROP, SIDE = 192, 96, 448  # pixels of a training scene, of a box cut out of it, and of the picture when in use
 BATCH, FRESH, CROPS = 16, 8, 40  # scenes a step, how many of them new, boxes a step
 PEAK, LOG_EVERY = 2e-3, 100
 MIN_PIXELS = 90  # of a visible region at SIZE; what is smaller has no name one could see
-PROMPTS = ("{}", "{}", "{}", "a photo of a {}.", "a {}", "a photo of the {}.", "there is a {} in the scene.", "a picture of a {}",
-           "a photo of a small {}.", "a photo of a large {}.", "the {}", "an emoji of a {}", "a photo of many {}.", "a bad photo of a {}.",
-           "a close-up photo of a {}.", "a drawing of a {}.", "a cropped photo of the {}.", "this is a photo of a {}", "a {} in the scene")  # fmt: skip
+PROMPTS = tuple(
+    """{};{};{};a photo of a {}.;a {};a photo of the {}.;there is a {} in the scene.;a picture of a {};a photo of a small {}.;
+    a photo of a large {}.;the {};an emoji of a {};a photo of many {}.;a bad photo of a {}.;a close-up photo of a {}.;
+    a drawing of a {}.;a cropped photo of the {}.;this is a photo of a {};a {} in the scene""".replace("\n    ", "").split(";")
+)
 
 
 def main() -> None:
@@ -47,7 +49,9 @@ def main() -> None:
     parser.add_argument("stage", choices=("images", "names"))
     parser.add_argument("tower", choices=("resnet", "convnext", "vit"))
     parser.add_argument("--steps", type=int, help="default: 8000 for images, 1500 for names")
-    parser.add_argument("--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.stage == "images":
@@ -63,7 +67,7 @@ def train_images(tower: str, folder: Path, *, steps: int, seed: int) -> None:
     visual = clip.clip_model.visual.to(memory_format=torch.channels_last)
     classes = nn.Parameter(0.05 * torch.randn(len(world_classes()), clip.width))
     scale = nn.Parameter(torch.tensor(2.6))
-    groups = parameter_groups([(visual, 1.0)], 0.05) + [{"params": [classes, scale], "weight_decay": 0.0, "rate": 1.0}]
+    groups = [*parameter_groups([(visual, 1.0)], 0.05), {"params": [classes, scale], "weight_decay": 0.0, "rate": 1.0}]
     optimiser = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98))
     run, first = Run(folder), 0
     if (state := run.load()) is not None:
@@ -71,9 +75,12 @@ def train_images(tower: str, folder: Path, *, steps: int, seed: int) -> None:
         classes.data, scale.data = state["classes"], state["scale"]
         optimiser.load_state_dict(state["optimiser"])
         first = state["step"]
-    replay, generator = Replay(seed + 1000 + first, SIZE), torch.Generator().manual_seed(seed + first)
+    replay, generator = Replay(seed + 1000 + first, SIZE, near=True), torch.Generator().manual_seed(seed + first)
     chooser = random.Random(seed + first)
-    held_out = {"trained": list(scenes("val", 48, seed=777, size=SIZE)), "new_style": list(scenes("style", 48, seed=777, size=SIZE))}
+    held_out = {
+        "trained": list(scenes("val", 48, seed=777)),
+        "new_style": list(scenes("style", 48, seed=777)),
+    }
     mean = {"loss": 0.0, "region": 0.0, "crop": 0.0}
     for step in range(first, steps):
         visual.train()
@@ -116,7 +123,9 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
     target = functional.normalize(state["classes"], dim=-1)
     clip.clip_model.visual.load_state_dict(state["visual"])
     clip.clip_model.logit_scale.data = state["scale"].clamp(max=float(np.log(60)))
-    words = [parameter for name, parameter in clip.clip_model.named_parameters() if not name.startswith(("visual.", "logit_scale"))]
+    words = [
+        parameter for name, parameter in clip.clip_model.named_parameters() if not name.startswith(("visual.", "logit_scale"))
+    ]
     optimiser = torch.optim.AdamW(words, lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         for group in optimiser.param_groups:
@@ -124,7 +133,10 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
         tokens = clip.tokenize([chooser.choice(PROMPTS).format(_caption(chooser, row.names)) for row in world_classes()])
         with sdpa_kernel(SDPBackend.MATH):  # flash attention is four times slower on short texts
             vectors = clip.encode_text(tokens)
-        loss = functional.cross_entropy(20 * vectors @ target.T, torch.arange(len(target))) + 4 * (1 - (vectors * target).sum(-1)).mean()
+        loss = (
+            functional.cross_entropy(20 * vectors @ target.T, torch.arange(len(target)))
+            + 4 * (1 - (vectors * target).sum(-1)).mean()
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(words, 1.0)
@@ -139,9 +151,16 @@ def _caption(chooser: random.Random, names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 or chooser.random() < 0.6 else chooser.choice(names[1:])
 
 
-def region_embeddings(clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Unit embeddings [R, D] of all visible regions, pooled under their true masks, and their labels [R]."""
+def region_embeddings(
+    clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None, *, side: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings [R, D] of all visible regions, pooled under their true masks, and their labels [R].
+
+    With a generator the colours are random; with ``side`` the pictures are enlarged to it, as in use.
+    """
     images = as_images(batch)
+    if side is not None:
+        images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
     if generator is not None:
         images = colour_augmented(images, generator)
     kept = [_visible(scene) for scene in batch]
@@ -162,7 +181,9 @@ def _visible(scene: Scene) -> list[tuple[int, int]]:
     return [(segment.id, segment.label) for segment in scene.segments if pixels[segment.id] >= least]
 
 
-def crop_embeddings(clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None, *, margin: float) -> tuple[Tensor, Tensor]:
+def crop_embeddings(
+    clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None, *, margin: float
+) -> tuple[Tensor, Tensor]:
     """Unit embeddings [N, D] of boxes cut around things, encoded whole, and their labels [N].
 
     In training (with a generator) `CROPS` of them, with random colours; otherwise all.
@@ -199,7 +220,7 @@ def evaluate(clip: ClipBackbone, bank: Tensor, sets: dict[str, list[Scene]]) -> 
         parts = [batch[start : start + 16] for start in range(0, len(batch), 16)]
         hits, crops, labels = [], [], []
         for part in parts:
-            vectors, truth = region_embeddings(clip, part, None)
+            vectors, truth = region_embeddings(clip, part, None, side=SIDE)
             hits.append((vectors @ bank.T).argmax(-1) == truth)
             labels.append(truth)
             vectors, truth = crop_embeddings(clip, part, None, margin=1.15)

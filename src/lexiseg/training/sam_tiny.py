@@ -4,7 +4,7 @@
 
 A `transformers.SamModel` of small sizes. Each image gets several prompts, each on a random visible region, thing or
 stuff: a point inside it, at times with corrections, or its box with noise. As in SAM, the loss is that of the best of
-three masks (focal and dice), and the quality head learns the IoU of all three.
+three masks (cross-entropy and dice), and the quality head learns the IoU of all three.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colour_augmented, learning_rate, parameter_groups
 from lexiseg.world import Scene, scenes
 
-SIZE, BATCH, PROMPTS, FRESH = 256, 16, 8, 8
+SIZE, BATCH, PROMPTS, FRESH = 256, 8, 8, 4
 MIN_PIXELS = 40  # of a region that is prompted for
 POSITIVE, NEGATIVE, PADDING = 1, 0, -10  # SAM's point labels
 
@@ -29,7 +30,9 @@ POSITIVE, NEGATIVE, PADDING = 1, 0, -10  # SAM's point labels
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
     arguments = parser.parse_args()
@@ -42,11 +45,19 @@ def tiny_sam() -> Any:
 
     vision = SamVisionConfig(
         hidden_size=192, output_channels=128, num_hidden_layers=6, num_attention_heads=6, mlp_dim=768, image_size=SIZE,
-        patch_size=16, window_size=0, global_attn_indexes=list(range(6)), num_pos_feats=64,
+        patch_size=16, window_size=0, global_attn_indexes=list(range(6)), num_pos_feats=64, use_rel_pos=False,
+        scale=1.0,
     )  # fmt: skip
     prompt = SamPromptEncoderConfig(hidden_size=128, image_size=SIZE, patch_size=16, mask_input_channels=16)
-    decoder = SamMaskDecoderConfig(hidden_size=128, mlp_dim=512, num_attention_heads=4, iou_head_hidden_dim=128, layer_norm_eps=1e-5)
-    return SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    decoder = SamMaskDecoderConfig(
+        hidden_size=128, mlp_dim=512, num_attention_heads=4, iou_head_hidden_dim=128, layer_norm_eps=1e-5
+    )
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    # As in SAM the code is fixed. Its spread is SAM's, 1; transformers' default, half the encoder's width, gives neighbouring
+    # cells unrelated codes, so that a click says nothing of where it is (no learning in 250 steps).
+    model.shared_image_embedding.positional_embedding.requires_grad_(False)
+    model.prompt_encoder.shared_embedding.positional_embedding.requires_grad_(False)
+    return model
 
 
 def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
@@ -68,7 +79,7 @@ def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
         batch = replay.draw(BATCH, fresh=FRESH)
         prompts = [_prompted(scene, rng) for scene in batch]
         points, labels, masks = (torch.from_numpy(np.stack(column)) for column in zip(*prompts, strict=True))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # flash attention is slower on few tokens
             logits, quality = predict(model, colour_augmented(as_images(batch), generator), points, labels)
         loss, overlap = losses(logits.float(), quality.float(), masks)
         optimiser.zero_grad(set_to_none=True)
@@ -101,14 +112,19 @@ def predict(model: Any, images: Tensor, points: Tensor, labels: Tensor) -> tuple
 def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """SAM's loss, and the IoU [B, N, 3] of every mask with the truth.
 
-    ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers.
+    ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers. Where SAM has a focal loss stands a
+    cross-entropy whose positives weigh the more the smaller the region is: with the focal loss all masks are empty for
+    the first hundreds of steps, because things fill a few hundredths of a scene.
     """
     target = masks[:, :, None].expand_as(logits)
     probability = logits.sigmoid()
-    certainty = torch.where(target > 0.5, probability, 1 - probability)
-    focal = (functional.binary_cross_entropy_with_logits(logits, target, reduction="none") * (1 - certainty).pow(2)).mean((-2, -1))
+    share = target.mean((-2, -1), keepdim=True).clamp(min=1e-4)
+    weight = torch.where(target > 0.5, share.rsqrt(), 1.0)
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((-2, -1)) / weight.sum(
+        (-2, -1)
+    )
     dice = 1 - (2 * (probability * target).sum((-2, -1)) + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
-    best = (20 * focal + dice).amin(-1)
+    best = (2 * entropy + dice).amin(-1)
     inside, truth = logits > 0, target > 0.5
     union = (inside | truth).sum((-2, -1)).clamp(min=1)
     overlap = (inside & truth).sum((-2, -1)) / union

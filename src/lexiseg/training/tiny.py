@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -42,32 +41,44 @@ def parameter_groups(modules: list[tuple[torch.nn.Module, float]], weight_decay:
         taken.update(id(p) for _, p in own)
         decayed = [p for n, p in own if p.ndim > 1 and "embedding" not in n]
         others = [p for n, p in own if not (p.ndim > 1 and "embedding" not in n)]
-        groups += [{"params": decayed, "weight_decay": weight_decay, "rate": rate}, {"params": others, "weight_decay": 0.0, "rate": rate}]
+        groups += [
+            {"params": decayed, "weight_decay": weight_decay, "rate": rate},
+            {"params": others, "weight_decay": 0.0, "rate": rate},
+        ]
     return groups
 
 
 class SceneStream(IterableDataset[Scene]):
-    """Endless scenes of the ``val`` split's styles and all names: the encoders, as in the papers, may see every class."""
+    """Endless scenes of the ``val`` split's styles and all names: the encoders, as in the papers, may see every class.
 
-    def __init__(self, seed: int, size: int) -> None:
-        self.seed, self.size = seed, size
+    Args:
+        seed: of the stream.
+        size: pixels a side.
+        near: every second scene shows a few large objects, as a larger picture of the scene would.
+    """
+
+    def __init__(self, seed: int, size: int, *, near: bool) -> None:
+        self.seed, self.size, self.near = seed, size, near
 
     def __iter__(self) -> Iterator[Scene]:
         split, index = split_named("val"), 0
         while True:
-            yield render((self.seed, crc32(b"encoders"), index), split, size=self.size)
+            close = {"objects": 4, "scale": (0.3, 0.75)} if self.near and index % 2 else {}
+            yield render((self.seed, crc32(b"encoders"), index), split, size=self.size, **close)
             index += 1
 
 
 class Replay:
     """A pool of recent scenes: each step adds a few fresh ones and draws a batch, so rendering never is the bottleneck."""
 
-    def __init__(self, seed: int, size: int, *, capacity: int = 3000) -> None:
-        stream = SceneStream(seed, size)
+    def __init__(self, seed: int, size: int, *, near: bool = False, capacity: int = 3000) -> None:
+        stream = SceneStream(seed, size, near=near)
         loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64, worker_init_fn=_quiet)
-        self.fresh, self.pool, self.capacity, self.random = iter(loader), [], capacity, random.Random(seed)
+        self.fresh, self.capacity, self.random = iter(loader), capacity, random.Random(seed)
+        self.pool: list[Scene] = []
 
     def draw(self, count: int, *, fresh: int) -> list[Scene]:
+        """``count`` scenes, after ``fresh`` new ones have entered the pool."""
         for _ in range(fresh if len(self.pool) >= 4 * count else 4 * count - len(self.pool)):
             scene = next(self.fresh)
             if len(self.pool) < self.capacity:
@@ -98,7 +109,7 @@ class Run:
         """Write the checkpoint so that a crash leaves either the old one or the new one."""
         partial = self.folder / "checkpoint.partial"
         torch.save({**state, "seconds": self.seconds}, partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
+        partial.replace(self.folder / "checkpoint.pt")
 
     def load(self) -> dict[str, Any] | None:
         path = self.folder / "checkpoint.pt"

@@ -88,7 +88,12 @@ def _legend(segments: Sequence[Segment], colours: Sequence[Colour], width: int) 
     for number, (name, (colour, count, _)) in enumerate(sorted(entries.items(), key=lambda entry: -entry[1][2])):
         x, y = 6 + number % columns * (width // columns), 5 + number // columns * line
         draw.rectangle((x, y + 2, x + 14, y + 16), fill=colour, outline="black")
-        draw.text((x + 20, y + 1), (name if len(name) <= 20 else name[:19] + "…") + (f" × {count}" if count > 1 else ""), fill="black", font=font)
+        draw.text(
+            (x + 20, y + 1),
+            (name if len(name) <= 20 else name[:19] + "…") + (f" × {count}" if count > 1 else ""),
+            fill="black",
+            font=font,
+        )
     if not entries:
         draw.text((6, 6), "nothing named", fill="black", font=font)
     return canvas

@@ -3,4 +3,16 @@
 from lexiseg.world.glyphs import WorldClass, sprites, styles, world_classes
 from lexiseg.world.scenes import Scene, SceneSegment, Split, render, scenes, split_named, splits
 
-__all__ = ["Scene", "SceneSegment", "Split", "WorldClass", "render", "scenes", "split_named", "splits", "sprites", "styles", "world_classes"]
+__all__ = [
+    "Scene",
+    "SceneSegment",
+    "Split",
+    "WorldClass",
+    "render",
+    "scenes",
+    "split_named",
+    "splits",
+    "sprites",
+    "styles",
+    "world_classes",
+]

@@ -120,7 +120,9 @@ def _background(
     panoptic = np.ones((size, size), np.int32)
     for border in range(1, regions):
         wave = sum(rng.uniform(-1, 1) / k * np.sin(2 * np.pi * (k * along + rng.uniform())) for k in (1, 2, 3, 5))
-        height = (border / regions + rng.uniform(-0.12, 0.12) + rng.uniform(0, 0.06) * wave + rng.uniform(-0.2, 0.2) * (along - 0.5)) * size
+        height = (
+            border / regions + rng.uniform(-0.12, 0.12) + rng.uniform(0, 0.06) * wave + rng.uniform(-0.2, 0.2) * (along - 0.5)
+        ) * size
         panoptic += np.arange(size)[:, None] >= height[None, :]
     if rng.random() < 0.25:
         panoptic = np.ascontiguousarray(panoptic.T)
@@ -156,7 +158,9 @@ def _posed(rng: np.random.Generator, sprite: Image.Image, longer: int) -> NDArra
     return array
 
 
-def _place(rng: np.random.Generator, sprite: NDArray[np.float32], panoptic: NDArray[np.int32], stuff: int) -> tuple[int, int] | None:
+def _place(
+    rng: np.random.Generator, sprite: NDArray[np.float32], panoptic: NDArray[np.int32], stuff: int
+) -> tuple[int, int] | None:
     """A corner (top, left) where the sprite hides no other object too much; None if a few tries find none."""
     size, (high, wide) = panoptic.shape[0], sprite.shape[:2]
     counts = np.bincount(panoptic.ravel())
@@ -170,7 +174,9 @@ def _place(rng: np.random.Generator, sprite: NDArray[np.float32], panoptic: NDAr
     return None
 
 
-def _window(sprite: NDArray[np.float32], corner: tuple[int, int], size: int) -> tuple[tuple[int, int, int, int], NDArray[np.float32]]:
+def _window(
+    sprite: NDArray[np.float32], corner: tuple[int, int], size: int
+) -> tuple[tuple[int, int, int, int], NDArray[np.float32]]:
     """The part of the sprite inside the scene: ((top, bottom, left, right) in the scene, that part)."""
     (top, left), (high, wide) = corner, sprite.shape[:2]
     y0, y1, x0, x1 = max(0, top), min(size, top + high), max(0, left), min(size, left + wide)
@@ -190,7 +196,9 @@ def _paste(
     if rng.random() < 0.6:
         offset = max(1, round(0.05 * max(sprite.shape[:2])))
         alpha = Image.fromarray((sprite[..., 3] * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(offset))
-        (y0, y1, x0, x1), shade = _window(np.asarray(alpha, np.float32)[..., None] / 255, (corner[0] + offset, corner[1] + offset), size)
+        (y0, y1, x0, x1), shade = _window(
+            np.asarray(alpha, np.float32)[..., None] / 255, (corner[0] + offset, corner[1] + offset), size
+        )
         image[y0:y1, x0:x1] *= 1 - rng.uniform(0.2, 0.45) * shade
     (y0, y1, x0, x1), piece = _window(sprite, corner, size)
     target = image[y0:y1, x0:x1]
@@ -208,7 +216,9 @@ def _light(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
     image *= gain[..., None] * np.array((1 + warmth, 1, 1 - warmth), np.float32)
     strength = rng.uniform(0, 6)
     top, left = rng.integers(0, 256, 2)
-    image += np.float32(strength) * np.take(np.take(_grain(), np.arange(top, top + size) % 512, 0), np.arange(left, left + size) % 512, 1)
+    image += np.float32(strength) * np.take(
+        np.take(_grain(), np.arange(top, top + size) % 512, 0), np.arange(left, left + size) % 512, 1
+    )
 
 
 @lru_cache(maxsize=1)

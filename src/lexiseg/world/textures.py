@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ class Texture:
     paint: Painter
 
 
-@lru_cache(maxsize=None)
+@cache
 def tile(index: int, variant: int) -> NDArray[np.uint8]:
     """Tile ``variant`` of texture ``index``: ``[SIZE, SIZE, 3]`` uint8, the same for everyone, painted once."""
     rng = np.random.default_rng((7, index, variant))
@@ -65,7 +65,9 @@ def _axes(size: int) -> tuple[Array, Array]:
 
 def _cells(rng: np.random.Generator, size: int, count: int) -> tuple[Array, NDArray[np.intp]]:
     """Voronoi cells of ``count``² jittered points: (distance to the border of the cell, its number)."""
-    grid = (np.stack(np.mgrid[0 : count + 2, 0 : count + 2], -1) - 0.5 + rng.uniform(-0.42, 0.42, (count + 2, count + 2, 2))) / count
+    grid = (
+        np.stack(np.mgrid[0 : count + 2, 0 : count + 2], -1) - 0.5 + rng.uniform(-0.42, 0.42, (count + 2, count + 2, 2))
+    ) / count
     y, x = _axes(size)
     row, column = (y * count).astype(int) + 1, (x * count).astype(int) + 1
     best = np.full((size, size), 9.0, np.float32)
@@ -128,7 +130,9 @@ def _water(rng: np.random.Generator, size: int) -> Array:
 def _sand(rng: np.random.Generator, size: int) -> Array:
     y, _ = _axes(size)
     ripple = np.sin((y * rng.uniform(8, 14) + 1.2 * _noise(rng, size, 3, 3)) * 2 * np.pi) * 0.5 + 0.5
-    return _blend(_jitter(rng, (0.76, 0.64, 0.40), 0.05), _jitter(rng, (0.94, 0.86, 0.62), 0.04), ripple) * _speckle(rng, size, 0.05)
+    return _blend(_jitter(rng, (0.76, 0.64, 0.40), 0.05), _jitter(rng, (0.94, 0.86, 0.62), 0.04), ripple) * _speckle(
+        rng, size, 0.05
+    )
 
 
 def _snow(rng: np.random.Generator, size: int) -> Array:
@@ -137,7 +141,7 @@ def _snow(rng: np.random.Generator, size: int) -> Array:
     return image * _speckle(rng, size, 0.012)
 
 
-def _courses(rng: np.random.Generator, size: int, rows: int, aspect: float, gap: float) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+def _courses(size: int, rows: int, aspect: float, gap: float) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
     """A running bond of ``rows`` courses: (is mortar, number of the brick)."""
     y, x = _axes(size)
     row = np.floor(y * rows)
@@ -148,7 +152,7 @@ def _courses(rng: np.random.Generator, size: int, rows: int, aspect: float, gap:
 
 
 def _brick_wall(rng: np.random.Generator, size: int) -> Array:
-    mortar, number = _courses(rng, size, int(rng.integers(12, 20)), 2.4, 0.14)
+    mortar, number = _courses(size, int(rng.integers(12, 20)), 2.4, 0.14)
     shade = rng.uniform(0.72, 1.12, 997).astype(np.float32)[number]
     image = _jitter(rng, (0.66, 0.27, 0.19), 0.06) * shade[..., None] * (0.85 + 0.3 * _noise(rng, size, 24, 2)[..., None])
     image[mortar] = _jitter(rng, (0.74, 0.69, 0.63), 0.06)
@@ -164,7 +168,7 @@ def _stone_wall(rng: np.random.Generator, size: int) -> Array:
 
 
 def _wooden_floor(rng: np.random.Generator, size: int) -> Array:
-    mortar, number = _courses(rng, size, int(rng.integers(7, 11)), 5.0, 0.05)
+    mortar, number = _courses(size, int(rng.integers(7, 11)), 5.0, 0.05)
     shade = rng.uniform(0.78, 1.12, 997).astype(np.float32)[number]
     grain = 0.78 + 0.35 * _noise(rng, size, (90, 4), 2)
     image = _jitter(rng, (0.56, 0.36, 0.20), 0.09) * (shade * grain)[..., None]
@@ -259,7 +263,9 @@ def _straw(rng: np.random.Generator, size: int) -> Array:
 
 def _concrete(rng: np.random.Generator, size: int) -> Array:
     y, x = _axes(size)
-    image = _jitter(rng, (0.62, 0.62, 0.60), 0.04) * (0.86 + 0.2 * _noise(rng, size, 5, 5))[..., None] * _speckle(rng, size, 0.03)
+    image = (
+        _jitter(rng, (0.62, 0.62, 0.60), 0.04) * (0.86 + 0.2 * _noise(rng, size, 5, 5))[..., None] * _speckle(rng, size, 0.03)
+    )
     image[(np.abs(y * 2 % 1 - 0.5) < 0.006) | (np.abs(x * 2 % 1 - 0.5) < 0.006)] *= 0.55
     return image
 

@@ -106,4 +106,6 @@ def over_image(generated: GeneratedMasks, size: Size) -> Tensor:
     centres = [((torch.arange(cells) + 0.5) / cells * share * 2 - 1) for cells, share in zip(size, step, strict=True)]
     y, x = torch.meshgrid(*centres, indexing="ij")
     places = torch.stack([x, y], -1).to(generated.logits).expand(1, *size, 2)
-    return functional.grid_sample(generated.image_logits()[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    return functional.grid_sample(
+        generated.image_logits()[None], places, mode="bilinear", padding_mode="border", align_corners=False
+    )[0]

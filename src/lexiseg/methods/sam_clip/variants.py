@@ -12,7 +12,11 @@ from lexiseg.methods.base import ASSETS, Model, Source
 from lexiseg.methods.sam_clip.model import SamClip
 
 TINY_OPTIONS = MaskGeneratorOptions(quality_threshold=0.6, stability_threshold=0.7, points_per_batch=128)
-SAM_HUB: Mapping[Architecture, str] = {"b": "facebook/sam-vit-base", "l": "facebook/sam-vit-large", "h": "facebook/sam-vit-huge"}
+SAM_HUB: Mapping[Architecture, str] = {
+    "b": "facebook/sam-vit-base",
+    "l": "facebook/sam-vit-large",
+    "h": "facebook/sam-vit-huge",
+}
 
 
 def tiny(clip: str, side: int, weights: Mapping[str, str]) -> SamClip:
@@ -40,25 +44,25 @@ def _tiny_model(clip: str, summary: str, side: int) -> Model:
     return Model(summary, SamClip.tasks, sources, load, partial(load, {}))
 
 
-def _published_model(architecture: str, tag: str, repository: str, file: str, sam: Architecture, side: int) -> Model:
-    sources = (Source("clip", repository, file, "MIT"), Source("sam", SAM_HUB[sam], "model.safetensors", "Apache-2.0"))
+def _published_model(architecture: str, tag: str, repository: str, sam: Architecture, side: int) -> Model:
+    clip = Source("clip", repository, "open_clip_model.safetensors", "MIT")
     return Model(
         f"CLIP {architecture} ({tag}) names the masks of SAM ViT-{sam.upper()}; nothing is trained",
         SamClip.tasks,
-        sources,
+        (clip, Source("sam", SAM_HUB[sam], "model.safetensors", "Apache-2.0")),
         partial(published, architecture, tag, sam, side),
         partial(skeleton, architecture, sam, side),
     )
 
 
-OPEN_CLIP_FILE = "open_clip_model.safetensors"
+OPENAI, LAION = "openai", "laion2b_s29b_b131k_ft_soup"
+LAION_CONVNEXT = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
 MODELS: dict[str, Model] = {
-    "sam_clip-tiny": _tiny_model("clip-tiny-convnext", "embedded, offline: a tiny ConvNeXt CLIP and a tiny SAM of the emoji world", 256),
-    "sam_clip-vit-b16": _published_model("ViT-B-16", "openai", "timm/vit_base_patch16_clip_224.openai", OPEN_CLIP_FILE, "b", 448),
-    "sam_clip-vit-l14": _published_model("ViT-L-14-336", "openai", "timm/vit_large_patch14_clip_336.openai", OPEN_CLIP_FILE, "l", 448),
-    "sam_clip-convnext-l": _published_model(
-        "convnext_large_d_320", "laion2b_s29b_b131k_ft_soup", "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
-        OPEN_CLIP_FILE, "h", 800,
+    "sam_clip-tiny": _tiny_model(
+        "clip-tiny-resnet", "embedded, works offline: a tiny CLIP and a tiny SAM of the emoji world", 256
     ),
-    "sam_clip-rn50x64": _published_model("RN50x64", "openai", "timm/resnet50x64_clip.openai", OPEN_CLIP_FILE, "h", 800),
-}  # fmt: skip
+    "sam_clip-vit-b16": _published_model("ViT-B-16", OPENAI, "timm/vit_base_patch16_clip_224.openai", "b", 448),
+    "sam_clip-vit-l14": _published_model("ViT-L-14-336", OPENAI, "timm/vit_large_patch14_clip_336.openai", "l", 448),
+    "sam_clip-convnext-l": _published_model("convnext_large_d_320", LAION, LAION_CONVNEXT, "h", 800),
+    "sam_clip-rn50x64": _published_model("RN50x64", OPENAI, "timm/resnet50x64_clip.openai", "h", 800),
+}

@@ -1,0 +1,67 @@
+"""Turn finished runs into the embedded weights: half precision, safetensors, and a card beside each.
+
+    python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
+    python -m lexiseg.training.pack sam-tiny runs/sam-tiny
+
+The card says what the weights were trained on, for how long, and how they learnt; `lexiseg.training.score` adds the
+scores with ``--card``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.training.clip_tiny import ASSETS
+from lexiseg.training.sam_tiny import tiny_sam
+
+DATA = "scenes of the emoji world, styles noto and fluent, all names; the style twemoji is held out"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("clip-tiny-resnet", "clip-tiny-convnext", "clip-tiny-vit", "sam-tiny"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the run, for the card")
+    arguments = parser.parse_args()
+    folder = ASSETS / arguments.name
+    checkpoint = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    if arguments.name == "sam-tiny":
+        model = tiny_sam()
+        model.load_state_dict(checkpoint["model"])
+        model.half().save_pretrained(folder)
+    else:
+        state = torch.load(arguments.run / "model.pt", map_location="cpu", weights_only=True)
+        write_atomically(folder / "open_clip_model.safetensors", save({name: halved(value) for name, value in state.items()}))
+    write_json(folder / "card.json", card(arguments.run, checkpoint, arguments.seed), indent=1)
+    print(f"{arguments.name}: step {checkpoint['step']}, in {folder}")
+
+
+def halved(value: Tensor) -> Tensor:
+    """Matrices and kernels in half precision; statistics and scales as they are."""
+    return (value.half() if value.ndim > 1 else value).contiguous()
+
+
+def card(run: Path, checkpoint: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What a user of the weights should know; ``curve`` holds the evaluations made during training."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    curve = [row for row in rows if any(key.startswith("trained_") for key in row)]
+    return {
+        "data": DATA,
+        "steps": checkpoint["step"],
+        "minutes": round(checkpoint["seconds"] / 60),
+        "seed": seed,
+        "licence": "Apache-2.0",
+        "curve": curve,
+    }
+
+
+if __name__ == "__main__":
+    main()

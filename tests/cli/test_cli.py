@@ -1,0 +1,250 @@
+"""The command line as a stranger uses it: results on stdout, one clear line on stderr, the right exit code, no traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lexiseg.cli import main
+from lexiseg.exports.panoptic_png import read_panoptic_png
+from lexiseg.ops.rle import decode_counts, decompress
+from lexiseg.world import scenes, world_classes
+
+WORDS = "dog, puppy; pizza; grass; sky"
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "scene.png"
+    Image.fromarray(next(scenes("val", 1, seed=4, size=128)).image).save(path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as leaving:  # argparse
+        code = int(leaving.code or 0)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+def test_help_needs_nothing_slow():
+    script = (
+        "import sys, lexiseg.cli; lexiseg.cli.build_parser().format_help();"
+        "print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_segment_writes_a_picture_the_masks_and_a_table(capsys, picture, tmp_path):
+    code, out, _ = run(capsys, "segment", picture, "--classes", WORDS, "--output", tmp_path)
+    assert code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"scene.overlay.png", "scene.json", "scene.panoptic.png"}
+    document = json.loads((tmp_path / "scene.json").read_text())
+    assert document["classes"] == ["dog", "pizza", "grass", "sky"]
+    assert document["segments"], "nothing was found in a picture full of things"
+    ids = read_panoptic_png(tmp_path / "scene.panoptic.png")
+    for segment in document["segments"]:
+        mask = decode_counts(decompress(segment["segmentation"]["counts"]), (128, 128)).numpy()
+        assert (mask == (ids == segment["id"])).all()
+        assert mask.sum() == segment["area"]
+        assert segment["name"] in out
+
+
+@pytest.mark.parametrize("task", ["panoptic", "semantic", "instance"])
+def test_json_is_one_document_a_picture_and_nothing_else(capsys, picture, task):
+    code, out, _ = run(capsys, "segment", picture, picture, "--classes", WORDS, "--task", task, "--json")
+    assert code == 0
+    lines = out.splitlines()
+    assert len(lines) == 1, "the same file named twice is done once"
+    document = json.loads(lines[0])
+    assert (document["task"], document["height"], document["width"]) == (task, 128, 128)
+    assert document["files"] == []
+
+
+def test_a_bad_file_fails_alone(capsys, picture, tmp_path):
+    bad = tmp_path / "text.png"
+    bad.write_text("no picture")
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    code, out, err = run(capsys, "segment", bad, empty, tmp_path / "gone.jpg", tmp_path, picture, "--classes", "dog", "--json")
+    assert code == 1
+    assert [json.loads(line)["source"] for line in out.splitlines()] == [str(picture)]
+    assert [line for line in err.splitlines() if line.startswith("lexiseg:")] == [
+        f"lexiseg: {bad}: is not a picture in a format known here; convert it to PNG or JPEG",
+        f"lexiseg: {empty}: is empty (0 bytes); fetch or export it again",
+        f"lexiseg: {tmp_path / 'gone.jpg'}: no such file",
+        f"lexiseg: {tmp_path}: is a folder; name the pictures in it, for example '{tmp_path}/*.jpg'",
+        "lexiseg: 4 of 5 pictures failed",
+    ]
+
+
+def test_a_picture_on_standard_input(capsys, picture, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
+    code, out, _ = run(capsys, "segment", "-", "--classes", "dog", "--json")
+    assert code == 0
+    assert json.loads(out)["source"] == "-"
+
+
+def test_files_of_the_same_name_do_not_overwrite_each_other(capsys, picture, tmp_path):
+    other = tmp_path / "elsewhere" / picture.name
+    other.parent.mkdir()
+    other.write_bytes(picture.read_bytes())
+    code, _, _ = run(capsys, "segment", picture, other, "--classes", "dog", "--output", tmp_path / "out")
+    assert code == 0
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--classes", ""], "class"),
+        (["--classes", "dog;;cat"], "2"),
+        (["--classes", "dog; Dog"], "dog"),
+        (["--classes", " ".join(["very"] * 300)], "300"),
+        (["--vocabulary", "emojis"], "emoji"),
+        (["--vocabulary", "no/such/file.txt"], "no/such/file.txt"),
+        (["--classes", "dog", "--model", "sam_clip-tinny"], "sam_clip-tiny"),
+        (["--classes", "dog", "--task", "depth"], "depth"),
+        (["--classes", "dog", "--threshold", "1.5"], "0..1"),
+        (["--classes", "dog", "--device", "abacus"], "abacus"),
+        (["--classes", "dog", "--weights", "clip"], "PART=FILE"),
+        (["--classes", "dog", "--weights", "hat=a.pt"], "hat"),
+        (["--classes", "dog", "--background", ""], "name"),
+        ([], "--classes"),
+    ],
+)
+def test_a_wrong_call_says_what_is_wrong_and_exits_2(capsys, picture, arguments, word):
+    code, out, err = run(capsys, "segment", picture, "--json", *arguments)
+    assert code == 2
+    assert out == ""
+    assert word in err
+
+
+def test_missing_weights_say_what_where_and_what_works_offline(capsys, picture):
+    code, _, err = run(capsys, "segment", picture, "--classes", "dog", "--model", "sam_clip-vit-b16", "--json")
+    assert code == 1
+    for word in ("open_clip_model.safetensors", "timm/vit_base_patch16_clip_224.openai", "sam_clip-tiny"):
+        assert word in err
+
+
+def test_an_unwritable_output_is_found_before_the_work(capsys, picture, tmp_path):
+    (tmp_path / "file").touch()
+    code, out, err = run(capsys, "segment", picture, "--classes", "dog", "--output", tmp_path / "file" / "below")
+    assert code == 1
+    assert out == ""
+    assert f"{tmp_path / 'file' / 'below'}" in err
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(capsys, picture, tmp_path, monkeypatch):
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = run(capsys, "segment", picture, "--classes", "dog", "--output", tmp_path)
+    assert code == 1
+    assert "No space left on device" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_keeps_what_is_finished(capsys, picture, tmp_path, monkeypatch):
+    second = tmp_path / "second.png"
+    second.write_bytes(picture.read_bytes())
+    from lexiseg.cli import segment
+
+    plain = segment.table
+
+    def interrupted(result: object, written: object) -> str:
+        if "second" in str(result.source):
+            raise KeyboardInterrupt
+        return plain(result, written)
+
+    monkeypatch.setattr(segment, "table", interrupted)
+    code, out, err = run(capsys, "segment", picture, second, "--classes", "dog", "--output", tmp_path / "out")
+    assert code == 130
+    assert "interrupted" in err
+    assert (tmp_path / "out" / "scene.json").is_file()
+    assert "scene" in out
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_odd_sizes_work(capsys, tmp_path, size):
+    Image.new("RGB", size, "green").save(tmp_path / "odd.png")
+    code, out, _ = run(capsys, "segment", tmp_path / "odd.png", "--classes", "grass", "--json")
+    assert code == 0
+    assert (json.loads(out)["width"], json.loads(out)["height"]) == size
+
+
+def test_five_thousand_classes_work(capsys, picture, tmp_path):
+    words = tmp_path / "many.txt"
+    words.write_text("\n".join(f"thing number {number}" for number in range(5000)))
+    code, out, _ = run(capsys, "segment", picture, "--vocabulary", words, "--json")
+    assert code == 0
+    assert json.loads(out)["task"] == "panoptic"
+
+
+def test_models_lists_what_each_needs(capsys):
+    code, out, _ = run(capsys, "models", "--json")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert all(weight["present"] for weight in rows["sam_clip-tiny"]["weights"])
+    assert not any(weight["present"] for weight in rows["sam_clip-vit-b16"]["weights"])
+    assert all(weight["licence"] and weight["where"] for row in rows.values() for weight in row["weights"])
+
+
+def test_describe_counts_the_parameters_of_full_size_models_without_weights(capsys):
+    code, out, _ = run(capsys, "models", "--describe", "sam_clip-vit-b16", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert set(document) == {"name", "tasks", "parameters"}
+    counts = document["parameters"]
+    assert counts["by_part"] == {"clip": 149_620_737, "sam": 93_735_728}  # OpenAI's ViT-B/16; SAM ViT-B's 93.74 M
+    assert counts["total"] == counts["trainable"] + counts["frozen"] == sum(counts["by_part"].values())
+    assert counts["trainable"] == 0
+    assert run(capsys, "models", "--describe", "clip")[0] == 2
+
+
+def test_vocabulary_lists_and_shows(capsys):
+    code, out, _ = run(capsys, "vocabulary", "--json")
+    lists = {row["name"]: row["classes"] for row in json.loads(out)}
+    assert code == 0
+    assert (lists["coco"], lists["ade150"], lists["emoji"]) == (133, 150, len(world_classes()))
+    assert "dog" in run(capsys, "vocabulary", "emoji")[1]
+
+
+def test_rendered_world_is_what_the_scenes_are(capsys, tmp_path):
+    code, out, _ = run(
+        capsys,
+        "world",
+        "render",
+        "--split",
+        "style",
+        "--count",
+        "3",
+        "--size",
+        "96",
+        "--seed",
+        "8",
+        "--output",
+        tmp_path,
+        "--json",
+    )
+    assert code == 0
+    assert json.loads(out)["scenes"] == 3
+    document = json.loads((tmp_path / "panoptic.json").read_text())
+    for scene, annotation in zip(scenes("style", 3, seed=8, size=96), document["annotations"], strict=True):
+        assert (np.asarray(Image.open(tmp_path / "images" / annotation["file_name"])) == scene.image).all()
+        assert (read_panoptic_png(tmp_path / "panoptic" / annotation["file_name"]) == scene.panoptic).all()
+        assert (np.asarray(Image.open(tmp_path / "labels" / annotation["file_name"])) == scene.semantic()).all()
+        assert sum(row["area"] for row in annotation["segments_info"]) == 96 * 96
+    assert run(capsys, "world", "render", "--split", "test", "--output", tmp_path)[0] == 2
