@@ -5,7 +5,7 @@ VERSION_CHECK := import sys; sys.exit(sys.version_info < (3, 11))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup demo test check bench train-tiny lock
+.PHONY: help setup demo test check bench train-tiny score lock
 
 help:
 	@echo "make setup       the environment .venv, from requirements.lock"
@@ -14,6 +14,7 @@ help:
 	@echo "make check       ruff and mypy"
 	@echo "make bench       the benchmarks"
 	@echo "make train-tiny  train the tiny encoders (hours; interrupted, it goes on where it was)"
+	@echo "make score       score the embedded weights on 200 scenes nobody trained on"
 	@echo "make lock        renew requirements.lock after a change of pyproject.toml"
 
 setup: $(READY)
@@ -48,9 +49,15 @@ bench: $(READY)
 train-tiny: export MALLOC_MMAP_THRESHOLD_ = 1000000000
 train-tiny: export MALLOC_TRIM_THRESHOLD_ = 1000000000
 train-tiny: $(READY)
-	$(BIN)/python -m lexiseg.training.clip_tiny convnext --run runs/clip-tiny-convnext
-	$(BIN)/python -m lexiseg.training.clip_tiny vit --run runs/clip-tiny-vit
+	$(BIN)/python -m lexiseg.training.clip_tiny images resnet --run runs/clip-tiny-resnet
+	$(BIN)/python -m lexiseg.training.clip_tiny names resnet --run runs/clip-tiny-resnet
 	$(BIN)/python -m lexiseg.training.sam_tiny --run runs/sam-tiny
+	$(BIN)/python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
+	$(BIN)/python -m lexiseg.training.pack sam-tiny runs/sam-tiny
+
+# The scores of the embedded weights: every figure of docs/tiny.md.
+score: $(READY)
+	$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.
 lock: $(READY)

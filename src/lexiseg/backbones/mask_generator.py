@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import product
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,8 +137,8 @@ class GeneratedMasks:
     def binary(self) -> Tensor:
         """Masks in pixels, [N, H, W] bool on the CPU."""
         if self.edited is not None:
-            masks = [decode_counts(counts, self.size) for counts in self.edited]
-            return torch.stack(masks) if masks else torch.zeros(0, *self.size, dtype=torch.bool)
+            decoded = [decode_counts(counts, self.size) for counts in self.edited]
+            return torch.stack(decoded) if decoded else torch.zeros(0, *self.size, dtype=torch.bool)
         masks = torch.zeros(len(self), *self.size, dtype=torch.bool)
         for rows, (left, top, right, bottom), geometry in self._by_crop():
             for some in rows.split(_chunk(geometry)):
@@ -418,7 +419,8 @@ def remove_regions(masks: GeneratedMasks, options: MaskGeneratorOptions) -> Gene
 
 def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
     """Masks of several batches or crops of one image, in order."""
-    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in PER_MASK})
+    per_mask: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_MASK}
+    return replace(parts[0], **per_mask)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -484,7 +486,7 @@ def _bytes(masks: GeneratedMasks) -> bytes:
 def _read(path: Path, device: torch.device) -> GeneratedMasks:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-        sizes = {name: tuple(json.loads(value)) for name, value in file.metadata().items()}
+        sizes: dict[str, Any] = {name: tuple(json.loads(value)) for name, value in file.metadata().items()}
     edited = None
     if "edited" in tensors:
         lengths = tensors.pop("edited_lengths").tolist()

@@ -58,6 +58,8 @@ class SamFamily(nn.Module, ABC):
         mask_size: m, cells a side of the low-resolution masks.
     """
 
+    model: Any  # transformers leaves its modules' parts without types
+
     def __init__(self, model: nn.Module, *, image_size: int, stride: int, channels: int) -> None:
         super().__init__()
         self.model = model
@@ -142,12 +144,13 @@ class SamFamily(nn.Module, ABC):
         """Prompts as tokens [1, N, P', C] (None without points and boxes) and as a map [N or 1, C, g, g]."""
         if points is not None and labels is None:
             labels = torch.ones(points.shape[:2], device=points.device)
-        return self.model.prompt_encoder(
+        sparse, dense = self.model.prompt_encoder(
             input_points=None if points is None else points[None].float(),
             input_labels=None if labels is None else labels[None].long(),
             input_boxes=None if boxes is None else boxes[None].float(),
             input_masks=masks,
         )
+        return sparse, dense
 
     def _attend(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """The two-way transformer: tokens [1, N, T, C] on an image [1 or N, C, g, g] -> [N, T, C] and [N, C, g, g].
@@ -328,13 +331,14 @@ class Sam2Backbone(SamFamily):
         )
 
 
-def _upscale(decoder: nn.Module, image: Tensor) -> Tensor:
+def _upscale(decoder: Any, image: Tensor) -> Tensor:
     """[N, C, g, g] -> [N, C / 8, m, m]."""
     middle = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
-    return decoder.activation(decoder.upscale_conv2(middle))
+    fine: Tensor = decoder.activation(decoder.upscale_conv2(middle))
+    return fine
 
 
-def _sam_masks(decoder: nn.Module, tokens: Tensor, fine: Tensor, *, multimask: bool) -> tuple[Tensor, Tensor]:
+def _sam_masks(decoder: Any, tokens: Tensor, fine: Tensor, *, multimask: bool) -> tuple[Tensor, Tensor]:
     """IoU token and mask tokens [N, 1 + M + …, C], features [N, C / 8, m, m] -> logits [N, M, m, m], quality [N, M].
 
     Token 0 is the single answer, the others are the several.
@@ -347,7 +351,8 @@ def _sam_masks(decoder: nn.Module, tokens: Tensor, fine: Tensor, *, multimask: b
 
 def _dot(weights: Tensor, features: Tensor) -> Tensor:
     """[N, M, D] · [N, D, m, m] -> [N, M, m, m]."""
-    return (weights @ features.flatten(2)).unflatten(2, features.shape[2:])
+    high, wide = features.shape[2:]
+    return (weights @ features.flatten(2)).reshape(*weights.shape[:2], high, wide)
 
 
 # --- building and loading ---------------------------------------------------------------------------------------------

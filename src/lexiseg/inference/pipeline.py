@@ -127,7 +127,9 @@ class Pipeline:
         vocabulary = Vocabulary.parse(classes)
         if background is not None:
             vocabulary = vocabulary.with_background(background)
-        hidden = frozenset() if background is None else frozenset({vocabulary.label(background)})
+            hidden = frozenset({vocabulary.label(background.split(",")[0].split("|")[0])})
+        else:
+            hidden = frozenset()
         policy = Policy(threshold=threshold, background=hidden)
         pixels = as_pixels(picture)
         text = self.embed(vocabulary, progress=progress)

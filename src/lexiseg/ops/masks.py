@@ -120,7 +120,8 @@ def box_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
         scores: [N].
         threshold: a box whose IoU with a better kept one is greater goes.
     """
-    return nms(boxes.float(), scores.float(), threshold)
+    kept: Tensor = nms(boxes.float(), scores.float(), threshold)
+    return kept
 
 
 def remove_small_regions(mask: Tensor, area: float, kind: Literal["holes", "islands"]) -> tuple[Tensor, bool]:

@@ -70,7 +70,7 @@ def compress(counts: Sequence[int] | Counts) -> str:
         characters.append(digit + np.where(more, _MORE, 0) + _FIRST_CHARACTER)
     if not characters:
         return ""
-    return np.stack(characters, axis=1)[np.stack(valid, axis=1)].astype(np.uint8).tobytes().decode("ascii")
+    return bytes(np.stack(characters, axis=1)[np.stack(valid, axis=1)].astype(np.uint8)).decode("ascii")
 
 
 def decompress(text: str) -> Counts:

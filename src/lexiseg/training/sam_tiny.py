@@ -10,6 +10,7 @@ three masks (cross-entropy and dice), and the quality head learns the IoU of all
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,42 @@ def tiny_sam() -> Any:
     # cells unrelated codes, so that a click says nothing of where it is (no learning in 250 steps).
     model.shared_image_embedding.positional_embedding.requires_grad_(False)
     model.prompt_encoder.shared_embedding.positional_embedding.requires_grad_(False)
+    _let_colours_through(model)
     return model
+
+
+@torch.no_grad()
+def _let_colours_through(model: Any) -> None:
+    """Start with a path on which the colours of all 4 × 4-pixel cells reach the decoder's fine features unchanged.
+
+    A vision transformer otherwise needs most of a short training to learn that a patch has an inside. Each patch carries
+    its 16 cells × 3 colours in its first 48 channels; the neck hands them on, and the two upscalings sort them back into
+    place, once with each sign so that the activations lose nothing. All else starts at random as usual.
+    """
+    encoder, neck, decoder = model.vision_encoder, model.vision_encoder.neck, model.mask_decoder
+    patch, carried = encoder.patch_embed.projection, 48
+    patch.weight[:carried] = 0
+    for row, column, colour in product(range(4), range(4), range(3)):
+        channel = (row * 4 + column) * 3 + colour
+        patch.weight[channel, colour, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1 / 16
+    for block in encoder.layers:
+        for last in (block.attn.proj, block.mlp.lin2):
+            last.weight[:carried] *= 0.1
+    neck.conv1.weight[:carried] = 0
+    neck.conv1.weight[range(carried), range(carried)] = 1
+    neck.conv2.weight[:carried] = 0
+    neck.conv2.weight[range(carried), range(carried), 1, 1] = 1
+    decoder.upscale_conv1.weight[:carried] = 0
+    decoder.upscale_conv2.weight[:24] = 0
+    for colour, sign in product(range(3), (0, 1)):
+        value = 1.0 - 2.0 * sign
+        for row, column in product(range(4), range(4)):
+            inner = (row % 2) * 2 + column % 2
+            decoder.upscale_conv1.weight[
+                (row * 4 + column) * 3 + colour, inner * 6 + 2 * colour + sign, row // 2, column // 2
+            ] = value
+        for row, column in product(range(2), range(2)):
+            decoder.upscale_conv2.weight[(row * 2 + column) * 6 + 2 * colour + sign, 2 * colour + sign, row, column] = 1.0
 
 
 def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
@@ -80,8 +116,11 @@ def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
         prompts = [_prompted(scene, rng) for scene in batch]
         points, labels, masks = (torch.from_numpy(np.stack(column)) for column in zip(*prompts, strict=True))
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # flash attention is slower on few tokens
-            logits, quality = predict(model, colour_augmented(as_images(batch), generator), points, labels)
+            embeddings = encode(model, colour_augmented(as_images(batch), generator))
+            logits, quality = decode(model, embeddings, points, labels)
+            near = likeness(model, embeddings, points)
         loss, overlap = losses(logits.float(), quality.float(), masks)
+        loss = loss + mask_loss(near.float(), masks)[labels[..., 0] == POSITIVE].mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -96,27 +135,47 @@ def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
             run.log(step=step + 1, **evaluate(model, held_out))
 
 
-def predict(model: Any, images: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks [B, N, 3, m, m] (logits) and qualities [B, N, 3] of N prompts of P points on images [B, 3, H, W] in 0..1."""
+def encode(model: Any, images: Tensor) -> Tensor:
+    """Embeddings [B, C, g, g] of images [B, 3, H, W] in 0..1."""
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
-    embeddings = model.vision_encoder((images - mean[:, None, None]) / std[:, None, None]).last_hidden_state
+    return model.vision_encoder((images - mean[:, None, None]) / std[:, None, None]).last_hidden_state
+
+
+def decode(model: Any, embeddings: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks [B, N, 3, m, m] (logits) and qualities [B, N, 3] of N prompts of P points [B, N, P, 2] in pixels."""
     sparse, dense = model.prompt_encoder(points, labels, None, None)
-    positions = model.get_image_wide_positional_embeddings().repeat(len(images), 1, 1, 1)
+    positions = model.get_image_wide_positional_embeddings().repeat(len(embeddings), 1, 1, 1)
     logits, quality = model.mask_decoder(
-        image_embeddings=embeddings, image_positional_embeddings=positions, sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense, multimask_output=True,
-    )[:2]  # fmt: skip
+        image_embeddings=embeddings,
+        image_positional_embeddings=positions,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+    )[:2]
     return logits, quality
 
 
-def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's loss, and the IoU [B, N, 3] of every mask with the truth.
+def likeness(model: Any, embeddings: Tensor, points: Tensor) -> Tensor:
+    """Logits [B, N, m, m] of belonging together with the first point of each prompt, from the encoder alone.
 
-    ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers. Where SAM has a focal loss stands a
-    cross-entropy whose positives weigh the more the smaller the region is: with the focal loss all masks are empty for
-    the first hundreds of steps, because things fill a few hundredths of a scene.
+    The embeddings go through the decoder's upscaling without its transformer; cells are alike that are close. It teaches
+    the encoder what belongs together before the transformer knows what a click is.
     """
-    target = masks[:, :, None].expand_as(logits)
+    decoder = model.mask_decoder
+    fine = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embeddings)))
+    fine = decoder.activation(decoder.upscale_conv2(fine)).float()  # [B, C / 8, m, m]
+    x, y = (points[:, :, 0].div(4).long().clamp(0, fine.shape[-1] - 1)).unbind(-1)
+    clicked = fine[torch.arange(len(fine))[:, None], :, y, x]  # [B, N, C / 8]
+    distance = fine.pow(2).sum(1)[:, None] + clicked.pow(2).sum(-1)[..., None, None]
+    return 3 - distance + 2 * torch.einsum("bnc,bchw->bnhw", clicked, fine)
+
+
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy and dice of masks [..., m, m] against shares in 0..1 of each cell, [...].
+
+    Where SAM has a focal loss stands a cross-entropy whose positives weigh the more the smaller the region is: with the
+    focal loss all masks stay empty for hundreds of steps, because things fill a few hundredths of a scene.
+    """
     probability = logits.sigmoid()
     share = target.mean((-2, -1), keepdim=True).clamp(min=1e-4)
     weight = torch.where(target > 0.5, share.rsqrt(), 1.0)
@@ -124,7 +183,16 @@ def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tens
         (-2, -1)
     )
     dice = 1 - (2 * (probability * target).sum((-2, -1)) + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
-    best = (2 * entropy + dice).amin(-1)
+    return 2 * entropy + dice
+
+
+def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM's loss, and the IoU [B, N, 3] of every mask with the truth.
+
+    ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers.
+    """
+    target = masks[:, :, None].expand_as(logits)
+    best = mask_loss(logits, target).amin(-1)
     inside, truth = logits > 0, target > 0.5
     union = (inside | truth).sum((-2, -1)).clamp(min=1)
     overlap = (inside & truth).sum((-2, -1)) / union
@@ -186,7 +254,7 @@ def one_click(model: Any, scene: Scene, mask: np.ndarray, rng: np.random.Generat
     spots = np.argwhere(mask)
     y, x = spots[rng.integers(len(spots))]
     points = torch.tensor([[[[x + 0.5, y + 0.5]]]], dtype=torch.float32)
-    logits, quality = predict(model, as_images([scene]), points, torch.tensor([[[POSITIVE]]]))
+    logits, quality = decode(model, encode(model, as_images([scene])), points, torch.tensor([[[POSITIVE]]]))
     best = logits[0, 0, quality[0, 0].argmax()]
     found = functional.interpolate(best[None, None], mask.shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
     return float((found & mask).sum() / (found | mask).sum())

@@ -1,11 +1,11 @@
-"""SAM + CLIP, CMPF's "Model 1" (paper: CMPF, Table 1): SAM says where, CLIP says what; nothing is trained.
+"""SAM + CLIP, CMPF's "Model 1" (paper: CMPF, Table 6): SAM says where, CLIP says what; nothing is trained.
 
 SAM's automatic generator proposes masks of everything. CLIP's features are pooled under each mask (ConvNeXt, ResNet:
 the region head; ViT: one class token a mask) and compared with the names. It works with any CLIP and any SAM.
 
     m_q, iou_q     = SAM(image)                                mask logits and predicted IoU
     v_q            = CLIP(image pooled under m_q)              joint space
-    p(k | q)       = softmax_k( τ max_{s of k} cos(v_q, t_s) ) as Eq. (8)-(9) of CMPF do for SAM's masks
+    p(k | q)       = softmax_k( τ max_{s of k} cos(v_q, t_s) ) as Eq. (10)-(11) of CMPF do (τ: CLIP's 1 / τ)
     p(no object)   = 1 - iou_q                                 [decided] a poor mask is no object
 """
 
@@ -85,10 +85,10 @@ class SamClip(Segmenter):
         size = self.clip_size((int(image.shape[-2]), int(image.shape[-1])))
         resized = functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)
         weights = over_image(generated, (size[0] // 4, size[1] // 4)).sigmoid()
-        vectors = self.clip.embed_regions(self.clip.features(resized), (weights * (weights > 0.5))[None])[0]  # Eq. (8)
+        vectors = self.clip.embed_regions(self.clip.features(resized), (weights * (weights > 0.5))[None])[0]  # Eq. (10)
         cosine = functional.normalize(vectors.float(), dim=-1) @ text.vectors.float().T
         logits = self.clip.logit_scale * text.per_class(cosine)
-        names = logits.log_softmax(-1)  # Eq. (9)
+        names = logits.log_softmax(-1)  # Eq. (11)
         quality = generated.quality.float().clamp(LOG_FLOOR, 1 - LOG_FLOOR)[:, None]
         return generated, torch.cat([names + quality.log(), torch.log1p(-quality)], dim=-1)
 

@@ -11,6 +11,8 @@ from lexiseg.backbones.sam import Architecture, load_sam, sam_vit
 from lexiseg.methods.base import ASSETS, Model, Source
 from lexiseg.methods.sam_clip.model import SamClip
 
+OPENAI, LAION = "openai", "laion2b_s29b_b131k_ft_soup"
+LAION_CONVNEXT = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
 TINY_OPTIONS = MaskGeneratorOptions(quality_threshold=0.6, stability_threshold=0.7, points_per_batch=128)
 SAM_HUB: Mapping[Architecture, str] = {
     "b": "facebook/sam-vit-base",
@@ -27,7 +29,8 @@ def tiny(clip: str, side: int, weights: Mapping[str, str]) -> SamClip:
 
 def published(architecture: str, tag: str, sam: Architecture, side: int, weights: Mapping[str, str]) -> SamClip:
     """A published CLIP with a published SAM; ``weights`` may name local files for "clip" and "sam"."""
-    return SamClip(load_clip(architecture, weights.get("clip", tag)), load_sam(weights.get("sam", SAM_HUB[sam])), side=side)
+    name = f"{architecture}-quickgelu" if tag == OPENAI else architecture  # a file does not say its activation; a tag does
+    return SamClip(load_clip(name, weights.get("clip", tag)), load_sam(weights.get("sam", SAM_HUB[sam])), side=side)
 
 
 def skeleton(architecture: str, sam: Architecture, side: int) -> SamClip:
@@ -55,8 +58,6 @@ def _published_model(architecture: str, tag: str, repository: str, sam: Architec
     )
 
 
-OPENAI, LAION = "openai", "laion2b_s29b_b131k_ft_soup"
-LAION_CONVNEXT = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
 MODELS: dict[str, Model] = {
     "sam_clip-tiny": _tiny_model(
         "clip-tiny-resnet", "embedded, works offline: a tiny CLIP and a tiny SAM of the emoji world", 256
