@@ -102,7 +102,7 @@ class Segmentation:
         stem = stem or (Path(self.source).stem if self.source else "image")
         paths = [folder / f"{stem}.overlay.png", folder / f"{stem}.json"]
         write_png(paths[0], np.asarray(self.overlay()))
-        annotations = coco.instance_annotations(self.masks, self.segments, image_id=stem)
+        annotations = coco.instance_annotations(self.masks, self.segments, image_id=0)
         rows = [
             {**row, "segmentation": found["segmentation"]}
             for row, found in zip(self.document()["segments"], annotations, strict=True)

@@ -123,6 +123,7 @@ def _upright_rgb(opened: Image.Image, name: str) -> Pixels:
 
 def _from_values(array: NDArray[Any], name: str) -> Pixels:
     """Values [H, W, 1 | 3 | 4] of any kind in 0..full scale, as RGB of 8 bits."""
+    unit: NDArray[np.floating[Any]]
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             count = int((~np.isfinite(array)).sum())

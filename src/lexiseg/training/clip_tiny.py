@@ -215,7 +215,8 @@ def thing_boxes(scene: Scene, *, margin: float) -> list[tuple[tuple[float, float
 def evaluate(clip: ClipBackbone, bank: Tensor, sets: dict[str, list[Scene]]) -> dict[str, float]:
     """Top-1 over all classes of true-mask regions (things, stuff) and of boxes; ``bank`` [K, D] a unit row a class."""
     clip.eval()
-    thing, rows = torch.tensor([row.thing for row in world_classes()]), {}
+    thing = torch.tensor([row.thing for row in world_classes()])
+    rows: dict[str, float] = {}
     for name, batch in sets.items():
         parts = [batch[start : start + 16] for start in range(0, len(batch), 16)]
         hits, crops, labels = [], [], []

@@ -63,7 +63,7 @@ class SceneStream(IterableDataset[Scene]):
     def __iter__(self) -> Iterator[Scene]:
         split, index = split_named("val"), 0
         while True:
-            close = {"objects": 4, "scale": (0.3, 0.75)} if self.near and index % 2 else {}
+            close: dict[str, Any] = {"objects": 4, "scale": (0.3, 0.75)} if self.near and index % 2 else {}
             yield render((self.seed, crc32(b"encoders"), index), split, size=self.size, **close)
             index += 1
 

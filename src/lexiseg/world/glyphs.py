@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
+from typing import Any
 from zlib import crc32
 
 from PIL import Image
@@ -62,5 +63,6 @@ def sprites(style: str) -> tuple[Image.Image, ...]:
 
 
 @lru_cache(maxsize=1)
-def _document() -> dict:
-    return json.loads((files("lexiseg") / "assets/world/classes.json").read_text(encoding="utf-8"))
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((files("lexiseg") / "assets/world/classes.json").read_text(encoding="utf-8"))
+    return document

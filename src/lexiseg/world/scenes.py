@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -159,7 +160,7 @@ def _posed(rng: np.random.Generator, sprite: Image.Image, longer: int) -> NDArra
 
 
 def _place(
-    rng: np.random.Generator, sprite: NDArray[np.float32], panoptic: NDArray[np.int32], stuff: int
+    rng: np.random.Generator, sprite: NDArray[np.floating[Any]], panoptic: NDArray[np.int32], stuff: int
 ) -> tuple[int, int] | None:
     """A corner (top, left) where the sprite hides no other object too much; None if a few tries find none."""
     size, (high, wide) = panoptic.shape[0], sprite.shape[:2]
@@ -175,8 +176,8 @@ def _place(
 
 
 def _window(
-    sprite: NDArray[np.float32], corner: tuple[int, int], size: int
-) -> tuple[tuple[int, int, int, int], NDArray[np.float32]]:
+    sprite: NDArray[np.floating[Any]], corner: tuple[int, int], size: int
+) -> tuple[tuple[int, int, int, int], NDArray[np.floating[Any]]]:
     """The part of the sprite inside the scene: ((top, bottom, left, right) in the scene, that part)."""
     (top, left), (high, wide) = corner, sprite.shape[:2]
     y0, y1, x0, x1 = max(0, top), min(size, top + high), max(0, left), min(size, left + wide)
@@ -187,7 +188,7 @@ def _paste(
     rng: np.random.Generator,
     image: NDArray[np.float32],
     panoptic: NDArray[np.int32],
-    sprite: NDArray[np.float32],
+    sprite: NDArray[np.floating[Any]],
     corner: tuple[int, int],
     number: int,
 ) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Painter = Callable[[np.random.Generator, int], Array]
 
 SIZE = 384  # pixels of a tile; scenes cut their own piece out of it
@@ -66,7 +67,7 @@ def _axes(size: int) -> tuple[Array, Array]:
 def _cells(rng: np.random.Generator, size: int, count: int) -> tuple[Array, NDArray[np.intp]]:
     """Voronoi cells of ``count``² jittered points: (distance to the border of the cell, its number)."""
     grid = (
-        np.stack(np.mgrid[0 : count + 2, 0 : count + 2], -1) - 0.5 + rng.uniform(-0.42, 0.42, (count + 2, count + 2, 2))
+        np.moveaxis(np.mgrid[0 : count + 2, 0 : count + 2], 0, -1) - 0.5 + rng.uniform(-0.42, 0.42, (count + 2, count + 2, 2))
     ) / count
     y, x = _axes(size)
     row, column = (y * count).astype(int) + 1, (x * count).astype(int) + 1
