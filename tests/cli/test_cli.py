@@ -110,7 +110,7 @@ def test_files_of_the_same_name_do_not_overwrite_each_other(capsys, picture, tmp
     [
         (["--classes", ""], "class"),
         (["--classes", "dog;;cat"], "2"),
-        (["--classes", "dog; Dog"], "dog"),
+        (["--classes", "dog; Dog"], "'Dog' names classes 1 and 2"),
         (["--classes", " ".join(["very"] * 300)], "300"),
         (["--vocabulary", "emojis"], "emoji"),
         (["--vocabulary", "no/such/file.txt"], "no/such/file.txt"),

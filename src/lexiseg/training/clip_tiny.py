@@ -47,7 +47,7 @@ PROMPTS = tuple(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("images", "names"))
-    parser.add_argument("tower", choices=("resnet", "convnext", "vit"))
+    parser.add_argument("tower", choices=("resnet",))
     parser.add_argument("--steps", type=int, help="default: 8000 for images, 1500 for names")
     parser.add_argument(
         "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"

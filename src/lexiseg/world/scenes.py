@@ -131,7 +131,10 @@ def _background(
     image = np.empty((size, size, 3), np.float32)
     for number, label in enumerate(chosen, start=1):
         piece = _cut(rng, textures.tile(int(label) - first_stuff, int(rng.integers(textures.VARIANTS))), size)
-        np.copyto(image, piece, where=(panoptic == number)[..., None])
+        if regions == 1:
+            image[:] = piece
+        else:
+            np.copyto(image, piece, where=(panoptic == number)[..., None])
     return image, panoptic, [SceneSegment(number, int(label), None) for number, label in enumerate(chosen, start=1)]
 
 
@@ -215,13 +218,12 @@ def _light(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
     warmth = np.float32(rng.uniform(-0.06, 0.06))
     gain = np.float32(rng.uniform(0.82, 1.12)) * (1 + down * slope[:, None] + across * slope[None, :])
     image *= gain[..., None] * np.array((1 + warmth, 1, 1 - warmth), np.float32)
-    strength = rng.uniform(0, 6)
+    strength = np.float32(rng.uniform(0, 6))
     top, left = rng.integers(0, 256, 2)
-    image += np.float32(strength) * np.take(
-        np.take(_grain(), np.arange(top, top + size) % 512, 0), np.arange(left, left + size) % 512, 1
-    )
+    image += strength * _grain(-(-(size + 256) // 512))[top : top + size, left : left + size]
 
 
 @lru_cache(maxsize=1)
-def _grain() -> NDArray[np.float32]:
-    return np.random.default_rng(11).standard_normal((512, 512, 1)).astype(np.float32)
+def _grain(repeats: int) -> NDArray[np.float32]:
+    grain = np.random.default_rng(11).standard_normal((512, 512, 1)).astype(np.float32)
+    return np.tile(grain, (repeats, repeats, 1))

@@ -6,7 +6,7 @@ the region head; ViT: one class token a mask) and compared with the names. It wo
     m_q, iou_q     = SAM(image)                                mask logits and predicted IoU
     v_q            = CLIP(image pooled under m_q)              joint space
     p(k | q)       = softmax_k( τ max_{s of k} cos(v_q, t_s) ) as Eq. (10)-(11) of CMPF do (τ: CLIP's 1 / τ)
-    p(no object)   = 1 - iou_q                                 [decided] a poor mask is no object
+    score(k, q)    = iou_q p(k | q)                            [decided] of masks that overlap, the better one wins
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lexiseg.methods.base import Segmenter
 from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings
 
 OUTSIDE = -100.0  # logits of the rows that only fill up a batch
-LOG_FLOOR = 1e-6
+LOWEST = 1e-6  # quality, so that its logarithm is finite
 
 
 class SamClip(Segmenter):
@@ -64,24 +64,24 @@ class SamClip(Segmenter):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction:
-        """Masks with classes; the last column of the classes is "no object"."""
+        """Masks with classes; there is no "no object", for the generator has dropped poor masks already."""
         found = [self._segment(images.image(index), text) for index in range(len(images))]
         most, grid = max(1, *(len(masks) for masks, _ in found)), self.sam.mask_size
         first = images.pixels
         masks = first.new_full((len(images), most, grid, grid), OUTSIDE)
-        classes = first.new_full((len(images), most, len(text) + 1), OUTSIDE)
+        classes = first.new_full((len(images), most, len(text)), OUTSIDE)
         valid = torch.zeros(len(images), most, dtype=torch.bool, device=first.device)
         for index, (generated, names) in enumerate(found):
             count = len(generated)
             masks[index, :count], classes[index, :count], valid[index, :count] = generated.image_logits(), names, True
         extents = tuple(generated.extent for generated, _ in found)
-        return MaskPrediction(masks, classes, True, images.sizes, extents, valid)
+        return MaskPrediction(masks, classes, False, images.sizes, extents, valid)
 
     def _segment(self, image: Tensor, text: TextEmbeddings) -> tuple[GeneratedMasks, Tensor]:
-        """Masks of one image [3, H, W], and their log-probabilities [Q, K + 1]."""
+        """Masks of one image [3, H, W], and the logarithms of their scores [Q, K]."""
         generated = generate(self.sam, image, self.options, grid_points(self.points))
         if len(generated) == 0:
-            return generated, image.new_zeros((0, len(text) + 1))
+            return generated, image.new_zeros((0, len(text)))
         size = self.clip_size((int(image.shape[-2]), int(image.shape[-1])))
         resized = functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)
         weights = over_image(generated, (size[0] // 4, size[1] // 4)).sigmoid()
@@ -89,8 +89,7 @@ class SamClip(Segmenter):
         cosine = functional.normalize(vectors.float(), dim=-1) @ text.vectors.float().T
         logits = self.clip.logit_scale * text.per_class(cosine)
         names = logits.log_softmax(-1)  # Eq. (11)
-        quality = generated.quality.float().clamp(LOG_FLOOR, 1 - LOG_FLOOR)[:, None]
-        return generated, torch.cat([names + quality.log(), torch.log1p(-quality)], dim=-1)
+        return generated, names + generated.quality.float().clamp(LOWEST, 1)[:, None].log()
 
     def clip_size(self, size: Size) -> Size:
         """(height, width) of the image that CLIP sees: shorter side ``side``, both multiples of its coarsest stride."""

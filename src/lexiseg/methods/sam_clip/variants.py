@@ -13,7 +13,7 @@ from lexiseg.methods.sam_clip.model import SamClip
 
 OPENAI, LAION = "openai", "laion2b_s29b_b131k_ft_soup"
 LAION_CONVNEXT = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
-TINY_OPTIONS = MaskGeneratorOptions(quality_threshold=0.6, stability_threshold=0.7, points_per_batch=128)
+TINY_OPTIONS = MaskGeneratorOptions(quality_threshold=0.25, stability_threshold=0.4, points_per_batch=128)
 SAM_HUB: Mapping[Architecture, str] = {
     "b": "facebook/sam-vit-base",
     "l": "facebook/sam-vit-large",
