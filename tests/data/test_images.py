@@ -134,6 +134,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
 def test_arrays_of_all_kinds_become_the_same_grey(array):
     assert as_pixels(array).shape == (4, 5, 3)
     assert (as_pixels(array) == 128).all()
+    assert as_pixels(array).flags.writeable, "PyTorch warns of arrays it may not write to"
 
 
 @pytest.mark.parametrize(

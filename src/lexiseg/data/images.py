@@ -138,4 +138,4 @@ def _from_values(array: NDArray[Any], name: str) -> Pixels:
         raise ImageError(f"{name}: values of type {array.dtype} are ambiguous; give uint8, uint16 or floating point in 0..1")
     if unit.shape[2] == 4:
         unit = unit[..., :3] * unit[..., 3:] + 1 - unit[..., 3:]
-    return np.ascontiguousarray(np.broadcast_to(np.rint(unit * 255).astype(np.uint8), (*unit.shape[:2], 3)))
+    return np.array(np.broadcast_to(np.rint(unit * 255).astype(np.uint8), (*unit.shape[:2], 3)))

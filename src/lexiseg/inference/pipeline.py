@@ -130,7 +130,7 @@ class Pipeline:
             hidden = frozenset({vocabulary.label(background.split(",")[0].split("|")[0])})
         else:
             hidden = frozenset()
-        policy = Policy(threshold=threshold, background=hidden)
+        policy = Policy(threshold=threshold, overlap=self.segmenter.overlap, background=hidden)
         pixels = as_pixels(picture)
         text = self.embed(vocabulary, progress=progress)
         result = self._finish(pixels, vocabulary, text, task, policy)

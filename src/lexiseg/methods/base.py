@@ -23,11 +23,13 @@ class Segmenter(nn.Module, ABC):
     Attributes:
         tasks: what its prediction can be made into, best first.
         templates: the prompts its names are embedded with (a set of `lexiseg.text.templates`).
+        overlap: a panoptic region keeps its place if at least this share of its mask is still its own.
         clip: the CLIP whose joint space the text embeddings must come from.
     """
 
     tasks: tuple[str, ...]
     templates: str
+    overlap: float = 0.8
     clip: ClipBackbone
 
     @abstractmethod

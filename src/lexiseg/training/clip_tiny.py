@@ -33,7 +33,7 @@ from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colo
 from lexiseg.world import Scene, scenes, world_classes
 
 ASSETS = Path(__file__).parent.parent / "assets"
-SIZE, CROP, SIDE = 192, 96, 448  # pixels of a training scene, of a box cut out of it, and of the picture when in use
+SIZE, CROP, SIDE = 192, 96, 256  # pixels of a training scene, of a box cut out of it, and of the picture when in use
 BATCH, FRESH, CROPS = 16, 8, 40  # scenes a step, how many of them new, boxes a step
 PEAK, LOG_EVERY = 2e-3, 100
 MIN_PIXELS = 90  # of a visible region at SIZE; what is smaller has no name one could see

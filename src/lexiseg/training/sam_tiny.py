@@ -249,6 +249,7 @@ def evaluate(model: Any, sets: dict[str, list[Scene]]) -> dict[str, float]:
     return rows
 
 
+@torch.no_grad()
 def one_click(model: Any, scene: Scene, mask: np.ndarray, rng: np.random.Generator) -> float:
     """IoU of the mask the model itself thinks best after one click at a random pixel of ``mask``."""
     spots = np.argwhere(mask)

@@ -90,7 +90,7 @@ def _legend(segments: Sequence[Segment], colours: Sequence[Colour], width: int) 
         draw.rectangle((x, y + 2, x + 14, y + 16), fill=colour, outline="black")
         draw.text(
             (x + 20, y + 1),
-            (name if len(name) <= 20 else name[:19] + "…") + (f" × {count}" if count > 1 else ""),
+            (name if len(name) <= 20 else name[:19] + "…") + (f" ({count})" if count > 1 else ""),
             fill="black",
             font=font,
         )

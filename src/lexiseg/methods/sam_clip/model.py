@@ -38,6 +38,7 @@ class SamClip(Segmenter):
         points: SAM is asked on a grid of this many points squared.
         options: of the mask generator.
         templates: the prompts names are embedded with.
+        overlap: of panoptic regions, see `Segmenter`.
     """
 
     tasks = ("panoptic", "semantic", "instance")
@@ -52,12 +53,13 @@ class SamClip(Segmenter):
         points: int = 32,
         options: MaskGeneratorOptions | None = None,
         templates: str = "vild14",
+        overlap: float = 0.8,
     ) -> None:
         super().__init__()
         self.clip, self.sam = clip, sam
         self.side, self.longest, self.points = side, longest, points
         self.options = options or MaskGeneratorOptions()
-        self.templates = templates
+        self.templates, self.overlap = templates, overlap
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "sam": self.sam}
