@@ -58,7 +58,7 @@ class Region:
 def semantic(prediction: MaskPrediction | PixelPrediction, policy: Policy = Policy()) -> list[Tensor]:
     """Label maps, one an image: [H, W] int32 with `VOID` where nothing is named."""
     scored = semantic_scores(prediction)
-    return [_labelled(scores, policy) for scores in scored]
+    return [label_map(scores, policy) for scores in scored]
 
 
 def semantic_scores(prediction: MaskPrediction | PixelPrediction) -> Iterator[Tensor]:
@@ -83,7 +83,8 @@ def semantic_scores(prediction: MaskPrediction | PixelPrediction) -> Iterator[Te
         yield total / cover.clamp(min=1)
 
 
-def _labelled(scores: Tensor, policy: Policy) -> Tensor:
+def label_map(scores: Tensor, policy: Policy) -> Tensor:
+    """The best class of every pixel [H, W] int32 of probabilities [K, H, W], or `VOID`."""
     best, label = scores.max(0)
     label = label.to(torch.int32)
     label[(best <= 0) | (best < policy.threshold)] = VOID
@@ -152,7 +153,7 @@ def _panoptic_of_masks(
 
 def _panoptic_of_pixels(scores: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
     """Without masks every class is one region: pixels do not say where one thing ends and the next begins."""
-    labels = _labelled(scores, policy)
+    labels = label_map(scores, policy)
     numbers = torch.zeros_like(labels)
     regions = []
     for label in labels.unique().tolist():

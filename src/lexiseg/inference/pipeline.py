@@ -151,11 +151,11 @@ class Pipeline:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             prediction = self.segmenter(ImageBatch.of([image]), text)
         if task == "semantic":
-            label_map = postprocess.semantic(prediction, policy)[0]
             scores = next(iter(postprocess.semantic_scores(prediction)))
+            labels = postprocess.label_map(scores, policy)
             regions = [
-                Region(label_map == label, label, float(scores[label][label_map == label].mean()))
-                for label in label_map.unique().tolist()
+                Region(labels == label, label, float(scores[label][labels == label].mean()))
+                for label in labels.unique().tolist()
                 if label != postprocess.VOID
             ]
         elif task == "panoptic":
