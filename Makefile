@@ -55,7 +55,7 @@ train-tiny: $(READY)
 	$(BIN)/python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
 	$(BIN)/python -m lexiseg.training.pack sam-tiny runs/sam-tiny
 
-# The scores of the embedded weights: every figure of docs/tiny.md.
+# The scores of the embedded weights: as under Scores in docs/tiny.md, on more scenes.
 score: $(READY)
 	$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345
 

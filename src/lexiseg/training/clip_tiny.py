@@ -233,7 +233,10 @@ def evaluate(clip: ClipBackbone, bank: Tensor, sets: dict[str, list[Scene]]) -> 
 
 
 def learn_bpe(path: Path, vocabulary: int) -> None:
-    """Write the byte-pair merges of the world's names and prompts in CLIP's format (run once; the result is committed)."""
+    """Write the byte-pair merges of the world's names and prompts in CLIP's format (run once).
+
+    The file committed was learnt with the ImageNet prompts in the corpus too, so this gives similar merges, not the same.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # of the extra [train]
 
     tokenizer: Any = Tokenizer(models.BPE(end_of_word_suffix="</w>"))

@@ -3,8 +3,8 @@
     python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
     python -m lexiseg.training.pack sam-tiny runs/sam-tiny
 
-The card says what the weights were trained on, for how long, and how they learnt; `lexiseg.training.score` adds the
-scores with ``--card``.
+The card says what the weights were trained on, for how long, and how they learnt; `lexiseg.training.score` prints their
+scores.
 """
 
 from __future__ import annotations

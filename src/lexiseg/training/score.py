@@ -1,4 +1,4 @@
-"""Score the embedded models on scenes nobody trained on; every figure of their cards is printed by this command.
+"""Score the embedded models on scenes nobody trained on; the scores of docs/tiny.md are printed by this command.
 
     python -m lexiseg.training.score --scenes 200 --seed 12345
 
