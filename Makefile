@@ -20,13 +20,13 @@ help:
 setup: $(READY)
 
 # uv installs torch several times faster than pip; it comes from the lock like all else. It does not know the mirrors a machine
-# may have set for pip, so where it fails pip does the same.
+# may have set for pip, so where it fails pip does the same. Both compile what they install, which the first run need not do then.
 $(READY): requirements.lock pyproject.toml
 	@$(or $(PYTHON),python3) -c '$(VERSION_CHECK)' || { echo "lexiseg needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	awk '/^uv==/ { wanted = 1 } /^[^ ]/ && !/^uv==/ { wanted = 0 } wanted' requirements.lock > .venv/uv.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock || \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock || \
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@

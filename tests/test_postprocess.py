@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lexiseg import postprocess
 from lexiseg.errors import UsageError
-from lexiseg.postprocess import VOID, Policy, instances, panoptic, semantic, semantic_scores
+from lexiseg.postprocess import VOID, Policy, instances, panoptic, semantic, semantic_best, semantic_scores
 from lexiseg.structures import MaskPrediction, PixelPrediction, TextEmbeddings
 
 SIZE = (12, 16)
@@ -109,6 +110,21 @@ def test_semantic_scores_are_probabilities_and_follow_the_formula():
     plain = torch.einsum("qk,qhw->khw", prediction.classes[0, :, :6].exp(), masks) / masks.sum(0).clamp(min=1)
     assert_close(found, plain)
     assert found.sum(0).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("pixels", [1, 40, 10_000])
+@pytest.mark.parametrize("kind", ["masks", "pixels"])
+def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind):
+    monkeypatch.setattr(postprocess, "PIXELS", pixels)
+    if kind == "masks":
+        prediction = replace(random_prediction(), sizes=((23, 29),), extents=((25, 31),))
+    else:
+        logits = torch.randn(1, 5, 6, 8, generator=torch.Generator().manual_seed(1))
+        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),))
+    expected, names = next(iter(semantic_scores(prediction))).max(0)
+    score, label = next(semantic_best(prediction))
+    assert_close(score, expected)
+    assert (label == names).float().mean() > 0.99, "ties may fall either way"
 
 
 def test_instances_are_sorted_things_with_scores_from_the_mask():

@@ -18,6 +18,7 @@ from lexiseg.structures import MaskPrediction, PixelPrediction, Size, TextEmbedd
 
 VOID = -1  # the label of a pixel without a class
 ROWS = 64  # masks resized at once: what bounds the memory, not the number of queries
+PIXELS = 4096  # pixels whose classes are compared at once: what bounds the memory, not the number of classes
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class Region:
 
 def semantic(prediction: MaskPrediction | PixelPrediction, policy: Policy = Policy()) -> list[Tensor]:
     """Label maps, one an image: [H, W] int32 with `VOID` where nothing is named."""
-    scored = semantic_scores(prediction)
-    return [label_map(scores, policy) for scores in scored]
+    return [label_map(score, label, policy) for score, label in semantic_best(prediction)]
 
 
 def semantic_scores(prediction: MaskPrediction | PixelPrediction) -> Iterator[Tensor]:
@@ -83,14 +83,44 @@ def semantic_scores(prediction: MaskPrediction | PixelPrediction) -> Iterator[Te
         yield total / cover.clamp(min=1)
 
 
-def label_map(scores: Tensor, policy: Policy) -> Tensor:
-    """The best class of every pixel [H, W] int32 of probabilities [K, H, W], or `VOID`."""
-    best, label = scores.max(0)
-    label = label.to(torch.int32)
-    label[(best <= 0) | (best < policy.threshold)] = VOID
+def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each image the probability of every pixel's best class, and that class, [H, W] both.
+
+    The maximum of `semantic_scores` over the classes, band by band of the image: K × H × W numbers never exist.
+    """
+    for index, (height, width) in enumerate(prediction.sizes):
+        high = max(1, PIXELS // width)
+        best = [_best_of_band(prediction, index, top, min(top + high, height)) for top in range(0, height, high)]
+        score, label = (torch.cat(bands) for bands in zip(*best, strict=True))
+        yield score, label
+
+
+def _best_of_band(prediction: MaskPrediction | PixelPrediction, index: int, top: int, bottom: int) -> tuple[Tensor, Tensor]:
+    extent, (_, width) = prediction.extents[index], prediction.sizes[index]
+    if isinstance(prediction, PixelPrediction):
+        scores = _band(prediction.logits[index], extent, width, top, bottom).softmax(0)
+    else:
+        rows = _rows(prediction, index)
+        masks = _band(prediction.masks[index, rows], extent, width, top, bottom).sigmoid()
+        classes = prediction.per_class()[index, rows].exp()
+        scores = torch.einsum("qk,qhw->khw", classes, masks) / masks.sum(0).clamp(min=1)
+    score, label = scores.max(0)
+    return score, label
+
+
+def label_map(score: Tensor, label: Tensor, policy: Policy) -> Tensor:
+    """The class of every pixel [H, W] int32, or `VOID`, of the best classes [H, W] and their probabilities."""
+    named = label.to(torch.int32)
+    named[(score <= 0) | (score < policy.threshold)] = VOID
     for background in policy.background:
-        label[label == background] = VOID
-    return label
+        named[named == background] = VOID
+    return named
+
+
+def class_regions(score: Tensor, labels: Tensor) -> list[Region]:
+    """One region for each class of a label map [H, W]; its score is the mean over its pixels of ``score`` [H, W]."""
+    masks = [(label, labels == label) for label in labels.unique().tolist() if label != VOID]
+    return [Region(mask, label, float(score[mask].mean())) for label, mask in masks]
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------
@@ -105,7 +135,7 @@ def panoptic(
     mask is dropped; stuff of one class is one region.
     """
     if isinstance(prediction, PixelPrediction):
-        return [_panoptic_of_pixels(scores, policy) for scores in semantic_scores(prediction)]
+        return [_panoptic_of_pixels(score, label, policy) for score, label in semantic_best(prediction)]
     return [_panoptic_of_masks(prediction, index, text.things.tolist(), policy) for index in range(len(prediction.sizes))]
 
 
@@ -151,17 +181,12 @@ def _panoptic_of_masks(
     return numbers, regions
 
 
-def _panoptic_of_pixels(scores: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
+def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
     """Without masks every class is one region: pixels do not say where one thing ends and the next begins."""
-    labels = label_map(scores, policy)
-    numbers = torch.zeros_like(labels)
-    regions = []
-    for label in labels.unique().tolist():
-        if label == VOID:
-            continue
-        mask = labels == label
-        regions.append(Region(mask, label, float(scores[label][mask].mean())))
-        numbers[mask] = len(regions)
+    regions = class_regions(score, label_map(score, label, policy))
+    numbers = torch.zeros(label.shape, dtype=torch.int32, device=label.device)
+    for number, region in enumerate(regions, start=1):
+        numbers[region.mask] = number
     return numbers, regions
 
 
@@ -214,3 +239,16 @@ def _resized(maps: Tensor, extent: Size, size: Size) -> Tensor:
     if tuple(maps.shape[-2:]) != tuple(extent):
         maps = functional.interpolate(maps[None].float(), extent, mode="bilinear", align_corners=False)[0]
     return maps[:, : size[0], : size[1]]
+
+
+def _band(maps: Tensor, extent: Size, width: int, top: int, bottom: int) -> Tensor:
+    """The pixel rows ``top`` to ``bottom`` of what `_resized` gives, [N, bottom - top, width]."""
+    if len(maps) == 0:
+        return maps.new_zeros((0, bottom - top, width))
+    grid = maps.shape[-2]
+    y = ((torch.arange(top, bottom, device=maps.device) + 0.5) * grid / extent[0] - 0.5).clamp(min=0)
+    above = y.long().clamp(max=grid - 1)
+    share = (y - above)[:, None]
+    rows = torch.lerp(maps[:, above].float(), maps[:, (above + 1).clamp(max=grid - 1)].float(), share)
+    wide = functional.interpolate(rows[None], (bottom - top, extent[1]), mode="bilinear", align_corners=False)[0]
+    return wide[..., :width]

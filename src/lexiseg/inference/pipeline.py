@@ -151,13 +151,8 @@ class Pipeline:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             prediction = self.segmenter(ImageBatch.of([image]), text)
         if task == "semantic":
-            scores = next(iter(postprocess.semantic_scores(prediction)))
-            labels = postprocess.label_map(scores, policy)
-            regions = [
-                Region(labels == label, label, float(scores[label][labels == label].mean()))
-                for label in labels.unique().tolist()
-                if label != postprocess.VOID
-            ]
+            score, label = next(postprocess.semantic_best(prediction))
+            regions = postprocess.class_regions(score, postprocess.label_map(score, label, policy))
         elif task == "panoptic":
             regions = postprocess.panoptic(prediction, text, policy)[0][1]
         else:

@@ -35,6 +35,7 @@ def tiny(clip: str, side: int, weights: Mapping[str, str]) -> SamClip:
         longest=2 * side,
         points=16,
         options=TINY_OPTIONS,
+        templates="single",  # names as many regions rightly as the 14 sentences of ViLD, and is embedded 14 times sooner
         overlap=TINY_OVERLAP,
     )
 
