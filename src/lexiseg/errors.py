@@ -4,6 +4,7 @@
     ├── UsageError               the call is wrong: unknown name, bad option, empty vocabulary     (exit 2; a ValueError)
     └── RunError                 the call is right, the world is not                               (exit 1)
         ├── ImageError           a picture that cannot be read or is not fit to segment
+        ├── DataError            a data set that lacks a file or holds what it must not
         ├── WeightsError         weights missing, damaged, or not those of the model
         └── OutputError          a result that cannot be written
 
@@ -29,6 +30,10 @@ class RunError(LexisegError):
 
 class ImageError(RunError):
     """A picture that cannot be read or is not fit to segment."""
+
+
+class DataError(RunError):
+    """A data set, or a file of predictions, that lacks something or holds what it must not."""
 
 
 class WeightsError(RunError):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -167,3 +169,68 @@ class Segment:
     score: float
     area: int
     box: tuple[int, int, int, int]
+
+
+# --- truth, and results to be measured against it ---------------------------------------------------------------------
+
+IGNORED = -1  # in a semantic truth [H, W] int32: nobody says what this pixel is, so it is not measured
+
+
+@dataclass(frozen=True)
+class PanopticSegment:
+    """What a number of a panoptic map means; ``crowd`` marks a group of things nobody counted."""
+
+    id: int
+    label: int
+    crowd: bool = False
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """A panoptic truth or result.
+
+    Attributes:
+        ids: [H, W] int32, the segment of each pixel; 0 is void.
+        segments: one a number in ``ids``.
+    """
+
+    ids: NDArray[np.int32]
+    segments: tuple[PanopticSegment, ...]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One thing of a truth or a result.
+
+    Attributes:
+        label: its class.
+        counts: its mask as COCO's runs, see `lexiseg.ops.rle`.
+        area: as its data set states it (COCO's is that of the polygon); of results, pixels.
+        box: (left, top, width, height) in pixels.
+        crowd: a group nobody counted; results may lie in it without being wrong.
+        score: of results, the confidence.
+    """
+
+    label: int
+    counts: NDArray[np.int64]
+    area: float
+    box: tuple[float, float, float, float]
+    crowd: bool = False
+    score: float = 1.0
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The things of one image.
+
+    Attributes:
+        size: (height, width) in pixels.
+        things: the instances.
+        checked: the labels somebody looked for; results of others are not measured. None: all (LVIS is federated).
+        partly: the labels of which only some instances are marked, so that further results are not wrong (LVIS).
+    """
+
+    size: Size
+    things: tuple[Instance, ...]
+    checked: frozenset[int] | None = None
+    partly: frozenset[int] = frozenset()

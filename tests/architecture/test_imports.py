@@ -32,6 +32,7 @@ BELOW_DRIVERS = BELOW_METHODS | METHODS | ASIDE
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     **{room: FOUNDATION | {room} for room in ASIDE},
+    "data": FOUNDATION | {"data", "text"},  # a data set has a vocabulary
     **dict.fromkeys(RESULT, FOUNDATION | RESULT | {"exports", "visualise"}),
     **dict.fromkeys(ENCODERS, FOUNDATION | ENCODERS),
     **dict.fromkeys(HEADS, BELOW_HEADS | HEADS),

@@ -2,11 +2,14 @@
 
     python -m lexiseg.training.clip_tiny images resnet --run runs/clip-tiny-resnet
     python -m lexiseg.training.clip_tiny names  resnet --run runs/clip-tiny-resnet
+    python -m lexiseg.training.clip_tiny images vit --names-of clip-tiny-resnet --run runs/clip-tiny-vit
 
 First the image tower: every region of a scene (pooled under its true mask) and every box cut out of a scene (encoded
 whole) is drawn to a free vector of its class and away from all others. Then, with the image tower locked, the text tower
 learns to hit those vectors with any name of the class in any prompt, synonyms as captions of their own (locked-image
 tuning, LiT). Pairs of regions and names are RegionCLIP's; contrast with the full bank of names is UniCL's.
+
+One text tower serves all image towers: a further one learns to hit the names of the first CLIP, which stay as they are.
 
 Why not both towers at once: as long as the image tower cannot tell things apart, the gradient pulls their names together
 (to a mean cosine of 0.7 in 600 steps), and neither tower recovers in the time there is. `docs/tiny.md` has the figures.
@@ -28,14 +31,19 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.ops import roi_align
 
-from lexiseg.backbones.clip import ClipBackbone, build_clip
+from lexiseg.backbones.clip import ClipBackbone, build_clip, load_clip
+from lexiseg.backbones.clip_base import region_weights
+from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.text.embed import embed_vocabulary
+from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colour_augmented, learning_rate, parameter_groups
 from lexiseg.world import Scene, scenes, world_classes
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SIZE, CROP, SIDE = 192, 96, 256  # pixels of a training scene, of a box cut out of it, and of the picture when in use
-BATCH, FRESH, CROPS = 16, 8, 40  # scenes a step, how many of them new, boxes a step
-PEAK, LOG_EVERY = 2e-3, 100
+BATCH, FRESH, LOG_EVERY = 16, 6, 100  # scenes a step, how many of them new; steps
+PEAK = {"resnet": 2e-3, "vit": 1e-3, "convnext": 2e-3}  # learning rate
+CROPS = {"resnet": 40, "vit": 64, "convnext": 40}  # boxes cut out of the scenes of a step
 MIN_PIXELS = 90  # of a visible region at SIZE; what is smaller has no name one could see
 PROMPTS = tuple(
     """{};{};{};a photo of a {}.;a {};a photo of the {}.;there is a {} in the scene.;a picture of a {};a photo of a small {}.;
@@ -47,7 +55,8 @@ PROMPTS = tuple(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("images", "names"))
-    parser.add_argument("tower", choices=("resnet",))
+    parser.add_argument("tower", choices=("resnet", "vit", "convnext"))
+    parser.add_argument("--names-of", help="images: take over the text tower of this embedded CLIP in place of free vectors")
     parser.add_argument("--steps", type=int, help="default: 8000 for images, 1500 for names")
     parser.add_argument(
         "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"
@@ -55,20 +64,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.stage == "images":
-        train_images(arguments.tower, arguments.run, steps=arguments.steps or 8000, seed=arguments.seed)
+        train_images(
+            arguments.tower, arguments.run, steps=arguments.steps or 8000, seed=arguments.seed, names_of=arguments.names_of
+        )
     else:
         train_names(arguments.tower, arguments.run, steps=arguments.steps or 1500, seed=arguments.seed)
 
 
-def train_images(tower: str, folder: Path, *, steps: int, seed: int) -> None:
-    """Teach the image tower to tell all classes apart; resumes the run in ``folder``."""
+def train_images(tower: str, folder: Path, *, steps: int, seed: int, names_of: str | None = None) -> None:
+    """Teach the image tower to tell all classes apart; resumes the run in ``folder``.
+
+    With ``names_of`` the class vectors are the names as the text tower of that CLIP embeds them, and ``model.pt`` in the run has both towers at the end.
+    """
     torch.manual_seed(seed)
     clip = build_clip(ASSETS / f"clip-tiny-{tower}")
     visual = clip.clip_model.visual.to(memory_format=torch.channels_last)
-    classes = nn.Parameter(0.05 * torch.randn(len(world_classes()), clip.width))
+    if names_of is None:
+        classes = nn.Parameter(0.05 * torch.randn(len(world_classes()), clip.width))
+    else:
+        text = embed_vocabulary(load_clip(ASSETS / names_of), Vocabulary.builtin("emoji"), "single")
+        first = torch.searchsorted(text.owner, torch.arange(len(text)))  # of a class's names; the rest are synonyms
+        classes = nn.Parameter(text.vectors[first], requires_grad=False)
     scale = nn.Parameter(torch.tensor(2.6))
     groups = [*parameter_groups([(visual, 1.0)], 0.05), {"params": [classes, scale], "weight_decay": 0.0, "rate": 1.0}]
-    optimiser = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(groups, lr=PEAK[tower], betas=(0.9, 0.98))
     run, first = Run(folder), 0
     if (state := run.load()) is not None:
         visual.load_state_dict(state["visual"])
@@ -85,11 +104,11 @@ def train_images(tower: str, folder: Path, *, steps: int, seed: int) -> None:
     for step in range(first, steps):
         visual.train()
         for group in optimiser.param_groups:
-            group["lr"] = group["rate"] * learning_rate(step, steps, PEAK)
+            group["lr"] = group["rate"] * learning_rate(step, steps, PEAK[tower])
         batch = replay.draw(BATCH, fresh=FRESH)
-        with torch.autocast("cpu", torch.bfloat16):
-            regions, region_labels = region_embeddings(clip, batch, generator)
-            crops, crop_labels = crop_embeddings(clip, batch, generator, margin=chooser.uniform(1.0, 1.35))
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # flash attention is slower on few tokens
+            regions, region_labels = region_embeddings(clip, batch, generator, cells=isinstance(clip, ClipViT))
+            crops, crop_labels = crop_embeddings(clip, batch, generator, margin=chooser.uniform(1.0, 1.35), most=CROPS[tower])
         bank = scale.exp().clamp(max=60) * functional.normalize(classes, dim=-1).T
         region_logits, crop_logits = regions @ bank, crops @ bank
         loss = functional.cross_entropy(region_logits, region_labels) + 0.5 * functional.cross_entropy(crop_logits, crop_labels)
@@ -103,17 +122,27 @@ def train_images(tower: str, folder: Path, *, steps: int, seed: int) -> None:
         mean["region"] += (region_logits.argmax(-1) == region_labels).float().mean().item() / LOG_EVERY
         mean["crop"] += (crop_logits.argmax(-1) == crop_labels).float().mean().item() / LOG_EVERY
         if (step + 1) % LOG_EVERY == 0:
-            run.log(step=step + 1, **mean, lr=learning_rate(step, steps, PEAK))
+            run.log(step=step + 1, **mean, lr=learning_rate(step, steps, PEAK[tower]))
             mean = dict.fromkeys(mean, 0.0)
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
             state = {"visual": visual.state_dict(), "classes": classes.data, "scale": scale.data}
             run.save({**state, "optimiser": optimiser.state_dict(), "step": step + 1})
         if (step + 1) % 1000 == 0 or step + 1 == steps:
             run.log(step=step + 1, **evaluate(clip, functional.normalize(classes.data, dim=-1), held_out))
+    if names_of is not None:
+        clip.clip_model.load_state_dict(
+            {
+                name: value
+                for name, value in load_clip(ASSETS / names_of).clip_model.state_dict().items()
+                if "visual." not in name
+            },
+            strict=False,
+        )
+        _keep(clip, scale, folder)
 
 
 def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
-    """Teach the text tower to hit the class vectors of the locked image tower; writes ``names.pt`` into the run."""
+    """Teach the text tower to hit the class vectors of the locked image tower; writes ``model.pt`` into the run."""
     torch.manual_seed(seed)
     chooser, run = random.Random(seed), Run(folder)
     state = run.load()
@@ -122,14 +151,13 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
     clip = build_clip(ASSETS / f"clip-tiny-{tower}")
     target = functional.normalize(state["classes"], dim=-1)
     clip.clip_model.visual.load_state_dict(state["visual"])
-    clip.clip_model.logit_scale.data = state["scale"].clamp(max=float(np.log(60)))
     words = [
         parameter for name, parameter in clip.clip_model.named_parameters() if not name.startswith(("visual.", "logit_scale"))
     ]
-    optimiser = torch.optim.AdamW(words, lr=PEAK, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(words, lr=PEAK[tower], betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, PEAK)
+            group["lr"] = learning_rate(step, steps, PEAK[tower])
         tokens = clip.tokenize([chooser.choice(PROMPTS).format(_caption(chooser, row.names)) for row in world_classes()])
         with sdpa_kernel(SDPBackend.MATH):  # flash attention is four times slower on short texts
             vectors = clip.encode_text(tokens)
@@ -143,6 +171,12 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
         optimiser.step()
         if (step + 1) % LOG_EVERY == 0:
             run.log(name_step=step + 1, loss=loss.item(), cosine=(vectors * target).sum(-1).mean().item())
+    _keep(clip, state["scale"], folder)
+
+
+def _keep(clip: ClipBackbone, scale: Tensor, folder: Path) -> None:
+    """Write both towers, ``model.pt`` in the run."""
+    clip.clip_model.logit_scale.data = scale.detach().clamp(max=float(np.log(60)))
     torch.save(clip.clip_model.state_dict(), folder / "model.pt")
 
 
@@ -152,11 +186,17 @@ def _caption(chooser: random.Random, names: tuple[str, ...]) -> str:
 
 
 def region_embeddings(
-    clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None, *, side: int | None = None
+    clip: ClipBackbone,
+    batch: list[Scene],
+    generator: torch.Generator | None,
+    *,
+    side: int | None = None,
+    cells: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Unit embeddings [R, D] of all visible regions, pooled under their true masks, and their labels [R].
 
-    With a generator the colours are random; with ``side`` the pictures are enlarged to it, as in use.
+    With a generator the colours are random; with ``side`` the pictures are enlarged to it, as in use. With ``cells`` follow,
+    for each region once more, the means of its cells' own embeddings: a ViT makes the two in different ways.
     """
     images = as_images(batch)
     if side is not None:
@@ -169,9 +209,14 @@ def region_embeddings(
     for index, rows in enumerate(kept):
         ids[index, : len(rows)] = torch.tensor([number for number, _ in rows])
     masks = (coarse[:, None] == ids[:, :, None, None]).float()
-    vectors = clip.embed_regions(clip.features(images.contiguous(memory_format=torch.channels_last)), masks)
+    features = clip.features(images.contiguous(memory_format=torch.channels_last))
+    vectors = clip.embed_regions(features, masks)[ids >= 0].float()
     labels = torch.tensor([label for rows in kept for _, label in rows])
-    return functional.normalize(vectors[ids >= 0].float(), dim=-1), labels
+    if cells:
+        dense = functional.normalize(clip.project(features).float(), dim=1)
+        means = torch.einsum("bdhw,bqhw->bqd", dense, region_weights(masks, features.grid))[ids >= 0]
+        vectors, labels = torch.cat([vectors, means]), labels.repeat(2)
+    return functional.normalize(vectors, dim=-1), labels
 
 
 def _visible(scene: Scene) -> list[tuple[int, int]]:
@@ -182,15 +227,15 @@ def _visible(scene: Scene) -> list[tuple[int, int]]:
 
 
 def crop_embeddings(
-    clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None, *, margin: float
+    clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None, *, margin: float, most: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Unit embeddings [N, D] of boxes cut around things, encoded whole, and their labels [N].
 
-    In training (with a generator) `CROPS` of them, with random colours; otherwise all.
+    In training (with a generator) any ``most`` of them, with random colours; otherwise all.
     """
     found = [(index, *box, label) for index, scene in enumerate(batch) for box, label in thing_boxes(scene, margin=margin)]
     if generator is not None:
-        found = [found[row] for row in torch.randperm(len(found), generator=generator)[:CROPS].tolist()]
+        found = [found[row] for row in torch.randperm(len(found), generator=generator)[:most].tolist()]
     crops = roi_align(as_images(batch), torch.tensor([row[:5] for row in found]), CROP, sampling_ratio=2).clamp(0, 1)
     if generator is not None:
         crops = colour_augmented(crops, generator)
