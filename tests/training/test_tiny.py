@@ -14,7 +14,7 @@ from lexiseg.inference.pipeline import load
 from lexiseg.methods.base import ASSETS
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import region_embeddings, thing_boxes
-from lexiseg.training.sam_tiny import likeness, mask_loss, one_click, tiny_sam
+from lexiseg.training.sam_tiny import encode, likeness, mask_loss, one_click, tiny_sam
 from lexiseg.training.score import count, ious, top1
 from lexiseg.training.tiny import Run, as_images, colour_augmented, learning_rate, parameter_groups
 from lexiseg.world import scenes
@@ -107,7 +107,7 @@ def test_what_is_shipped_was_trained():
         vectors, labels = region_embeddings(clip, [scene], None)
         right.append(top1(vectors, text) == labels)
         segment = scene.segments[-1]
-        clicks.append(one_click(sam.model, scene, scene.panoptic == segment.id, rng))
+        clicks.append(one_click(sam.model, encode(sam.model, as_images([scene])), scene.panoptic == segment.id, rng))
     assert torch.cat(right).float().mean() > 0.5
     assert np.mean(clicks) > 0.2
 

@@ -74,7 +74,8 @@ def main() -> None:
 def train_images(tower: str, folder: Path, *, steps: int, seed: int, names_of: str | None = None) -> None:
     """Teach the image tower to tell all classes apart; resumes the run in ``folder``.
 
-    With ``names_of`` the class vectors are the names as the text tower of that CLIP embeds them, and ``model.pt`` in the run has both towers at the end.
+    With ``names_of`` the class vectors are the names as the text tower of that CLIP embeds them; at the end ``model.pt`` in
+    the run has both towers.
     """
     torch.manual_seed(seed)
     clip = build_clip(ASSETS / f"clip-tiny-{tower}")

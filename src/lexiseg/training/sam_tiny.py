@@ -36,8 +36,9 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--cooldown", type=float, default=0.5, help="share of the steps in which the learning rate falls")
     arguments = parser.parse_args()
-    train(arguments.run, steps=arguments.steps, seed=arguments.seed, peak=arguments.lr)
+    train(arguments.run, steps=arguments.steps, seed=arguments.seed, peak=arguments.lr, cooldown=arguments.cooldown)
 
 
 def tiny_sam() -> Any:
@@ -96,7 +97,7 @@ def _let_colours_through(model: Any) -> None:
             decoder.upscale_conv2.weight[(row * 2 + column) * 6 + 2 * colour + sign, 2 * colour + sign, row, column] = 1.0
 
 
-def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
+def train(folder: Path, *, steps: int, seed: int, peak: float, cooldown: float) -> None:
     torch.manual_seed(seed)
     model = tiny_sam()
     optimiser = torch.optim.AdamW(parameter_groups([(model, 1.0)], 0.05), lr=peak, betas=(0.9, 0.98))
@@ -111,7 +112,7 @@ def train(folder: Path, *, steps: int, seed: int, peak: float) -> None:
     for step in range(first, steps):
         model.train()
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
+            group["lr"] = learning_rate(step, steps, peak, cooldown=cooldown)
         batch = replay.draw(BATCH, fresh=FRESH)
         prompts = [_prompted(scene, rng) for scene in batch]
         points, labels, masks = (torch.from_numpy(np.stack(column)) for column in zip(*prompts, strict=True))
@@ -240,22 +241,23 @@ def evaluate(model: Any, sets: dict[str, list[Scene]]) -> dict[str, float]:
         overlaps: dict[bool, list[float]] = {True: [], False: []}
         rng = np.random.default_rng(5)
         for scene in batch:
+            embeddings = encode(model, as_images([scene]))
             for segment in scene.segments:
                 mask = scene.panoptic == segment.id
                 if mask.sum() < MIN_PIXELS:
                     continue
-                overlaps[segment.style is not None].append(one_click(model, scene, mask, rng))
+                overlaps[segment.style is not None].append(one_click(model, embeddings, mask, rng))
         rows |= {f"{name}_things": float(np.mean(overlaps[True])), f"{name}_stuff": float(np.mean(overlaps[False]))}
     return rows
 
 
 @torch.no_grad()
-def one_click(model: Any, scene: Scene, mask: np.ndarray, rng: np.random.Generator) -> float:
-    """IoU of the mask the model itself thinks best after one click at a random pixel of ``mask``."""
+def one_click(model: Any, embeddings: Tensor, mask: np.ndarray, rng: np.random.Generator) -> float:
+    """IoU with ``mask`` [H, W] of the mask the model itself thinks best after one click at a random pixel of it."""
     spots = np.argwhere(mask)
     y, x = spots[rng.integers(len(spots))]
     points = torch.tensor([[[[x + 0.5, y + 0.5]]]], dtype=torch.float32)
-    logits, quality = decode(model, encode(model, as_images([scene])), points, torch.tensor([[[POSITIVE]]]))
+    logits, quality = decode(model, embeddings, points, torch.tensor([[[POSITIVE]]]))
     best = logits[0, 0, quality[0, 0].argmax()]
     found = functional.interpolate(best[None, None], mask.shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
     return float((found & mask).sum() / (found | mask).sum())

@@ -24,7 +24,8 @@ from lexiseg.postprocess import VOID
 from lexiseg.structures import TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import crop_embeddings, region_embeddings
-from lexiseg.training.sam_tiny import MIN_PIXELS, one_click
+from lexiseg.training.sam_tiny import MIN_PIXELS, encode, one_click
+from lexiseg.training.tiny import as_images
 from lexiseg.world import Scene, scenes, world_classes
 
 SETS = {"trained styles": "val", "new style": "style"}
@@ -64,10 +65,12 @@ def score(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
         truths.append(truth)
         vectors, labels = crop_embeddings(pipeline.segmenter.clip, [scene], None, margin=1.15)
         crops.append(top1(vectors, text) == labels)
+        sam = pipeline.segmenter.parts()["sam"].model
+        embeddings = encode(sam, as_images([scene]))
         for segment in scene.segments:
             mask = scene.panoptic == segment.id
             if segment.style and mask.sum() >= MIN_PIXELS:
-                clicks.append(one_click(pipeline.segmenter.parts()["sam"].model, scene, mask, rng))
+                clicks.append(one_click(sam, embeddings, mask, rng))
     right, is_thing = torch.cat(hits).float(), thing[torch.cat(truths)]
     yield "CLIP, boxes of things, top-1", torch.cat(crops).float().mean().item()
     yield "CLIP, true masks, top-1", right.mean().item()
