@@ -69,7 +69,7 @@ def semantic_scores(prediction: MaskPrediction | PixelPrediction) -> Iterator[Te
     """
     if isinstance(prediction, PixelPrediction):
         for index, size in enumerate(prediction.sizes):
-            yield _resized(prediction.logits[index], prediction.extents[index], size).softmax(0)
+            yield resized(prediction.logits[index], prediction.extents[index], size).softmax(0)
         return
     for index, size in enumerate(prediction.sizes):
         rows = _rows(prediction, index)
@@ -77,7 +77,7 @@ def semantic_scores(prediction: MaskPrediction | PixelPrediction) -> Iterator[Te
         total = classes.new_zeros((classes.shape[1], *size))
         cover = classes.new_zeros(size)
         for chunk in rows.new_tensor(range(len(rows))).split(ROWS):
-            masks = _resized(prediction.masks[index, rows[chunk]], prediction.extents[index], size).sigmoid()
+            masks = resized(prediction.masks[index, rows[chunk]], prediction.extents[index], size).sigmoid()
             total += torch.einsum("qk,qhw->khw", classes[chunk], masks)
             cover += masks.sum(0)
         yield total / cover.clamp(min=1)
@@ -152,7 +152,7 @@ def _panoptic_of_masks(
     areas = []
     for start in range(0, len(rows), ROWS):
         chunk = rows[start : start + ROWS]
-        masks = _resized(prediction.masks[index, chunk], extent, size).sigmoid()
+        masks = resized(prediction.masks[index, chunk], extent, size).sigmoid()
         areas.append((masks >= 0.5).sum((1, 2)))
         claim, row = (score[chunk, None, None] * masks).max(0)
         inside = masks.gather(0, row[None])[0] >= 0.5
@@ -215,7 +215,7 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     row, label = rows[flat // len(labels)], labels[flat % len(labels)]
     found = []
     for start in range(0, len(row), ROWS):
-        masks = _resized(prediction.masks[index, row[start : start + ROWS]], prediction.extents[index], prediction.sizes[index])
+        masks = resized(prediction.masks[index, row[start : start + ROWS]], prediction.extents[index], prediction.sizes[index])
         inside = masks > 0
         certainty = (masks.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
         found += [Region(inside[n], int(label[start + n]), float(score[start + n] * certainty[n])) for n in range(len(masks))]
@@ -232,7 +232,7 @@ def _rows(prediction: MaskPrediction, index: int) -> Tensor:
     return queries if prediction.valid is None else queries[prediction.valid[index]]
 
 
-def _resized(maps: Tensor, extent: Size, size: Size) -> Tensor:
+def resized(maps: Tensor, extent: Size, size: Size) -> Tensor:
     """Maps [N, h, w] that cover ``extent`` pixels, at pixel resolution and cut to the image, [N, H, W]."""
     if len(maps) == 0:
         return maps.new_zeros((0, *size))
@@ -242,7 +242,7 @@ def _resized(maps: Tensor, extent: Size, size: Size) -> Tensor:
 
 
 def _band(maps: Tensor, extent: Size, width: int, top: int, bottom: int) -> Tensor:
-    """The pixel rows ``top`` to ``bottom`` of what `_resized` gives, [N, bottom - top, width]."""
+    """The pixel rows ``top`` to ``bottom`` of what `resized` gives, [N, bottom - top, width]."""
     if len(maps) == 0:
         return maps.new_zeros((0, bottom - top, width))
     grid = maps.shape[-2]

@@ -21,7 +21,7 @@ from lexiseg.methods.base import Segmenter
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import ImageBatch, Segment, TextEmbeddings
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings
 from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -133,7 +133,8 @@ class Pipeline:
         policy = Policy(threshold=threshold, overlap=self.segmenter.overlap, background=hidden)
         pixels = as_pixels(picture)
         text = self.embed(vocabulary, progress=progress)
-        result = self._finish(pixels, vocabulary, text, task, policy)
+        regions = regions_of(self.predict(pixels, text), text, task, policy)
+        result = as_segmentation(task, pixels, vocabulary, regions)
         return replace(result, source=str(picture)) if isinstance(picture, str | Path) else result
 
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
@@ -146,18 +147,22 @@ class Pipeline:
         return self._text[1]
 
     @torch.no_grad()
-    def _finish(self, pixels: Pixels, vocabulary: Vocabulary, text: TextEmbeddings, task: str, policy: Policy) -> Segmentation:
+    def predict(self, pixels: Pixels, text: TextEmbeddings) -> MaskPrediction | PixelPrediction:
+        """What the method says of one picture [H, W, 3] uint8, before any post-processing."""
         image = torch.from_numpy(pixels).permute(2, 0, 1).to(self.device).float() / 255
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            prediction = self.segmenter(ImageBatch.of([image]), text)
-        if task == "semantic":
-            score, label = next(postprocess.semantic_best(prediction))
-            regions = postprocess.class_regions(score, postprocess.label_map(score, label, policy))
-        elif task == "panoptic":
-            regions = postprocess.panoptic(prediction, text, policy)[0][1]
-        else:
-            regions = postprocess.instances(prediction, text, policy)[0]
-        return as_segmentation(task, pixels, vocabulary, regions)
+            return self.segmenter(ImageBatch.of([image]), text)
+
+
+@torch.no_grad()
+def regions_of(prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, task: str, policy: Policy) -> list[Region]:
+    """The regions of the only image of a prediction; for "semantic" one a class."""
+    if task == "semantic":
+        score, label = next(postprocess.semantic_best(prediction))
+        return postprocess.class_regions(score, postprocess.label_map(score, label, policy))
+    if task == "panoptic":
+        return postprocess.panoptic(prediction, text, policy)[0][1]
+    return postprocess.instances(prediction, text, policy)[0]
 
 
 def as_segmentation(task: str, pixels: Pixels, vocabulary: Vocabulary, regions: Sequence[Region]) -> Segmentation:
