@@ -10,17 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Sam2Config, Sam2Model, SamConfig, SamHQConfig, SamHQModel, SamModel
 
-from lexiseg.backbones.sam import (
-    DECODER_NORM_EPS,
-    Sam2Backbone,
-    SamBackbone,
-    SamFamily,
-    SamHqBackbone,
-    build_sam,
-    from_official_state,
-    load_sam,
-    sam_vit,
-)
+from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
+from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, from_official_state, load_sam, sam_vit
 from lexiseg.backbones.sam_weights import from_official, to_official
 from lexiseg.errors import UsageError, WeightsError
 

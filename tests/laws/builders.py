@@ -9,7 +9,7 @@ from transformers import SamConfig
 
 from lexiseg.backbones.clip import ClipBackbone, assemble_clip
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
-from lexiseg.backbones.sam import build_sam
+from lexiseg.backbones.sam_loading import build_sam
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.structures import ImageBatch, TextEmbeddings

@@ -40,6 +40,18 @@ def image_record(image_id: int, file_name: str, size: Size) -> Record:
     return {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
 
 
+def segment_record(segment: Segment, category_ids: Sequence[int] | None = None) -> Record:
+    """What COCO's instances and panoptic segments both say of a region; COCO's own files have no ``score``."""
+    return {
+        "id": segment.id,
+        "category_id": category_id(segment.label, category_ids),
+        "area": segment.area,
+        "bbox": list(segment.box),
+        "iscrowd": 0,
+        "score": segment.score,
+    }
+
+
 def instance_annotations(
     masks: NDArray[np.bool_], segments: Sequence[Segment], image_id: int, category_ids: Sequence[int] | None = None
 ) -> list[Record]:
@@ -58,14 +70,9 @@ def instance_annotations(
         raise UsageError(f"{len(masks)} masks for {len(segments)} segments: give one mask a segment")
     return [
         {
-            "id": segment.id,
+            **segment_record(segment, category_ids),
             "image_id": image_id,
-            "category_id": category_id(segment.label, category_ids),
             "segmentation": {"size": list(masks.shape[1:]), "counts": compress(counts)},
-            "area": segment.area,
-            "bbox": list(segment.box),
-            "iscrowd": 0,
-            "score": segment.score,
         }
         for counts, segment in zip(encode_masks(torch.from_numpy(masks)), segments, strict=True)
     ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lexiseg.errors import UsageError
-from lexiseg.exports.coco import Record, category_id
+from lexiseg.exports.coco import Record, segment_record
 from lexiseg.ops.files import write_json, write_png
 from lexiseg.structures import Segment
 
@@ -53,19 +53,8 @@ def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:
 
 
 def segments_info(segments: Sequence[Segment], category_ids: Sequence[int] | None = None) -> list[Record]:
-    """What the ids of one image mean; the scores, which COCO does not ask for, are kept as ``score``."""
-    return [
-        {
-            "id": segment.id,
-            "category_id": category_id(segment.label, category_ids),
-            "area": segment.area,
-            "bbox": list(segment.box),
-            "iscrowd": 0,
-            "isthing": int(segment.thing),
-            "score": segment.score,
-        }
-        for segment in segments
-    ]
+    """What the ids of one image mean."""
+    return [{**segment_record(segment, category_ids), "isthing": int(segment.thing)} for segment in segments]
 
 
 def panoptic_annotation(

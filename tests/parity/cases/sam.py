@@ -19,7 +19,8 @@ from lexiseg.backbones.mask_generator import (
     remove_regions,
     suppress,
 )
-from lexiseg.backbones.sam import DECODER_NORM_EPS, SamFamily, from_official_state, sam_vit
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, from_official_state, sam_vit
 from lexiseg.backbones.sam_weights import check_keys, from_official, names_from_official, names_to_official
 from lexiseg.ops.masks import GridGeometry, box_nms, boxes_of_masks, near_crop_edge, remove_small_regions, stability_score
 from lexiseg.ops.points import unit_grid

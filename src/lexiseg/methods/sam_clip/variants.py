@@ -7,7 +7,7 @@ from functools import partial
 
 from lexiseg.backbones.clip import build_clip, load_clip
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
-from lexiseg.backbones.sam import Architecture, load_sam, sam_vit
+from lexiseg.backbones.sam_loading import Architecture, load_sam, sam_vit
 from lexiseg.methods.base import ASSETS, Model, Source
 from lexiseg.methods.sam_clip.model import SamClip
 

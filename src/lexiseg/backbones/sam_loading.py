@@ -1,0 +1,222 @@
+"""Building SAM, HQ-SAM and SAM 2, and filling them with published weights: official files, transformers' folders, the hub."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
+from lexiseg.backbones.sam_weights import TIED, check_keys, from_official
+from lexiseg.errors import UsageError, WeightsError
+
+if TYPE_CHECKING:
+    from transformers import SamConfig, SamHQConfig
+
+DECODER_NORM_EPS = 1e-5  # of the official two-way transformer; transformers' default, 1e-6, moves logits by 2e-4
+
+# width, layers, heads, layers with global attention
+_VISION = {
+    "b": (768, 12, 12, (2, 5, 8, 11)),
+    "l": (1024, 24, 16, (5, 11, 17, 23)),
+    "h": (1280, 32, 16, (7, 15, 23, 31)),
+}
+Architecture = Literal["b", "l", "h"]
+
+
+def sam_config(architecture: Architecture) -> SamConfig:
+    """transformers' configuration of SAM ViT-B, -L or -H, with the official LayerNorm in the decoder."""
+    from transformers import SamConfig
+
+    return SamConfig(vision_config=_vision_options(architecture), mask_decoder_config={"layer_norm_eps": DECODER_NORM_EPS})
+
+
+def sam_hq_config(architecture: Architecture) -> SamHQConfig:
+    """transformers' configuration of HQ-SAM ViT-B, -L or -H, with the official LayerNorm in the decoder."""
+    from transformers import SamHQConfig
+
+    width = _VISION[architecture][0]
+    return SamHQConfig(
+        vision_config=_vision_options(architecture),
+        mask_decoder_config={"layer_norm_eps": DECODER_NORM_EPS, "vit_dim": width},
+    )
+
+
+def _vision_options(architecture: Architecture) -> dict[str, Any]:
+    width, layers, heads, global_layers = _VISION[architecture]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "global_attn_indexes": list(global_layers),
+    }
+
+
+def build_sam(config: SamConfig | SamHQConfig | Any) -> SamFamily:
+    """The adapter for a transformers configuration of SAM, HQ-SAM or SAM 2; random weights, evaluation mode.
+
+    Works under ``torch.device("meta")``.
+
+    Raises:
+        WeightsError: the configuration is of another model.
+    """
+    import transformers
+
+    match config.model_type:
+        case "sam":
+            return SamBackbone(transformers.SamModel(config)).eval()
+        case "sam_hq":
+            return SamHqBackbone(transformers.SamHQModel(config)).eval()
+        case "sam2":
+            return Sam2Backbone(transformers.Sam2Model(config)).eval()
+        case other:
+            raise WeightsError(f"the configuration is of a '{other}' model; only sam, sam_hq and sam2 can prompt masks")
+
+
+def sam_vit(architecture: Architecture) -> SamBackbone:
+    """SAM ViT-B, -L or -H with random weights; parameters can be counted under ``torch.device("meta")``.
+
+    Raises:
+        UsageError: there is no such size.
+    """
+    if architecture not in _VISION:
+        raise UsageError(f"unknown SAM size '{architecture}'; there are {', '.join(_VISION)}")
+    from transformers import SamModel
+
+    return SamBackbone(SamModel(sam_config(architecture))).eval()
+
+
+def load_sam(source: str | Path) -> SamFamily:
+    """SAM, HQ-SAM or SAM 2 with its weights, float32, evaluation mode, on the CPU.
+
+    Args:
+        source: a file as published (``sam_vit_b_01ec64.pth``, ``sam_hq_vit_l.pth``, or safetensors with those names); a
+            folder of transformers (``config.json`` and ``model.safetensors``); or a hub id (``facebook/sam-vit-base``),
+            which is fetched unless it is in the cache already.
+
+    Raises:
+        WeightsError: nothing there, unreadable, or of another model; the message says what to put where.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _from_transformers(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
+    if path.is_file():
+        return from_official_state(_read_state(path), str(path))
+    name = str(source)
+    if path.suffix in {".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise WeightsError(
+            f"no SAM weights at {name}; give a file as published (sam_vit_b_01ec64.pth), a folder with config.json and "
+            "model.safetensors, or a hub id such as facebook/sam-vit-base"
+        )
+    return _from_transformers(_from_hub(name, "config.json"), _from_hub(name, "model.safetensors"), name)
+
+
+def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | None = None) -> SamFamily:
+    """SAM or HQ-SAM from an official state dictionary.
+
+    Args:
+        state: official key -> tensor.
+        source: what to call it in messages.
+        config: transformers configuration; found from the width of the encoder if left out.
+
+    Raises:
+        WeightsError: keys or shapes that are not SAM's.
+    """
+    ours = from_official(state)
+    if config is None:
+        position = ours.get("vision_encoder.pos_embed")
+        width = 0 if position is None else position.shape[-1]
+        sizes: dict[int, Architecture] = {768: "b", 1024: "l", 1280: "h"}
+        if width not in sizes:
+            raise WeightsError(f"{source} has an image encoder of width {width}; SAM ViT-B, -L and -H have 768, 1024, 1280")
+        hq = "mask_decoder.hq_token.weight" in ours
+        config = sam_hq_config(sizes[width]) if hq else sam_config(sizes[width])
+    return _filled(config, ours, source)
+
+
+def _from_transformers(config_file: Path, weights_file: Path, source: str) -> SamFamily:
+    import transformers
+
+    options = transformers.PretrainedConfig.get_config_dict(str(config_file))[0]
+    match options.get("model_type"):
+        case "sam":
+            config: Any = transformers.SamConfig.from_dict(options)
+            config.mask_decoder_config.layer_norm_eps = DECODER_NORM_EPS
+        case "sam_hq":
+            config = transformers.SamHQConfig.from_dict(options)
+            config.mask_decoder_config.layer_norm_eps = DECODER_NORM_EPS
+        case "sam2" | "sam2_video":  # published for video; the image model is a part of it
+            parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+            config = transformers.Sam2Config(**{part: options[part] for part in parts if part in options})
+        case other:
+            raise WeightsError(f"{source} holds a '{other}' model; only sam, sam_hq and sam2 can prompt masks")
+    return _filled(config, _read_state(weights_file), source)
+
+
+def _filled(config: Any, state: Mapping[str, Tensor], source: str) -> SamFamily:
+    """The model of ``config`` with exactly these weights; built empty, so nothing is initialised in vain."""
+    with torch.device("meta"):
+        backbone = build_sam(config)
+    expected = backbone.model.state_dict()
+    tensors = {key: tensor for key, tensor in state.items() if not _only_for_video(key)}
+    for one, other in TIED.items():
+        for copy, original in ((one, other), (other, one)):
+            if copy in expected and copy not in tensors and original in tensors:
+                tensors[copy] = tensors[original]
+    check_keys(tensors, expected, source)
+    floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    backbone.model.load_state_dict(floats, assign=True)
+    return backbone
+
+
+_VIDEO_KEYS = re.compile(
+    r"memory_(attention|encoder|temporal)|mask_downsample|object_pointer_proj|temporal_positional_encoding_projection_layer"
+    r"|no_memory_positional_encoding|no_object_pointer|occlusion_spatial_embedding_parameter"
+)
+
+
+def _only_for_video(key: str) -> bool:
+    """Whether a key of a SAM 2 checkpoint belongs to the tracker and not to the image model."""
+    return _VIDEO_KEYS.match(key) is not None
+
+
+def _file_in(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise WeightsError(f"{folder} has no {name}; a folder with SAM weights needs config.json and model.safetensors")
+    return folder / name
+
+
+def _from_hub(name: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"cannot fetch {file} of {name}: {reason}. Offline, put config.json and model.safetensors of {name} in a folder "
+            "and give that folder, give an official file (sam_vit_b_01ec64.pth), or use a tiny model, whose weights are here"
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file or of a PyTorch file (tensors only, no code).
+
+    Raises:
+        WeightsError: damaged, or no dictionary of tensors.
+    """
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"cannot read weights from {path}: damaged or no weights file; fetch it again") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} is no dictionary of tensors; give the checkpoint as published")
+    return state
