@@ -193,7 +193,9 @@ def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[T
 # --- instances --------------------------------------------------------------------------------------------------------
 
 
-def instances(prediction: MaskPrediction, text: TextEmbeddings, policy: Policy = Policy()) -> list[list[Region]]:
+def instances(
+    prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, policy: Policy = Policy()
+) -> list[list[Region]]:
     """For each image its things, best first, masks free to overlap.
 
     The ``detections`` best pairs of query and thing class; the score is class probability × mean mask probability inside.

@@ -178,11 +178,20 @@ IGNORED = -1  # in a semantic truth [H, W] int32: nobody says what this pixel is
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """What a number of a panoptic map means; ``crowd`` marks a group of things nobody counted."""
+    """What a number of a panoptic map means.
+
+    Attributes:
+        id: the number.
+        label: its class.
+        crowd: a group of things nobody counted.
+        area: of a truth, pixels as the data set states them, which PQ goes by (ADE20K counts what lies under things);
+            None: those of the map.
+    """
 
     id: int
     label: int
     crowd: bool = False
+    area: int | None = None
 
 
 @dataclass(frozen=True)
@@ -234,3 +243,22 @@ class Instances:
     things: tuple[Instance, ...]
     checked: frozenset[int] | None = None
     partly: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class MaskTarget:
+    """What the masks of one image should be, for losses.
+
+    Attributes:
+        masks: [N, H, W] bool, in pixels from the image's top-left corner; what lies beyond H × W is in no mask.
+        labels: [N] int64, the class of each.
+    """
+
+    masks: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> MaskTarget:
+        return MaskTarget(self.masks.to(device), self.labels.to(device))

@@ -24,7 +24,7 @@ ENCODERS = {"text", "backbones", "layers"}
 HEADS = {"losses", "ensembles", "postprocess"}
 METHODS = {"methods"}
 DRIVERS = {"inference", "training"}
-SHELLS = {"cli", "server", "demo", "evaluate", "__main__"}
+SHELLS = {"cli", "server", "demo", "__main__"}
 
 BELOW_HEADS = FOUNDATION | ENCODERS | RESULT
 BELOW_METHODS = BELOW_HEADS | HEADS

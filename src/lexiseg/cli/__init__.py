@@ -22,6 +22,7 @@ GARBAGE = 100_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parsed = build_parser().parse_args(arguments)
+    parsed.typed = list(sys.argv[1:] if arguments is None else arguments)  # for reports that name their command
     try:
         gc.set_threshold(GARBAGE)
         code: int = import_module(f"lexiseg.cli.{parsed.command}").run(parsed)  # so that --help does not wait for torch

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from lexiseg import __version__
 
 TASKS = ("panoptic", "semantic", "instance")
+ROOT = "where the data sets are (default: $DETECTRON2_DATASETS, else ./datasets)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,6 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("segment", _segment, "segment pictures by words"),
         ("models", _models, "list the models and what they need"),
         ("vocabulary", _vocabulary, "list the built-in vocabularies, or show one"),
+        ("data", _data, "list the data sets, check what is there, prepare what must be turned once"),
+        ("evaluate", _evaluate, "measure a model on data sets, by the field's protocols"),
+        ("metrics", _metrics, "score prediction files that any tool wrote"),
         ("world", _world, "render the emoji world with its ground truth"),
     ):
         add(commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
@@ -61,7 +65,79 @@ def _models(parser: argparse.ArgumentParser) -> None:
 
 
 def _vocabulary(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME|FILE", help="the list to show")
+    parser.usage = "%(prog)s [NAME|FILE] [--json]\n       %(prog)s check NAME|FILE [--hypernyms FILE] [--json]"
+    parser.add_argument("name", nargs="?", metavar="NAME|FILE", help="the list to show, or the word check")
+    parser.add_argument(
+        "checked", nargs="?", metavar="NAME|FILE", help="after check: the list to look over for names that clash"
+    )
+    parser.add_argument("--hypernyms", metavar="FILE", help="with check: further lines such as 'animal > cat, dog'")
+    parser.add_argument("--json", action="store_true")
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="all data sets: tasks, pictures, and what they are")
+    check = actions.add_parser("check", help="what is there, what is missing, and how to get it")
+    prepare = actions.add_parser("prepare", help="turn a download into what lexiseg reads; goes on where it was interrupted")
+    for action in (check, prepare):
+        action.add_argument("name", metavar="NAME", help="see 'lexiseg data list'")
+        action.add_argument("--root", metavar="DIR", help=ROOT)
+    for action in (listing, check, prepare):
+        action.add_argument("--json", action="store_true")
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="sam_clip-tiny", metavar="NAME", help="see 'lexiseg models' (default: %(default)s)")
+    parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="as in 'lexiseg segment'")
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="NAME|PATH",
+        help="a data set ('lexiseg data list'; mess-* for several), or your own: a folder with pictures and label maps, "
+        "a COCO JSON; may be repeated",
+    )
+    parser.add_argument("--root", metavar="DIR", help=ROOT)
+    parser.add_argument("--classes", metavar="NAME|FILE", help="the classes of your own label maps, if no classes.txt is there")
+    parser.add_argument("--images", metavar="DIR", help="the pictures of your own data, if they are not found by themselves")
+    parser.add_argument("--labels", metavar="DIR", help="its label maps or panoptic PNGs, likewise")
+    parser.add_argument("--names", metavar="FILE", help="other names for the classes (synonyms, say), in the data set's order")
+    parser.add_argument(
+        "--task", action="append", choices=TASKS, help="may be repeated (default: all that data and model have)"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N pictures")
+    parser.add_argument("--threshold", type=_unit, default=0.0, metavar="P", help="as in 'lexiseg segment'")
+    parser.add_argument("--oracle", choices=("masks", "labels"), help="what if all masks, or all labels, were right")
+    parser.add_argument("--corrupt", metavar="KIND:SEVERITY", help="make the pictures worse: blur, dark or noise, 1 to 5")
+    parser.add_argument(
+        "--absent",
+        choices=("official", "mess"),
+        help="which classes mIoU is a mean over: those in the truth, or also those found (default: mess for the data sets of "
+        "MESS, else official)",
+    )
+    parser.add_argument("--seen", metavar="NAME|FILE", help="the vocabulary of the training: scores of seen and unseen classes")
+    parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that lets 'animal' pass for a dog")
+    parser.add_argument("--recall", action="store_true", help="also the recall of the masks, whatever they are called")
+    parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be read")
+    parser.add_argument("--save-predictions", action="store_true", help="in COCO's formats and as label maps")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="where the numbers go; the same command goes on where it was interrupted"
+    )
+    parser.add_argument("--json", action="store_true", help="the numbers on standard output, one document a data set")
+
+
+def _metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--predictions", required=True, metavar="PATH", help="COCO results, COCO panoptic JSON, or label maps")
+    parser.add_argument("--ground-truth", required=True, metavar="PATH", help="the same of the truth")
+    parser.add_argument("--vocabulary", metavar="NAME|FILE", help="the classes of label maps")
+    parser.add_argument(
+        "--ignore", type=int, metavar="VALUE", help="the value of label maps that is not measured (default: 255)"
+    )
+    parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be measured")
+    parser.add_argument("--output", metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--json", action="store_true")
 
 

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output else None if arguments.json else Path(DEFAULT_OUTPUT)
     if folder is not None:
         _make(folder)
-    segment = load(arguments.model, weights=_weights(arguments.weights), device=arguments.device, dtype=arguments.dtype)
+    segment = load(arguments.model, weights=weights_by_part(arguments.weights), device=arguments.device, dtype=arguments.dtype)
     stems, failed = _stems(files), 0
     for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
         try:
@@ -85,7 +85,7 @@ def _make(folder: Path) -> None:
         raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
 
 
-def _weights(pairs: list[str]) -> dict[str, str]:
+def weights_by_part(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"--weights {pair}: write PART=FILE, for example clip=ViT-B-16.safetensors")

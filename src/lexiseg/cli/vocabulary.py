@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 
+from lexiseg.errors import UsageError
+from lexiseg.text.hygiene import HypernymPair, Hypernyms, Report, check, load
 from lexiseg.text.vocabulary import Vocabulary, builtin_names
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the built-in vocabularies, or the classes of one."""
+    """List the built-in vocabularies, show the classes of one, or check one."""
+    if arguments.name == "check":
+        if arguments.checked is None:
+            raise UsageError("which vocabulary is to be checked? Write 'lexiseg vocabulary check NAME|FILE'")
+        return _check(arguments)
+    if arguments.checked is not None or arguments.hypernyms is not None:
+        raise UsageError("a second name and --hypernyms go with 'lexiseg vocabulary check NAME|FILE' only")
     if arguments.name is None:
         lists = {name: Vocabulary.builtin(name) for name in builtin_names()}
         if arguments.json:
@@ -30,3 +39,61 @@ def run(arguments: argparse.Namespace) -> int:
     for row in words.classes:
         print(f"{', '.join(row.names)} | {'thing' if row.thing else 'stuff'}")
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    words = load(arguments.checked)
+    hypernyms = Hypernyms.builtin()
+    if arguments.hypernyms is not None:
+        hypernyms = hypernyms.joined(Hypernyms.from_file(arguments.hypernyms))
+    report = check(words, hypernyms)
+    if arguments.json:
+        print(json.dumps({"name": arguments.checked, "classes": len(words), **_as_json(report, words.names)}))
+        return 0
+    print(f"{arguments.checked}: {len(words)} classes")
+    for title, findings in _as_text(report, words.names).items():
+        print(f"{title}: {'' if findings else 'none'}".rstrip())
+        for finding in findings:
+            print(f"  {finding}")
+    return 0
+
+
+def _as_json(report: Report, names: tuple[str, ...]) -> dict[str, object]:
+    """Classes are given by their labels too, from 0, because their names may be alike."""
+    return {
+        "duplicates": [{"name": found.name, "labels": found.labels} for found in report.duplicates],
+        "shared": [{"name": found.name, "labels": found.labels} for found in report.shared],
+        "near": [{"names": found.names, "labels": found.labels} for found in report.near],
+        **{
+            kind: [
+                {"hypernym": names[pair.hypernym], "hyponym": names[pair.hyponym], "labels": [pair.hypernym, pair.hyponym]}
+                for pair in pairs
+            ]
+            for kind, pairs in (("hypernyms", report.hypernyms), ("candidates", report.candidates))
+        },
+    }
+
+
+def _as_text(report: Report, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """The lines under each title; classes count from 1, as in the errors of `Vocabulary`."""
+
+    def classes(labels: Iterable[int]) -> str:
+        return ", ".join(f"{names[label]} (class {label + 1})" for label in labels)
+
+    return {
+        "names of several classes": [f"{found.name}: {classes(found.labels)}" for found in report.duplicates],
+        "synonyms in several classes": [f"{found.name}: {classes(found.labels)}" for found in report.shared],
+        "names that differ in plural, hyphens or spaces only": [
+            f"{' / '.join(found.names)}: {classes(found.labels)}" for found in report.near
+        ],
+        "classes within others, as declared": _grouped(report.hypernyms, names),
+        "classes within others, by their last word (declare or deny them)": _grouped(report.candidates, names),
+    }
+
+
+def _grouped(pairs: Iterable[HypernymPair], names: tuple[str, ...]) -> list[str]:
+    """One line a hypernym, in the order of the pairs."""
+    lines: dict[int, list[str]] = {}
+    for pair in pairs:
+        lines.setdefault(pair.hypernym, []).append(names[pair.hyponym])
+    return [f"{names[upper]} > {', '.join(lowers)}" for upper, lowers in lines.items()]

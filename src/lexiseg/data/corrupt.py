@@ -38,7 +38,7 @@ def corrupt(pixels: Pixels, kind: str, severity: int, key: str) -> Pixels:
     strength = STRENGTHS[kind][severity - 1]
     if kind == "blur":
         radius = strength * max(pixels.shape[:2]) / 512
-        return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+        return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
     if kind == "dark":  # sRGB values are about the light to the power 1 / 2.2
         return np.round(pixels * strength ** (1 / 2.2)).astype(np.uint8)
     noise = np.random.default_rng(crc32(f"{severity} {key}".encode())).normal(0, strength * 255, pixels.shape)

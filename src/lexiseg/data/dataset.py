@@ -50,6 +50,7 @@ class Dataset:
             with `IGNORED`, "panoptic" a `PanopticMap`, "instance" `Instances`.
         category_ids: what the data set's own files call each label.
         groups: names for sets of labels that have scores of their own (LVIS: rare, common, frequent).
+        federated: not every class was looked for in every picture (LVIS; see `Instances`).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Dataset:
     readers: Mapping[str, Callable[[Sample], Truth]]
     category_ids: tuple[int, ...]
     groups: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    federated: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
@@ -24,6 +24,8 @@ class Row:
         prepare: turns the download into what ``open`` reads, below the same root; resumable; shows progress.
         images: how many pictures the split has when complete.
         training: whether models are trained on it.
+        for_task: paths or globs that one task needs beyond ``needs``; where they are missing, ``open`` leaves the task out.
+        part_of: what it is one of several parts of, whose mean counts as one data set (PAXRay in MESS), else empty.
         group: of a collection with scores of its own per group (MESS: the domain), else empty.
     """
 
@@ -38,3 +40,14 @@ class Row:
     images: int = 0
     training: bool = False
     group: str = ""
+    part_of: str = ""
+    for_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def missing(root: Path, patterns: Iterable[str]) -> tuple[str, ...]:
+    """Those of the paths or globs that nothing below ``root`` fits; an empty folder fits none."""
+    return tuple(pattern for pattern in patterns if not any(map(_filled, root.glob(pattern))))
+
+
+def _filled(path: Path) -> bool:
+    return not path.is_dir() or any(path.iterdir())

@@ -35,7 +35,7 @@ def category_id(label: int, category_ids: Sequence[int] | None = None) -> int:
     return label + 1 if category_ids is None else category_ids[label]
 
 
-def image_record(image_id: int, file_name: str, size: Size) -> Record:
+def image_record(image_id: int | str, file_name: str, size: Size) -> Record:
     """One entry of the document's ``images``; ``size`` is (height, width) in pixels."""
     return {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
 
@@ -53,7 +53,7 @@ def segment_record(segment: Segment, category_ids: Sequence[int] | None = None) 
 
 
 def instance_annotations(
-    masks: NDArray[np.bool_], segments: Sequence[Segment], image_id: int, category_ids: Sequence[int] | None = None
+    masks: NDArray[np.bool_], segments: Sequence[Segment], image_id: int | str, category_ids: Sequence[int] | None = None
 ) -> list[Record]:
     """COCO annotations of one image.
 

@@ -58,7 +58,7 @@ def segments_info(segments: Sequence[Segment], category_ids: Sequence[int] | Non
 
 
 def panoptic_annotation(
-    image_id: int, file_name: str, segments: Sequence[Segment], category_ids: Sequence[int] | None = None
+    image_id: int | str, file_name: str, segments: Sequence[Segment], category_ids: Sequence[int] | None = None
 ) -> Record:
     """The annotation of one image, whose panoptic PNG is called ``file_name``."""
     return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info(segments, category_ids)}

@@ -4,8 +4,8 @@ One class is written ``dog, puppy`` or ``grass, lawn | stuff``: commas between s
 ``| thing`` or ``| stuff`` if it is to be said. Classes stand one a line in a file (blank lines and lines that begin with
 ``#`` do not count), between semicolons in a string, or one an item in a list.
 
-Where nobody says, a name is stuff if more of the built-in lists have it as stuff than as a thing (grass, sky, road);
-every other name is a thing.
+Where nobody says, a name is stuff if more of the large built-in lists (`VOTERS`) have it as stuff than as a thing (grass,
+sky, road); every other name is a thing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from lexiseg.errors import UsageError
 
 WORDS, CHARACTERS = 60, 500  # more is no name: CLIP reads 75 tokens and drops the rest
 KINDS = {"thing": True, "stuff": False}
+# The lists that say what is stuff where nobody else does: those whose data sets mark it.
+VOTERS = ("ade150", "cityscapes", "coco", "coco-stuff-171", "emoji", "pascal-context-59")
 
 
 @dataclass(frozen=True)
@@ -185,14 +187,14 @@ def _folder() -> Traversable:
 
 
 def _listed() -> str:
-    return ", ".join(builtin_names())
+    return ", ".join(name for name in builtin_names() if not name.startswith("mess-")) + ", or one of mess-*"
 
 
 @lru_cache(maxsize=1)
 def _stuff() -> frozenset[str]:
-    """Every name that more built-in lists have as stuff than as a thing, in lower case."""
+    """Every name that more of the `VOTERS` have as stuff than as a thing, in lower case."""
     votes: Counter[str] = Counter()
-    for name in builtin_names():
+    for name in VOTERS:
         for entry in _builtin(name).classes:
             votes.update({known.casefold(): -1 if entry.thing else 1 for known in entry.names})
     return frozenset(name for name, vote in votes.items() if vote > 0)

@@ -84,8 +84,8 @@ def train_images(tower: str, folder: Path, *, steps: int, seed: int, names_of: s
         classes = nn.Parameter(0.05 * torch.randn(len(world_classes()), clip.width))
     else:
         text = embed_vocabulary(load_clip(ASSETS / names_of), Vocabulary.builtin("emoji"), "single")
-        first = torch.searchsorted(text.owner, torch.arange(len(text)))  # of a class's names; the rest are synonyms
-        classes = nn.Parameter(text.vectors[first], requires_grad=False)
+        own_name = torch.searchsorted(text.owner, torch.arange(len(text)))  # of a class's names; the rest are synonyms
+        classes = nn.Parameter(text.vectors[own_name], requires_grad=False)
     scale = nn.Parameter(torch.tensor(2.6))
     groups = [*parameter_groups([(visual, 1.0)], 0.05), {"params": [classes, scale], "weight_decay": 0.0, "rate": 1.0}]
     optimiser = torch.optim.AdamW(groups, lr=PEAK[tower], betas=(0.9, 0.98))

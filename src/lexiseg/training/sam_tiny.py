@@ -24,6 +24,7 @@ from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colo
 from lexiseg.world import Scene, scenes
 
 SIZE, BATCH, PROMPTS, FRESH = 256, 8, 8, 4
+EVERY = 0.3  # weight of all three masks; a click in this world means one thing, so none of them need be useless
 MIN_PIXELS = 40  # of a region that is prompted for
 POSITIVE, NEGATIVE, PADDING = 1, 0, -10  # SAM's point labels
 
@@ -111,8 +112,9 @@ def train(folder: Path, *, steps: int, seed: int, peak: float, cooldown: float) 
     held_out = {"trained": list(scenes("val", 24, seed=777)), "new_style": list(scenes("style", 24, seed=777))}
     for step in range(first, steps):
         model.train()
+        rate = learning_rate(step, steps, peak, cooldown=cooldown)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, peak, cooldown=cooldown)
+            group["lr"] = rate
         batch = replay.draw(BATCH, fresh=FRESH)
         prompts = [_prompted(scene, rng) for scene in batch]
         points, labels, masks = (torch.from_numpy(np.stack(column)) for column in zip(*prompts, strict=True))
@@ -121,7 +123,8 @@ def train(folder: Path, *, steps: int, seed: int, peak: float, cooldown: float) 
             logits, quality = decode(model, embeddings, points, labels)
             near = likeness(model, embeddings, points)
         loss, overlap = losses(logits.float(), quality.float(), masks)
-        loss = loss + mask_loss(near.float(), masks)[labels[..., 0] == POSITIVE].mean()
+        # Likeness is for the beginning: it fades with the learning rate.
+        loss = loss + rate / peak * mask_loss(near.float(), masks)[labels[..., 0] == POSITIVE].mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -188,16 +191,16 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's loss, and the IoU [B, N, 3] of every mask with the truth.
+    """SAM's loss of the best of three masks, a share of that of all three, and the IoU [B, N, 3] of every mask.
 
     ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers.
     """
     target = masks[:, :, None].expand_as(logits)
-    best = mask_loss(logits, target).amin(-1)
+    each = mask_loss(logits, target)
     inside, truth = logits > 0, target > 0.5
     union = (inside | truth).sum((-2, -1)).clamp(min=1)
     overlap = (inside & truth).sum((-2, -1)) / union
-    return best.mean() + functional.mse_loss(quality, overlap), overlap
+    return each.amin(-1).mean() + EVERY * each.mean() + functional.mse_loss(quality, overlap), overlap
 
 
 def _prompted(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,164 @@
+"""``lexiseg evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+
+from lexiseg.cli.segment import weights_by_part
+from lexiseg.data import catalogue
+from lexiseg.data.corrupt import parse
+from lexiseg.data.dataset import Dataset
+from lexiseg.errors import UsageError
+from lexiseg.inference import report, results
+from lexiseg.inference.evaluation import CHUNK, Protocol, Share, collect, evaluate
+from lexiseg.inference.pipeline import Pipeline, load
+from lexiseg.metrics.seen import seen_groups
+from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.text.hygiene import Hypernyms, forgiving
+from lexiseg.text.vocabulary import Vocabulary
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate on every data set named; processes started by torchrun share the pictures."""
+    names = expanded(arguments.data)
+    if arguments.corrupt is not None:
+        parse(arguments.corrupt)
+    share = _share()
+    pipeline = load(
+        arguments.model, weights=weights_by_part(arguments.weights), device=_device(arguments.device), dtype=arguments.dtype
+    )
+    reports = []
+    for name in names:
+        folder = Path(arguments.output) / (name if len(names) > 1 else "")
+        dataset = _dataset(name, arguments)
+        protocol = _protocol(name, dataset, pipeline, arguments)
+        evaluate(
+            pipeline,
+            dataset,
+            protocol,
+            folder,
+            share=share,
+            keep_going=arguments.keep_going,
+            keep_predictions=arguments.save_predictions,
+            progress=share.number == 0,
+        )
+        if share.count > 1:
+            distributed.barrier()
+        if share.number == 0:
+            reports.append(_reported(dataset, protocol, folder, arguments))
+    if len(reports) > 1:
+        rows = report.summary(reports, _groups(), {row.name: row.part_of for row in catalogue.rows() if row.part_of})
+        write_json(Path(arguments.output) / "summary.json", rows, indent=1)
+        write_atomically(Path(arguments.output) / "summary.md", "\n".join([*report.table(rows), ""]).encode())
+        if not arguments.json:
+            print("\n".join(report.table(rows)))
+    if share.count > 1:
+        distributed.destroy_process_group()
+    return 1 if any(one["failed"] for one in reports) else 0
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """Names of data sets, with patterns such as ``mess-*`` replaced by the catalogue's names that fit.
+
+    Raises:
+        UsageError: no data set fits a pattern.
+    """
+    known = [row.name for row in catalogue.rows()]
+    found: dict[str, None] = {}
+    for name in names:
+        fitting = [one for one in known if fnmatch(one, name)] if "*" in name else [name]
+        if not fitting:
+            raise UsageError(f"no data set fits '{name}'; 'lexiseg data list' has them all")
+        found.update(dict.fromkeys(fitting))
+    return list(found)
+
+
+def _groups() -> dict[str, str]:
+    """The domains of MESS's data sets; the only collection with scores of its own per group."""
+    return {row.name: row.group for row in catalogue.rows() if row.group}
+
+
+def _dataset(name: str, arguments: argparse.Namespace) -> Dataset:
+    dataset = catalogue.open_dataset(
+        name, arguments.root, images=arguments.images, labels=arguments.labels, vocabulary=arguments.classes
+    )
+    if arguments.names is None:
+        return dataset
+    vocabulary = Vocabulary.load(arguments.names)
+    if len(vocabulary) != len(dataset.vocabulary):
+        raise UsageError(
+            f"--names {arguments.names} has {len(vocabulary)} classes, {name} {len(dataset.vocabulary)}: one line a class, "
+            f"in the order of the data set"
+        )
+    kinds = zip(vocabulary.classes, dataset.vocabulary.things, strict=True)
+    return replace(dataset, vocabulary=Vocabulary(tuple(replace(entry, thing=thing) for entry, thing in kinds)))
+
+
+def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argparse.Namespace) -> Protocol:
+    tasks = tuple(arguments.task or [task for task in dataset.tasks if task in pipeline.segmenter.tasks])
+    if not tasks:
+        raise UsageError(
+            f"{arguments.model} does {', '.join(pipeline.segmenter.tasks)}; {name} has only {', '.join(dataset.tasks)}"
+        )
+    groups = None
+    if arguments.seen is not None:
+        training = [entry.names for entry in Vocabulary.load(arguments.seen).classes]
+        groups = seen_groups([entry.names for entry in dataset.vocabulary.classes], training)
+    forgiven = None
+    if arguments.forgive_hypernyms:
+        forgiven = forgiving(dataset.vocabulary, Hypernyms.builtin())
+    return Protocol(
+        model=arguments.model,
+        data=name,
+        tasks=tasks,
+        limit=arguments.limit,
+        oracle=arguments.oracle,
+        corrupt=arguments.corrupt,
+        threshold=arguments.threshold,
+        absent=arguments.absent or ("mess" if _groups().get(name) else "official"),
+        recall=arguments.recall,
+        groups=groups,
+        forgiven=forgiven,
+    )
+
+
+def _reported(dataset: Dataset, protocol: Protocol, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    metrics, failed = collect(dataset, protocol, folder)
+    document = report.document(protocol, metrics, failed, command=shlex.join(["lexiseg", *arguments.typed]))
+    written = report.write(folder, document, metrics, dataset)
+    if arguments.save_predictions:
+        starts = range(0, len(dataset.samples[: protocol.limit]), CHUNK)
+        written += results.assemble(folder / "predictions", dataset, protocol.tasks, starts)
+    if arguments.json:
+        print(json.dumps(document), flush=True)
+    else:
+        print(report.markdown(document))
+        print("\n".join(f"→ {path}" for path in written))
+    for key, reason in failed.items():
+        print(f"lexiseg: {key}: {reason}", file=sys.stderr)
+    return document
+
+
+def _share() -> Share:
+    """This process among those that torchrun started; alone without it."""
+    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if share.count > 1:
+        distributed.init_process_group("gloo")
+    return share
+
+
+def _device(name: str) -> str:
+    """Each process of a machine takes a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if name == "cuda" and local is not None else name

@@ -1,0 +1,61 @@
+"""``lexiseg metrics``: the score of predictions that any tool has written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from lexiseg import __version__
+from lexiseg.errors import UsageError
+from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
+from lexiseg.ops.files import write_json
+from lexiseg.text.vocabulary import Vocabulary
+
+LIBRARIES = ("hotcoco", "numpy")  # those the numbers could depend on
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score files, print the numbers; exit status 1 if images had to be left out."""
+    score = _score(arguments)
+    document = {
+        "task": arguments.task,
+        "predictions": str(arguments.predictions),
+        "ground_truth": str(arguments.ground_truth),
+        "versions": {"lexiseg": __version__, **{library: version(library) for library in LIBRARIES}},
+        **score.document(),
+    }
+    if arguments.output:
+        write_json(arguments.output, document, indent=1)
+    print(json.dumps(document, ensure_ascii=False) if arguments.json else table(document["result"]))
+    for problem in score.problems:
+        print(f"lexiseg: {problem}", file=sys.stderr)
+    if score.problems:
+        print(f"lexiseg: {len(score.problems)} problems; what they concern is not in the numbers", file=sys.stderr)
+    return 1 if score.problems else 0
+
+
+def table(result: dict[str, Any]) -> str:
+    """The numbers in columns, all classes first and then each group; shares are given in percent."""
+    rows = {"all": result, **result["groups"]}
+    columns = [name for name, value in result.items() if isinstance(value, float | None)]
+    widest = max(len(name) for name in rows)
+    lines = [f"{'':<{widest}}  {'  '.join(f'{name:>8}' for name in columns)}"]
+    for name, numbers in rows.items():
+        cells = [f"{'-' if numbers.get(column) is None else format(100 * numbers[column], '.3f'):>8}" for column in columns]
+        lines.append(f"{name:<{widest}}  {'  '.join(cells)}")
+    lines += [f"{name}: {value}" for name, value in result.items() if isinstance(value, int | str)]
+    return "\n".join(lines)
+
+
+def _score(arguments: argparse.Namespace) -> Score:
+    files = (arguments.predictions, arguments.ground_truth)
+    if arguments.task != "semantic":
+        scorer = score_panoptic if arguments.task == "panoptic" else score_instances
+        return scorer(*files, keep_going=arguments.keep_going)
+    if arguments.vocabulary is None:
+        raise UsageError("label maps do not say what their values mean: name the classes with --vocabulary")
+    names = Vocabulary.load(arguments.vocabulary).names
+    return score_semantic(*files, names, ignored=arguments.ignore, keep_going=arguments.keep_going)

@@ -1,0 +1,223 @@
+"""A user's own data, opened without writing Python: label maps, COCO instances, or COCO panoptic.
+
+    a folder        ``images/`` and ``labels/`` (or other names of `PAIRS`), label maps of the pictures' names, and a
+                    ``classes.txt``: one class a line as in `lexiseg.text.vocabulary`, its id being its place from 0, or
+                    ``7: dog, puppy`` to say the id; ``11: void`` is an id that is not measured, and 255 (65535 where a
+                    class has an id as high) never is
+    a folder        with ``panoptic.json`` or one other JSON: as below
+    a COCO JSON     of instances, with the folder of the pictures
+    a COCO JSON     of panoptic segments, with the PNGs in a folder of the JSON's name, and the folder of the pictures
+
+Folders that are not named are looked for in the data set's own.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+from lexiseg.data.dataset import Dataset
+from lexiseg.data.readers import (
+    CocoDocument,
+    LabelTable,
+    Reader,
+    category_table,
+    coco_vocabulary,
+    instance_samples,
+    pair_samples,
+    panoptic_samples,
+    read_coco,
+    read_instances,
+    read_panoptic,
+    read_panoptic_as_instances,
+    read_panoptic_as_labels,
+    semantic_dataset,
+)
+from lexiseg.errors import DataError, UsageError
+from lexiseg.text.vocabulary import Vocabulary
+
+PAIRS = (  # folders of pictures, folders of label maps
+    ("images", "labels"),
+    ("images", "annotations"),
+    ("images", "masks"),
+    ("image", "label"),
+    ("val", "valannot"),
+    ("test", "testannot"),
+    ("train", "trainannot"),
+    ("img_dir", "ann_dir"),
+    ("JPEGImages", "SegmentationClass"),
+)
+MAP_ENDINGS = (".png", ".tif", ".tiff")
+CLASSES, VOID = "classes.txt", "void"
+NUMBERED = re.compile(r"\s*(\d+)\s*:\s*(.+)")
+
+
+def open_own(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    labels: str | Path | None = None,
+    vocabulary: str | Path | None = None,
+) -> Dataset:
+    """The data set at a path.
+
+    Args:
+        path: a folder, or a COCO JSON.
+        images: the folder of the pictures, if it is not found by itself.
+        labels: the folder of the label maps or of the panoptic PNGs, if it is not found by itself.
+        vocabulary: a file like ``classes.txt`` or the name of a built-in list; for label maps, where the folder has no
+            ``classes.txt``.
+
+    Raises:
+        DataError: if there is nothing of the kind, or files are missing or damaged; it says what was looked for.
+        UsageError: if the vocabulary is not to be understood.
+    """
+    path = Path(path)
+    given_images, given_labels = (None if folder is None else Path(folder) for folder in (images, labels))
+    if path.is_file():
+        return _open_json(path, given_images, given_labels)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder; give a folder with pictures and truths, or a COCO JSON")
+    if given_labels is None and (source := _json_in(path)):
+        return _open_json(source, given_images, None)
+    found_images, found_labels = _pair(path, given_images, given_labels)
+    return open_label_maps(found_images, found_labels, _classes(path, vocabulary), name=str(path))
+
+
+def open_label_maps(images: Path, labels: Path, classes: tuple[Vocabulary, LabelTable], *, name: str) -> Dataset:
+    """Pictures and label maps of the same names, with what `read_classes` says of the ids.
+
+    Raises:
+        DataError: if pictures have no label map.
+    """
+    vocabulary, table = classes
+    ending = next((end for end in MAP_ENDINGS if any(labels.rglob(f"*{end}"))), MAP_ENDINGS[0])
+    return semantic_dataset(name, vocabulary, pair_samples(images, labels, truth_ending=ending), table)
+
+
+def open_panoptic(source: Path, images: Path, truths: Path | None = None, *, name: str | None = None) -> Dataset:
+    """A COCO panoptic JSON; semantic and instance truths are read from its segments.
+
+    Args:
+        source: the JSON.
+        images: the folder of the pictures.
+        truths: the folder of the PNGs; None for that of the JSON's name.
+        name: of the data set; None for the JSON's path.
+
+    Raises:
+        DataError: if files are missing or damaged.
+    """
+    return _panoptic(read_coco(source), images, truths or source.with_suffix(""), name or str(source))
+
+
+def read_classes(path: Path) -> tuple[Vocabulary, LabelTable]:
+    """The classes in a file like ``classes.txt``, and which id of the label maps each has.
+
+    Raises:
+        UsageError: if the file is no vocabulary, or only some lines have an id, or an id stands twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        Vocabulary.from_file(path)  # says what is wrong
+        raise
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    matches = [NUMBERED.fullmatch(line) for line in lines]
+    if not any(matches):
+        vocabulary = Vocabulary.from_file(path)
+        return vocabulary, _plain(vocabulary)
+    if plain := [line for line, match in zip(lines, matches, strict=True) if match is None]:
+        raise UsageError(f"{path}: '{plain[0]}' has no id while other lines have; write '7: dog' in every line or in none")
+    ids = [int(match[1]) for match in matches if match]
+    if twice := sorted({number for number in ids if ids.count(number) > 1}):
+        raise UsageError(f"{path}: id {twice[0]} stands in more than one line; write all names of a class in one, with commas")
+    named = {int(match[1]): match[2].strip() for match in matches if match}
+    kept = [raw for raw, name in named.items() if name != VOID]
+    ignored = {255 if max(ids) < 255 else 65535} | (set(ids) - set(kept))
+    table = LabelTable({raw: label for label, raw in enumerate(kept)}, frozenset(ignored))
+    return Vocabulary.parse([named[raw] for raw in kept]), table
+
+
+def _plain(vocabulary: Vocabulary) -> LabelTable:
+    return LabelTable.counted(len(vocabulary), ignored=[255 if len(vocabulary) <= 255 else 65535])
+
+
+def _classes(folder: Path, vocabulary: str | Path | None) -> tuple[Vocabulary, LabelTable]:
+    if vocabulary is not None:
+        if Path(vocabulary).is_file():
+            return read_classes(Path(vocabulary))
+        words = Vocabulary.load(vocabulary)
+        return words, _plain(words)
+    for place in (folder / CLASSES, folder.parent / CLASSES):
+        if place.is_file():
+            return read_classes(place)
+    raise DataError(
+        f"{folder}: no {CLASSES} in it or beside it; write one with one class a line ('dog, puppy', the first line is id 0;"
+        " or '7: dog, puppy' with the id), or name a vocabulary"
+    )
+
+
+def _json_in(folder: Path) -> Path | None:
+    """The COCO JSON of a folder: ``panoptic.json``, or its only JSON that is not our own list of classes."""
+    if (folder / "panoptic.json").is_file():
+        return folder / "panoptic.json"
+    found = sorted(path for path in folder.glob("*.json") if path.name != "classes.json")
+    if len(found) > 1:
+        listed = ", ".join(path.name for path in found)
+        raise DataError(f"{folder}: holds several JSON files ({listed}); name the one you mean")
+    return found[0] if found else None
+
+
+def _pair(folder: Path, images: Path | None, labels: Path | None) -> tuple[Path, Path]:
+    """The folders of pictures and of label maps."""
+    if images is not None and labels is not None:
+        return images, labels
+    for one, other in PAIRS:
+        found = images or folder / one, labels or folder / other
+        if all(place.is_dir() for place in found):
+            return found
+    pairs = ", ".join(f"{one}/ + {other}/" for one, other in PAIRS)
+    raise DataError(
+        f"{folder}: cannot tell pictures from truths; looked for a COCO JSON, and for the folders {pairs}."
+        " Rename yours so, or name both folders"
+    )
+
+
+def _open_json(source: Path, images: Path | None, truths: Path | None) -> Dataset:
+    document = read_coco(source)
+    folder = images or _images_of(document)
+    if any("segments_info" in annotation for annotation in document.annotations):
+        return _panoptic(document, folder, truths or source.with_suffix(""), str(source))
+    table = category_table(entry["id"] for entry in document.categories)
+    samples = instance_samples(document, folder)
+    readers = {"instance": partial(read_instances, table=table)}
+    federated = any(sample.annotation["instance"].checked is not None for sample in samples)
+    vocabulary = coco_vocabulary(document.categories)
+    return Dataset(str(source), vocabulary, samples, readers, tuple(table.labels), federated=federated)
+
+
+def _panoptic(document: CocoDocument, images: Path, truths: Path, name: str) -> Dataset:
+    table, vocabulary = category_table(entry["id"] for entry in document.categories), coco_vocabulary(document.categories)
+    things = frozenset(label for label, thing in enumerate(vocabulary.things) if thing)
+    readers: dict[str, Reader] = {
+        "semantic": partial(read_panoptic_as_labels, table=table),
+        "panoptic": partial(read_panoptic, table=table),
+        "instance": partial(read_panoptic_as_instances, table=table, things=things),
+    }
+    return Dataset(name, vocabulary, panoptic_samples(document, truths, images), readers, tuple(table.labels))
+
+
+def _images_of(document: CocoDocument) -> Path:
+    """The folder beside or above the JSON in which its first picture lies."""
+    if not document.images or "file_name" not in document.images[0]:
+        raise DataError(f"{document.source}: lists no pictures with a 'file_name'; is it a COCO JSON of a truth?")
+    first, near = document.images[0]["file_name"], document.source.parent
+    names = sorted({one for one, _ in PAIRS})
+    places = [near, *(near / name for name in names), *(near.parent / name for name in names)]
+    for place in places:
+        if (place / first).is_file():
+            return place
+    raise DataError(
+        f"{document.source}: the picture {first} is not beside it nor in {', '.join(names)}; name the folder of the pictures"
+    )

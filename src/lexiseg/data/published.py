@@ -1,0 +1,142 @@
+"""What five papers print: every number of their result tables, to stand beside ours.
+
+The numbers are in ``assets/published.yaml``, table by table, as printed. They are results of the papers' authors, under the
+papers' protocols: a number beside ours is a comparison only where backbone and training data are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+# Each metric with its task ("" where it measures cost) and its unit.
+METRICS: Mapping[str, tuple[str, str]] = {
+    "PQ": ("panoptic", "%"),
+    "AP": ("instance", "%"),
+    "mIoU": ("semantic", "%"),
+    "FWIoU": ("semantic", "%"),
+    "recall@0.5": ("recall", "%"),  # of masks, whatever their class, at IoU 0.5
+    "recall@0.75": ("recall", "%"),
+    "recall@0.9": ("recall", "%"),
+    "unnamed": ("referring", "%"),
+    "FPS": ("", "images per second"),
+    "latency": ("", "ms per image"),
+    "seconds": ("", "s per image"),
+    "memory": ("", "GB"),
+    "GFLOPs": ("", "10^9 operations per image"),
+    "points": ("", "point prompts per image"),
+    "parameters": ("", "10^6"),
+    "parameters-frozen": ("", "10^6"),
+    "parameters-trainable": ("", "10^6"),
+    "parameters-sam": ("", "10^6"),
+    "training-latency": ("", "ms per iteration"),
+    "gpu-hours": ("", "h of training"),
+    "iterations": ("", "10^3 of training"),
+    "squared-error": ("", "10^-3"),
+}
+
+WORDS = ("method", "variant", "backbone", "training")  # the columns that hold no numbers
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One printed number.
+
+    Attributes:
+        paper: cmpf, frozenseg, sam-mi, esc-net or fov-seg: who prints it.
+        table: the table's number in that paper: "1", "IVa".
+        caption: what the table shows, in our words.
+        row: which row of the table, from 1.
+        method: as printed.
+        variant: what sets the row apart from others of the method; empty if nothing does.
+        backbone, training: as printed, spelled alike in all papers; empty if not printed.
+        dataset: its name in the catalogue; empty where the number belongs to none. ``mess`` is the mean over the 22 data
+            sets of MESS, ``mess-paxray`` that over its four parts; ``refcoco`` and ``refcoco-plus`` are of an unnamed split.
+        metric: a key of `METRICS`.
+        group: the classes measured, if not all: seen, unseen, rare.
+        value: in the metric's unit; qualities are percentages.
+        own: whether the method is the paper's own.
+        ablation: whether the table varies the paper's own method rather than compare methods.
+        note: what a reader of the table must know; empty if nothing.
+    """
+
+    paper: str
+    table: str
+    caption: str
+    row: int
+    method: str
+    variant: str
+    backbone: str
+    training: str
+    dataset: str
+    metric: str
+    group: str
+    value: float
+    own: bool
+    ablation: bool
+    note: str
+
+    @property
+    def task(self) -> str:
+        """What is measured: semantic, panoptic, instance, recall or referring; empty for costs."""
+        return METRICS[self.metric][0]
+
+
+def published(dataset: str, metric: str | None = None, task: str | None = None, *, ablations: bool = False) -> list[Figure]:
+    """The numbers printed for a data set, paper by paper and row by row.
+
+    Args:
+        dataset: its name in the catalogue. One that no paper measures has no figures, which is no error.
+        metric: only this one, a key of `METRICS`.
+        task: only metrics of this task, see `Figure.task`.
+        ablations: also the tables in which a paper varies its own method.
+    """
+    return [
+        figure
+        for figure in figures()
+        if figure.dataset == dataset
+        and metric in (None, figure.metric)
+        and task in (None, figure.task)
+        and (ablations or not figure.ablation)
+    ]
+
+
+@lru_cache(maxsize=1)
+def figures() -> tuple[Figure, ...]:
+    """All printed numbers of all tables."""
+    text = (files("lexiseg") / "assets" / "published.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    return tuple(figure for table in content["tables"] for figure in _figures(table, content["papers"][table["paper"]]))
+
+
+def _figures(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[Figure]:
+    for number, cells in enumerate(table["rows"], start=1):
+        row = dict(zip(table["columns"], cells, strict=True))
+        words = {name: row.pop(name, None) or table.get(name) or "" for name in WORDS}
+        words["method"] = words["method"] or paper["own"][0]
+        own = words["method"] in paper["own"]
+        if own:
+            words["backbone"] = words["backbone"] or paper["backbone"]
+            words["training"] = words["training"] or paper["training"]
+        for column, value in row.items():
+            dataset, metric, *group = column.split(" ")
+            if value is not None:
+                yield Figure(
+                    paper=table["paper"],
+                    table=table["table"],
+                    caption=table["caption"],
+                    row=number,
+                    **words,
+                    dataset="" if dataset == "-" else dataset,
+                    metric=metric,
+                    group="".join(group),
+                    value=float(value),
+                    own=own,
+                    ablation=table.get("ablation", False),
+                    note=table.get("note", ""),
+                )

@@ -1,0 +1,628 @@
+"""The few formats in which data sets hold their truth, and how each is read.
+
+What the readers need of a picture stands in its sample's ``annotation``, a dict from task to a small record:
+
+    task        ``sample.annotation[task]``     read by                     format
+    semantic    the `Path` of a label map       `read_label_map`            a PNG or TIF of raw ids, 8 or 16 bits
+    semantic    (that of panoptic)              `read_panoptic_as_labels`   COCO panoptic
+    panoptic    `PanopticRecord`                `read_panoptic`             COCO panoptic: JSON + PNG of colours
+    instance    `InstanceRecord`                `read_instances`            COCO instances, LVIS
+    instance    (that of panoptic)              `read_panoptic_as_instances`  COCO panoptic
+
+A reader of a `Dataset` is one of these functions with its table bound: ``partial(read_label_map, table=table)``, which a
+loading process can be sent. Whatever is wrong with a file is a `DataError` that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from lexiseg.data.dataset import Dataset, Sample, Truth
+from lexiseg.data.polygons import polygon_counts
+from lexiseg.errors import DataError, UsageError
+from lexiseg.ops.rle import decode_counts, decompress, encode_masks
+from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
+from lexiseg.text.vocabulary import ClassName, Vocabulary
+
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")  # the endings a picture of a data set may have
+SHOWN = 3  # how many missing files or unknown ids a message names
+
+Reader = Callable[[Sample], Truth]
+
+_UNKNOWN = -2
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """What the ids in a data set's files mean.
+
+    Attributes:
+        labels: raw id -> label, a position in the vocabulary; several ids may be one label.
+        ignored: ids that are no class: such pixels are `IGNORED`, such instances and segments left out.
+    """
+
+    labels: Mapping[int, int]
+    ignored: frozenset[int] = frozenset()
+
+    @classmethod
+    def counted(cls, classes: int, *, first: int = 0, ignored: Collection[int] = ()) -> LabelTable:
+        """The raw ids ``first``, ``first + 1``, … are the labels 0, 1, …"""
+        return cls({first + label: label for label in range(classes)}, frozenset(ignored))
+
+    def label(self, raw: int, source: str) -> int:
+        """The label of an id, `IGNORED` if it is no class.
+
+        Raises:
+            DataError: if the id is in neither list; ``source`` says where it stood.
+        """
+        if raw in self.ignored:
+            return IGNORED
+        if raw not in self.labels:
+            raise DataError(f"{source}: unknown class id {raw}; {self._known()}")
+        return self.labels[raw]
+
+    def labels_of(self, raws: Iterable[int], source: str) -> frozenset[int]:
+        """The labels of ids; those that are no class are left out.
+
+        Raises:
+            DataError: as `label`.
+        """
+        return frozenset(self.label(raw, source) for raw in raws) - {IGNORED}
+
+    def map(self, values: NDArray[Any], source: str) -> NDArray[np.int32]:
+        """The labels of raw ids [H, W].
+
+        Raises:
+            DataError: as `label`.
+        """
+        known = [*self.labels, *self.ignored]
+        low, high = min(known), max(known)
+        lookup = np.full(high - low + 2, _UNKNOWN, np.int32)  # the last place is for ids outside of low..high
+        lookup[[raw - low for raw in self.labels]] = list(self.labels.values())
+        lookup[[raw - low for raw in self.ignored]] = IGNORED
+        shifted = values.astype(np.int64) - low
+        labels = lookup[np.where((shifted < 0) | (shifted > high - low), -1, shifted)]
+        if (labels == _UNKNOWN).any():
+            strange, counts = np.unique(values[labels == _UNKNOWN], return_counts=True)
+            shown = ", ".join(f"{raw} ({count} pixels)" for raw, count in list(zip(strange, counts, strict=True))[:SHOWN])
+            raise DataError(f"{source}: unknown class id {shown}; {self._known()}")
+        return labels
+
+    def _known(self) -> str:
+        ignored = f", ignored {_listed(sorted(self.ignored))}" if self.ignored else ""
+        return f"known are {_listed(sorted(self.labels))}{ignored}: is the file of another version or data set?"
+
+
+@dataclass(frozen=True)
+class PanopticRecord:
+    """Of one picture in COCO panoptic form: the PNG, its ``segments_info``, and the JSON they came from."""
+
+    png: Path
+    segments: Sequence[Mapping[str, Any]] = field(repr=False)
+    source: Path
+
+
+@dataclass(frozen=True)
+class InstanceRecord:
+    """Of one picture in COCO instances form: its annotations, the size the JSON states, and the JSON they came from.
+
+    Attributes:
+        checked: the category ids somebody looked for, or None for all (LVIS: those with instances and those without).
+        partly: the category ids of which some instances are not marked (LVIS: ``not_exhaustive_category_ids``).
+    """
+
+    annotations: Sequence[Mapping[str, Any]] = field(repr=False)
+    size: Size
+    source: Path
+    checked: frozenset[int] | None = None
+    partly: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class CocoDocument:
+    """A COCO JSON of instances (LVIS too) or panoptic segments, as it stands in the file ``source``."""
+
+    source: Path
+    images: Sequence[Mapping[str, Any]] = field(repr=False)
+    annotations: Sequence[Mapping[str, Any]] = field(repr=False)
+    categories: Sequence[Mapping[str, Any]] = field(repr=False)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """The document in a JSON file.
+
+    Raises:
+        DataError: if the file is missing, cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `lexiseg data check` says how to get it") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error}); fetch it again") from None
+
+
+def read_values(path: Path) -> NDArray[Any]:
+    """The raw ids [H, W] of a label map: grey of 8, 16 or 32 bits, or the indices of a palette.
+
+    Raises:
+        DataError: if the file is missing, damaged, or a picture of colours.
+    """
+    with _opened(path) as opened:
+        if opened.mode not in ("1", "L", "P") and not opened.mode.startswith("I"):
+            raise DataError(f"{path}: is a colour picture ({opened.mode}); a label map has one channel, a class id a pixel")
+        return _pixels(opened, path)
+
+
+def read_colours(path: Path) -> NDArray[np.uint8]:
+    """The colours [H, W, 3] of a picture that means something by them.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    with _opened(path) as opened:
+        return _pixels(opened if opened.mode == "RGB" else _converted(opened, path, "RGB"), path)
+
+
+def read_ids(path: Path) -> NDArray[np.int32]:
+    """The segment ids [H, W] in the colours of a panoptic PNG, id = R + 256 G + 65536 B.
+
+    Raises:
+        DataError: if the file is missing or damaged.
+    """
+    return read_colours(path).astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
+
+
+def picture_size(path: Path) -> Size:
+    """(height, width) of a picture held upright, from its header alone.
+
+    Raises:
+        DataError: if the file is missing or no picture.
+    """
+    with _opened(path) as opened:
+        wide, high = opened.size
+        on_its_side = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (wide, high) if on_its_side else (high, wide)
+
+
+def check_size(size: Size, sample: Sample, source: Path) -> None:
+    """Raise DataError if a truth of ``size``, read from ``source``, is not as large as the picture."""
+    if (expected := picture_size(sample.image)) != tuple(size):
+        raise DataError(
+            f"{source}: the truth of '{sample.key}' has {size[0]} × {size[1]} pixels (height × width), the picture"
+            f" {sample.image} {expected[0]} × {expected[1]}; one of them was resized or belongs to another picture"
+        )
+
+
+# --- samples ----------------------------------------------------------------------------------------------------------
+
+
+def find_pictures(folder: Path, ending: str | tuple[str, ...] = PICTURES) -> list[Path]:
+    """The files below ``folder`` whose names end so (case does not count), sorted.
+
+    Raises:
+        DataError: if there is no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; `lexiseg data check` says how to get it")
+    endings = (ending,) if isinstance(ending, str) else ending
+    lowered = tuple(end.lower() for end in endings)
+    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(lowered) and not path.name.startswith("."))
+    if not found:
+        raise DataError(f"{folder}: holds no file that ends in {' or '.join(endings)}; was it unpacked elsewhere?")
+    return found
+
+
+def refuse_missing(missing: Sequence[str], what: str) -> None:
+    """Raise DataError if pictures are missing or miss something; the first few are named, ``what`` says what is wrong."""
+    if missing:
+        noun = "picture is" if len(missing) == 1 else "pictures are"
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise DataError(f"{len(missing)} {noun} {what}: {', '.join(missing[:SHOWN])}{more}; fetch or unpack them again")
+
+
+def pair_samples(
+    images: Path,
+    truths: Path,
+    *,
+    image_ending: str | tuple[str, ...] = PICTURES,
+    truth_ending: str = ".png",
+    names: Sequence[str] | None = None,
+) -> tuple[Sample, ...]:
+    """Pictures with their label maps, which lie in two folders under the same relative names but for the endings.
+
+    Args:
+        images, truths: the folders; they may have subfolders of the same names.
+        image_ending, truth_ending: what is not part of the name: ``.jpg``, ``_leftImg8bit.png``.
+        names: the pictures of the split in order, without ending; None for all in ``images``.
+
+    Returns:
+        Samples with ``annotation = {"semantic": path}``; the key is the relative name without ending.
+
+    Raises:
+        DataError: if a folder is missing or empty, or pictures have no label map; the first few are named.
+    """
+    pictures = find_pictures(images, image_ending)
+    found = {_name(path, images, image_ending): path for path in pictures}
+    if len(found) < len(pictures):
+        raise DataError(f"{images}: holds pictures that differ only in their ending; keep one of each")
+    wanted = list(found) if names is None else list(names)
+    refuse_missing([name for name in wanted if name not in found], f"not in {images}, but in the list of the split")
+    paths = {name: truths / f"{name}{truth_ending}" for name in wanted}
+    missing = [str(found[name]) for name, path in paths.items() if not path.is_file()]
+    refuse_missing(missing, f"without a label map *{truth_ending} of the same name in {truths}")
+    return tuple(Sample(name, found[name], name, {"semantic": paths[name]}) for name in wanted)
+
+
+def instance_samples(
+    document: CocoDocument, images: Path, *, file_of: Callable[[Mapping[str, Any]], str] | None = None
+) -> tuple[Sample, ...]:
+    """The pictures of a COCO instances JSON, ``annotation = {"instance": InstanceRecord}``.
+
+    Args:
+        document: from `read_coco`.
+        images: the folder of the pictures.
+        file_of: the path below ``images`` of an entry of the JSON's ``images``; None for its ``file_name``.
+
+    Raises:
+        DataError: if entries lack fields or do not belong together, or pictures are missing; it names the JSON.
+    """
+    source, samples = document.source, []
+    with _complete(source):
+        by_image: dict[Any, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in document.images}
+        for annotation in document.annotations:
+            if annotation["image_id"] not in by_image:
+                raise DataError(f"{source}: annotation {annotation['id']} is of image {annotation['image_id']}, not listed")
+            by_image[annotation["image_id"]].append(annotation)
+        for entry in document.images:
+            file, found = Path(file_of(entry) if file_of else entry["file_name"]), tuple(by_image[entry["id"]])
+            record = InstanceRecord(
+                found,
+                (entry["height"], entry["width"]),
+                source,
+                _checked(entry, found),
+                frozenset(entry.get("not_exhaustive_category_ids", ())),
+            )
+            samples.append(Sample(_stem(file), images / file, entry["id"], {"instance": record}))
+    return _with_pictures(samples, source)
+
+
+def panoptic_samples(
+    document: CocoDocument, truths: Path, images: Path, *, picture_ending: str | None = None
+) -> tuple[Sample, ...]:
+    """The pictures of a COCO panoptic JSON, ``annotation = {"panoptic": PanopticRecord}``.
+
+    Args:
+        document: from `read_coco`.
+        truths: the folder of the PNGs.
+        images: the folder of the pictures.
+        picture_ending: ends the pictures' names where it is not as the JSON states (``.jpg``).
+
+    Raises:
+        DataError: if entries lack fields or do not belong together, or pictures are missing; it names the JSON.
+    """
+    source, samples = document.source, []
+    with _complete(source):
+        files = {entry["id"]: Path(entry["file_name"]) for entry in document.images}
+        for annotation in document.annotations:
+            if annotation["image_id"] not in files:
+                raise DataError(f"{source}: an annotation is of image {annotation['image_id']}, which is not listed")
+            file = files[annotation["image_id"]]
+            picture = images / (file.with_suffix(picture_ending) if picture_ending else file)
+            record = PanopticRecord(truths / annotation["file_name"], annotation["segments_info"], source)
+            samples.append(Sample(_stem(file), picture, annotation["image_id"], {"panoptic": record}))
+    bare = [str(sample.image) for sample in samples if not sample.annotation["panoptic"].png.is_file()]
+    refuse_missing(bare, f"without the PNG in {truths} that {source} lists")
+    return _with_pictures(samples, source)
+
+
+def join_samples(samples: Sequence[Sample], *others: Sequence[Sample]) -> tuple[Sample, ...]:
+    """The first samples, with what the others with the same keys know added to their annotations.
+
+    Raises:
+        DataError: if others lack one of the keys.
+    """
+    joined = list(samples)
+    for other in others:
+        by_key = {sample.key: sample.annotation for sample in other}
+        kinds = sorted({task for annotation in by_key.values() for task in annotation})
+        refuse_missing([sample.key for sample in joined if sample.key not in by_key], f"without a truth for {', '.join(kinds)}")
+        joined = [replace(sample, annotation={**sample.annotation, **by_key[sample.key]}) for sample in joined]
+    return tuple(joined)
+
+
+def coco_document(source: Path) -> dict[str, Any]:
+    """A COCO JSON: a dict with ``images``, ``annotations`` and ``categories``.
+
+    Raises:
+        DataError: if it is missing, damaged, or something else.
+    """
+    document: dict[str, Any] = read_json(source)
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not isinstance(document.get(part), list):
+            raise DataError(f"{source}: has no list '{part}'; expected a COCO document of images, annotations and categories")
+    return document
+
+
+def read_coco(source: Path) -> CocoDocument:
+    """As `coco_document`, with the file it came from and checked categories.
+
+    Raises:
+        DataError: as `coco_document`; if a category has no id or no name.
+    """
+    document = coco_document(source)
+    with _complete(source):
+        categories = [{**entry, "id": entry["id"], "name": entry["name"]} for entry in document["categories"]]
+    return CocoDocument(source, document["images"], document["annotations"], categories)
+
+
+def coco_vocabulary(categories: Iterable[Mapping[str, Any]]) -> Vocabulary:
+    """The classes of a COCO document in the order of its ``categories``; things unless ``isthing`` says otherwise."""
+    return Vocabulary(tuple(ClassName(entry["name"], thing=bool(entry.get("isthing", 1))) for entry in categories))
+
+
+def category_table(category_ids: Iterable[int], ignored: Collection[int] = ()) -> LabelTable:
+    """The table of a data set whose files call the labels 0, 1, … by ``category_ids``."""
+    return LabelTable({raw: label for label, raw in enumerate(category_ids)}, frozenset(ignored))
+
+
+def semantic_dataset(name: str, vocabulary: Vocabulary, samples: Sequence[Sample], table: LabelTable | None = None) -> Dataset:
+    """A data set of label maps alone; without a table the raw ids are the labels, and 255 is ignored."""
+    table = table or LabelTable.counted(len(vocabulary), ignored=[255] if len(vocabulary) <= 255 else [65535])
+    raw_ids = {label: raw for raw, label in reversed(list(table.labels.items()))}  # of several ids for a label the first
+    return Dataset(
+        name,
+        vocabulary,
+        tuple(samples),
+        {"semantic": partial(read_label_map, table=table)},
+        tuple(raw_ids.get(label, label) for label in range(len(vocabulary))),
+    )
+
+
+# --- truths -----------------------------------------------------------------------------------------------------------
+
+
+def read_label_map(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
+    """Labels [H, W] of the label map ``sample.annotation["semantic"]``, `IGNORED` where nobody says.
+
+    Raises:
+        DataError: if the file is missing, damaged, not of the picture's size, or has an id outside the table.
+    """
+    path: Path = sample.annotation["semantic"]
+    labels = table.map(read_values(path), str(path))
+    check_size(labels.shape, sample, path)
+    return labels
+
+
+def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
+    """The panoptic truth in ``sample.annotation["panoptic"]``; segments the table ignores become void.
+
+    Segments the JSON lists but the PNG does not show are kept: the official score counts them as missed.
+
+    Raises:
+        DataError: if the PNG is missing, damaged or not of the picture's size, shows a segment the JSON does not list, or
+            a segment has a category outside the table.
+    """
+    record: PanopticRecord = sample.annotation["panoptic"]
+    ids = read_ids(record.png)
+    check_size(ids.shape, sample, record.png)
+    labels = {
+        int(entry["id"]): table.label(entry["category_id"], f"{record.source}: image {sample.image_id}, segment {entry['id']}")
+        for entry in record.segments
+    }
+    shown = np.unique(ids)
+    if unlisted := [int(number) for number in shown if number and int(number) not in labels]:
+        raise DataError(
+            f"{record.png}: shows segment {_listed(unlisted)}, which {record.source} does not list for image"
+            f" {sample.image_id}; are the PNG and the JSON of the same version?"
+        )
+    left_out = [number for number, label in labels.items() if label == IGNORED]
+    if left_out:
+        ids = np.where(np.isin(ids, left_out), 0, ids).astype(np.int32)
+    segments = [
+        PanopticSegment(int(entry["id"]), labels[int(entry["id"])], bool(entry.get("iscrowd", 0)), entry.get("area"))
+        for entry in record.segments
+        if labels[int(entry["id"])] != IGNORED
+    ]
+    return PanopticMap(ids, tuple(segments))
+
+
+def read_panoptic_as_labels(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
+    """Labels [H, W] of a panoptic truth: each segment's class, crowds too, and `IGNORED` for void.
+
+    Raises:
+        DataError: as `read_panoptic`.
+    """
+    return panoptic_to_labels(read_panoptic(sample, table=table))
+
+
+def panoptic_to_labels(panoptic: PanopticMap) -> NDArray[np.int32]:
+    """The class [H, W] of each pixel's segment; `IGNORED` for void."""
+    numbers = np.array([0, *(segment.id for segment in panoptic.segments)])
+    labels = np.array([IGNORED, *(segment.label for segment in panoptic.segments)], np.int32)
+    order = np.argsort(numbers)
+    return labels[order][np.searchsorted(numbers[order], panoptic.ids)]
+
+
+def read_instances(sample: Sample, *, table: LabelTable) -> Instances:
+    """The instances in ``sample.annotation["instance"]``; those of categories the table ignores are left out.
+
+    Raises:
+        DataError: if the picture has not the size the JSON states, a category is outside the table, or a mask is no
+            polygon and no run-lengths of that size.
+    """
+    record: InstanceRecord = sample.annotation["instance"]
+    check_size(record.size, sample, record.source)
+    things, place = [], f"image {sample.image_id} in {record.source}"
+    with _complete(record.source):
+        for entry in record.annotations:
+            source = f"annotation {entry['id']} of {place}"
+            label = table.label(entry["category_id"], source)
+            if label != IGNORED:
+                counts = _counts(entry["segmentation"], record.size, source)
+                box, area = _extent(entry["bbox"], entry["area"], source)
+                things.append(Instance(label, counts, area, box, bool(entry.get("iscrowd", 0))))
+    checked = None if record.checked is None else table.labels_of(record.checked, place)
+    return Instances(record.size, tuple(things), checked, table.labels_of(record.partly, place))
+
+
+def read_panoptic_as_instances(sample: Sample, *, table: LabelTable, things: Collection[int]) -> Instances:
+    """The things of a panoptic truth, for data sets without instances of their own; ``things`` are their labels.
+
+    Raises:
+        DataError: as `read_panoptic`.
+    """
+    return panoptic_to_instances(read_panoptic(sample, table=table), things)
+
+
+def panoptic_to_instances(panoptic: PanopticMap, things: Collection[int]) -> Instances:
+    """The segments of a panoptic map whose labels are among ``things``."""
+    chosen = [segment for segment in panoptic.segments if segment.label in things]
+    labels = {segment.id: segment.label for segment in chosen}
+    return instances_of_map(panoptic.ids, labels, {segment.id for segment in chosen if segment.crowd})
+
+
+def instances_of_map(ids: NDArray[Any], labels: Mapping[int, int], crowds: Collection[int] = ()) -> Instances:
+    """Instances of a map [H, W] in which each has a number of its own.
+
+    Args:
+        ids: the map.
+        labels: of each number that is an instance, its label; other numbers do not count.
+        crowds: the numbers that are groups nobody counted.
+    """
+    things = []
+    for number in np.unique(ids):
+        if int(number) not in labels:
+            continue
+        mask = ids == number
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = (float(columns[0]), float(rows[0]), float(columns[-1] - columns[0] + 1), float(rows[-1] - rows[0] + 1))
+        (counts,) = encode_masks(torch.from_numpy(mask[None]))
+        things.append(Instance(labels[int(number)], counts, float(mask.sum()), box, int(number) in crowds))
+    return Instances((ids.shape[0], ids.shape[1]), tuple(things))
+
+
+# --- details ----------------------------------------------------------------------------------------------------------
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `lexiseg data check` says how to get it") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise DataError(f"{path}: is not a picture in a format known here; fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+
+
+def _pixels(opened: Image.Image, path: Path) -> NDArray[Any]:
+    try:
+        pixels = np.array(opened)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged data
+        raise DataError(f"{path}: is damaged or cut off ({error}); fetch it again") from None
+    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+
+
+def _converted(opened: Image.Image, path: Path, mode: str) -> Image.Image:
+    try:
+        return opened.convert(mode)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: is damaged or cut off ({error}); fetch it again") from None
+
+
+def _extent(box: Any, area: Any, source: str) -> tuple[tuple[float, float, float, float], float]:
+    """COCO's ``bbox`` and ``area``."""
+    try:
+        left, top, wide, high = (float(number) for number in box)
+        return (left, top, wide, high), float(area)
+    except (TypeError, ValueError):
+        raise DataError(f"{source}: its bbox {box!r:.40} is not four numbers, or its area {area!r:.40} not one") from None
+
+
+def _counts(segmentation: Any, size: Size, source: str) -> NDArray[np.int64]:
+    """COCO's ``segmentation``: a list of polygons, or run-lengths as a list or a string."""
+    try:
+        if isinstance(segmentation, dict):
+            if tuple(segmentation["size"]) != size:
+                raise DataError(f"{source}: its mask is of {segmentation['size']} pixels, its image of {list(size)}")
+            runs = segmentation["counts"]
+            counts = decompress(runs) if isinstance(runs, str) else np.array(runs, np.int64)
+            if (counts < 0).any() or counts.sum() != size[0] * size[1]:
+                raise UsageError(f"run lengths sum to {counts.sum()}, not {size[0]} × {size[1]}")
+            return counts
+        if isinstance(segmentation, list) and segmentation:
+            parts = [polygon_counts(polygon, size) for polygon in segmentation]
+            if len(parts) == 1:
+                return parts[0]
+            union = torch.stack([decode_counts(part, size) for part in parts]).any(0)
+            return encode_masks(union[None])[0]
+    except (UsageError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{source}: its mask cannot be read ({error}); repair or remove it") from None
+    raise DataError(f"{source}: has no mask (segmentation is {segmentation!r:.40}); repair or remove it")
+
+
+def _with_pictures(samples: Sequence[Sample], source: Path) -> tuple[Sample, ...]:
+    """The samples, if there are any, each has a key of its own, and their pictures exist."""
+    if not samples:
+        raise DataError(f"{source}: lists no pictures; is it the right file?")
+    if len({sample.key for sample in samples}) < len(samples):
+        raise DataError(f"{source}: lists a picture twice; give each an entry of its own")
+    refuse_missing([str(sample.image) for sample in samples if not sample.image.is_file()], f"missing, but {source} lists them")
+    return tuple(samples)
+
+
+def _name(path: Path, folder: Path, ending: str | tuple[str, ...]) -> str:
+    relative = path.relative_to(folder).as_posix()
+    endings = (ending,) if isinstance(ending, str) else ending
+    return relative[: -max(len(end) for end in endings if relative.lower().endswith(end.lower()))]
+
+
+def _stem(file: Path) -> str:
+    return file.with_suffix("").as_posix()
+
+
+def _checked(entry: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> frozenset[int] | None:
+    """The categories somebody looked for in an image of a federated data set (LVIS); None in others: all."""
+    if "neg_category_ids" not in entry:
+        return None
+    return frozenset(entry["neg_category_ids"]).union(annotation["category_id"] for annotation in annotations)
+
+
+@contextmanager
+def _complete(source: Path) -> Iterator[None]:
+    """Turns a field that is missing from an entry of ``source`` into a DataError."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(
+            f"{source}: an entry lacks the field {error}; compare it with https://cocodataset.org/#format-data"
+        ) from None
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """1, 2, 3, 7 as ``1..3, 7``, shortened if long."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    words = [str(low) if low == high else f"{low}..{high}" for low, high in spans]
+    return ", ".join(words[:8]) + (", …" if len(words) > 8 else "")

@@ -1,0 +1,146 @@
+"""RefCOCO and RefCOCO+ (the splits of UNC): each sample is a picture with one expression that refers to one of its things.
+
+A sample's own vocabulary is the expression and "background"; a semantic truth has label 0 in the referred region and 1
+everywhere else, so that the score of label 0 over all samples is the field's overall IoU. Its instance truth is the one
+region. Samples are numbered by their sentences: a picture comes as often as something in it is referred to.
+
+The expressions lie in a pickle. It holds nothing but lists, dicts, strings and numbers, and nothing else is let in: an
+unpickler that finds the name of any class or function in it refuses the file.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lexiseg.data.dataset import Dataset, Sample, Truth
+from lexiseg.data.readers import InstanceRecord, LabelTable, coco_document, read_instances
+from lexiseg.data.row import Row
+from lexiseg.errors import DataError
+from lexiseg.ops.rle import decode_counts
+from lexiseg.structures import Instances
+from lexiseg.text.vocabulary import ClassName, Vocabulary
+
+PICTURES = "coco/train2014"  # all three splits are of COCO's training pictures of 2014
+REFERRED, BACKGROUND = 0, 1
+REST = ClassName("background", thing=False)
+
+
+def open_refcoco(root: Path, *, name: str, folder: str, split: str) -> Dataset:
+    """One split, a sample an expression.
+
+    Args:
+        root: the user's root.
+        name: the row's.
+        folder: ``refcoco`` or ``refcoco+``.
+        split: ``val``, ``testA`` (people) or ``testB`` (other things).
+
+    Raises:
+        DataError: if files are missing or damaged, or an expression refers to what is not there.
+    """
+    source, expressions = root / folder / "instances.json", root / folder / "refs(unc).p"
+    references = read_plain_pickle(expressions)
+    document = coco_document(source)
+    images = {entry["id"]: entry for entry in document["images"]}
+    annotations = {entry["id"]: entry for entry in document["annotations"]}
+    samples = []
+    try:
+        for reference in references:
+            if reference["split"] != split:
+                continue
+            image, region = images[reference["image_id"]], annotations[reference["ann_id"]]
+            record = InstanceRecord((region,), (image["height"], image["width"]), source)
+            for sentence in reference["sentences"]:
+                vocabulary = Vocabulary((ClassName(sentence["sent"]), REST))
+                number, picture = sentence["sent_id"], root / PICTURES / image["file_name"]
+                samples.append(Sample(str(number), picture, number, {"semantic": record, "instance": record}, vocabulary))
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{expressions}: lacks {error} or {source} does; are both of the same archive?") from None
+    if not samples:
+        raise DataError(f"{expressions}: holds no expression of the split '{split}'; fetch it again")
+    if missing := [str(sample.image) for sample in samples if not sample.image.is_file()]:
+        raise DataError(f"{len(missing)} samples lack their picture, such as {missing[0]}; unpack train2014.zip of COCO again")
+    table = LabelTable({entry["id"]: REFERRED for entry in document["categories"]})
+    readers: dict[str, Callable[[Sample], Truth]] = {
+        "semantic": partial(read_referred, table=table),
+        "instance": partial(read_instances, table=table),
+    }
+    return Dataset(name, Vocabulary((ClassName("referred region"), REST)), tuple(samples), readers, (REFERRED, BACKGROUND))
+
+
+def read_referred(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
+    """Labels [H, W]: 0 in the referred region, 1 elsewhere.
+
+    Raises:
+        DataError: as `lexiseg.data.readers.read_instances`.
+    """
+    truth: Instances = read_instances(sample, table=table)
+    (region,) = truth.things
+    inside = decode_counts(region.counts, truth.size).numpy()
+    return np.where(inside, REFERRED, BACKGROUND).astype(np.int32)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Lists, dicts, strings and numbers only: whatever would run code needs a name, and none is given."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain data")
+
+
+def read_plain_pickle(path: Path) -> list[dict[str, Any]]:
+    """The list of dicts in a pickle that holds plain data; anything else in it is refused unread.
+
+    Raises:
+        DataError: if the file is missing or damaged, holds more than plain data, or is no list of dicts.
+    """
+    try:
+        with path.open("rb") as file:
+            document = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `lexiseg data check` says how to get it") from None
+    except (  # what the unpickler raises on damaged data
+        pickle.UnpicklingError,
+        OSError,
+        EOFError,
+        ValueError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
+        raise DataError(f"{path}: is damaged or not the data set's ({error}); fetch it again") from None
+    if not isinstance(document, list) or not all(isinstance(entry, dict) for entry in document):
+        raise DataError(f"{path}: is no list of expressions; fetch it again")
+    return document
+
+
+def _row(name: str, title: str, folder: str, split: str, expressions: int) -> Row:
+    return Row(
+        name=name,
+        title=f"{title} {split} (UNC), a sample an expression",
+        tasks=("semantic", "instance"),
+        needs=(f"{folder}/refs(unc).p", f"{folder}/instances.json", f"{PICTURES}/*.jpg"),
+        get=f"{folder}.zip of the REFER data (https://github.com/lichengunc/refer names the archives), unpacked in the root:"
+        f" it makes {folder}/refs(unc).p and {folder}/instances.json. And train2014.zip from https://cocodataset.org"
+        f" (Download), unpacked in coco: it makes {PICTURES}.",
+        open=partial(open_refcoco, name=name, folder=folder, split=split),
+        images=expressions,
+    )
+
+
+ROWS: tuple[Row, ...] = (
+    _row("refcoco-val", "RefCOCO", "refcoco", "val", 10834),
+    _row("refcoco-testa", "RefCOCO", "refcoco", "testA", 5657),
+    _row("refcoco-testb", "RefCOCO", "refcoco", "testB", 5095),
+    _row("refcoco-plus-val", "RefCOCO+", "refcoco+", "val", 10758),
+    _row("refcoco-plus-testa", "RefCOCO+", "refcoco+", "testA", 5726),
+    _row("refcoco-plus-testb", "RefCOCO+", "refcoco+", "testB", 4889),
+)

@@ -1,0 +1,303 @@
+"""Evaluate a model on a data set: chunk after chunk, so that nothing is lost, nothing is held, and every count is exact.
+
+The pictures are cut into chunks of `CHUNK`, in the data set's order. What a chunk measured is a file of its own below
+``parts``; the result adds these files up. So a run that was killed goes on where it was, several processes (or machines
+that share a folder) take turns at the chunks, and the numbers are the same to the last bit however the work was split.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from lexiseg.data.corrupt import corrupt, parse
+from lexiseg.data.dataset import Dataset, Sample
+from lexiseg.data.images import Pixels, read_image
+from lexiseg.errors import DataError, ImageError, UsageError
+from lexiseg.inference import oracle, results
+from lexiseg.inference.pipeline import Pipeline, as_segmentation, regions_of
+from lexiseg.metrics.base import Metric
+from lexiseg.metrics.instance import AveragePrecision
+from lexiseg.metrics.panoptic import PanopticQuality
+from lexiseg.metrics.recall import MaskRecall
+from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
+from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.ops.rle import area_of_counts, encode_masks
+from lexiseg.postprocess import Policy, resized
+from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction
+
+CHUNK = 16  # pictures; what a crash can cost
+LVIS_DETECTIONS = 300  # instances an image may have where the truth is federated
+FORGIVING, RECALL = "semantic, hypernyms forgiven", "mask recall"  # metrics that are no task of their own
+
+Metrics = dict[str, Metric[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that a number depends on, besides the weights and the files of the data set.
+
+    Attributes:
+        model, data: by name.
+        tasks: what is measured; each picture is predicted once for all of them.
+        limit: only the first pictures; None: all.
+        oracle: "masks" or "labels", see `lexiseg.inference.oracle`.
+        corrupt: "blur:3" and the like, see `lexiseg.data.corrupt`.
+        threshold: least score of a region or pixel that gets a name.
+        absent: which classes mIoU is a mean over, see `lexiseg.metrics.semantic.ABSENT_CLASSES`.
+        recall: measure the recall of all predicted masks, too, whatever they are called.
+        groups: names for sets of labels with numbers of their own ("seen", "unseen").
+        forgiven: for each label the labels that a result may have there without being wrong; None: no such score.
+    """
+
+    model: str
+    data: str
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    oracle: str | None = None
+    corrupt: str | None = None
+    threshold: float = 0.0
+    absent: AbsentClasses = "official"
+    recall: bool = False
+    groups: Mapping[str, frozenset[int]] | None = None
+    forgiven: tuple[frozenset[int], ...] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The protocol for JSON, sets of labels as digests."""
+        plain = {name: sorted(labels) for name, labels in (self.groups or {}).items()}
+        forgiven = None if self.forgiven is None else _digest([sorted(labels) for labels in self.forgiven])
+        groups = {name: f"{len(labels)} classes, {_digest(labels)}" for name, labels in plain.items()}
+        return {**asdict(self), "tasks": list(self.tasks), "groups": groups, "forgiven": forgiven}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes this one is; each takes every ``count``-th chunk."""
+
+    number: int = 0
+    count: int = 1
+
+
+def evaluate(
+    pipeline: Pipeline,
+    dataset: Dataset,
+    protocol: Protocol,
+    folder: Path,
+    *,
+    share: Share = Share(),
+    keep_going: bool = False,
+    keep_predictions: bool = False,
+    progress: bool = False,
+) -> None:
+    """Measure all chunks of this share that are not in ``folder`` yet; `collect` makes the numbers of them.
+
+    Args:
+        pipeline: the model.
+        dataset: what it is measured on.
+        protocol: what is measured, and how.
+        folder: of this evaluation alone.
+        share: of the chunks, if several processes work.
+        keep_going: note pictures and truths that cannot be read, and leave them out; else they are an error.
+        keep_predictions: write what was found below ``folder/predictions``, in COCO's formats and as label maps.
+        progress: show a bar on stderr, if that is a terminal.
+
+    Raises:
+        UsageError: a task that model or data set does not have, or a folder with an evaluation of another protocol.
+        DataError, ImageError: a damaged file, unless ``keep_going``.
+    """
+    for task in protocol.tasks:
+        for owner, known in ((protocol.model, pipeline.segmenter.tasks), (protocol.data, dataset.tasks)):
+            if task not in known:
+                raise UsageError(f"{owner} has no task '{task}'; it has {', '.join(known)}")
+    samples = _samples(dataset, protocol)
+    _claim(folder, {**protocol.document(), **fingerprint(pipeline, samples)})
+    chunks = range(0, len(samples), CHUNK)[share.number :: share.count]
+    todo = [start for start in chunks if not _part(folder, start).is_file()]
+    pictures = sum(len(samples[start : start + CHUNK]) for start in todo)
+    with tqdm(total=pictures, desc=protocol.data, unit="picture", disable=None if progress else True) as bar:
+        for start in todo:
+            metrics, failed = new_metrics(dataset, protocol), {}
+            found: list[tuple[Sample, results.ByTask]] = []
+            for number, sample in enumerate(samples[start : start + CHUNK], start=start):
+                try:
+                    one, result = measure(pipeline, dataset, protocol, sample, number)
+                except (DataError, ImageError) as error:
+                    if not keep_going:
+                        raise
+                    failed[sample.key] = str(error)
+                else:
+                    for name, metric in metrics.items():
+                        metric.merge(one[name])
+                    found.append((sample, result))
+                bar.update()
+            if keep_predictions:
+                results.write_chunk(folder / "predictions", dataset, found, start)
+            _write_part(_part(folder, start), metrics, failed)
+
+
+def collect(dataset: Dataset, protocol: Protocol, folder: Path) -> tuple[Metrics, dict[str, str]]:
+    """The metrics over all chunks, and the pictures that could not be read with the reason.
+
+    Raises:
+        DataError: a chunk is missing (another process has not finished), or damaged.
+    """
+    total = new_metrics(dataset, protocol)
+    failed: dict[str, str] = {}
+    for start in range(0, len(_samples(dataset, protocol)), CHUNK):
+        state, broken = _read_part(_part(folder, start))
+        failed.update(broken)
+        for name, metric in total.items():
+            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            metric.merge(metric.from_state(own))
+    return total, failed
+
+
+def new_metrics(dataset: Dataset, protocol: Protocol) -> Metrics:
+    """Empty metrics for what the protocol asks for."""
+    classes, groups = len(dataset.vocabulary), {**dataset.groups, **(protocol.groups or {})}
+    metrics: Metrics = {}
+    if "semantic" in protocol.tasks:
+        metrics["semantic"] = SemanticScores(classes, groups, protocol.absent)
+        if protocol.forgiven is not None:
+            metrics[FORGIVING] = SemanticScores(classes, groups, protocol.absent)
+    if "panoptic" in protocol.tasks:
+        metrics["panoptic"] = PanopticQuality(classes, dataset.vocabulary.things, groups)
+    if "instance" in protocol.tasks:
+        metrics["instance"] = AveragePrecision(classes, groups, federated=dataset.federated)
+    if protocol.recall:
+        metrics[RECALL] = MaskRecall(classes, groups)
+    return metrics
+
+
+def measure(
+    pipeline: Pipeline, dataset: Dataset, protocol: Protocol, sample: Sample, number: int
+) -> tuple[Metrics, results.ByTask]:
+    """Predict one picture, the ``number``-th, and measure it: it counts for all its tasks, or an error for none."""
+    needed = set(protocol.tasks) if protocol.oracle is None else {*protocol.tasks, _best_truth(dataset)}
+    truths: dict[str, Any] = {task: dataset.truth(sample, task) for task in dataset.tasks if task in needed}
+    pixels, vocabulary = _picture(sample, protocol), sample.vocabulary or dataset.vocabulary
+    text = pipeline.embed(vocabulary)
+    prediction = pipeline.predict(pixels, text)
+    if protocol.oracle is not None:
+        prediction = oracle.apply(protocol.oracle, prediction, truths[_best_truth(dataset)])
+    policy = Policy(
+        threshold=protocol.threshold,
+        overlap=pipeline.segmenter.overlap,
+        detections=LVIS_DETECTIONS if dataset.federated else Policy.detections,
+    )
+    found = {
+        task: as_segmentation(task, pixels, vocabulary, regions_of(prediction, text, task, policy)) for task in protocol.tasks
+    }
+    metrics = new_metrics(dataset, protocol)
+    for name, metric in metrics.items():
+        if name == RECALL:
+            metric.update(number, next(iter(truths.values())), all_masks(prediction), sample.key)
+        elif name == FORGIVING:
+            assert protocol.forgiven is not None
+            forgiven = forgive(truths["semantic"], found["semantic"].semantic, protocol.forgiven)
+            metric.update(number, truths["semantic"], forgiven, sample.key)
+        else:
+            metric.update(number, truths[name], results.measurable(found[name]), sample.key)
+    return metrics, found
+
+
+def _best_truth(dataset: Dataset) -> str:
+    """The task whose truth says most of a picture's regions."""
+    return next(task for task in ("panoptic", "instance", "semantic") if task in dataset.tasks)
+
+
+def _picture(sample: Sample, protocol: Protocol) -> Pixels:
+    pixels = read_image(sample.image)
+    return pixels if protocol.corrupt is None else corrupt(pixels, *parse(protocol.corrupt), sample.key)
+
+
+def forgive(truth: NDArray[np.int32], found: NDArray[np.int32], forgiven: Sequence[frozenset[int]]) -> NDArray[np.int32]:
+    """The result [H, W] with the true label wherever the found one is forgiven there."""
+    allowed = np.zeros((len(forgiven) + 1, len(forgiven) + 1), bool)  # the last row and column are for label -1
+    for label, labels in enumerate(forgiven):
+        allowed[label, list(labels)] = True
+    return np.where(allowed[truth, found], truth, found).astype(np.int32)
+
+
+def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
+    """Every predicted mask of the only image, whatever it is called.
+
+    Raises:
+        UsageError: the method predicts pixels and has no masks.
+    """
+    if isinstance(prediction, PixelPrediction):
+        raise UsageError("the recall of masks needs a method that predicts masks; this one predicts pixels")
+    masks = resized(prediction.masks[0], prediction.extents[0], prediction.sizes[0]) > 0
+    if prediction.valid is not None:
+        masks = masks[prediction.valid[0]]
+    counts = encode_masks(masks)
+    return Instances(prediction.sizes[0], tuple(Instance(0, runs, area_of_counts(runs), (0, 0, 0, 0)) for runs in counts))
+
+
+def fingerprint(pipeline: Pipeline, samples: Sequence[Sample]) -> dict[str, str]:
+    """Digests of the weights and of the list of pictures: sums of others must not be added to these."""
+    weights = sha256()
+    for name, tensor in pipeline.segmenter.state_dict().items():
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return {"weights": weights.hexdigest()[:16], "pictures": _digest([sample.key for sample in samples])}
+
+
+def _samples(dataset: Dataset, protocol: Protocol) -> Sequence[Sample]:
+    if not dataset.samples:
+        raise DataError(f"{dataset.name} has no pictures")
+    return dataset.samples[: protocol.limit]
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / "parts" / f"{start:07d}.safetensors"
+
+
+def _write_part(path: Path, metrics: Metrics, failed: Mapping[str, str]) -> None:
+    arrays = {f"{name}/{key}": array for name, metric in metrics.items() for key, array in metric.state().items()}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_atomically(path, save(contiguous, metadata={"failed": json.dumps(failed)}))
+
+
+def _read_part(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The sums of all metrics of a chunk, by "metric/array", and what failed."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["failed"])  # noqa: SIM118
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run the same command again to measure the rest") from None
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+def _claim(folder: Path, document: Mapping[str, Any]) -> None:
+    """Make the folder that of this evaluation, or refuse one of another."""
+    path = folder / "protocol.json"
+    if not path.exists():
+        write_json(path, document, indent=1)
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(f"{path} cannot be read; choose another --output") from None
+    if differing := sorted(key for key in {*known, *document} if known.get(key) != document.get(key)):
+        key = differing[0]
+        raise UsageError(
+            f"{folder} holds an evaluation with another {key} ({known.get(key)}, now {document.get(key)}); "
+            "choose another --output, or delete that folder"
+        )
+
+
+def _digest(value: object) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()[:16]

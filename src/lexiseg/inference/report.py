@@ -1,0 +1,148 @@
+"""What an evaluation leaves for people: the numbers, how they came to be, and what papers print for the same data set."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lexiseg.data.dataset import Dataset
+from lexiseg.data.published import METRICS, Figure, published
+from lexiseg.inference.evaluation import Metrics, Protocol
+from lexiseg.ops.files import write_atomically, write_json
+
+LIBRARIES = ("lexiseg", "torch", "torchvision", "numpy", "pillow", "hotcoco", "open_clip_torch", "timm", "transformers")
+HEADLINES: Mapping[str, tuple[str, ...]] = {  # of each metric, what stands in the table
+    "semantic": ("mIoU", "FWIoU", "pixel_accuracy", "mean_accuracy"),
+    "panoptic": ("PQ", "SQ", "RQ"),
+    "instance": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+}
+
+
+def document(protocol: Protocol, metrics: Metrics, failed: Mapping[str, str], *, command: str) -> dict[str, Any]:
+    """All numbers, and all that they depend on. Two runs of the same command give the same document."""
+    return {
+        "model": protocol.model,
+        "data": protocol.data,
+        "results": {name: metric.result() for name, metric in metrics.items()},
+        "failed": dict(failed),
+        "protocol": protocol.document(),
+        "command": command,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
+    }
+
+
+def write(folder: Path, report: Mapping[str, Any], metrics: Metrics, dataset: Dataset) -> list[Path]:
+    """Write ``metrics.json``, ``report.md`` and for each metric ``classes-….csv``.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    paths = [folder / "metrics.json", folder / "report.md"]
+    write_json(paths[0], report, indent=1)
+    write_atomically(paths[1], markdown(report).encode())
+    for name, metric in metrics.items():
+        paths.append(folder / f"classes-{name.replace(', ', '-').replace(' ', '-')}.csv")
+        buffer = io.StringIO()
+        rows = metric.table(dataset.vocabulary.names)
+        table = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(paths[-1], buffer.getvalue().encode())
+    return paths
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A page with the numbers in per cent, and below them the published ones of the same data set."""
+    lines = [f"# {report['model']} on {report['data']}", "", f"`{report['command']}`", ""]
+    for name, result in report["results"].items():
+        lines += [f"## {name}", "", *_numbers(name, result), ""]
+    if report["failed"]:
+        lines += [f"{len(report['failed'])} pictures could not be read and are not counted; `metrics.json` names them.", ""]
+    changed = {key: report["protocol"][key] for key in ("limit", "oracle", "corrupt") if report["protocol"][key] is not None}
+    if changed:
+        told = ", ".join(f"{key} {value}" for key, value in changed.items())
+        lines += [f"Not the published protocol: {told}.", ""]
+    for task in report["protocol"]["tasks"]:
+        if figures := published(report["data"], task=task):
+            lines += [f"## Published: {task}", "", *_published(figures), ""]
+    return "\n".join(lines)
+
+
+def summary(reports: Sequence[Mapping[str, Any]], groups: Mapping[str, str], parts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One row a data set, then the means over each group (MESS: its domains) and over all.
+
+    Args:
+        reports: from `document`, one a data set.
+        groups: the group of each data set that belongs to one.
+        parts: what a data set is a part of, where the mean of several counts as one (MESS: PAXRay).
+    """
+    rows = [{"data": report["data"], "group": groups.get(report["data"], ""), **_headlines(report)} for report in reports]
+    wholes: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        wholes.setdefault(parts.get(row["data"]) or row["data"], []).append(row)
+    members = [_mean(name, of) if len(of) > 1 else of[0] for name, of in wholes.items()]
+    named = sorted({row["group"] for row in members} - {""})
+    by_group = [_mean(f"mean of {group}", [row for row in members if row["group"] == group]) for group in named]
+    return [*rows, *by_group, _mean("mean", members)]
+
+
+def _mean(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every number that all rows have; the group, if all are of one."""
+    columns = [key for key in rows[0] if key not in {"data", "group"} and all(row.get(key) is not None for row in rows)]
+    groups = {row["group"] for row in rows}
+    group = groups.pop() if len(groups) == 1 else ""
+    return {"data": title, "group": group, **{key: sum(row[key] for row in rows) / len(rows) for key in columns}}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows as a Markdown table; shares in 0..1 as per cent."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
+
+
+def _headlines(report: Mapping[str, Any]) -> dict[str, float | None]:
+    return {key: result[key] for name, result in report["results"].items() for key in HEADLINES.get(name, ())[:1]}
+
+
+def _numbers(name: str, result: Mapping[str, Any]) -> list[str]:
+    wanted = HEADLINES.get(name.split(",")[0]) or tuple(key for key in result if key.startswith("recall@"))
+    rows = [{"classes": "all", **{key: result[key] for key in wanted}}]
+    rows += [{"classes": group, **{key: numbers.get(key) for key in wanted}} for group, numbers in result["groups"].items()]
+    remarks = [str(result[key]) for key in ("absent_classes_rule", "rules") if key in result]
+    return [*table(rows), "", *(f"{remark[0].upper()}{remark[1:]}." for remark in [*remarks, f"{result['images']} pictures"])]
+
+
+def _published(figures: Sequence[Figure]) -> list[str]:
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for figure in figures:
+        key = (figure.paper, figure.table, str(figure.row))
+        rows.setdefault(
+            key,
+            {
+                "paper, table": f"{figure.paper}, {figure.table}",
+                "method": f"**{figure.method}**" if figure.own else figure.method,
+                "variant": figure.variant,
+                "backbone": figure.backbone,
+                "trained on": figure.training,
+            },
+        )[f"{figure.metric} {METRICS[figure.metric][1]}"] = f"{figure.value:g}"
+    return table(list(rows.values()))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,124 @@
+"""Which query answers for which target: the cheapest one-to-one assignment (Carion et al., 2020, DETR).
+
+Masks are compared on points, drawn once an image and shared by all its masks (Cheng et al., 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional
+
+from lexiseg.losses.masks import sample_points
+from lexiseg.structures import MaskPrediction, MaskTarget, Size
+
+PointSource = Callable[[int, int, int], Tensor]  # (number of the image, N, P) -> points [N, P, 2], (x, y) in 0..1
+PROHIBITIVE = 1e9  # cost of a pair whose cost is not a number
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Weights of the three parts of a pair's cost; Mask2Former's."""
+
+    classes: float = 2.0
+    mask: float = 5.0
+    dice: float = 5.0
+
+
+@dataclass(frozen=True)
+class Match:
+    """Pairs of one image: query ``queries[n]`` answers for target ``targets[n]``, both [M] int64, queries ascending."""
+
+    queries: Tensor
+    targets: Tensor
+
+
+def uniform_points(device: torch.device) -> PointSource:
+    """Points from the default random generator of ``device``, anew at each call."""
+    return lambda _image, rows, count: torch.rand(rows, count, 2, device=device)
+
+
+@torch.no_grad()
+def match(
+    prediction: MaskPrediction,
+    targets: Sequence[MaskTarget],
+    *,
+    points: int = 12_544,
+    costs: Costs = Costs(),
+    draw: PointSource | None = None,
+) -> list[Match]:
+    """The cheapest assignment of each image; min(Q, N) pairs.
+
+    Args:
+        prediction: of B images; ``auxiliary`` is not looked at.
+        targets: one an image; none of its masks is fine.
+        points: P, on which masks are compared.
+        costs: see there.
+        draw: where the points come from; called once an image that has targets, with N = 1.
+    """
+    draw = draw or uniform_points(prediction.masks.device)
+    matches = []
+    for index, target in enumerate(targets):
+        rows = prediction_rows(prediction, index)
+        if len(target) == 0 or len(rows) == 0:
+            matches.append(Match(rows[:0], rows[:0]))
+            continue
+        cost = matching_cost(
+            prediction.masks[index, rows],
+            prediction.classes[index, rows],
+            target,
+            draw(index, 1, points)[0],
+            prediction.extents[index],
+            costs,
+        )
+        queries, chosen = (torch.from_numpy(numbers).to(rows.device) for numbers in linear_sum_assignment(cost.cpu().numpy()))
+        matches.append(Match(rows[queries], chosen))
+    return matches
+
+
+def matching_cost(
+    masks: Tensor, classes: Tensor, target: MaskTarget, points: Tensor, extent: Size, costs: Costs = Costs()
+) -> Tensor:
+    """What each pair would cost: -probability of the target's class, cross-entropy and dice of the masks, weighted.
+
+    Args:
+        masks: logits [Q, h, w] over ``extent`` (height, width) pixels.
+        classes: log-probabilities [Q, K + 1]; logits that are not normalised give the same.
+        target: N masks.
+        points: [P, 2], see `lexiseg.losses.masks`.
+
+    Returns:
+        [Q, N] float32 or better, always finite.
+    """
+    with torch.autocast(masks.device.type, enabled=False):
+        logits = sample_points(in_full_precision(masks), points)
+        truth = sample_target(target.masks.to(logits.dtype), points, extent)
+        entropy = functional.softplus(logits).mean(1)[:, None] - logits @ truth.T / logits.shape[1]
+        probability = logits.sigmoid()
+        overlap = 2 * probability @ truth.T + 1
+        dice = 1 - overlap / (probability.sum(1)[:, None] + truth.sum(1) + 1)
+        named = -in_full_precision(classes).softmax(-1)[:, target.labels]
+        cost = costs.classes * named + costs.mask * entropy + costs.dice * dice
+    # A model that has diverged must be found by its loss, which is not finite either, and not by a crash in here.
+    return cost.nan_to_num(PROHIBITIVE, PROHIBITIVE, PROHIBITIVE)
+
+
+def sample_target(masks: Tensor, points: Tensor, extent: Size) -> Tensor:
+    """Samples of target masks [N, H, W] at points (see `sample_points`) over ``extent`` pixels; zero beyond H × W: [N, P]."""
+    height, width = masks.shape[-2:]
+    return sample_points(masks, points * points.new_tensor([extent[1] / width, extent[0] / height]))
+
+
+def prediction_rows(prediction: MaskPrediction, index: int) -> Tensor:
+    """The numbers of the queries of image ``index`` that do not only pad the batch."""
+    rows = torch.arange(prediction.masks.shape[1], device=prediction.masks.device)
+    return rows if prediction.valid is None else rows[prediction.valid[index]]
+
+
+def in_full_precision(tensor: Tensor) -> Tensor:
+    """Half precision as float32, all else as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

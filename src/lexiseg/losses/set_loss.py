@@ -1,0 +1,171 @@
+"""Mask2Former's loss of a set of masks, with which FC-CLIP and CMPF are trained (Cheng et al., 2022, section 3).
+
+Each layer's predictions are matched with the targets. All queries answer for their class, those without a target for
+"no object"; matched queries answer for their masks, by cross-entropy and dice on points.
+
+`MaskPrediction.classes` are log-probabilities while the official code keeps logits. The loss is the same: cross-entropy
+begins with a log-softmax, and the log-softmax of a log-softmax is itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional
+
+from lexiseg.errors import UsageError
+from lexiseg.losses.masks import dice_loss, mask_cross_entropy, sample_points, uncertain_points
+from lexiseg.losses.matching import (
+    Costs,
+    Match,
+    PointSource,
+    in_full_precision,
+    match,
+    prediction_rows,
+    sample_target,
+    uniform_points,
+)
+from lexiseg.structures import MaskPrediction, MaskTarget
+
+UNANSWERED = -100  # the label of rows that only pad a batch: no loss
+
+
+@dataclass(frozen=True)
+class SetLossOptions:
+    """Mask2Former's numbers.
+
+    Attributes:
+        classes, mask, dice: weights of the three losses.
+        void: weight of a query without a target in the mean of the class loss, greater than 0.
+        points: on which masks are compared.
+        oversample: candidates for each of these points.
+        importance: share of the points that are the least certain candidates, 0..1; the rest is uniform.
+        costs: of the matching.
+    """
+
+    classes: float = 2.0
+    mask: float = 5.0
+    dice: float = 5.0
+    void: float = 0.1
+    points: int = 12_544
+    oversample: float = 3.0
+    importance: float = 0.75
+    costs: Costs = field(default_factory=Costs)
+
+    def __post_init__(self) -> None:
+        if self.void <= 0:
+            raise UsageError(f"the weight of 'no object' must be greater than 0, not {self.void}")
+        if not 0 <= self.importance <= 1 or self.oversample < 1:
+            raise UsageError(
+                f"importance must lie in 0..1 and oversample must be at least 1, not {self.importance} and {self.oversample}"
+            )
+
+
+def set_loss(
+    prediction: MaskPrediction,
+    targets: Sequence[MaskTarget],
+    options: SetLossOptions = SetLossOptions(),
+    draw: PointSource | None = None,
+) -> dict[str, Tensor]:
+    """The weighted losses "class", "mask" and "dice", and "class_0", … of the auxiliary layers; their sum is the loss.
+
+    Args:
+        prediction: of B images, with "no object".
+        targets: one an image, on the prediction's device.
+        options: see there.
+        draw: where points come from. Called, layer by layer, for each image's matching, then for each image's
+            candidates, then for each image's uniform points; images without pairs are left out.
+
+    Raises:
+        UsageError: the prediction has no "no object", or targets do not fit it.
+    """
+    _check(prediction, targets)
+    draw = draw or uniform_points(prediction.masks.device)
+    weight, count = _normalisers(prediction, targets, options)
+    losses = {}
+    layers = [("", prediction), *((f"_{number}", layer) for number, layer in enumerate(prediction.auxiliary))]
+    for suffix, layer in layers:
+        matches = match(layer, targets, points=options.points, costs=options.costs, draw=draw)
+        entropy, dice = _mask_losses(layer, targets, matches, options, draw)
+        losses[f"class{suffix}"] = options.classes * _class_loss(layer, targets, matches, options.void) / weight
+        losses[f"mask{suffix}"] = options.mask * entropy.sum() / count
+        losses[f"dice{suffix}"] = options.dice * dice.sum() / count
+    return losses
+
+
+def _check(prediction: MaskPrediction, targets: Sequence[MaskTarget]) -> None:
+    if not prediction.void:
+        raise UsageError("a set loss needs predictions whose last class is 'no object'")
+    if len(targets) != len(prediction.masks):
+        raise UsageError(f"{len(targets)} targets for {len(prediction.masks)} images")
+    classes = prediction.per_class().shape[-1]
+    for index, target in enumerate(targets):
+        if len(target.masks) != len(target):
+            raise UsageError(f"target {index} has {len(target.masks)} masks and {len(target)} labels")
+        if len(target) and not 0 <= int(target.labels.min()) <= int(target.labels.max()) < classes:
+            raise UsageError(f"target {index} has labels {target.labels.tolist()}, the prediction classes 0 to {classes - 1}")
+
+
+def _normalisers(prediction: MaskPrediction, targets: Sequence[MaskTarget], options: SetLossOptions) -> tuple[Tensor, Tensor]:
+    """Sum of the weights of all queries, and number of targets (at least one): means over the processes.
+
+    Divided by them, the losses of several processes have as their mean the loss of all their images in one batch.
+    [decided] The official code does so for the masks only, and takes the minimum after the mean.
+    """
+    rows = [len(prediction_rows(prediction, index)) for index in range(len(targets))]
+    matched = sum(min(count, len(target)) for count, target in zip(rows, targets, strict=True))
+    weight = matched + options.void * (sum(rows) - matched)
+    device = prediction.masks.device
+    totals = torch.tensor([weight, sum(map(len, targets))], dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    processes = 1
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(totals)
+        processes = distributed.get_world_size()
+    weight_sum, count = (totals.clamp(min=torch.tensor([options.void, 1.0]).to(totals)) / processes).float().to(device)
+    return weight_sum, count
+
+
+def _class_loss(prediction: MaskPrediction, targets: Sequence[MaskTarget], matches: Sequence[Match], void: float) -> Tensor:
+    """Σ weight × cross-entropy over all queries."""
+    classes = in_full_precision(prediction.classes)
+    nothing = classes.shape[-1] - 1
+    labels = torch.full(classes.shape[:2], nothing, dtype=torch.int64, device=classes.device)
+    if prediction.valid is not None:
+        labels[~prediction.valid] = UNANSWERED
+    for index, (target, found) in enumerate(zip(targets, matches, strict=True)):
+        labels[index, found.queries] = target.labels[found.targets]
+    weights = classes.new_ones(nothing + 1)
+    weights[-1] = void
+    return functional.cross_entropy(
+        classes.flatten(0, 1), labels.flatten(), weights, ignore_index=UNANSWERED, reduction="sum"
+    )
+
+
+def _mask_losses(
+    prediction: MaskPrediction,
+    targets: Sequence[MaskTarget],
+    matches: Sequence[Match],
+    options: SetLossOptions,
+    draw: PointSource,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice of each pair, [M] both, image by image."""
+    masks = [in_full_precision(prediction.masks[index, found.queries]) for index, found in enumerate(matches)]
+    paired = [(index, len(found.queries)) for index, found in enumerate(matches) if len(found.queries)]
+    certain = int(options.importance * options.points)
+    candidates = {index: draw(index, pairs, int(options.oversample * options.points)) for index, pairs in paired}
+    uniform = {index: draw(index, pairs, options.points - certain) for index, pairs in paired if certain < options.points}
+    logits, truths = [], []
+    for index, _ in paired:
+        points = uncertain_points(masks[index], candidates[index], certain)
+        if index in uniform:
+            points = torch.cat([points, uniform[index].to(points)], 1)
+        chosen = targets[index].masks[matches[index].targets].to(masks[index].dtype)
+        truths.append(sample_target(chosen, points, prediction.extents[index]))
+        logits.append(sample_points(masks[index], points))
+    if not paired:  # an empty sum that still has the masks in its graph
+        empty = masks[0].sum((1, 2))
+        return empty, empty
+    return mask_cross_entropy(torch.cat(logits), torch.cat(truths)), dice_loss(torch.cat(logits), torch.cat(truths))

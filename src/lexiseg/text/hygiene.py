@@ -1,0 +1,316 @@
+"""What is doubtful in a vocabulary: names twice, names that are nearly the same, and classes that contain others.
+
+The authors of SAM-MI ask for it ("A Mask-Injected Framework for Enhancing Open-Vocabulary Semantic Segmentation with SAM", end
+of section 4 and limitations in section 5): classes of benchmarks are not independent. ADE20K's 847 have "animal" beside "dog",
+"cat" and "bird", so that a right answer counts as wrong. `check` finds such pairs; `forgiving` says what a score may let pass.
+
+What contains what is declared in lists, one hypernym a line, because no rule can know it::
+
+    animal > bird, cat, dog
+    bird > duck, goose          # so a duck is an animal too
+    dog !> hot dog              # "no": a hot dog is none, though it is called so
+
+A declaration is about the names shown: a class "deciduous tree, tree" is not above "palm tree" because of its synonym.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from unicodedata import normalize
+
+from lexiseg.errors import UsageError
+from lexiseg.text.vocabulary import ClassName, Vocabulary, builtin_names
+
+IRREGULAR = {
+    "children": "child",
+    "feet": "foot",
+    "geese": "goose",
+    "glasses": "glasses",  # spectacles, not several glasses
+    "knives": "knife",
+    "leaves": "leaf",
+    "loaves": "loaf",
+    "men": "man",
+    "mice": "mouse",
+    "people": "person",
+    "scarves": "scarf",
+    "shelves": "shelf",
+    "teeth": "tooth",
+    "wolves": "wolf",
+    "women": "woman",
+}
+
+
+@dataclass(frozen=True)
+class Hypernyms:
+    """Which names are above which.
+
+    Attributes:
+        declared: (hypernym, hyponym) pairs of names in `plain` form; what follows from them need not be declared.
+        denied: pairs that do not hold, whatever follows or seems to follow from the words.
+
+    Raises:
+        UsageError: if a name is declared, over any number of steps, to be above itself.
+    """
+
+    declared: frozenset[tuple[str, str]] = frozenset()
+    denied: frozenset[tuple[str, str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name in sorted(self._parents):
+            if name in self.above(name):
+                raise UsageError(f"hypernyms: {name!r} is declared to be above itself, by way of others; take one line away")
+
+    @classmethod
+    def builtin(cls) -> Hypernyms:
+        """The declarations that come with lexiseg, for the built-in vocabularies and the data sets that it knows."""
+        return cls.parse((files("lexiseg") / "assets" / "hypernyms.txt").read_text(encoding="utf-8"), "hypernyms.txt")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Hypernyms:
+        """The declarations in a UTF-8 text file, one hypernym a line.
+
+        Raises:
+            UsageError: if the file cannot be read, or a line is not ``name > name, name`` or ``name !> name, name``.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise UsageError(f"hypernym file {path} cannot be read ({error.strerror}); check its path") from None
+        except UnicodeDecodeError:
+            raise UsageError(
+                f"hypernym file {path} is not UTF-8 text; save it as UTF-8, one 'animal > cat, dog' a line"
+            ) from None
+        return cls.parse(text, f"hypernym file {path}")
+
+    @classmethod
+    def parse(cls, text: str, source: str = "hypernyms") -> Hypernyms:
+        """The declarations in ``text``; ``source`` says in errors where it is from. Raises as `from_file`."""
+        pairs: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
+        for number, line in enumerate(text.splitlines(), start=1):
+            statement = line.partition("#")[0].strip()
+            if not statement:
+                continue
+            upper, bar, lowers = statement.partition(">")
+            holds = not upper.endswith("!")
+            names = [plain(name) for name in (upper.removesuffix("!"), *lowers.split(","))]
+            if not bar or not all(names):
+                raise UsageError(f"{source}, line {number} is {statement!r}: write 'animal > cat, dog' or 'dog !> hot dog'")
+            pairs[holds].update((names[0], name) for name in names[1:])
+        return cls(frozenset(pairs[True]), frozenset(pairs[False]))
+
+    def joined(self, other: Hypernyms) -> Hypernyms:
+        """Both; where they contradict each other, ``other`` is right."""
+        return Hypernyms((self.declared - other.denied) | other.declared, (self.denied - other.declared) | other.denied)
+
+    def above(self, name: str) -> frozenset[str]:
+        """All names above a name, over any number of steps; both in `plain` form."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            fresh = self._parents.get(waiting.pop(), set()) - found
+            found |= fresh
+            waiting += fresh
+        return frozenset(upper for upper in found if (upper, name) not in self.denied)
+
+    @cached_property
+    def _parents(self) -> dict[str, set[str]]:
+        parents: dict[str, set[str]] = defaultdict(set)
+        for upper, lower in self.declared:
+            parents[lower].add(upper)
+        return dict(parents)
+
+
+@dataclass(frozen=True)
+class SharedName:
+    """One name that is in several classes."""
+
+    name: str
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NearNames:
+    """Two names of two classes that differ only in plural, hyphens or spaces."""
+
+    names: tuple[str, str]
+    labels: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class HypernymPair:
+    """Two classes of which one contains the other."""
+
+    hypernym: int
+    hyponym: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found; every list is in the order of the labels.
+
+    Attributes:
+        duplicates: names of classes that are in another class too, as its name or as a synonym.
+        shared: synonyms that are in several classes.
+        near: names that differ only in plural, hyphens or spaces; upper and lower case never count.
+        hypernyms: pairs that are declared, or follow from declarations.
+        candidates: pairs that nobody declared or denied, but that the names suggest: "pool table" beside "table".
+    """
+
+    duplicates: tuple[SharedName, ...]
+    shared: tuple[SharedName, ...]
+    near: tuple[NearNames, ...]
+    hypernyms: tuple[HypernymPair, ...]
+    candidates: tuple[HypernymPair, ...]
+
+
+def check(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Report:
+    """Look a vocabulary over.
+
+    Args:
+        vocabulary: any, also one that `Vocabulary.parse` would refuse for a name in two classes (see `load`).
+        hypernyms: what is declared; `Hypernyms.builtin`, joined perhaps with the user's own.
+    """
+    owners: dict[str, list[int]] = defaultdict(list)
+    spelled: dict[str, str] = {}
+    for name, label in zip(vocabulary.all_names, vocabulary.owner, strict=True):
+        owners[name.casefold()].append(label)
+        spelled.setdefault(name.casefold(), name)
+    shown = {name.casefold() for name in vocabulary.names}
+    twice = {name: SharedName(spelled[name], tuple(labels)) for name, labels in owners.items() if len(labels) > 1}
+
+    declared = tuple(_declared(vocabulary, hypernyms))
+    return Report(
+        duplicates=tuple(found for name, found in twice.items() if name in shown),
+        shared=tuple(found for name, found in twice.items() if name not in shown),
+        near=tuple(_near(vocabulary)),
+        hypernyms=declared,
+        candidates=tuple(pair for pair in _suggested(vocabulary, hypernyms) if pair not in declared),
+    )
+
+
+def forgiving(vocabulary: Vocabulary, hypernyms: Hypernyms) -> tuple[frozenset[int], ...]:
+    """For each label of the truth, the labels that a result may carry there without being wrong.
+
+    These are the label itself and its declared hypernyms: "animal" on a dog is vague but true. A hyponym is not forgiven:
+    "dog" on what the truth calls an animal may as well be a cat. Candidates are not declared, and not forgiven. Since the
+    vaguest answer always passes, such a score belongs beside the official one, never in its place.
+
+    Args:
+        vocabulary: K classes.
+        hypernyms: what is declared.
+
+    Returns:
+        K sets of labels.
+    """
+    allowed = [{label} for label in range(len(vocabulary))]
+    for pair in _declared(vocabulary, hypernyms):
+        allowed[pair.hyponym].add(pair.hypernym)
+    return tuple(frozenset(labels) for labels in allowed)
+
+
+def load(name_or_path: str | Path) -> Vocabulary:
+    """As `Vocabulary.load`, but a file may have a name in two classes, for `check` to report.
+
+    Raises:
+        UsageError: if there is no such list or file, or a line of the file is not a class.
+    """
+    if str(name_or_path) in builtin_names():
+        return Vocabulary.builtin(str(name_or_path))
+    try:
+        text = Path(name_or_path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return Vocabulary.load(name_or_path)  # says what is wrong with the name or the file
+    classes: list[ClassName] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                for entry in line.rstrip("; \t").split(";"):
+                    classes += Vocabulary.parse([entry]).classes  # alone, so that it is compared with no other
+            except UsageError as error:
+                raise UsageError(f"vocabulary file {name_or_path}, line {number}: {error}") from None
+    if not classes or "\0" in text:
+        return Vocabulary.load(name_or_path)  # refuses what is empty or no text
+    return Vocabulary(tuple(classes))
+
+
+def plain(name: str) -> str:
+    """A name in lower case, its words with single spaces between: "T-shirt" and "t_shirt" become "t shirt"."""
+    return " ".join(normalize("NFC", name).casefold().replace("-", " ").replace("_", " ").split())
+
+
+def singulars(name: str) -> frozenset[str]:
+    """The name in `plain` form, and what it may be the plural of: "knives" and "knife", "boxes" and "box" (and "boxe")."""
+    whole = plain(name)
+    start, last = whole[: whole.rfind(" ") + 1], whole[whole.rfind(" ") + 1 :]
+    if last in IRREGULAR:
+        return frozenset((whole, start + IRREGULAR[last]))
+    found = {last}
+    if last.endswith("s") and not last.endswith(("ss", "us", "is")) and len(last) > 3:
+        found.add(last[:-1])
+    if last.endswith(("ses", "xes", "zes", "ches", "shes")):
+        found.add(last[:-2])
+    if last.endswith("ies"):
+        found.add(last[:-3] + "y")
+    return frozenset(start + word for word in found)
+
+
+def _near(vocabulary: Vocabulary) -> Iterator[NearNames]:
+    """Pairs of which one name, without spaces, is the other or its plural."""
+    named = list(zip(vocabulary.all_names, vocabulary.owner, strict=True))
+    joined: dict[str, list[int]] = defaultdict(list)
+    for position, (name, _) in enumerate(named):
+        joined[_joined(plain(name))].append(position)
+    pairs = {
+        (min(position, other), max(position, other))
+        for position, (name, _) in enumerate(named)
+        for singular in singulars(name)
+        for other in joined.get(_joined(singular), [])
+    }
+    for first, second in sorted(pairs):
+        (one, label), (two, other_label) = named[first], named[second]
+        if label != other_label and one.casefold() != two.casefold():
+            yield NearNames((one, two), (label, other_label))
+
+
+def _joined(name: str) -> str:
+    return name.replace(" ", "")
+
+
+def _by_name(vocabulary: Vocabulary) -> dict[str, list[int]]:
+    """The labels of the classes shown by a name, in singular and as written."""
+    labels: dict[str, list[int]] = defaultdict(list)
+    for label, name in enumerate(vocabulary.names):
+        for singular in singulars(name):
+            labels[singular].append(label)
+    return labels
+
+
+def _declared(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Iterable[HypernymPair]:
+    by_name = _by_name(vocabulary)
+    pairs = {
+        (upper, label)
+        for label, name in enumerate(vocabulary.names)
+        for singular in singulars(name)
+        for above in hypernyms.above(singular)
+        for upper in by_name.get(above, [])
+        if upper != label
+    }
+    return (HypernymPair(*pair) for pair in sorted(pairs))
+
+
+def _suggested(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Iterable[HypernymPair]:
+    """Names that end in the whole name of another class, and are not denied."""
+    by_name = _by_name(vocabulary)
+    pairs = set()
+    for label, name in enumerate(vocabulary.names):
+        words = plain(name).split()
+        for start in range(1, len(words)):
+            heads = singulars(" ".join(words[start:]))
+            if not any((head, whole) in hypernyms.denied for head in heads for whole in singulars(name)):
+                pairs |= {(upper, label) for head in heads for upper in by_name.get(head, []) if upper != label}
+    return (HypernymPair(*pair) for pair in sorted(pairs))

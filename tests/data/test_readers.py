@@ -1,0 +1,122 @@
+"""Polygons, label tables, and files that only some data sets hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from PIL import Image
+from pycocotools import mask as official
+
+from lexiseg.data.dataset import Sample
+from lexiseg.data.polygons import polygon_counts
+from lexiseg.data.readers import InstanceRecord, LabelTable, pair_samples, picture_size, read_instances, read_values
+from lexiseg.errors import DataError, UsageError
+from lexiseg.ops.rle import decompress
+from lexiseg.structures import IGNORED
+from tests.data.miniatures import picture, write
+
+SIZE = (23, 31)
+CORNER = some.tuples(some.integers(-80, 380), some.integers(-80, 300))  # tenths of pixels, outside of the picture too
+
+
+@given(some.lists(CORNER, min_size=3, max_size=9), some.sampled_from([10, 5, 20]))
+def test_polygons_are_those_of_pycocotools(corners: list[tuple[int, int]], scale: int) -> None:
+    polygon = [number / scale for corner in corners for number in corner]
+    (runs,) = official.frPyObjects([polygon], *SIZE)
+    np.testing.assert_array_equal(polygon_counts(polygon, SIZE), decompress(runs["counts"].decode()))
+
+
+def test_several_polygons_are_one_mask(tmp_path: Path) -> None:
+    polygons = [[2.5, 3, 20, 4, 12, 19.2], [10, 1, 30, 2, 29, 15, 8, 14]]
+    write(tmp_path / "a.png", np.zeros(SIZE, np.uint8))
+    entry = {"id": 1, "category_id": 4, "segmentation": polygons, "bbox": [0, 0, 1, 1], "area": 1.5}
+    record = InstanceRecord([entry], SIZE, tmp_path / "a.json")
+    instances = read_instances(Sample("a", tmp_path / "a.png", 1, {"instance": record}), table=LabelTable({4: 0}))
+    expected = official.merge(official.frPyObjects(polygons, *SIZE))["counts"].decode()
+    np.testing.assert_array_equal(instances.things[0].counts, decompress(expected))
+    assert instances.things[0].area == 1.5
+
+
+@pytest.mark.parametrize("polygon", [[0, 0, 5, 5], [0, 0, 5, 5, 1], [0, 0, 5, 5, 1, float("nan")], []])
+def test_what_is_no_polygon_is_refused(polygon: list[float]) -> None:
+    with pytest.raises(UsageError, match="three corners"):
+        polygon_counts(polygon, SIZE)
+
+
+def test_a_table_maps_many_ids_to_a_label_and_keeps_the_shape() -> None:
+    table = LabelTable({5: 0, 300: 1, 7: 0}, frozenset({0, 65535}))
+    values = np.array([[5, 7, 300], [0, 65535, 5]], np.uint16)
+    labels = table.map(values, "a.png")
+    assert labels.dtype == np.int32
+    assert labels.tolist() == [[0, 0, 1], [IGNORED, IGNORED, 0]]
+
+
+@pytest.mark.parametrize("strange", [-1, 4, 6, 299, 301, 70000])
+def test_ids_between_before_and_behind_those_of_the_table_are_refused(strange: int) -> None:
+    table = LabelTable({5: 0, 300: 1}, frozenset({7}))
+    with pytest.raises(DataError, match=rf"a\.png: unknown class id {strange} \(1 pixels\); known are 5, 300, ignored 7"):
+        table.map(np.array([[5, strange]], np.int32), "a.png")
+    with pytest.raises(DataError, match=f"unknown class id {strange};"):
+        table.label(strange, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"), [("1", "a.png"), ("L", "a.png"), ("P", "a.png"), ("I;16", "a.png"), ("I;16", "a.tif")]
+)
+def test_label_maps_of_every_depth_are_read_as_ids(mode: str, name: str, tmp_path: Path) -> None:
+    values = np.array([[0, 1, 1], [1, 0, 0]]) * (1000 if mode == "I;16" else 1)
+    if mode == "P":
+        image = Image.fromarray(values.astype(np.uint8), "L").convert("L")
+        image.putpalette([9, 9, 9, 200, 100, 50])
+    else:
+        image = Image.fromarray(values.astype({"1": np.bool_, "L": np.uint8, "I;16": np.uint16}[mode]))
+    image.save(tmp_path / name)
+    with Image.open(tmp_path / name) as opened:
+        assert opened.mode == mode
+    np.testing.assert_array_equal(read_values(tmp_path / name), values)
+
+
+def test_the_size_of_a_picture_on_its_side_is_that_of_the_upright_one(tmp_path: Path) -> None:
+    image = Image.new("RGB", (6, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert picture_size(tmp_path / "a.jpg") == (6, 4)
+    image.save(tmp_path / "b.jpg")
+    assert picture_size(tmp_path / "b.jpg") == (4, 6)
+
+
+def test_pairs_go_by_relative_names_and_by_a_list(tmp_path: Path) -> None:
+    for name in ("x/a", "x/b", "y/a"):
+        picture(tmp_path / f"images/{name}_left.png")
+        write(tmp_path / f"truths/{name}_ids.png", np.zeros((4, 6), np.uint8))
+    folders = tmp_path / "images", tmp_path / "truths"
+    endings = {"image_ending": "_left.png", "truth_ending": "_ids.png"}
+    assert [sample.key for sample in pair_samples(*folders, **endings)] == ["x/a", "x/b", "y/a"]
+    chosen = pair_samples(*folders, **endings, names=["y/a", "x/a"])
+    assert [sample.annotation["semantic"] for sample in chosen] == [
+        tmp_path / "truths/y/a_ids.png",
+        tmp_path / "truths/x/a_ids.png",
+    ]
+    with pytest.raises(DataError, match=r"1 picture is not in .*images, but in the list of the split: x/c"):
+        pair_samples(*folders, **endings, names=["y/a", "x/c"])
+
+
+def test_only_the_first_few_pictures_without_truth_are_named(tmp_path: Path) -> None:
+    for number in range(5):
+        picture(tmp_path / f"images/{number}.jpg")
+    (tmp_path / "truths").mkdir()
+    with pytest.raises(DataError, match=r"5 pictures are without .*0\.jpg, .*1\.jpg, .*2\.jpg and 2 more"):
+        pair_samples(tmp_path / "images", tmp_path / "truths")
+
+
+def test_folders_that_are_missing_or_empty_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="images: no such folder"):
+        pair_samples(tmp_path / "images", tmp_path / "truths")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match="images: holds no file that ends in"):
+        pair_samples(tmp_path / "images", tmp_path / "truths")

@@ -1,0 +1,278 @@
+"""Files of predictions: what is read, and that everything wrong is said with file and image."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lexiseg.cli import metrics as command
+from lexiseg.errors import DataError, UsageError
+from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
+
+NAMES = ("sky", "dog")
+SQUARE = {"size": [4, 4], "counts": [5, 2, 2, 2, 5]}  # the four pixels in the middle
+Documents = dict[str, Any]
+
+
+def truth_document() -> Documents:
+    return {
+        "images": [{"id": 7, "height": 4, "width": 4}, {"id": 30, "height": 4, "width": 4}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 5, "segmentation": SQUARE, "area": 4, "iscrowd": 0},
+            {"id": 2, "image_id": 30, "category_id": 5, "segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]], "area": 4},
+        ],
+        "categories": [{"id": 5, "name": "dog", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}],
+    }
+
+
+def results_document() -> list[Documents]:
+    return [
+        {"image_id": image, "category_id": 5, "segmentation": copy.deepcopy(SQUARE), "score": score}
+        for image, score in ((30, 0.5), (7, 0.75))
+    ]
+
+
+def write(path: Path, document: Any) -> Path:
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return path
+
+
+def write_ids(path: Path, ids: list[list[int]]) -> None:
+    values = np.array(ids)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.stack([values & 255, values >> 8 & 255, values >> 16], -1).astype(np.uint8)).save(path)
+
+
+def test_runs_strings_and_polygons_are_the_same_mask(tmp_path: Path) -> None:
+    results = results_document()
+    results[0]["segmentation"]["counts"] = "52203"  # the same as COCO's string
+    score = score_instances(write(tmp_path / "found.json", results), write(tmp_path / "truth.json", truth_document()))
+    assert score.names == NAMES
+    assert score.metric.result()["AP"] == pytest.approx(1)
+    assert score.problems == ()
+    assert [row["truths"] for row in score.document()["classes"]] == [0, 2]
+
+
+def test_a_truth_with_negative_categories_is_measured_by_the_rules_of_lvis(tmp_path: Path) -> None:
+    truth = truth_document()
+    for record in truth["images"]:
+        record |= {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    truth["categories"][0]["frequency"], truth["categories"][1]["frequency"] = "r", "f"
+    result = score_instances(
+        write(tmp_path / "found.json", results_document()), write(tmp_path / "truth.json", truth)
+    ).metric.result()
+    assert result["groups"]["rare"]["AP"] == pytest.approx(1)
+    assert result["groups"]["frequent"]["AP"] is None
+    assert result["rules"].startswith("LVIS")
+
+
+def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return document
+
+
+@pytest.mark.parametrize(
+    ("which", "path", "value", "message"),
+    [
+        ("found", (0, "image_id"), 8, r"found\.json: has predictions of image 8"),
+        ("found", (0, "category_id"), 9, r"found\.json, image 30: category 9 is not"),
+        ("found", (0, "segmentation", "size"), [4, 5], r"found\.json, image 30: a mask of \[4, 5\] pixels"),
+        ("found", (0, "segmentation", "counts"), [5, 5], r"found\.json, image 30: the runs of a mask sum to 10"),
+        ("found", (0, "segmentation", "counts"), "\t", r"found\.json, image 30: a segmentation is neither"),
+        ("found", (0, "segmentation"), {}, r"found\.json, image 30: a segmentation is neither"),
+        ("found", (0, "score"), None, r"found\.json, image 30: score None"),
+        ("truth", ("annotations", 1, "category_id"), 9, r"truth\.json, image 30: category 9"),
+        ("truth", ("annotations", 1, "segmentation"), "polygon", r"truth\.json, image 30: a segmentation is neither"),
+        ("truth", ("images", 1, "height"), "4", r"truth\.json, image 30: height '4'"),
+    ],
+)
+def test_what_is_wrong_with_an_image_is_said_or_left_out(
+    tmp_path: Path, which: str, path: tuple[Any, ...], value: Any, message: str
+) -> None:
+    documents = {"found": results_document(), "truth": truth_document()}
+    changed(documents[which], path, value)
+    files = [write(tmp_path / f"{name}.json", documents[name]) for name in ("found", "truth")]
+    with pytest.raises(DataError, match=message):
+        score_instances(*files)
+    score = score_instances(*files, keep_going=True)
+    assert len(score.problems) == 1
+    assert score.metric.images == ({0, 1} if "image 8" in message else {0})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("images", 1, "id"), 7, "image 7 is there 2 times"),
+        (("categories", 1, "id"), 5, "category 5 is there 2 times"),
+        (("categories",), [], "no categories"),
+        (("annotations",), [], "no annotation"),
+        (("annotations",), {}, "not a list"),
+        (("annotations", 0), 3, "no JSON object"),
+    ],
+)
+def test_a_truth_that_cannot_be_measured_against(tmp_path: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
+    truth = write(tmp_path / "truth.json", changed(truth_document(), path, value))
+    with pytest.raises(DataError, match=rf"truth\.json.*{message}"):
+        score_instances(write(tmp_path / "found.json", results_document()), truth, keep_going=True)
+
+
+def test_files_that_are_no_documents(tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.json", truth_document())
+    with pytest.raises(DataError, match=r"nothing\.json: there is no such file"):
+        score_instances(tmp_path / "nothing.json", truth)
+    broken = tmp_path / "broken.json"
+    broken.write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"broken\.json: cannot be read as JSON"):
+        score_instances(broken, truth)
+    with pytest.raises(DataError, match="expected a list of predictions"):
+        score_instances(truth, truth)
+
+
+def panoptic_files(folder: Path) -> tuple[Path, Path]:
+    categories = truth_document()["categories"]
+    annotations = [
+        {"image_id": image, "file_name": f"{image}.png",
+         "segments_info": [{"id": 300, "category_id": 5, "iscrowd": 0}, {"id": 1, "category_id": 2}]}
+        for image in ("a", "b")
+    ]  # fmt: skip
+    for name in ("found", "truth"):
+        for image in ("a", "b"):
+            write_ids(folder / name / f"{image}.png", [[300, 300], [1, 0]])
+        write(folder / f"{name}.json", {"annotations": annotations, "categories": categories})
+    return folder / "found.json", folder / "truth.json"
+
+
+def edit(path: Path, change: Callable[[Documents], None]) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    write(path, document)
+
+
+def test_panoptic_files(tmp_path: Path) -> None:
+    score = score_panoptic(*panoptic_files(tmp_path))
+    assert score.metric.result()["PQ"] == 1
+    assert score.metric.result()["groups"]["things"]["classes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: write_ids(folder / "found/a.png", [[300, 300]]), r"found\.json, image a: the truth is 2 × 2 pixels"),
+        (lambda folder: write_ids(folder / "found/a.png", [[300, 5], [1, 0]]), r"found\.json, image a: .*segment 5"),
+        (lambda folder: (folder / "found/a.png").write_bytes(b"\x89PNG\r\n"), r"found/a\.png: cannot be read"),
+        (lambda folder: (folder / "found/a.png").unlink(), r"found/a\.png: there is no such file"),
+        (lambda folder: Image.new("L", (2, 2)).save(folder / "found/a.png"), r"found/a\.png: is not in colour"),
+        (lambda folder: edit(folder / "found.json", lambda found: found["annotations"].pop(0)), "no prediction for image a"),
+        (
+            lambda folder: edit(folder / "truth.json", lambda truth: truth["annotations"].pop(0)),
+            r"found\.json: has predictions of image a",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_panoptic_image(tmp_path: Path, change: Callable[[Path], Any], message: str) -> None:
+    files = panoptic_files(tmp_path)
+    change(tmp_path)
+    with pytest.raises(DataError, match=message):
+        score_panoptic(*files)
+    score = score_panoptic(*files, keep_going=True)
+    assert len(score.problems) == 1
+    assert (score.metric.result()["PQ"], score.metric.result()["images"]) == (1, 1)
+
+
+def label_maps(folder: Path) -> tuple[Path, Path]:
+    for name, values in (("found", [[0, 1], [1, 255]]), ("truth", [[0, 1], [255, 1]])):
+        (folder / name / "city").mkdir(parents=True)
+        for image in ("a", "b"):
+            Image.fromarray(np.array(values, np.uint8)).save(folder / name / "city" / f"{image}.png")
+    return folder / "found", folder / "truth"
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    result = score_semantic(*label_maps(tmp_path), NAMES).metric.result()
+    assert result["pixel_accuracy"] == pytest.approx(2 / 3)  # of four pixels one is not measured, one is not found
+    assert result["mIoU"] == pytest.approx((1 + 1 / 2) / 2)
+    assert result["absent_classes"] == "official"
+    assert "detectron2" in result["absent_classes_rule"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0, 2], [0, 0]], r"city/a\.png: the result has label 2; there are 2 classes"),
+        ([[0, 1, 0]], r"city/a\.png: the truth is 2 × 2 pixels, the result 1 × 3"),
+        ([[[0, 0, 0]]], r"city/a\.png: is in colour"),
+        (None, r"no prediction city/a\.png"),
+    ],
+)
+def test_what_is_wrong_with_a_label_map(tmp_path: Path, values: list[Any] | None, message: str) -> None:
+    files = label_maps(tmp_path)
+    wrong = tmp_path / "found/city/a.png"
+    wrong.unlink()
+    if values is not None:
+        Image.fromarray(np.array(values, np.uint8)).save(wrong)
+    with pytest.raises(DataError, match=message):
+        score_semantic(*files, NAMES)
+    score = score_semantic(*files, NAMES, keep_going=True)
+    assert len(score.problems) == 1
+    assert score.metric.images == frozenset({1})
+
+
+def test_folders_without_label_maps(tmp_path: Path) -> None:
+    found, truth = label_maps(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: has no PNG"):
+        score_semantic(found, tmp_path / "empty", NAMES, keep_going=True)
+    with pytest.raises(DataError, match="nowhere: is no folder"):
+        score_semantic(tmp_path / "nowhere", truth, NAMES)
+
+
+def called(**options: Any) -> argparse.Namespace:
+    defaults = {"vocabulary": None, "json": False, "output": None, "keep_going": False, "ignore": None}
+    return argparse.Namespace(**{**defaults, **options})
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, truth = panoptic_files(tmp_path)
+    output = tmp_path / "score.json"
+    assert command.run(called(task="panoptic", predictions=found, ground_truth=truth, json=True, output=output)) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads(output.read_text(encoding="utf-8"))
+    assert (document["result"]["PQ"], document["task"], set(document["versions"])) == (
+        1, "panoptic", {"lexiseg", "hotcoco", "numpy"},
+    )  # fmt: skip
+
+    edit(found, lambda document: document["annotations"].pop())
+    options = {"task": "panoptic", "predictions": found, "ground_truth": truth}
+    assert command.run(called(**options, keep_going=True)) == 1
+    printed = capsys.readouterr()
+    assert "no prediction for image b" in printed.err
+    assert "100.000" in printed.out
+
+    found, truth = label_maps(tmp_path / "maps")
+    names = tmp_path / "names.txt"
+    names.write_text("sky\ndog\n", encoding="utf-8")
+    options = {"task": "semantic", "predictions": found, "ground_truth": truth}
+    assert command.run(called(**options, vocabulary=str(names))) == 0
+    assert "66.667" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--vocabulary"):
+        command.run(called(**options))
+    files = write(tmp_path / "results.json", results_document()), write(tmp_path / "gt.json", truth_document())
+    assert command.run(called(task="instance", predictions=files[0], ground_truth=files[1])) == 0
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_a_score_is_plain_json(tmp_path: Path) -> None:
+    score = score_panoptic(*panoptic_files(tmp_path))
+    assert isinstance(score, Score)
+    assert json.loads(json.dumps(score.document(), allow_nan=False)) == score.document()
