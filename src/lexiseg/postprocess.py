@@ -1,12 +1,16 @@
 """From predictions to results: semantic, panoptic and instance, with one policy for what has no name.
 
 Pixels and regions stay *void* where no class reaches ``threshold`` or the winner is one of ``background``'s classes.
-Masks are resized only for the queries that can still win something.
+Masks are resized only for the queries that can still win something, and each of them once.
+
+Where Mask2Former's code, and with it FC-CLIP's and CMPF's, counts otherwise, `Policy` has an option; `MASK2FORMER` sets
+them all. Its semantic scores are sums over queries, ours are divided by how many masks lie on a pixel: the classes are
+the same, and ``semantic_scores(..., divide=False)`` gives the sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +22,7 @@ from lexiseg.structures import MaskPrediction, PixelPrediction, Size, TextEmbedd
 
 VOID = -1  # the label of a pixel without a class
 ROWS = 64  # masks resized at once: what bounds the memory, not the number of queries
+SLACK = 1e-5  # relative error of a claim; what a bound says must not depend on rounding
 PIXELS = 4096  # pixels whose classes are compared at once: what bounds the memory, not the number of classes
 
 
@@ -30,18 +35,26 @@ class Policy:
         overlap: a panoptic region keeps its place if at least this share of its mask is still its own.
         background: labels that compete like any class and become void where they win.
         detections: the most instances an image may have.
+        generous_overlap: a region keeps its place also by pixels that it won outside its mask, where it is the least
+            unlikely of all. They count, but stay void.
+        stuff_detections: stuff takes places among the ``detections`` before it is dropped, so fewer things may remain.
     """
 
     threshold: float = 0.0
     overlap: float = 0.8
     background: frozenset[int] = frozenset()
     detections: int = 100
+    generous_overlap: bool = False
+    stuff_detections: bool = False
 
     def __post_init__(self) -> None:
         for name in ("threshold", "overlap"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} must lie in 0..1, not {value}")
+
+
+MASK2FORMER = Policy(generous_overlap=True, stuff_detections=True)
 
 
 @dataclass(frozen=True)
@@ -53,59 +66,80 @@ class Region:
     score: float
 
 
+# What semantic results are made of; several mask predictions of the same images are summed (`ensembles.mask_ensemble`).
+Scored = MaskPrediction | PixelPrediction | Sequence[MaskPrediction]
+
+
 # --- semantic ---------------------------------------------------------------------------------------------------------
 
 
-def semantic(prediction: MaskPrediction | PixelPrediction, policy: Policy = Policy()) -> list[Tensor]:
+def semantic(prediction: Scored, policy: Policy = Policy()) -> list[Tensor]:
     """Label maps, one an image: [H, W] int32 with `VOID` where nothing is named."""
     return [label_map(score, label, policy) for score, label in semantic_best(prediction)]
 
 
-def semantic_scores(prediction: MaskPrediction | PixelPrediction) -> Iterator[Tensor]:
+def semantic_scores(prediction: Scored, *, divide: bool = True) -> Iterator[Tensor]:
     """For each image the class probabilities of its pixels, [K, H, W].
 
     Masks: sum over queries of class probability × mask probability, divided by the sum of mask probabilities where that
-    exceeds one, so that a score is a probability however many masks overlap. [decided]
+    exceeds one, so that a score is a probability however many masks overlap. [decided] Several predictions (a mask
+    ensemble): the sum of their sums, divided by the largest of theirs.
+
+    Args:
+        prediction: of B images.
+        divide: False for the sums themselves, which are what Mask2Former's code gives.
     """
     if isinstance(prediction, PixelPrediction):
         for index, size in enumerate(prediction.sizes):
             yield resized(prediction.logits[index], prediction.extents[index], size).softmax(0)
         return
-    for index, size in enumerate(prediction.sizes):
-        rows = _rows(prediction, index)
-        classes = prediction.per_class()[index, rows].exp()
-        total = classes.new_zeros((classes.shape[1], *size))
-        cover = classes.new_zeros(size)
-        for chunk in rows.new_tensor(range(len(rows))).split(ROWS):
-            masks = resized(prediction.masks[index, rows[chunk]], prediction.extents[index], size).sigmoid()
-            total += torch.einsum("qk,qhw->khw", classes[chunk], masks)
-            cover += masks.sum(0)
-        yield total / cover.clamp(min=1)
+    parts = _parts(prediction)
+    for index, size in enumerate(parts[0].sizes):
+        total = parts[0].masks.new_zeros((parts[0].per_class().shape[-1], *size), dtype=torch.float32)
+        most = total.new_ones(size)
+        for part in parts:
+            rows, cover = _rows(part, index), total.new_zeros(size)
+            for chunk in rows.split(ROWS):
+                masks = resized(part.masks[index, chunk].float(), part.extents[index], size).sigmoid()
+                total += torch.einsum("qk,qhw->khw", part.per_class()[index, chunk].float().exp(), masks)
+                cover += masks.sum(0)
+            most = torch.maximum(most, cover)
+        yield total / most if divide else total
 
 
-def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tuple[Tensor, Tensor]]:
+def semantic_best(prediction: Scored) -> Iterator[tuple[Tensor, Tensor]]:
     """For each image the probability of every pixel's best class, and that class, [H, W] both.
 
     The maximum of `semantic_scores` over the classes, band by band of the image: K × H × W numbers never exist.
     """
-    for index, (height, width) in enumerate(prediction.sizes):
+    sizes = prediction.sizes if isinstance(prediction, PixelPrediction) else _parts(prediction)[0].sizes
+    for index, (height, width) in enumerate(sizes):
         high = max(1, PIXELS // width)
         best = [_best_of_band(prediction, index, top, min(top + high, height)) for top in range(0, height, high)]
         score, label = (torch.cat(bands) for bands in zip(*best, strict=True))
         yield score, label
 
 
-def _best_of_band(prediction: MaskPrediction | PixelPrediction, index: int, top: int, bottom: int) -> tuple[Tensor, Tensor]:
-    extent, (_, width) = prediction.extents[index], prediction.sizes[index]
+def _best_of_band(prediction: Scored, index: int, top: int, bottom: int) -> tuple[Tensor, Tensor]:
     if isinstance(prediction, PixelPrediction):
-        scores = _band(prediction.logits[index], extent, width, top, bottom).softmax(0)
+        width = prediction.sizes[index][1]
+        scores = _band(prediction.logits[index], prediction.extents[index], width, top, bottom).softmax(0)
     else:
-        rows = _rows(prediction, index)
-        masks = _band(prediction.masks[index, rows], extent, width, top, bottom).sigmoid()
-        classes = prediction.per_class()[index, rows].exp()
-        scores = torch.einsum("qk,qhw->khw", classes, masks) / masks.sum(0).clamp(min=1)
+        sums, covers = zip(*(_sums_of_band(part, index, top, bottom) for part in _parts(prediction)), strict=True)
+        scores = sum(sums[1:], sums[0]) / torch.stack(covers).amax(0).clamp(min=1)
     score, label = scores.max(0)
     return score, label
+
+
+def _sums_of_band(part: MaskPrediction, index: int, top: int, bottom: int) -> tuple[Tensor, Tensor]:
+    """Sum over queries of class × mask probability [K, bottom - top, W], and of mask probability."""
+    rows, width = _rows(part, index), part.sizes[index][1]
+    masks = _band(part.masks[index, rows], part.extents[index], width, top, bottom).sigmoid()
+    return torch.einsum("qk,qhw->khw", part.per_class()[index, rows].exp(), masks), masks.sum(0)
+
+
+def _parts(prediction: MaskPrediction | Sequence[MaskPrediction]) -> Sequence[MaskPrediction]:
+    return (prediction,) if isinstance(prediction, MaskPrediction) else prediction
 
 
 def label_map(score: Tensor, label: Tensor, policy: Policy) -> Tensor:
@@ -143,31 +177,36 @@ def _panoptic_of_masks(
     prediction: MaskPrediction, index: int, things: list[bool], policy: Policy
 ) -> tuple[Tensor, list[Region]]:
     size, extent = prediction.sizes[index], prediction.extents[index]
-    score, label = prediction.classes[index].exp().max(-1)
+    score, label = prediction.classes[index].float().exp().max(-1)
     rows = _rows(prediction, index)
     named = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
     rows = rows[named]
+    rows = rows[_may_win(prediction.masks[index, rows], score[rows])]
     winner = torch.full(size, -1, dtype=torch.int64, device=score.device)
-    highest = score.new_zeros(size)
+    highest = score.new_full(size, -1.0)
+    inside = torch.zeros(size, dtype=torch.bool, device=score.device)
     areas = []
     for start in range(0, len(rows), ROWS):
         chunk = rows[start : start + ROWS]
-        masks = resized(prediction.masks[index, chunk], extent, size).sigmoid()
+        masks = resized(prediction.masks[index, chunk].float(), extent, size).sigmoid()
         areas.append((masks >= 0.5).sum((1, 2)))
         claim, row = (score[chunk, None, None] * masks).max(0)
-        inside = masks.gather(0, row[None])[0] >= 0.5
         better = claim > highest
-        winner = torch.where(better, torch.where(inside, row + start, -1), winner)
+        winner = torch.where(better, row + start, winner)
+        inside = torch.where(better, masks.gather(0, row[None])[0] >= 0.5, inside)
         highest = torch.where(better, claim, highest)
+    own = winner.masked_fill(~inside, -1)
+    kept = torch.bincount(own.flatten() + 1, minlength=len(rows) + 1)[1:].tolist()
+    won = torch.bincount(winner.flatten() + 1, minlength=len(rows) + 1)[1:].tolist() if policy.generous_overlap else kept
+    area = torch.cat(areas).tolist() if areas else []
     numbers = torch.zeros(size, dtype=torch.int32, device=score.device)
     regions: list[Region] = []
     stuff: dict[int, int] = {}
     for position, row in enumerate(rows.tolist()):
-        mask = winner == position
-        area, own = int(areas[position // ROWS][position % ROWS]), int(mask.sum())
         name = int(label[row])
-        if own == 0 or own < policy.overlap * area or name in policy.background:
+        if kept[position] == 0 or won[position] < policy.overlap * area[position] or name in policy.background:
             continue
+        mask = own == position
         if name in stuff:
             number = stuff[name]
             merged = regions[number - 1]
@@ -179,6 +218,21 @@ def _panoptic_of_masks(
                 stuff[name] = number
         numbers[mask] = number
     return numbers, regions
+
+
+def _may_win(masks: Tensor, score: Tensor) -> Tensor:
+    """Which of logits [Q, h, w] can have the largest score × probability at any pixel once resized, [Q] bool.
+
+    A pixel is a mean of at most four cells: between their least and their greatest. A query whose greatest is, around
+    every corner of four cells, less than some other's least never wins, and need not be resized to find that out.
+    """
+    if len(masks) == 0:
+        return torch.zeros(0, dtype=torch.bool, device=masks.device)
+    padded = functional.pad(masks[None].float(), (1, 1, 1, 1), mode="replicate")[0]
+    least = -functional.max_pool2d(-padded, 2, stride=1)
+    assured = (score[:, None, None] * least.sigmoid()).amax(0)
+    possible = score[:, None, None] * functional.max_pool2d(padded, 2, stride=1).sigmoid()
+    return (possible >= assured * (1 - SLACK)).flatten(1).any(1)
 
 
 def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
@@ -209,20 +263,24 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     rows = _rows(prediction, index)
     wanted = things.clone()
     wanted[list(policy.background)] = False
-    labels = torch.nonzero(wanted).flatten()
-    probability = prediction.per_class()[index][rows][:, labels].exp()
-    if probability.numel() == 0:
-        return []
+    labels = torch.arange(len(wanted), device=wanted.device) if policy.stuff_detections else torch.nonzero(wanted).flatten()
+    probability = prediction.per_class()[index][rows][:, labels].float().exp()
     score, flat = probability.flatten().topk(min(policy.detections, probability.numel()))
-    row, label = rows[flat // len(labels)], labels[flat % len(labels)]
-    found = []
-    for start in range(0, len(row), ROWS):
-        masks = resized(prediction.masks[index, row[start : start + ROWS]], prediction.extents[index], prediction.sizes[index])
-        inside = masks > 0
-        certainty = (masks.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
-        found += [Region(inside[n], int(label[start + n]), float(score[start + n] * certainty[n])) for n in range(len(masks))]
-    kept = [region for region in found if region.score > 0 and region.score >= policy.threshold and bool(region.mask.any())]
-    return sorted(kept, key=lambda region: -region.score)
+    row, label = rows[flat // max(1, len(labels))], labels[flat % max(1, len(labels))]
+    # The mask can only lower a score, and interpolation invents no pixel inside.
+    possible = wanted[label] & (score > 0) & (score >= policy.threshold) & (prediction.masks[index, row] > 0).any(-1).any(-1)
+    score, row, label = score[possible], row[possible], label[possible]
+    queries, place = row.unique(return_inverse=True)
+    masks, certainties = [], []
+    for chunk in queries.split(ROWS):
+        logits = resized(prediction.masks[index, chunk].float(), prediction.extents[index], prediction.sizes[index])
+        inside = logits > 0
+        masks += list(inside)
+        certainties.append((logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1))
+    score = score * torch.cat(certainties)[place] if certainties else score
+    best, order = score.sort(descending=True, stable=True)
+    kept = order[(best > 0) & (best >= policy.threshold)].tolist()
+    return [Region(masks[int(place[number])], int(label[number]), float(score[number])) for number in kept]
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------

@@ -101,7 +101,10 @@ class LabelTable:
 
     def _known(self) -> str:
         ignored = f", ignored {_listed(sorted(self.ignored))}" if self.ignored else ""
-        return f"known are {_listed(sorted(self.labels))}{ignored}: is the file of another version or data set?"
+        return (
+            f"known are {_listed(sorted(self.labels))}{ignored}: is the file of another version or data set? "
+            "In data of your own, a line '11: void' in the list of classes says that id 11 is not measured"
+        )
 
 
 @dataclass(frozen=True)
