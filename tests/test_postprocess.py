@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lexiseg import postprocess
 from lexiseg.errors import UsageError
-from lexiseg.postprocess import VOID, Policy, instances, panoptic, semantic, semantic_best, semantic_scores
+from lexiseg.postprocess import MASK2FORMER, VOID, Policy, instances, panoptic, semantic, semantic_best, semantic_scores
 from lexiseg.structures import MaskPrediction, PixelPrediction, TextEmbeddings
 
 SIZE = (12, 16)
@@ -51,6 +51,17 @@ def test_panoptic_drops_what_lost_most_of_its_mask():
     assert [region.label for region in both] == [0, 1]
 
 
+def test_pixels_won_outside_the_mask_count_only_where_the_policy_is_generous():
+    prediction = boxes_prediction((0, 12, 0, 10), (0, 12, 0, 6), probability=[[0.6, 0.3, 0.1], [0.05, 0.9, 0.05]])
+    words = text(2, {0, 1})
+    assert [region.label for region in panoptic(prediction, words)[0][1]] == [1], "4 of its 10 columns are left"
+    prediction.masks[0, 0, :, 10:] = -1.0  # the best of the rest, yet no mask
+    numbers, regions = panoptic(prediction, words, MASK2FORMER)[0]
+    assert [region.label for region in regions] == [0, 1], "6 more columns are won"
+    assert (numbers[:, 10:] == 0).all()
+    assert [region.label for region in panoptic(prediction, words)[0][1]] == [1]
+
+
 def test_no_object_is_no_region():
     prediction = boxes_prediction((0, 12, 0, 16), probability=[[0.2, 0.3, 0.5]])
     assert panoptic(prediction, text(2, {0}))[0][1] == []
@@ -76,9 +87,10 @@ def random_prediction(queries: int = 70, classes: int = 6) -> MaskPrediction:
     return MaskPrediction(masks, names, True, (SIZE,), ((12, 16),))
 
 
-def test_panoptic_equals_the_plain_algorithm_of_mask2former():
+@pytest.mark.parametrize(("generous", "overlap"), [(False, 0.05), (True, 0.05), (True, 0.1)])
+def test_panoptic_equals_the_plain_algorithm_of_mask2former(generous: bool, overlap: float) -> None:
     prediction, words = random_prediction(20), text(6, {0, 2, 4})
-    policy = Policy(threshold=0.3, overlap=0.05)
+    policy = Policy(threshold=0.3, overlap=overlap, generous_overlap=generous)
     numbers, regions = panoptic(prediction, words, policy)[0]
     score, label = prediction.classes[0].exp().max(-1)
     keep = (label != 6) & (score >= 0.3)
@@ -88,7 +100,8 @@ def test_panoptic_equals_the_plain_algorithm_of_mask2former():
     expected, count, stuff = torch.zeros(SIZE, dtype=torch.int32), 0, {}
     for row in range(len(score)):
         own = (winner == row) & (masks[row] >= 0.5)
-        if own.sum() == 0 or own.sum() < 0.05 * (masks[row] >= 0.5).sum():
+        won = (winner == row) if generous else own
+        if own.sum() == 0 or won.sum() < overlap * (masks[row] >= 0.5).sum():
             continue
         name = int(label[row])
         if name in stuff:
@@ -110,6 +123,30 @@ def test_semantic_scores_are_probabilities_and_follow_the_formula():
     plain = torch.einsum("qk,qhw->khw", prediction.classes[0, :, :6].exp(), masks) / masks.sum(0).clamp(min=1)
     assert_close(found, plain)
     assert found.sum(0).max() <= 1 + 1e-5
+
+
+def test_scores_without_division_are_sums_with_the_same_classes():
+    prediction = random_prediction()
+    sums, divided = next(semantic_scores(prediction, divide=False)), next(semantic_scores(prediction))
+    masks = torch.nn.functional.interpolate(prediction.masks, SIZE, mode="bilinear", align_corners=False)[0].sigmoid()
+    assert_close(sums, torch.einsum("qk,qhw->khw", prediction.classes[0, :, :6].exp(), masks))
+    assert sums.sum(0).max() > 2
+    assert torch.equal(sums.argmax(0), divided.argmax(0))
+
+
+def test_several_predictions_are_summed_and_divided_by_the_largest_cover():
+    first, second = random_prediction(), replace(random_prediction(9), masks=torch.randn(1, 9, 5, 5), extents=((16, 20),))
+    sums = [next(semantic_scores(part, divide=False)) for part in (first, second)]
+    assert_close(next(semantic_scores([first, second], divide=False)), sums[0] + sums[1])
+    covers = [
+        torch.nn.functional.interpolate(part.masks, part.extents[0], mode="bilinear", align_corners=False)[0].sigmoid().sum(0)
+        for part in (first, second)
+    ]
+    divided = next(semantic_scores([first, second]))
+    assert_close(divided, (sums[0] + sums[1]) / torch.maximum(covers[0], covers[1][:12, :16]).clamp(min=1))
+    score, label = next(semantic_best([first, second]))
+    assert_close(score, divided.amax(0))
+    assert (label == divided.argmax(0)).float().mean() > 0.99, "ties may fall either way"
 
 
 @pytest.mark.parametrize("pixels", [1, 40, 10_000])
@@ -155,3 +192,111 @@ def test_the_extent_beyond_the_image_is_cut_off():
 def test_policy_refuses_what_is_no_share():
     with pytest.raises(UsageError, match=r"threshold must lie in 0\.\.1"):
         Policy(threshold=math.pi)
+
+
+# --- only what can win is resized ---------------------------------------------------------------------------------------
+
+
+def crowd(seed: int) -> MaskPrediction:
+    """Blobs of many sizes and scores, some of them twice, some nowhere positive, more than a chunk of them."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 80, 3, 4, generator=generator) * torch.rand(80, 1, 1, generator=generator) * 12 - 4
+    masks = torch.nn.functional.interpolate(coarse, (9, 12), mode="bilinear")
+    masks[:, 7], masks[:, 70], masks[:, 40:44] = masks[:, 3], masks[:, 3], -9.0
+    names = (4 * torch.randn(1, 80, 7, generator=generator)).log_softmax(-1)
+    names[:, 70] = names[:, 3]
+    return MaskPrediction(masks, names, True, ((33, 41),), ((36, 48),))
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many masks each call of `resized` gets."""
+    calls: list[int] = []
+    plain = postprocess.resized
+
+    def resized(maps: torch.Tensor, extent: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+        calls.append(len(maps))
+        return plain(maps, extent, size)
+
+    monkeypatch.setattr(postprocess, "resized", resized)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(overlap=0.02), Policy(threshold=0.5, overlap=0.02), replace(MASK2FORMER, overlap=0.05)]
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_panoptic_of_the_queries_that_may_win_is_that_of_all(monkeypatch, seed, policy):
+    prediction, words = crowd(seed), text(6, {0, 2, 4})
+    calls = counted(monkeypatch)
+    numbers, regions = panoptic(prediction, words, policy)[0]
+    resized_masks = sum(calls)
+    monkeypatch.setattr(postprocess, "_may_win", lambda masks, _score: torch.ones(len(masks), dtype=torch.bool))
+    all_numbers, all_regions = panoptic(prediction, words, policy)[0]
+    assert resized_masks < sum(calls) - resized_masks
+    assert torch.equal(numbers, all_numbers)
+    assert len(regions) > 3
+    assert [(region.label, region.score) for region in regions] == [(region.label, region.score) for region in all_regions]
+    assert all(torch.equal(one.mask, other.mask) for one, other in zip(regions, all_regions, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_chunks_bound_the_memory_and_change_nothing(monkeypatch, rows):
+    prediction, words = crowd(5), text(6, {0, 2, 4})
+    policy = Policy(overlap=0.02)
+    numbers, regions = panoptic(prediction, words, policy)[0]
+    things = instances(prediction, words)[0]
+    scores = next(semantic_scores(prediction))
+    monkeypatch.setattr(postprocess, "ROWS", rows)
+    calls = counted(monkeypatch)
+    assert torch.equal(panoptic(prediction, words, policy)[0][0], numbers)
+    assert regions
+    again = instances(prediction, words)[0]
+    assert [(one.label, one.score) for one in again] == [(one.label, one.score) for one in things]
+    assert all(torch.equal(one.mask, other.mask) for one, other in zip(again, things, strict=True))
+    assert_close(next(semantic_scores(prediction)), scores)
+    assert max(calls) == rows
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2])
+def test_instances_are_those_of_all_masks_at_full_size(monkeypatch, threshold):
+    prediction, words = crowd(6), text(6, {0, 2, 4})
+    calls = counted(monkeypatch)
+    found = instances(prediction, words, Policy(threshold=threshold, detections=60))[0]
+    resized_masks = sum(calls)
+    logits = torch.nn.functional.interpolate(prediction.masks, (36, 48), mode="bilinear", align_corners=False)[0, :, :33, :41]
+    probability = prediction.classes[0].exp()
+    pairs = sorted(((float(probability[q, k]), q, k) for q in range(80) for k in (0, 2, 4)), reverse=True)[:60]
+    expected = []
+    for score, query, label in pairs:
+        inside = logits[query] > 0
+        if inside.any() and score * float(logits[query].sigmoid()[inside].mean()) >= threshold:
+            expected.append((score * float(logits[query].sigmoid()[inside].mean()), label, inside))
+    expected.sort(key=lambda entry: -entry[0])
+    assert len(found) == len(expected) > 5
+    for region, (score, label, inside) in zip(found, expected, strict=True):
+        assert abs(region.score - score) < 1e-5
+        assert region.label == label
+        assert torch.equal(region.mask, inside)
+    assert resized_masks <= len({query for score, query, _ in pairs if score >= threshold}), "each query at most once"
+
+
+def test_stuff_may_take_the_places_of_things():
+    prediction = boxes_prediction((0, 4, 0, 4), (4, 8, 4, 8), probability=[[0.5, 0.4, 0.1], [0.05, 0.9, 0.05]])
+    words = text(2, {0})
+    assert [round(region.score, 2) for region in instances(prediction, words, Policy(detections=2))[0]] == [0.5, 0.05]
+    policy = replace(MASK2FORMER, detections=2)
+    assert [round(region.score, 2) for region in instances(prediction, words, policy)[0]] == [0.5]
+
+
+def test_half_precision_and_no_query_are_fine():
+    prediction, words = crowd(7), text(6, {0, 2, 4})
+    half = replace(prediction, masks=prediction.masks.bfloat16(), classes=prediction.classes.bfloat16())
+    none = replace(prediction, valid=torch.zeros(1, 80, dtype=torch.bool))
+    for policy in (Policy(overlap=0.02), replace(MASK2FORMER, overlap=0.02)):
+        assert panoptic(half, words, policy)[0][0].any()
+        assert instances(half, words, policy)[0]
+        assert not panoptic(none, words, policy)[0][0].any()
+        assert instances(none, words, policy) == [[]]
+    assert (semantic(half)[0] != VOID).all()
+    assert (semantic(none)[0] == VOID).all()
+    assert next(semantic_scores(none)).sum() == next(semantic_best(none))[0].sum() == 0

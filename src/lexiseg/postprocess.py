@@ -22,7 +22,7 @@ from lexiseg.structures import MaskPrediction, PixelPrediction, Size, TextEmbedd
 
 VOID = -1  # the label of a pixel without a class
 ROWS = 64  # masks resized at once: what bounds the memory, not the number of queries
-SLACK = 1e-5  # relative error of a claim; what a bound says must not depend on rounding
+SLACK = 1e-3  # relative; what a bound says must not depend on rounding
 PIXELS = 4096  # pixels whose classes are compared at once: what bounds the memory, not the number of classes
 
 
@@ -135,7 +135,7 @@ def _sums_of_band(part: MaskPrediction, index: int, top: int, bottom: int) -> tu
     """Sum over queries of class × mask probability [K, bottom - top, W], and of mask probability."""
     rows, width = _rows(part, index), part.sizes[index][1]
     masks = _band(part.masks[index, rows], part.extents[index], width, top, bottom).sigmoid()
-    return torch.einsum("qk,qhw->khw", part.per_class()[index, rows].exp(), masks), masks.sum(0)
+    return torch.einsum("qk,qhw->khw", part.per_class()[index, rows].float().exp(), masks), masks.sum(0)
 
 
 def _parts(prediction: MaskPrediction | Sequence[MaskPrediction]) -> Sequence[MaskPrediction]:
@@ -185,7 +185,7 @@ def _panoptic_of_masks(
     winner = torch.full(size, -1, dtype=torch.int64, device=score.device)
     highest = score.new_full(size, -1.0)
     inside = torch.zeros(size, dtype=torch.bool, device=score.device)
-    areas = []
+    areas = [torch.zeros(0, dtype=torch.int64, device=score.device)]
     for start in range(0, len(rows), ROWS):
         chunk = rows[start : start + ROWS]
         masks = resized(prediction.masks[index, chunk].float(), extent, size).sigmoid()
@@ -198,13 +198,13 @@ def _panoptic_of_masks(
     own = winner.masked_fill(~inside, -1)
     kept = torch.bincount(own.flatten() + 1, minlength=len(rows) + 1)[1:].tolist()
     won = torch.bincount(winner.flatten() + 1, minlength=len(rows) + 1)[1:].tolist() if policy.generous_overlap else kept
-    area = torch.cat(areas).tolist() if areas else []
+    area = torch.cat(areas).tolist()
     numbers = torch.zeros(size, dtype=torch.int32, device=score.device)
     regions: list[Region] = []
     stuff: dict[int, int] = {}
     for position, row in enumerate(rows.tolist()):
         name = int(label[row])
-        if kept[position] == 0 or won[position] < policy.overlap * area[position] or name in policy.background:
+        if kept[position] == 0 or won[position] / area[position] < policy.overlap or name in policy.background:
             continue
         mask = own == position
         if name in stuff:
@@ -226,13 +226,17 @@ def _may_win(masks: Tensor, score: Tensor) -> Tensor:
     A pixel is a mean of at most four cells: between their least and their greatest. A query whose greatest is, around
     every corner of four cells, less than some other's least never wins, and need not be resized to find that out.
     """
-    if len(masks) == 0:
-        return torch.zeros(0, dtype=torch.bool, device=masks.device)
-    padded = functional.pad(masks[None].float(), (1, 1, 1, 1), mode="replicate")[0]
-    least = -functional.max_pool2d(-padded, 2, stride=1)
-    assured = (score[:, None, None] * least.sigmoid()).amax(0)
-    possible = score[:, None, None] * functional.max_pool2d(padded, 2, stride=1).sigmoid()
-    return (possible >= assured * (1 - SLACK)).flatten(1).any(1)
+    parts = list(zip(masks.split(ROWS), score[:, None, None].split(ROWS), strict=True))
+    least = [(weight * (-_greatest_around_corners(-logits)).sigmoid()).amax(0) for logits, weight in parts if len(logits)]
+    assured = torch.stack(least).amax(0) * (1 - SLACK) if least else score.new_zeros(())
+    possible = [weight * _greatest_around_corners(logits).sigmoid() >= assured for logits, weight in parts]
+    return torch.cat(possible).any(-1).any(-1)
+
+
+def _greatest_around_corners(logits: Tensor) -> Tensor:
+    """The greatest of the cells that meet at each corner of a grid, [N, h, w] -> [N, h + 1, w + 1]."""
+    wide = functional.pad(logits.float()[:, None], (1, 1, 1, 1), mode="replicate")
+    return functional.max_pool2d(wide, 2, stride=1)[:, 0]
 
 
 def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
@@ -277,7 +281,7 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
         inside = logits > 0
         masks += list(inside)
         certainties.append((logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1))
-    score = score * torch.cat(certainties)[place] if certainties else score
+    score = score * torch.cat(certainties)[place]
     best, order = score.sort(descending=True, stable=True)
     kept = order[(best > 0) & (best >= policy.threshold)].tolist()
     return [Region(masks[int(place[number])], int(label[number]), float(score[number])) for number in kept]

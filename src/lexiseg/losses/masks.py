@@ -16,8 +16,6 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
     Corners are not aligned; beyond the maps all is zero, so a sample within half a cell of an edge fades.
     """
-    if len(maps) == 0:  # grid_sample refuses it; the sum keeps the graph
-        return maps.sum((1, 2))[:, None].expand(-1, points.shape[-2])
     places = 2 * points.to(maps.dtype) - 1
     shared = points.ndim == 2
     batch, grid = (maps[None], places[None, None]) if shared else (maps[:, None], places[:, None])

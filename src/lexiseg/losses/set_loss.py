@@ -119,12 +119,12 @@ def _normalisers(prediction: MaskPrediction, targets: Sequence[MaskTarget], opti
     matched = sum(min(count, len(target)) for count, target in zip(rows, targets, strict=True))
     weight = matched + options.void * (sum(rows) - matched)
     device = prediction.masks.device
-    totals = torch.tensor([weight, sum(map(len, targets))], dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    totals = torch.tensor([weight, sum(map(len, targets))], dtype=torch.float32, device=device)
     processes = 1
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(totals)
         processes = distributed.get_world_size()
-    weight_sum, count = (totals.clamp(min=torch.tensor([options.void, 1.0]).to(totals)) / processes).float().to(device)
+    weight_sum, count = totals.clamp(min=totals.new_tensor([options.void, 1.0])) / processes
     return weight_sum, count
 
 
@@ -139,9 +139,7 @@ def _class_loss(prediction: MaskPrediction, targets: Sequence[MaskTarget], match
         labels[index, found.queries] = target.labels[found.targets]
     weights = classes.new_ones(nothing + 1)
     weights[-1] = void
-    return functional.cross_entropy(
-        classes.flatten(0, 1), labels.flatten(), weights, ignore_index=UNANSWERED, reduction="sum"
-    )
+    return functional.cross_entropy(classes.flatten(0, 1), labels.flatten(), weights, ignore_index=UNANSWERED, reduction="sum")
 
 
 def _mask_losses(
