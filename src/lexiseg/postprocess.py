@@ -10,8 +10,9 @@ the same, and ``semantic_scores(..., divide=False)`` gives the sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,30 +113,38 @@ def semantic_best(prediction: Scored) -> Iterator[tuple[Tensor, Tensor]]:
 
     The maximum of `semantic_scores` over the classes, band by band of the image: K × H × W numbers never exist.
     """
-    sizes = prediction.sizes if isinstance(prediction, PixelPrediction) else _parts(prediction)[0].sizes
-    for index, (height, width) in enumerate(sizes):
-        high = max(1, PIXELS // width)
-        best = [_best_of_band(prediction, index, top, min(top + high, height)) for top in range(0, height, high)]
-        score, label = (torch.cat(bands) for bands in zip(*best, strict=True))
-        yield score, label
-
-
-def _best_of_band(prediction: Scored, index: int, top: int, bottom: int) -> tuple[Tensor, Tensor]:
     if isinstance(prediction, PixelPrediction):
-        width = prediction.sizes[index][1]
-        scores = _band(prediction.logits[index], prediction.extents[index], width, top, bottom).softmax(0)
-    else:
-        sums, covers = zip(*(_sums_of_band(part, index, top, bottom) for part in _parts(prediction)), strict=True)
-        scores = sum(sums[1:], sums[0]) / torch.stack(covers).amax(0).clamp(min=1)
-    score, label = scores.max(0)
-    return score, label
+        for index, (size, extent) in enumerate(zip(prediction.sizes, prediction.extents, strict=True)):
+            logits = prediction.logits[index]
+            yield _best_by_bands(size, partial(_pixel_scores, logits, extent, size[1]))
+        return
+    parts = _parts(prediction)
+    for index, size in enumerate(parts[0].sizes):
+        masks = [_of_rows(part.masks, part, index) for part in parts]
+        classes = [_of_rows(part.per_class(), part, index).float().exp() for part in parts]
+        extents = [part.extents[index] for part in parts]
+        yield _best_by_bands(size, partial(_mask_scores, masks, classes, extents, size[1]))
 
 
-def _sums_of_band(part: MaskPrediction, index: int, top: int, bottom: int) -> tuple[Tensor, Tensor]:
-    """Sum over queries of class × mask probability [K, bottom - top, W], and of mask probability."""
-    rows, width = _rows(part, index), part.sizes[index][1]
-    masks = _band(part.masks[index, rows], part.extents[index], width, top, bottom).sigmoid()
-    return torch.einsum("qk,qhw->khw", part.per_class()[index, rows].float().exp(), masks), masks.sum(0)
+def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
+    """The maximum over classes of ``scores`` (first pixel row, row after the last -> [K, rows, W])."""
+    height, width = size
+    high = max(1, PIXELS // width)
+    best = [scores(top, min(top + high, height)).max(0) for top in range(0, height, high)]
+    return torch.cat([band.values for band in best]), torch.cat([band.indices for band in best])
+
+
+def _pixel_scores(logits: Tensor, extent: Size, width: int, top: int, bottom: int) -> Tensor:
+    return _band(logits, extent, width, top, bottom).softmax(0)
+
+
+def _mask_scores(
+    masks: Sequence[Tensor], classes: Sequence[Tensor], extents: Sequence[Size], width: int, top: int, bottom: int
+) -> Tensor:
+    bands = [_band(logits, extent, width, top, bottom).sigmoid() for logits, extent in zip(masks, extents, strict=True)]
+    sums = [torch.einsum("qk,qhw->khw", named, band) for named, band in zip(classes, bands, strict=True)]
+    most = torch.stack([band.sum(0) for band in bands]).amax(0).clamp(min=1)
+    return sum(sums[1:], sums[0]) / most
 
 
 def _parts(prediction: MaskPrediction | Sequence[MaskPrediction]) -> Sequence[MaskPrediction]:
@@ -229,8 +238,8 @@ def _may_win(masks: Tensor, score: Tensor) -> Tensor:
     parts = list(zip(masks.split(ROWS), score[:, None, None].split(ROWS), strict=True))
     least = [(weight * (-_greatest_around_corners(-logits)).sigmoid()).amax(0) for logits, weight in parts if len(logits)]
     assured = torch.stack(least).amax(0) * (1 - SLACK) if least else score.new_zeros(())
-    possible = [weight * _greatest_around_corners(logits).sigmoid() >= assured for logits, weight in parts]
-    return torch.cat(possible).any(-1).any(-1)
+    possible = ((weight * _greatest_around_corners(logits).sigmoid() >= assured).flatten(1).any(1) for logits, weight in parts)
+    return torch.cat(list(possible))
 
 
 def _greatest_around_corners(logits: Tensor) -> Tensor:
@@ -271,8 +280,8 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     probability = prediction.per_class()[index][rows][:, labels].float().exp()
     score, flat = probability.flatten().topk(min(policy.detections, probability.numel()))
     row, label = rows[flat // max(1, len(labels))], labels[flat % max(1, len(labels))]
-    # The mask can only lower a score, and interpolation invents no pixel inside.
-    possible = wanted[label] & (score > 0) & (score >= policy.threshold) & (prediction.masks[index, row] > 0).any(-1).any(-1)
+    positive = prediction.masks[index].amax((-2, -1)) > 0  # interpolation puts no pixel inside where no cell is
+    possible = wanted[label] & positive[row] & (score > 0) & (score >= policy.threshold)  # the mask can only lower a score
     score, row, label = score[possible], row[possible], label[possible]
     queries, place = row.unique(return_inverse=True)
     masks, certainties = [], []
@@ -294,6 +303,11 @@ def _rows(prediction: MaskPrediction, index: int) -> Tensor:
     """The numbers of the queries of image ``index`` that are not padding."""
     queries = torch.arange(prediction.masks.shape[1], device=prediction.masks.device)
     return queries if prediction.valid is None else queries[prediction.valid[index]]
+
+
+def _of_rows(values: Tensor, prediction: MaskPrediction, index: int) -> Tensor:
+    """What [B, Q, ...] holds for the queries of image ``index`` that are not padding; no copy where all count."""
+    return values[index] if prediction.valid is None else values[index, prediction.valid[index]]
 
 
 def resized(maps: Tensor, extent: Size, size: Size) -> Tensor:

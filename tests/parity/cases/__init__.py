@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.parity.cases import clip, metrics, sam
+from tests.parity.cases import clip, ensembles, losses, metrics, sam
 from tests.parity.report import Row
 
-CASES: dict[str, Callable[[Path], list[Row]]] = {**sam.CASES, **clip.CASES, **metrics.CASES}
+CASES: dict[str, Callable[[Path], list[Row]]] = {
+    **sam.CASES,
+    **clip.CASES,
+    **ensembles.CASES,
+    **losses.CASES,
+    **metrics.CASES,
+    **mask_decoder.CASES,
+}

@@ -1,0 +1,201 @@
+"""The OpenSeg Ensemble of CMPF (section 3.2.4), whose first stage is FC-CLIP's: CLIP's classes, SAM's masks.
+
+    Eq. (8)-(11)  classify_masks      what frozen CLIP calls any masks, ours or SAM's
+    Eq. (7)       geometric_mean      of the detector's classes and CLIP's; alpha for seen classes, beta for the others
+                  class_ensemble      the same for a prediction with "no object"
+    Eq. (12)      mask_ensemble       epsilon of SAM's masks for unseen classes
+
+Everything is in logarithms, so that no probability underflows. Where the paper and the official code differ,
+``behaviour`` chooses:
+
+                       "paper"                                 "official"
+    class_ensemble     Eq. (7) as written                      the mean is made to sum to 1 - p(no object), 1e-8 is added
+    mask_ensemble      a SAM mask is kept if its best class    if its best unseen class is
+    SAM's masks        inside or outside                       probabilities
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures
+from lexiseg.errors import UsageError
+from lexiseg.structures import MaskPrediction, TextEmbeddings
+
+Behaviour = Literal["paper", "official"]
+
+OFFICIAL_FLOOR = math.log(1e-8)  # what the official code adds to every probability before its logarithm
+STEEP = 1e4  # times a logit: still zero at the same places after interpolation, but a probability of 0 or 1 beside them
+
+
+def classify_masks(
+    clip: ClipBackbone, features: ClipFeatures, masks: Tensor, text: TextEmbeddings, void: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What CLIP calls the regions under masks.
+
+    Args:
+        clip: the frozen CLIP.
+        features: of the images, from ``clip.features``.
+        masks: logits [B, Q, h, w] over the area of the features; resized to their grid and cut at zero, Eq. (2).
+        text: K classes.
+        void: [D], the vector of "no object", if it shall compete.
+
+    Returns:
+        Log-probabilities [B, Q, K], or [B, Q, K + 1] with ``void``; and [B, Q] bool, whether a mask covers any cell.
+        What covers none is called by a vector of zeros: all classes are alike.
+    """
+    resized = functional.interpolate(masks.float(), features.grid, mode="bilinear", align_corners=False)
+    inside = resized > 0
+    vectors = clip.embed_regions(features, inside.float())  # Eq. (8), Eq. (10)
+    return classify_vectors(vectors, text, clip.logit_scale, void), inside.any(-1).any(-1)
+
+
+def classify_vectors(vectors: Tensor, text: TextEmbeddings, scale: Tensor | float, void: Tensor | None = None) -> Tensor:
+    """Log-probabilities of classes for vectors of CLIP's joint space.
+
+    Args:
+        vectors: [..., D] of any length.
+        text: K classes; the best name of a class counts.
+        scale: 1 / τ.
+        void: [D] of any length, a further class that comes last.
+
+    Returns:
+        [..., K], or [..., K + 1] with ``void``.
+    """
+    unit = functional.normalize(vectors.float(), dim=-1)
+    logits = text.per_class(unit @ text.vectors.float().T)
+    if void is not None:
+        nothing = functional.normalize(void.float(), dim=-1)
+        logits = torch.cat([logits, (unit @ nothing)[..., None]], -1)
+    return (scale * logits).log_softmax(-1)  # Eq. (9), Eq. (11)
+
+
+# --- stage 1: classes -------------------------------------------------------------------------------------------------
+
+
+def geometric_mean(detector: Tensor, clip: Tensor, seen: Tensor, *, alpha: float | Tensor, beta: float | Tensor) -> Tensor:
+    """Weighted geometric mean of two tables of probabilities, as logarithms and not made to sum to one.
+
+    Args:
+        detector: log-probabilities [..., K].
+        clip: log-probabilities [..., K].
+        seen: [K] bool, the classes the detector was trained on.
+        alpha: CLIP's weight for them, 0..1; broadcasts against [..., K].
+        beta: CLIP's weight for the others.
+
+    Returns:
+        [..., K], finite. A weight of 0 gives ``detector`` and of 1 ``clip``, bit for bit where they are finite.
+    """
+    lowest = _lowest(detector)
+    weight = torch.where(seen, alpha, beta).to(detector.dtype)
+    return torch.lerp(detector.clamp(min=lowest), clip.to(detector.dtype).clamp(min=lowest), weight)  # Eq. (7)
+
+
+def class_ensemble(
+    prediction: MaskPrediction,
+    clip: Tensor,
+    seen: Tensor,
+    *,
+    alpha: float = 0.4,
+    beta: float = 0.8,
+    behaviour: Behaviour = "paper",
+    covered: Tensor | None = None,
+) -> MaskPrediction:
+    """The prediction with the classes of detector and CLIP together; "no object" keeps its probability.
+
+    Args:
+        prediction: the detector's, of K classes, with "no object" or (paper only) without.
+        clip: log-probabilities [B, Q, K] for the same masks.
+        seen, alpha, beta: see `geometric_mean`.
+        behaviour: see the head of this file.
+        covered: [B, Q] bool; where False the detector decides alone, and ``clip`` may be anything. The official code
+            does so for ResNets, whose attention pool cannot look at a mask without a cell.
+
+    Raises:
+        UsageError: weights outside 0..1; "official" without "no object".
+    """
+    _check_shares(alpha=alpha, beta=beta)
+    classes = prediction.per_class()
+    if behaviour == "official":
+        if not prediction.void:
+            raise UsageError("the official class ensemble needs a prediction with 'no object'; use behaviour='paper'")
+        present = classes.clamp(min=_lowest(classes)).logsumexp(-1, keepdim=True)
+        classes = classes.clamp(min=_lowest(classes)).log_softmax(-1)
+    if covered is not None:
+        clip = torch.where(covered[..., None], clip, classes)
+    mean = geometric_mean(classes, clip, seen, alpha=alpha, beta=beta)
+    if behaviour == "paper":
+        return replace(prediction, classes=torch.cat([mean, prediction.classes[..., mean.shape[-1] :]], -1))
+    named = torch.cat([mean.log_softmax(-1) + present, prediction.classes[..., -1:]], -1)
+    return replace(prediction, classes=named.logaddexp(named.new_tensor(OFFICIAL_FLOOR)))
+
+
+# --- stage 2: masks ---------------------------------------------------------------------------------------------------
+
+
+def mask_ensemble(
+    prediction: MaskPrediction,
+    sam: MaskPrediction,
+    seen: Tensor,
+    *,
+    epsilon: float = 0.2,
+    xi: float = 0.5,
+    behaviour: Behaviour = "paper",
+) -> tuple[MaskPrediction, ...]:
+    """Predictions whose semantic scores, summed, are the model's for seen classes and, for unseen ones, in part SAM's.
+
+    `lexiseg.postprocess.semantic_best` and its neighbours take such a tuple. Panoptic and instance results are made of
+    the model's prediction alone, as in the paper.
+
+    Args:
+        prediction: the model's, of K classes, after the class ensemble.
+        sam: SAM's masks of the same images with the classes `classify_masks` gives them.
+        seen: [K] bool.
+        epsilon: share of SAM for unseen classes, 0..1; at 0 the prediction comes back alone and unchanged.
+        xi: a SAM mask is kept if the probability of its best class exceeds this, 0..1.
+        behaviour: see the head of this file.
+
+    Raises:
+        UsageError: shares outside 0..1; predictions of different images.
+    """
+    _check_shares(epsilon=epsilon, xi=xi)
+    if prediction.sizes != sam.sizes:
+        raise UsageError(f"predictions of different images: {prediction.sizes} and {sam.sizes} pixels")
+    if epsilon == 0:
+        return (prediction,)
+    kept = kept_masks(sam, seen, xi=xi, behaviour=behaviour)
+    ours, theirs = prediction.per_class(), sam.per_class()
+    rest = math.log1p(-epsilon) if epsilon < 1 else _lowest(ours)
+    ours = torch.where(seen, ours, (ours + rest).clamp(min=_lowest(ours)))  # Eq. (12), (1 - ε) r
+    theirs = (theirs + math.log(epsilon)).masked_fill(seen, _lowest(theirs))  # Eq. (12), ε r'
+    masks = sam.masks.float() * STEEP if behaviour == "paper" else sam.masks
+    return (
+        replace(prediction, classes=ours, void=False, auxiliary=()),
+        replace(sam, masks=masks, classes=theirs, void=False, valid=kept, auxiliary=()),
+    )
+
+
+def kept_masks(sam: MaskPrediction, seen: Tensor, *, xi: float = 0.5, behaviour: Behaviour = "paper") -> Tensor:
+    """Which of SAM's masks CLIP is sure enough of, [B, Q] bool; see `mask_ensemble`."""
+    probability = sam.per_class().exp()
+    if behaviour == "official":
+        probability = probability.masked_fill(seen, 0.0)
+    kept = probability.amax(-1) > xi
+    return kept if sam.valid is None else kept & sam.valid
+
+
+def _lowest(tensor: Tensor) -> float:
+    """The logarithm of zero, as it were: -inf times a weight of zero, or minus itself, would be no number."""
+    return torch.finfo(tensor.dtype).min / 2
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise UsageError(f"{name} must lie in 0..1, not {share}")
