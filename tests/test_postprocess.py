@@ -150,14 +150,15 @@ def test_several_predictions_are_summed_and_divided_by_the_largest_cover():
 
 
 @pytest.mark.parametrize("pixels", [1, 40, 10_000])
+@pytest.mark.parametrize("inner", [None, ((20, 24),), ((24, 30),)])
 @pytest.mark.parametrize("kind", ["masks", "pixels"])
-def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind):
+def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind, inner):
     monkeypatch.setattr(postprocess, "PIXELS", pixels)
     if kind == "masks":
-        prediction = replace(random_prediction(), sizes=((23, 29),), extents=((25, 31),))
+        prediction = replace(random_prediction(), sizes=((23, 29),), extents=((25, 31),), inner=inner)
     else:
         logits = torch.randn(1, 5, 6, 8, generator=torch.Generator().manual_seed(1))
-        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),))
+        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),), inner)
     expected, names = next(iter(semantic_scores(prediction))).max(0)
     score, label = next(semantic_best(prediction))
     assert_close(score, expected)
@@ -189,6 +190,14 @@ def test_the_extent_beyond_the_image_is_cut_off():
     assert (panoptic(cut, text(2, {0}))[0][0] == 1).all()
 
 
+def test_what_was_seen_at_another_size_is_resized_twice():
+    masks = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(3))
+    place = postprocess.Placing((24, 32), (22, 29), (44, 50))
+    plain = torch.nn.functional.interpolate(masks, (24, 32), mode="bilinear", align_corners=False)[:, :, :22, :29]
+    plain = torch.nn.functional.interpolate(plain, (44, 50), mode="bilinear", align_corners=False)[0]
+    assert_close(postprocess.resized(masks[0], place), plain)
+
+
 def test_policy_refuses_what_is_no_share():
     with pytest.raises(UsageError, match=r"threshold must lie in 0\.\.1"):
         Policy(threshold=math.pi)
@@ -216,9 +225,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     plain = postprocess.resized
 
-    def resized(maps: torch.Tensor, extent: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    def resized(maps: torch.Tensor, place: postprocess.Placing) -> torch.Tensor:
         calls.append(len(maps))
-        return plain(maps, extent, size)
+        return plain(maps, place)
 
     monkeypatch.setattr(postprocess, "resized", resized)
     return calls
@@ -227,15 +236,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     "policy", [Policy(overlap=0.02), Policy(threshold=0.5, overlap=0.02), replace(MASK2FORMER, overlap=0.05)]
 )
+@pytest.mark.parametrize("inner", [None, 0.7, 1.9])
 @pytest.mark.parametrize("seed", range(4))
-def test_panoptic_of_the_queries_that_may_win_is_that_of_all(monkeypatch, seed, policy):
+def test_panoptic_of_the_queries_that_may_win_is_that_of_all(monkeypatch, seed, policy, inner):
     prediction, words = crowd(seed), text(6, {0, 2, 4})
+    if inner is not None:  # the network saw the image at another size
+        (high, wide), (below, right) = prediction.sizes[0], prediction.extents[0]
+        sizes = ((round(high * inner), round(wide * inner)),)
+        prediction = replace(prediction, sizes=sizes, inner=prediction.sizes, extents=((below + 5, right + 3),))
     calls = counted(monkeypatch)
     numbers, regions = panoptic(prediction, words, policy)[0]
     resized_masks = sum(calls)
-    monkeypatch.setattr(postprocess, "_may_win", lambda masks, _score: torch.ones(len(masks), dtype=torch.bool))
+    monkeypatch.setattr(postprocess, "_may_win", lambda masks, _score, _reach: torch.ones(len(masks), dtype=torch.bool))
     all_numbers, all_regions = panoptic(prediction, words, policy)[0]
-    assert resized_masks < sum(calls) - resized_masks
+    assert resized_masks < sum(calls) - resized_masks or inner is not None
     assert torch.equal(numbers, all_numbers)
     assert len(regions) > 3
     assert [(region.label, region.score) for region in regions] == [(region.label, region.score) for region in all_regions]

@@ -91,8 +91,8 @@ def semantic_scores(prediction: Scored, *, divide: bool = True) -> Iterator[Tens
         divide: False for the sums themselves, which are what Mask2Former's code gives.
     """
     if isinstance(prediction, PixelPrediction):
-        for index, size in enumerate(prediction.sizes):
-            yield resized(prediction.logits[index], prediction.extents[index], size).softmax(0)
+        for index in range(len(prediction.sizes)):
+            yield resized(prediction.logits[index], Placing.of(prediction, index)).softmax(0)
         return
     parts = _parts(prediction)
     for index, size in enumerate(parts[0].sizes):
@@ -101,7 +101,7 @@ def semantic_scores(prediction: Scored, *, divide: bool = True) -> Iterator[Tens
         for part in parts:
             rows, cover = _rows(part, index), total.new_zeros(size)
             for chunk in rows.split(ROWS):
-                masks = resized(part.masks[index, chunk].float(), part.extents[index], size).sigmoid()
+                masks = resized(part.masks[index, chunk], Placing.of(part, index)).sigmoid()
                 total += torch.einsum("qk,qhw->khw", part.per_class()[index, chunk].float().exp(), masks)
                 cover += masks.sum(0)
             most = torch.maximum(most, cover)
@@ -114,16 +114,15 @@ def semantic_best(prediction: Scored) -> Iterator[tuple[Tensor, Tensor]]:
     The maximum of `semantic_scores` over the classes, band by band of the image: K × H × W numbers never exist.
     """
     if isinstance(prediction, PixelPrediction):
-        for index, (size, extent) in enumerate(zip(prediction.sizes, prediction.extents, strict=True)):
-            logits = prediction.logits[index]
-            yield _best_by_bands(size, partial(_pixel_scores, logits, extent, size[1]))
+        for index, size in enumerate(prediction.sizes):
+            yield _best_by_bands(size, partial(_pixel_scores, prediction.logits[index], Placing.of(prediction, index)))
         return
     parts = _parts(prediction)
     for index, size in enumerate(parts[0].sizes):
         masks = [_of_rows(part.masks, part, index) for part in parts]
         classes = [_of_rows(part.per_class(), part, index).float().exp() for part in parts]
-        extents = [part.extents[index] for part in parts]
-        yield _best_by_bands(size, partial(_mask_scores, masks, classes, extents, size[1]))
+        places = [Placing.of(part, index) for part in parts]
+        yield _best_by_bands(size, partial(_mask_scores, masks, classes, places))
 
 
 def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
@@ -134,14 +133,14 @@ def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Te
     return torch.cat([band.values for band in best]), torch.cat([band.indices for band in best])
 
 
-def _pixel_scores(logits: Tensor, extent: Size, width: int, top: int, bottom: int) -> Tensor:
-    return _band(logits, extent, width, top, bottom).softmax(0)
+def _pixel_scores(logits: Tensor, place: Placing, top: int, bottom: int) -> Tensor:
+    return _band(logits, place, top, bottom).softmax(0)
 
 
 def _mask_scores(
-    masks: Sequence[Tensor], classes: Sequence[Tensor], extents: Sequence[Size], width: int, top: int, bottom: int
+    masks: Sequence[Tensor], classes: Sequence[Tensor], places: Sequence[Placing], top: int, bottom: int
 ) -> Tensor:
-    bands = [_band(logits, extent, width, top, bottom).sigmoid() for logits, extent in zip(masks, extents, strict=True)]
+    bands = [_band(logits, place, top, bottom).sigmoid() for logits, place in zip(masks, places, strict=True)]
     sums = [torch.einsum("qk,qhw->khw", named, band) for named, band in zip(classes, bands, strict=True)]
     most = torch.stack([band.sum(0) for band in bands]).amax(0).clamp(min=1)
     return sum(sums[1:], sums[0]) / most
@@ -185,19 +184,19 @@ def panoptic(
 def _panoptic_of_masks(
     prediction: MaskPrediction, index: int, things: list[bool], policy: Policy
 ) -> tuple[Tensor, list[Region]]:
-    size, extent = prediction.sizes[index], prediction.extents[index]
+    size, place = prediction.sizes[index], Placing.of(prediction, index)
     score, label = prediction.classes[index].float().exp().max(-1)
     rows = _rows(prediction, index)
     named = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
     rows = rows[named]
-    rows = rows[_may_win(prediction.masks[index, rows], score[rows])]
+    rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if place.inner == size else 3)]
     winner = torch.full(size, -1, dtype=torch.int64, device=score.device)
     highest = score.new_full(size, -1.0)
     inside = torch.zeros(size, dtype=torch.bool, device=score.device)
     areas = [torch.zeros(0, dtype=torch.int64, device=score.device)]
     for start in range(0, len(rows), ROWS):
         chunk = rows[start : start + ROWS]
-        masks = resized(prediction.masks[index, chunk].float(), extent, size).sigmoid()
+        masks = resized(prediction.masks[index, chunk], place).sigmoid()
         areas.append((masks >= 0.5).sum((1, 2)))
         claim, row = (score[chunk, None, None] * masks).max(0)
         better = claim > highest
@@ -229,23 +228,24 @@ def _panoptic_of_masks(
     return numbers, regions
 
 
-def _may_win(masks: Tensor, score: Tensor) -> Tensor:
+def _may_win(masks: Tensor, score: Tensor, reach: int) -> Tensor:
     """Which of logits [Q, h, w] can have the largest score × probability at any pixel once resized, [Q] bool.
 
-    A pixel is a mean of at most four cells: between their least and their greatest. A query whose greatest is, around
-    every corner of four cells, less than some other's least never wins, and need not be resized to find that out.
+    A pixel is a mean of cells that lie close together, ``reach`` squared at most (2 when resized once; 3 when twice, for
+    neighbouring pixels of the first size are less than a cell apart): between their least and their greatest. A query
+    whose greatest is, in every such window, less than some other's least never wins, and need not be resized to find out.
     """
     parts = list(zip(masks.split(ROWS), score[:, None, None].split(ROWS), strict=True))
-    least = [(weight * (-_greatest_around_corners(-logits)).sigmoid()).amax(0) for logits, weight in parts if len(logits)]
+    least = [(weight * (-_greatest(-logits, reach)).sigmoid()).amax(0) for logits, weight in parts if len(logits)]
     assured = torch.stack(least).amax(0) * (1 - SLACK) if least else score.new_zeros(())
-    possible = ((weight * _greatest_around_corners(logits).sigmoid() >= assured).flatten(1).any(1) for logits, weight in parts)
+    possible = ((weight * _greatest(logits, reach).sigmoid() >= assured).flatten(1).any(1) for logits, weight in parts)
     return torch.cat(list(possible))
 
 
-def _greatest_around_corners(logits: Tensor) -> Tensor:
-    """The greatest of the cells that meet at each corner of a grid, [N, h, w] -> [N, h + 1, w + 1]."""
+def _greatest(logits: Tensor, reach: int) -> Tensor:
+    """The greatest cell of every window of a grid, ``reach`` cells a side, those over its edge included."""
     wide = functional.pad(logits.float()[:, None], (1, 1, 1, 1), mode="replicate")
-    return functional.max_pool2d(wide, 2, stride=1)[:, 0]
+    return functional.max_pool2d(wide, reach, stride=1)[:, 0]
 
 
 def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
@@ -286,7 +286,7 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     queries, place = row.unique(return_inverse=True)
     masks, certainties = [], []
     for chunk in queries.split(ROWS):
-        logits = resized(prediction.masks[index, chunk].float(), prediction.extents[index], prediction.sizes[index])
+        logits = resized(prediction.masks[index, chunk], Placing.of(prediction, index))
         inside = logits > 0
         masks += list(inside)
         certainties.append((logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1))
@@ -310,23 +310,58 @@ def _of_rows(values: Tensor, prediction: MaskPrediction, index: int) -> Tensor:
     return values[index] if prediction.valid is None else values[index, prediction.valid[index]]
 
 
-def resized(maps: Tensor, extent: Size, size: Size) -> Tensor:
-    """Maps [N, h, w] that cover ``extent`` pixels, at pixel resolution and cut to the image, [N, H, W]."""
-    if len(maps) == 0:
-        return maps.new_zeros((0, *size))
-    if tuple(maps.shape[-2:]) != tuple(extent):
-        maps = functional.interpolate(maps[None].float(), extent, mode="bilinear", align_corners=False)[0]
-    return maps[:, : size[0], : size[1]]
+@dataclass(frozen=True)
+class Placing:
+    """How a grid lies on an image; each (height, width) in pixels.
+
+    Attributes:
+        extent: what the grid covers.
+        inner: the image inside it, in the top-left corner.
+        size: the image itself; `inner`, if the network saw it at its own size.
+    """
+
+    extent: Size
+    inner: Size
+    size: Size
+
+    @classmethod
+    def of(cls, prediction: MaskPrediction | PixelPrediction, index: int) -> Placing:
+        size = prediction.sizes[index]
+        return cls(prediction.extents[index], size if prediction.inner is None else prediction.inner[index], size)
 
 
-def _band(maps: Tensor, extent: Size, width: int, top: int, bottom: int) -> Tensor:
-    """The pixel rows ``top`` to ``bottom`` of what `resized` gives, [N, bottom - top, width]."""
+def resized(maps: Tensor, place: Placing) -> Tensor:
+    """Maps [N, h, w] at pixel resolution, [N, H, W]: bilinear to the extent, cut to the image, bilinear to its size."""
     if len(maps) == 0:
-        return maps.new_zeros((0, bottom - top, width))
-    grid = maps.shape[-2]
-    y = ((torch.arange(top, bottom, device=maps.device) + 0.5) * grid / extent[0] - 0.5).clamp(min=0)
-    above = y.long().clamp(max=grid - 1)
-    share = (y - above)[:, None]
-    rows = torch.lerp(maps[:, above].float(), maps[:, (above + 1).clamp(max=grid - 1)].float(), share)
-    wide = functional.interpolate(rows[None], (bottom - top, extent[1]), mode="bilinear", align_corners=False)[0]
-    return wide[..., :width]
+        return maps.new_zeros((0, *place.size))
+    pixels = _interpolated(maps.float(), place.extent)[:, : place.inner[0], : place.inner[1]]
+    return _interpolated(pixels, place.size)
+
+
+def _interpolated(maps: Tensor, size: Size) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _band(maps: Tensor, place: Placing, top: int, bottom: int) -> Tensor:
+    """The pixel rows ``top`` to ``bottom`` of what `resized` gives, [N, bottom - top, W]."""
+    if len(maps) == 0:
+        return maps.new_zeros((0, bottom - top, place.size[1]))
+    above, below, share = _between(torch.arange(top, bottom, device=maps.device), place.size[0], place.inner[0])
+    first, last = int(above[0]), int(below[-1])
+    rows = _lerp(maps.float(), *_between(torch.arange(first, last + 1, device=maps.device), place.extent[0], maps.shape[-2]))
+    wide = _interpolated(rows, (rows.shape[-2], place.extent[1]))[..., : place.inner[1]]
+    band = _lerp(wide, above - first, below - first, share)
+    return _interpolated(band, (bottom - top, place.size[1]))
+
+
+def _between(rows: Tensor, length: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of ``cells`` the ``rows`` of a length lie between, and how near to the second, as bilinear resizing has it."""
+    y = ((rows + 0.5) * (cells / length) - 0.5).clamp(min=0)
+    above = y.long().clamp(max=cells - 1)
+    return above, (above + 1).clamp(max=cells - 1), (y - above)[:, None]
+
+
+def _lerp(maps: Tensor, above: Tensor, below: Tensor, share: Tensor) -> Tensor:
+    return torch.lerp(maps[:, above], maps[:, below], share)

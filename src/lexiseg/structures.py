@@ -113,6 +113,8 @@ class MaskPrediction:
         sizes: (height, width) of each image in pixels.
         extents: (height, width) in pixels of the area the h × w grid covers from each image's top-left corner;
             larger than the image where the network saw padding.
+        inner: (height, width) of each image where the network saw it at another size than its own: extents are pixels of
+            that picture then, and masks are resized twice, as the official programs do. None: it saw the image itself.
         valid: [B, Q] False for rows that only pad a batch; None if all count.
         auxiliary: the predictions of earlier decoder layers, for deep supervision.
     """
@@ -124,6 +126,7 @@ class MaskPrediction:
     extents: tuple[Size, ...]
     valid: Tensor | None = None
     auxiliary: tuple[MaskPrediction, ...] = field(default=(), repr=False)
+    inner: tuple[Size, ...] | None = None
 
     def per_class(self) -> Tensor:
         """Scores whose last axis is the K classes, [B, Q, K]."""
@@ -136,12 +139,13 @@ class PixelPrediction:
 
     Attributes:
         logits: [B, K, h, w].
-        sizes, extents: as in `MaskPrediction`.
+        sizes, extents, inner: as in `MaskPrediction`.
     """
 
     logits: Tensor
     sizes: tuple[Size, ...]
     extents: tuple[Size, ...]
+    inner: tuple[Size, ...] | None = None
 
     def per_class(self) -> Tensor:
         """Scores whose last axis is the K classes, [B, h, w, K]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import SamConfig
@@ -11,6 +12,7 @@ from lexiseg.backbones.clip import ClipBackbone, assemble_clip
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
 from lexiseg.backbones.sam_loading import build_sam
 from lexiseg.methods.base import Segmenter
+from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.structures import ImageBatch, TextEmbeddings
 
@@ -53,9 +55,18 @@ def tiny_sam_clip(kind: str) -> SamClip:
     return SamClip(tiny_clip(kind), sam, side=64, points=3, options=options).eval()
 
 
+def tiny_fcclip(kind: str) -> FcClip:
+    torch.manual_seed(2)
+    segmenter = FcClip(tiny_clip(kind), queries=9, width=64, layers=3, pixel_feedforward=48, feedforward=48, side=64)
+    with torch.no_grad():
+        segmenter.mask_decoder.mask_head[-1].weight.mul_(8)  # masks of some size, or nothing would be named
+        segmenter.mask_decoder.void.weight.copy_(-segmenter.mask_decoder.class_head[-1].bias)
+    return segmenter.eval()
+
+
 BUILDERS: dict[str, Callable[[], Segmenter]] = {
-    f"sam_clip ({kind})": (lambda kind=kind: tiny_sam_clip(kind))
-    for kind in VISION  # type: ignore[misc]
+    **{f"sam_clip ({kind})": partial(tiny_sam_clip, kind) for kind in VISION},
+    **{f"fcclip ({kind})": partial(tiny_fcclip, kind) for kind in ("convnext", "resnet")},
 }
 
 

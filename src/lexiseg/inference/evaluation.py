@@ -34,7 +34,7 @@ from lexiseg.metrics.recall import MaskRecall
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
 from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.ops.rle import area_of_counts, encode_masks
-from lexiseg.postprocess import Policy, resized
+from lexiseg.postprocess import Placing, Policy, resized
 from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction
 
 CHUNK = 16  # pictures; what a crash can cost
@@ -238,7 +238,7 @@ def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
     """
     if isinstance(prediction, PixelPrediction):
         raise UsageError("the recall of masks needs a method that predicts masks; this one predicts pixels")
-    masks = resized(prediction.masks[0], prediction.extents[0], prediction.sizes[0]) > 0
+    masks = resized(prediction.masks[0], Placing.of(prediction, 0)) > 0
     if prediction.valid is not None:
         masks = masks[prediction.valid[0]]
     counts = encode_masks(masks)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lexiseg.errors import UsageError
 from lexiseg.ops.rle import decode_counts
-from lexiseg.postprocess import resized
+from lexiseg.postprocess import Placing, resized
 from lexiseg.structures import IGNORED, Instances, MaskPrediction, PanopticMap, PixelPrediction
 
 INSIDE = 20.0  # logits of a mask without doubt
@@ -58,7 +58,7 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
     """The true regions [R, H, W] with the classes predicted there; those no mask touches are left out."""
     size = prediction.sizes[0]
     if isinstance(prediction, PixelPrediction):
-        logits = resized(prediction.logits[0], prediction.extents[0], size).log_softmax(0)
+        logits = resized(prediction.logits[0], Placing.of(prediction, 0)).log_softmax(0)
         regions = regions.to(logits.device)
         mean = torch.einsum("khw,rhw->rk", logits, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
         painted = torch.einsum("rk,rhw->khw", mean, regions.float())
@@ -69,7 +69,9 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
     found = overlap > 0
     best = best[found]
     masks = torch.where(regions.to(found.device)[found], INSIDE, -INSIDE)[None]
-    return replace(prediction, masks=masks, classes=prediction.classes[:, best], extents=(size,), valid=None, auxiliary=())
+    return replace(
+        prediction, masks=masks, classes=prediction.classes[:, best], extents=(size,), inner=None, valid=None, auxiliary=()
+    )
 
 
 def true_labels(prediction: MaskPrediction, regions: Tensor, labels: Tensor) -> MaskPrediction:
@@ -88,7 +90,7 @@ def true_labels(prediction: MaskPrediction, regions: Tensor, labels: Tensor) -> 
 
 def _overlap(prediction: MaskPrediction, regions: Tensor) -> Tensor:
     """IoU [Q, R] of the masks of the only image with true regions [R, H, W]; rows that only pad have 0."""
-    masks = resized(prediction.masks[0], prediction.extents[0], prediction.sizes[0]) > 0
+    masks = resized(prediction.masks[0], Placing.of(prediction, 0)) > 0
     if prediction.valid is not None:
         masks = masks & prediction.valid[0, :, None, None]
     one, other = masks.flatten(1).float(), regions.to(masks.device).flatten(1).float()

@@ -18,6 +18,7 @@ from lexiseg.data.images import Pixels, as_pixels
 from lexiseg.errors import RunError, UsageError
 from lexiseg.methods import DEFAULT, model_named
 from lexiseg.methods.base import Segmenter
+from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
@@ -143,6 +144,10 @@ class Pipeline:
             text = embed_vocabulary(
                 self.segmenter.clip, vocabulary, self.segmenter.templates, cache=self.cache, progress=progress
             )
+            if self.segmenter.trained_on is not None:
+                training = [entry.names for entry in Vocabulary.builtin(self.segmenter.trained_on).classes]
+                seen = seen_classes([entry.names for entry in vocabulary.classes], training)
+                text = replace(text, seen=torch.from_numpy(seen))
             self._text = vocabulary, text.to(self.device)
         return self._text[1]
 

@@ -25,11 +25,13 @@ class Segmenter(nn.Module, ABC):
         templates: the prompts its names are embedded with (a set of `lexiseg.text.templates`).
         overlap: a panoptic region keeps its place if at least this share of its mask is still its own.
         clip: the CLIP whose joint space the text embeddings must come from.
+        trained_on: the vocabulary of its training, by which a class counts as seen; None if that makes no difference.
     """
 
     tasks: tuple[str, ...]
     templates: str
     overlap: float = 0.8
+    trained_on: str | None = None
     clip: ClipBackbone
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.parity.cases import clip, ensembles, losses, metrics, sam
+from tests.parity.cases import clip, ensembles, losses, mask_decoder, methods, metrics, sam
 from tests.parity.report import Row
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
@@ -15,4 +15,5 @@ CASES: dict[str, Callable[[Path], list[Row]]] = {
     **losses.CASES,
     **metrics.CASES,
     **mask_decoder.CASES,
+    **methods.CASES,
 }

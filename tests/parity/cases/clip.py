@@ -111,7 +111,7 @@ def _is_hook(name: str, group: str) -> bool:
 def fcclip_features(path: Path) -> list[Row]:
     """Normalised input, res2 … res5, the map that is pooled, pooled regions and the text classifier."""
     tensors, document = load_case(path)
-    clip = _fcclip_backbone(path, document)
+    clip = fcclip_backbone(path, document)
     assert isinstance(clip, ClipConvNeXt | ClipResNet)
     clip.mean = tuple(value / 255 for value in document["pixel_mean"])
     clip.std = tuple(value / 255 for value in document["pixel_std"])
@@ -144,7 +144,7 @@ def fcclip_names(path: Path) -> list[Row]:
     tensors, _ = load_case(path)
     prefix = f"state_dict.{PREFIX}"
     official = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    ours = _fcclip_backbone(main, load_case(main)[1]).clip_model.state_dict()
+    ours = fcclip_backbone(main, load_case(main)[1]).clip_model.state_dict()
     del ours["token_embedding.weight"]  # the files hold the rows in use only
     return [_set_row(path.name, "backbone names and shapes", ours, official)]
 
@@ -182,7 +182,7 @@ def _set_row(case: str, quantity: str, ours: Mapping[str, Tensor], official: Map
     return Row(case, quantity, sum(row.difference for row in _name_rows(case, ours, shapes)), 0.0)
 
 
-def _fcclip_backbone(path: Path, document: Mapping[str, Any]) -> ClipBackbone:
+def fcclip_backbone(path: Path, document: Mapping[str, Any]) -> ClipBackbone:
     """The backbone of a tiny FC-CLIP or FrozenSeg with its weights."""
     stored, _ = load_case(path.with_name(f"{path.name}_weights"))
     prefix = f"state_dict.{PREFIX}"

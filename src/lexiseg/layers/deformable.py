@@ -1,0 +1,197 @@
+"""Multi-scale deformable attention (Deformable DETR, Zhu et al., 2021) in plain PyTorch.
+
+Each query looks at a few points of each feature level; where, and how much each counts, is predicted from the query.
+
+Letters: B images, Q queries, M heads, L levels, P points a head and level, C channels, D = C / M channels a head,
+S tokens of all levels together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import pi
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.layers.position import sine_positions
+from lexiseg.structures import Size
+
+
+def deformable_attention(value: Tensor, sizes: Sequence[Size], locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples; what lies outside a map is zero.
+
+    Args:
+        value: [B, S, M, D], the cells of all levels, row by row, one level after the other.
+        sizes: (height, width) of the L levels.
+        locations: [B, Q, M, L, P, 2], (x, y) from 0 at the left and upper edge of the map to 1 at the other.
+        weights: [B, Q, M, L, P].
+
+    Returns:
+        [B, Q, M D].
+    """
+    levels = locations.shape[3]
+    assert levels == len(sizes), f"locations on {levels} levels, maps of {len(sizes)}"
+    assert value.shape[1] == sum(high * wide for high, wide in sizes), f"{value.shape[1]} cells do not fill maps of {sizes}"
+    maps = value.split([high * wide for high, wide in sizes], dim=1)
+    attended = []
+    for head in range(value.shape[2]):  # one at a time the samples stay in the cache: three times as fast on a CPU as all
+        total = value.new_zeros(())
+        for level, (cells, size) in enumerate(zip(maps, sizes, strict=True)):
+            grid = cells[:, :, head].mT.unflatten(2, size)
+            places = 2 * locations[:, :, head, level] - 1
+            samples = functional.grid_sample(grid, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+            total = total + (samples * weights[:, None, :, head, level]).sum(-1)
+        attended.append(total)
+    return torch.cat(attended, dim=1).mT
+
+
+def reread_with_levels(buffer: Tensor, levels: int) -> Tensor:
+    """What the official GPU operator reads when it is fed ``levels`` maps: [B, Q, M, L, P, …] -> [B, Q, M, levels, P, …].
+
+    FrozenSeg's SAM branch predicts locations and weights for three levels but has one. The operator counts the levels of
+    the feature maps and walks through both buffers as if they had been laid out for that number: it reads the first third
+    of them, across queries, heads and (in a batch) images, and never the rest. The released weights were trained through
+    this, so to reproduce them is to repeat it. A query then looks around the place of another one, the weights of a head
+    do not sum to one, and the second image of a batch depends on the first.
+    """
+    shape = (*buffer.shape[:3], levels, *buffer.shape[4:])
+    return buffer.flatten()[: torch.Size(shape).numel()].view(shape)
+
+
+class DeformableAttention(nn.Module):
+    """Multi-head deformable attention with learned points.
+
+    Attributes:
+        levels: L, for which points are predicted.
+        official_mismatch: fed another number of levels, do what the official GPU operator does (`reread_with_levels`).
+    """
+
+    def __init__(self, width: int, *, levels: int, heads: int = 8, points: int = 4, official_mismatch: bool = False) -> None:
+        """Points start on a ring around the query, one direction a head, and count the same; as in the official code."""
+        super().__init__()
+        assert width % heads == 0, f"{width} channels cannot be split among {heads} heads"
+        self.levels, self.heads, self.points, self.official_mismatch = levels, heads, points, official_mismatch
+        self.offsets = nn.Linear(width, heads * levels * points * 2)
+        self.weights = nn.Linear(width, heads * levels * points)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        angles = torch.arange(self.heads) * (2 * pi / self.heads)
+        ring = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        ring = ring / ring.abs().amax(-1, keepdim=True)  # onto the square
+        steps = torch.arange(1, self.points + 1)[:, None]
+        with torch.no_grad():
+            self.offsets.bias.copy_((ring[:, None, None] * steps).expand(-1, self.levels, -1, -1).flatten())
+        for zero in (self.offsets.weight, self.weights.weight, self.weights.bias, self.value.bias, self.output.bias):
+            nn.init.zeros_(zero)
+        nn.init.xavier_uniform_(self.value.weight)
+        nn.init.xavier_uniform_(self.output.weight)
+
+    def forward(
+        self, query: Tensor, reference: Tensor, tokens: Tensor, sizes: Sequence[Size], padding: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [B, Q, C], positions included.
+            reference: [B or 1, Q, L or 1, 2], (x, y) in 0..1, what a query's points lie around.
+            tokens: [B, S, C], the cells of all levels, row by row, one level after the other.
+            sizes: (height, width) of the levels.
+            padding: [B, S] True where there is nothing to see.
+
+        Returns:
+            [B, Q, C].
+        """
+        batch, queries, _ = query.shape
+        value = self.value(tokens)
+        if padding is not None:
+            value = value.masked_fill(padding[..., None], 0.0)
+        shape = (batch, queries, self.heads, self.levels, self.points)
+        extent = query.new_tensor([[wide, high] for high, wide in sizes])[:, None]  # offsets are counted in cells
+        locations = reference[:, :, None, :, None] + self.offsets(query).view(*shape, 2) / extent
+        weights = self.weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
+        if self.official_mismatch:
+            locations, weights = (reread_with_levels(buffer, len(sizes)) for buffer in (locations, weights))
+        sampled = deformable_attention(value.unflatten(-1, (self.heads, -1)), sizes, locations, weights)
+        attended: Tensor = self.output(sampled)
+        return attended
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, each with a residual and a norm after it."""
+
+    def __init__(self, attention: DeformableAttention, width: int, feedforward: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, feedforward)
+        self.contract = nn.Linear(feedforward, width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.expand.weight)
+        nn.init.xavier_uniform_(self.contract.weight)
+
+    def forward(self, tokens: Tensor, positions: Tensor, reference: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """Tokens [B, S, C] -> [B, S, C]; the rest as in `DeformableAttention`."""
+        tokens = self.attention_norm(tokens + self.attention(tokens + positions, reference, tokens, sizes))
+        encoded: Tensor = self.norm(tokens + self.contract(self.expand(tokens).relu()))
+        return encoded
+
+
+class DeformableEncoder(nn.Module):
+    """Self-attention among the cells of all levels; each cell's points lie around its own place on every level."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        levels: int,
+        layers: int = 6,
+        heads: int = 8,
+        points: int = 4,
+        feedforward: int = 1024,
+        official_mismatch: bool = False,
+    ) -> None:
+        """Build.
+
+        Args:
+            width: C.
+            levels: L that points are predicted for, and maps `forward` takes.
+            official_mismatch: `forward` takes any smaller number of maps, see `reread_with_levels`.
+        """
+        super().__init__()
+        self.level_embedding = nn.Parameter(torch.randn(levels, width))
+        self.layers = nn.ModuleList(
+            DeformableEncoderLayer(
+                DeformableAttention(width, levels=levels, heads=heads, points=points, official_mismatch=official_mismatch),
+                width,
+                feedforward,
+            )
+            for _ in range(layers)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps [B, C, h_i, w_i] of the levels -> maps of the same shapes."""
+        sizes: list[Size] = [(level.shape[2], level.shape[3]) for level in maps]
+        tokens = torch.cat([level.flatten(2).mT for level in maps], dim=1)
+        positions = torch.cat(
+            [
+                sine_positions(size, level.shape[1], like=level).flatten(2).mT + embedding
+                for level, size, embedding in zip(maps, sizes, self.level_embedding[: len(maps)], strict=True)
+            ],
+            dim=1,
+        )
+        reference = torch.cat([_cell_centres(size, tokens) for size in sizes])[None, :, None]
+        for layer in self.layers:
+            tokens = layer(tokens, positions, reference, sizes)
+        parts = tokens.split([high * wide for high, wide in sizes], dim=1)
+        return tuple(part.mT.unflatten(2, size) for part, size in zip(parts, sizes, strict=True))
+
+
+def _cell_centres(size: Size, like: Tensor) -> Tensor:
+    """(x, y) of each cell's centre in 0..1, row by row, [h w, 2]."""
+    y, x = ((torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) / length for length in size)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)

@@ -1,0 +1,359 @@
+"""The masked-attention decoder of Mask2Former (Cheng et al., 2022) with FC-CLIP's classifier (Yu et al., 2023).
+
+Learned queries ask the pixels, each only inside the mask it predicted last, and every layer predicts masks and classes
+anew. Equations are those of CMPF, which restates them:
+
+    Eq. (1), (2)   `DecoderLayer`, `attendable`      masked cross-attention
+    Eq. (3)        `MaskDecoder.forward`             M_l = E_m(X_l) · F
+    Eq. (4)        `MaskDecoder._class_logits`       classes of E_c(X_l + E_p(pool_M F))
+
+What a method adds to queries and features enters through an `Injection`; without one this is FC-CLIP's decoder.
+
+Letters: B images, Q queries, C channels, D joint width, S names, K classes, N cells of the level at hand, h × w cells of
+the mask features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import log
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.clip_base import MAX_LOGIT_SCALE
+from lexiseg.errors import UsageError
+from lexiseg.layers.pixel_decoder import PixelFeatures
+from lexiseg.layers.position import sine_positions
+from lexiseg.structures import Size, TextEmbeddings
+
+INITIAL_LOGIT_SCALE = log(1 / 0.07)  # CLIP's
+
+
+@dataclass(frozen=True)
+class DecodedMasks:
+    """What the decoder predicts.
+
+    Attributes:
+        masks: [B, Q, h, w] logits.
+        classes: [B, Q, K + 1] logits, "no object" last.
+        auxiliary: the predictions before the first layer and after each but the last, in this order; empty unless asked for.
+    """
+
+    masks: Tensor
+    classes: Tensor
+    auxiliary: tuple[DecodedMasks, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One feature level as the queries attend to it.
+
+    Attributes:
+        tokens: [B, N, C] row by row, the level's embedding added.
+        positions: [1, N, C] sine encoding, added to the keys; None where the keys have no positions.
+        level: [C] that embedding.
+        size: (height, width) cells.
+    """
+
+    tokens: Tensor
+    positions: Tensor | None
+    level: Tensor
+    size: Size
+
+
+class Injection(Protocol):
+    """What a method adds to one batch inside the decoder. Layers are counted from 1, as in the papers."""
+
+    def features(self, layer: int, memory: Memory) -> Memory:
+        """What the queries of ``layer`` attend to instead of ``memory``; other layers still see the original."""
+        ...
+
+    def queries(self, layer: int, queries: Tensor, masks: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """The queries [B, Q, C] that leave ``layer``, from those it made and its mask logits [B, Q, h, w].
+
+        ``project`` is the classifier's E_p of Eq. (4), from pooled features [..., C] to [..., C].
+        """
+        ...
+
+
+# --- pure functions -------------------------------------------------------------------------------------------------
+
+
+def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean feature inside each mask; zeros for a mask that wins no cell.
+
+    Args:
+        features: [B, C, h, w].
+        masks: logits [B, Q, h', w']; resized to the features' grid, then cut at 0. No gradient flows into them.
+
+    Returns:
+        [B, Q, C].
+    """
+    logits = masks.detach()
+    if logits.shape[-2:] != features.shape[-2:]:
+        logits = functional.interpolate(logits, features.shape[-2:], mode="bilinear", align_corners=False)
+    inside = logits > 0
+    share = inside / inside.sum((-2, -1), keepdim=True).clamp_min(1)
+    return torch.einsum("bchw,bqhw->bqc", features, share.to(features.dtype))
+
+
+def class_logits(embeddings: Tensor, text: TextEmbeddings, void: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosines with the names, the best name a class, "no object" last.
+
+    Args:
+        embeddings: [B, Q, D] of any length.
+        text: S unit rows.
+        void: [1, D] unit row of "no object".
+        logit_scale: the logarithm of the factor, a scalar; the factor is at most 100.
+
+    Returns:
+        [B, Q, K + 1].
+    """
+    rows = torch.cat([text.vectors.to(void.dtype), void])
+    scores = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * functional.normalize(embeddings, dim=-1) @ rows.mT
+    return torch.cat([text.per_class(scores[..., :-1]), scores[..., -1:]], dim=-1)
+
+
+def attendable(masks: Tensor, size: Size) -> Tensor:
+    """Which cells of a level each query may look at, Eq. (2): those inside its mask, all if there is none.
+
+    Args:
+        masks: logits [B, Q, h, w].
+        size: (height, width) of the level.
+
+    Returns:
+        [B, Q, N] True where it may.
+    """
+    logits = functional.interpolate(masks.detach(), size, mode="bilinear", align_corners=False)
+    inside = logits.sigmoid().flatten(2) >= 0.5  # Eq. (2); of the rounded probability, as the official code has it
+    return inside | ~inside.any(-1, keepdim=True)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries on keys and values that may differ from each other."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        assert width % heads == 0, f"{width} channels cannot be split among {heads} heads"
+        self.heads = heads
+        self.projection = nn.Linear(width, 3 * width)  # of queries, keys, values, one below the other
+        self.output = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.projection.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Queries [B, Q, C], keys and values [B, N, C] -> [B, Q, C].
+
+        Args:
+            query, key, value: see above.
+            allowed: [B, Q, N] True where a query may look, at least once in every row; all if left out.
+        """
+        parts = zip((query, key, value), self.projection.weight.chunk(3), self.projection.bias.chunk(3), strict=True)
+        q, k, v = (functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in parts)
+        mask = None if allowed is None else allowed[:, None]
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return output
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to features; residual, then norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_positions: Tensor,
+        tokens: Tensor,
+        positions: Tensor | None,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
+        """Queries [B, Q, C] on tokens [B, N, C] -> [B, Q, C]; positions are added to queries and keys, not to values."""
+        keys = tokens if positions is None else tokens + positions
+        attended: Tensor = self.norm(queries + self.attention(queries + query_positions, keys, tokens, allowed))
+        return attended
+
+
+class SelfAttention(nn.Module):
+    """Queries attend to each other; residual, then norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, queries: Tensor, query_positions: Tensor) -> Tensor:
+        """Queries [B, Q, C] -> [B, Q, C]."""
+        placed = queries + query_positions
+        attended: Tensor = self.norm(queries + self.attention(placed, placed, queries))
+        return attended
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between; residual, then norm."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.expand.weight)
+        nn.init.xavier_uniform_(self.contract.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., C] -> [..., C]."""
+        output: Tensor = self.norm(tokens + self.contract(self.expand(tokens).relu()))
+        return output
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward network, in this order."""
+
+    def __init__(self, width: int, heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.cross_attention = CrossAttention(width, heads)
+        self.self_attention = SelfAttention(width, heads)
+        self.feed_forward = FeedForward(width, feedforward)
+
+    def forward(self, queries: Tensor, query_positions: Tensor, memory: Memory, allowed: Tensor) -> Tensor:
+        """X_{l-1} -> X_l, both [B, Q, C]; ``allowed`` [B, Q, N] of `attendable`."""
+        queries = self.cross_attention(queries, query_positions, memory.tokens, memory.positions, allowed)  # Eq. (1)
+        queries = self.self_attention(queries, query_positions)
+        output: Tensor = self.feed_forward(queries)
+        return output
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Three linear layers with ReLUs between them."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class MaskDecoder(nn.Module):
+    """Queries become masks with class scores.
+
+    Attributes:
+        width: C.
+        text_width: D.
+    """
+
+    def __init__(
+        self,
+        text_width: int,
+        *,
+        width: int = 256,
+        queries: int = 250,
+        layers: int = 9,
+        levels: int = 3,
+        heads: int = 8,
+        feedforward: int = 2048,
+    ) -> None:
+        """Build.
+
+        Args:
+            text_width: D of the text embeddings.
+            width: C of the pixel features.
+            queries: Q, the masks an image can have.
+            layers: of the decoder; they take the levels in turn, coarse to fine.
+            levels: feature levels.
+            heads, feedforward: of each layer.
+        """
+        super().__init__()
+        self.width, self.text_width = width, text_width
+        self.query_features = nn.Embedding(queries, width)
+        self.query_positions = nn.Embedding(queries, width)
+        self.level_embedding = nn.Embedding(levels, width)
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, feedforward) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.mask_head = perceptron(width, width, width)  # E_m
+        self.pooled_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))  # E_p
+        self.class_head = perceptron(width, width, text_width)  # E_c
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.void = nn.Embedding(1, text_width)
+
+    @property
+    def void_vector(self) -> Tensor:
+        """The unit row of "no object" in the joint space, [1, D]."""
+        return functional.normalize(self.void.weight, dim=-1)
+
+    def forward(
+        self,
+        features: PixelFeatures,
+        text: TextEmbeddings,
+        *,
+        injection: Injection | None = None,
+        auxiliary: bool = False,
+    ) -> DecodedMasks:
+        """Predict.
+
+        Args:
+            features: of the images.
+            text: the vocabulary; its vectors are [S, D] unit rows.
+            injection: what a method adds; None for FC-CLIP.
+            auxiliary: also return what each layer predicts, for deep supervision. Without it nothing of them is kept,
+                and their classes are not computed.
+
+        Raises:
+            UsageError: text embeddings or features of another width, or another number of feature levels.
+        """
+        self._check(features, text)
+        batch = len(features.mask_features)
+        memories = [self._memory(level, number) for number, level in enumerate(features.levels)]
+        positions = self.query_positions.weight
+        queries = self.query_features.weight.expand(batch, -1, -1)
+        masks = self._masks(queries, features.mask_features)  # M_0
+        earlier: list[DecodedMasks] = []
+        for number, layer in enumerate(self.layers, start=1):
+            memory = memories[(number - 1) % len(memories)]
+            if auxiliary:
+                earlier.append(DecodedMasks(masks, self._class_logits(queries, masks, features.mask_features, text)))
+            if injection is not None and number > 1:
+                # After the heads, so that the layer's own prediction does not see it; after the last layer nothing would.
+                queries = injection.queries(number - 1, queries, masks, self.pooled_projection)
+            if injection is not None:
+                memory = injection.features(number, memory)
+            queries = layer(queries, positions, memory, attendable(masks, memory.size))
+            masks = self._masks(queries, features.mask_features)
+        classes = self._class_logits(queries, masks, features.mask_features, text)
+        return DecodedMasks(masks, classes, tuple(earlier))
+
+    def _masks(self, queries: Tensor, mask_features: Tensor) -> Tensor:
+        """Mask logits [B, Q, h, w]."""
+        return torch.einsum("bqc,bchw->bqhw", self.mask_head(self.norm(queries)), mask_features)  # Eq. (3)
+
+    def _class_logits(self, queries: Tensor, masks: Tensor, mask_features: Tensor, text: TextEmbeddings) -> Tensor:
+        """Class logits [B, Q, K + 1]."""
+        pooled = self.pooled_projection(mask_pool(mask_features, masks))
+        embeddings = self.class_head(pooled + self.norm(queries))  # Eq. (4)
+        return class_logits(embeddings, text, self.void_vector, self.logit_scale)
+
+    def _memory(self, level: Tensor, number: int) -> Memory:
+        size = (level.shape[2], level.shape[3])
+        embedding = self.level_embedding.weight[number]
+        positions = sine_positions(size, self.width, like=level).flatten(2).mT
+        return Memory(level.flatten(2).mT + embedding, positions, embedding, size)
+
+    def _check(self, features: PixelFeatures, text: TextEmbeddings) -> None:
+        expected, levels = self.level_embedding.num_embeddings, len(features.levels)
+        if levels != expected:
+            raise UsageError(f"this mask decoder takes {expected} feature levels; got {levels}")
+        channels = {int(level.shape[1]) for level in (features.mask_features, *features.levels)}
+        if channels != {self.width}:
+            raise UsageError(f"this mask decoder takes features of {self.width} channels; got {sorted(channels)}")
+        if text.vectors.shape[1] != self.text_width:
+            raise UsageError(
+                f"this mask decoder takes text embeddings of width {self.text_width}; got {text.vectors.shape[1]}: "
+                "embed the vocabulary with the model's own CLIP"
+            )

@@ -1,0 +1,111 @@
+"""CMPF's two injectors: SAM inside the mask decoder.
+
+    Eq. (5)   `QueryInjector`     x_l = E_p(pool_{M_l} F_sam), added to the queries after layers 3, 6, 9
+    Eq. (6)   `FeatureInjector`   F_l = softmax(f_q(F_clip,l) f_k(F_sam)^T / sqrt(d_k)) f_v(F_sam), for layers 1, 4, 7
+
+The paper leaves open what surrounds Eq. (6). As in the official code the keys and queries get positions and the embedding
+of CLIP's level, a residual and a norm follow, and the result serves one layer only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.layers.mask_decoder import CrossAttention, Memory, mask_pool
+from lexiseg.layers.position import sine_positions
+from lexiseg.methods.cmpf.sam_features import Behaviour
+
+
+class QueryInjector(nn.Module):
+    """What SAM sees inside each query's mask is added to the query.
+
+    Attributes:
+        layers: after which it acts, from 1. After the decoder's last layer it would reach nothing and is not called.
+    """
+
+    def __init__(self, layers: Sequence[int] = (3, 6, 9), *, channels: int = 256, own_projection: int | None = None) -> None:
+        """Build.
+
+        Args:
+            layers: see above.
+            channels: of SAM's image embedding.
+            own_projection: C of the decoder for an E_p of its own; None shares the classifier's, as the official code does,
+                and needs ``channels`` to be C.
+        """
+        super().__init__()
+        self.layers = frozenset(layers)
+        self.projection = (
+            None if own_projection is None else nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, own_projection))
+        )
+
+    def forward(self, queries: Tensor, masks: Tensor, sam: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """Queries [B, Q, C], their mask logits [B, Q, h, w], SAM's embedding [B, C_sam, g, g] -> queries [B, Q, C]."""
+        shared_or_own = project if self.projection is None else self.projection
+        return queries + shared_or_own(mask_pool(sam, masks))  # Eq. (5)
+
+
+class FeatureInjector(nn.Module):
+    """CLIP's cells attend to SAM's.
+
+    Attributes:
+        layers: before which it acts, from 1.
+        behaviour: "official" takes the positions from the keys that the queries see afterwards, and fits SAM's grid to
+            CLIP's at inference only; "paper" keeps the positions and treats training and inference alike.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] = (1, 4, 7),
+        *,
+        width: int = 256,
+        heads: int = 8,
+        behaviour: Behaviour = "paper",
+    ) -> None:
+        """Build; one attention a layer, nothing shared."""
+        super().__init__()
+        self.layers = frozenset(layers)
+        self.behaviour = behaviour
+        self.attentions = nn.ModuleDict({str(layer): CrossAttention(width, heads) for layer in sorted(self.layers)})
+
+    def forward(self, layer: int, memory: Memory, sam: Tensor) -> Memory:
+        """The level's memory with SAM's map [B, C, h', w'] of `SamFeatures` in it."""
+        if sam.shape[-2:] != memory.size and not (self.behaviour == "official" and self.training):
+            sam = functional.interpolate(sam, memory.size, mode="bilinear", align_corners=False)
+        assert memory.positions is not None, "the decoder's own levels have positions"
+        sam_positions = sine_positions((sam.shape[2], sam.shape[3]), sam.shape[1], like=sam).flatten(2).mT
+        sam_tokens = sam.flatten(2).mT + memory.level
+        tokens = self.attentions[str(layer)](memory.tokens, memory.positions, sam_tokens, sam_positions)  # Eq. (6)
+        return replace(memory, tokens=tokens, positions=None if self.behaviour == "official" else memory.positions)
+
+
+@dataclass(frozen=True)
+class SamInjection:
+    """Both injectors with what SAM saw of one batch; an `lexiseg.layers.mask_decoder.Injection`.
+
+    Attributes:
+        embedding: [B, C_sam, g, g] of SAM's image encoder, what queries pool.
+        context: [B, C, h, w] of `SamFeatures`, what features attend to; None without a Feature Injector.
+        query, feature: the injectors; None switches one off.
+    """
+
+    embedding: Tensor
+    context: Tensor | None = None
+    query: QueryInjector | None = None
+    feature: FeatureInjector | None = None
+
+    def features(self, layer: int, memory: Memory) -> Memory:
+        if self.feature is None or layer not in self.feature.layers:
+            return memory
+        assert self.context is not None, "a Feature Injector needs the map of SamFeatures"
+        injected: Memory = self.feature(layer, memory, self.context)
+        return injected
+
+    def queries(self, layer: int, queries: Tensor, masks: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.query is None or layer not in self.query.layers:
+            return queries
+        injected: Tensor = self.query(queries, masks, self.embedding, project)
+        return injected

@@ -1,0 +1,63 @@
+"""SAM's features made ready for the Feature Injector: half the resolution, then deformable self-attention.
+
+CMPF: "a single convolution … then a single-scale deformable attention transformer". The official module predicts points
+for three levels and is fed one; its GPU operator then reads the wrong numbers, and the released weights depend on it
+(`lexiseg.layers.deformable.reread_with_levels`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lexiseg.layers.deformable import DeformableEncoder
+from lexiseg.layers.pixel_decoder import GROUPS
+
+Behaviour = Literal["paper", "official"]
+
+OFFICIAL_LEVELS = 3  # that the official encoder predicts points for
+
+
+class SamFeatures(nn.Module):
+    """The map that the Feature Injector attends to, from the output of SAM's image encoder."""
+
+    def __init__(
+        self,
+        channels: int = 256,
+        *,
+        width: int = 256,
+        layers: int = 6,
+        heads: int = 8,
+        points: int = 4,
+        feedforward: int = 1024,
+        behaviour: Behaviour = "paper",
+    ) -> None:
+        """Build.
+
+        Args:
+            channels: of SAM's image embedding.
+            width: C of the pixel decoder.
+            layers, heads, points, feedforward: of the encoder.
+            behaviour: "paper", a single-scale encoder; "official", the mis-levelled one, to load official weights.
+        """
+        super().__init__()
+        official = behaviour == "official"
+        self.reduce = nn.Sequential(nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(GROUPS, width), nn.ReLU())
+        self.encoder = DeformableEncoder(
+            width,
+            levels=OFFICIAL_LEVELS if official else 1,
+            layers=layers,
+            heads=heads,
+            points=points,
+            feedforward=feedforward,
+            official_mismatch=official,
+        )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """SAM's image embedding [B, C_sam, g, g] -> [B, C, g / 2, g / 2], in the precision of the weights."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            reduced: Tensor = self.reduce(embedding.to(self.encoder.level_embedding.dtype))
+            encoded: Tensor = self.encoder([reduced])[0]
+        return encoded

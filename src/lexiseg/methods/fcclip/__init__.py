@@ -1,0 +1,1 @@
+"""FC-CLIP: a masked-attention decoder on one frozen convolutional CLIP."""

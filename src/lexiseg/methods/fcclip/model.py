@@ -1,0 +1,196 @@
+"""FC-CLIP (Yu et al., "Convolutions Die Hard: Open-Vocabulary Segmentation with Single Frozen Convolutional CLIP", 2023).
+
+One frozen convolutional CLIP sees for everybody: its maps feed Mask2Former's pixel and mask decoder, whose classes are
+cosines with text; the same maps, pooled under the predicted masks, ask CLIP itself; both answers are averaged.
+
+    F, levels     = pixel decoder(CLIP's maps)
+    M, p_in       = mask decoder(F, levels, text)            CMPF's Eq. (1)-(4), without its injectors
+    p_out         = CLIP(its last map pooled under M)        CMPF's Eq. (8)-(9)
+    p             = p_in^(1-w) p_out^w                       CMPF's Eq. (7); w is alpha for seen classes, beta for others
+
+CMPF (FrozenSeg) is this model with what SAM sees injected into features and queries: see `Injection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet
+from lexiseg.backbones.clip_base import ClipFeatures
+from lexiseg.ensembles import Behaviour, class_ensemble, classify_masks, classify_vectors
+from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder
+from lexiseg.layers.pixel_decoder import PixelDecoder
+from lexiseg.losses.set_loss import SetLossOptions, set_loss
+from lexiseg.methods.base import Segmenter
+from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings
+
+STRIDE = 32  # sides of the network's input are multiples of it
+
+
+class FcClip(Segmenter):
+    """Masked-attention decoder on a frozen convolutional CLIP.
+
+    Args:
+        clip: a ConvNeXt or a ResNet; it stays frozen and in evaluation mode.
+        queries: Q, the masks an image can have.
+        width: of pixel and mask decoder.
+        layers, heads: of the mask decoder; the encoder in the pixel decoder has as many heads.
+        pixel_layers: of that encoder.
+        pixel_feedforward, feedforward: hidden widths of the encoder in the pixel decoder and of the mask decoder.
+        alpha, beta: CLIP's weight for seen and for other classes; 0 leaves the classes to the decoder.
+        side: pixels of the shorter side of the image in the network; None leaves images as they are.
+        longest: pixels its longer side may have at most.
+        behaviour: "official" repeats the official program where it differs from the paper (`lexiseg.ensembles`).
+        trained_on: the vocabulary of its training, by which classes count as seen.
+    """
+
+    tasks = ("panoptic", "semantic", "instance")
+    templates = "vild14"
+
+    def __init__(
+        self,
+        clip: ClipConvNeXt | ClipResNet,
+        *,
+        queries: int = 250,
+        width: int = 256,
+        layers: int = 9,
+        heads: int = 8,
+        pixel_layers: int = 6,
+        pixel_feedforward: int = 1024,
+        feedforward: int = 2048,
+        alpha: float = 0.4,
+        beta: float = 0.8,
+        side: int | None = 800,
+        longest: int = 1333,
+        behaviour: Behaviour = "paper",
+        trained_on: str | None = "coco",
+    ) -> None:
+        super().__init__()
+        self.clip: ClipConvNeXt | ClipResNet = clip.requires_grad_(False)
+        self.pixel_decoder = PixelDecoder(
+            clip.channels, clip.strides, width=width, layers=pixel_layers, heads=heads, feedforward=pixel_feedforward
+        )
+        self.mask_decoder = MaskDecoder(
+            clip.width, width=width, queries=queries, layers=layers, heads=heads, feedforward=feedforward
+        )
+        self.alpha, self.beta = alpha, beta
+        self.side, self.longest = side, longest
+        self.behaviour, self.trained_on = behaviour, trained_on
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"clip": self.clip, "pixel_decoder": self.pixel_decoder, "mask_decoder": self.mask_decoder}
+
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset({"pixel_decoder", "mask_decoder"})
+
+    def train(self, mode: bool = True) -> FcClip:
+        """As usual, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self.clip.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction:
+        """Masks with classes, "no object" last. Images of a batch are seen one by one, for padding would change them."""
+        return join([self._segment(images.image(index), text) for index in range(len(images))])
+
+    def loss(
+        self, images: ImageBatch, text: TextEmbeddings, targets: Sequence[MaskTarget], options: SetLossOptions | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of a training batch, all its images of one size; their sum is to be minimised."""
+        features = self.clip_features(images.pixels)
+        decoded = self.decode(images.pixels, features, text, auxiliary=True)
+        return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions())
+
+    @torch.no_grad()
+    def clip_features(self, pixels: Tensor) -> ClipFeatures:
+        """What frozen CLIP sees of pixels [B, 3, H, W]."""
+        return self.clip.features(pixels)
+
+    def decode(self, pixels: Tensor, features: ClipFeatures, text: TextEmbeddings, *, auxiliary: bool = False) -> DecodedMasks:
+        """Masks and class logits of the decoder alone, of network input ``pixels`` [B, 3, H, W]."""
+        pixel_features = self.pixel_decoder(features.levels)
+        decoded: DecodedMasks = self.mask_decoder(pixel_features, text, injection=self.injection(pixels), auxiliary=auxiliary)
+        return decoded
+
+    def injection(self, pixels: Tensor) -> Injection | None:  # noqa: ARG002 - what SAM would look at
+        """What enters the decoder besides CLIP: nothing."""
+        return None
+
+    def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
+        """An image [3, H, W] resized and padded, [1, 3, H', W'], and its size inside.
+
+        The padding has CLIP's mean colour, which is zero once normalised.
+        """
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        inner = size if self.side is None else shortest_side(size, self.side, self.longest)
+        if inner != size:
+            image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
+        high, wide = (-(-length // STRIDE) * STRIDE for length in inner)
+        padded = image.new_tensor(self.clip.mean)[:, None, None].expand(3, high, wide).clone()
+        padded[:, : inner[0], : inner[1]] = image
+        return padded[None], inner
+
+    def _segment(self, image: Tensor, text: TextEmbeddings) -> MaskPrediction:
+        pixels, inner = self.network_input(image)
+        features = self.clip_features(pixels)
+        decoded = self.decode(pixels, features, text)
+        prediction = _prediction(decoded, ((int(image.shape[-2]), int(image.shape[-1])),), (inner,))
+        names, covered = classify_masks(self.clip, features, decoded.masks, text)
+        if self.behaviour == "official":  # a mask without a cell is called by what CLIP's head makes of nothing
+            vectors = self.clip.embed_regions_official(features, decoded.masks)
+            names = classify_vectors(vectors, text, self.clip.logit_scale)
+        seen = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
+        asks_everywhere = not isinstance(self.clip, ClipResNet)  # its attention pool cannot look at a mask without a cell
+        return class_ensemble(
+            prediction,
+            names,
+            seen,
+            alpha=self.alpha,
+            beta=self.beta,
+            behaviour=self.behaviour,
+            covered=None if asks_everywhere else covered,
+        )
+
+
+def shortest_side(size: Size, side: int, longest: int) -> Size:
+    """(height, width) scaled to a shorter side of ``side`` pixels, the longer one at most ``longest``."""
+    scale = min(side / min(size), longest / max(size))
+    high, wide = (max(1, int(length * scale + 0.5)) for length in size)
+    return high, wide
+
+
+def join(predictions: Sequence[MaskPrediction]) -> MaskPrediction:
+    """Predictions of one image each as that of a batch; smaller grids repeat their edges, which nobody sees."""
+    high, wide = (max(one.masks.shape[axis] for one in predictions) for axis in (-2, -1))
+    masks = [
+        functional.pad(one.masks, (0, wide - one.masks.shape[-1], 0, high - one.masks.shape[-2]), mode="replicate")
+        for one in predictions
+    ]
+    scales = [one.extents[0][0] // one.masks.shape[-2] for one in predictions]
+    return replace(
+        predictions[0],
+        masks=torch.cat(masks),
+        classes=torch.cat([one.classes for one in predictions]),
+        sizes=tuple(one.sizes[0] for one in predictions),
+        extents=tuple((high * scale, wide * scale) for scale in scales),
+        inner=tuple(one.inner[0] for one in predictions if one.inner is not None),
+    )
+
+
+def _prediction(decoded: DecodedMasks, sizes: tuple[Size, ...], inner: tuple[Size, ...] | None) -> MaskPrediction:
+    high, wide = (4 * cells for cells in decoded.masks.shape[-2:])
+    return MaskPrediction(
+        masks=decoded.masks,
+        classes=decoded.classes.float().log_softmax(-1),
+        void=True,
+        sizes=sizes,
+        extents=((high, wide),) * len(sizes),
+        auxiliary=tuple(_prediction(earlier, sizes, inner) for earlier in decoded.auxiliary),
+        inner=inner,
+    )

@@ -1,0 +1,174 @@
+"""Names of FC-CLIP's and FrozenSeg's (CMPF's) parameters: official on one side, ours on the other.
+
+Both ways, by prefix rules that are each other's inverse. Our names are those of a model with the parts ``pixel_decoder``,
+``mask_decoder`` and, for CMPF, ``sam_features``, ``feature_injector``. Every key of a checkpoint is mapped, passed on
+under the names of its own source (CLIP, SAM), dropped with a reason, or an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lexiseg.errors import WeightsError
+
+CLIP_PREFIX, SAM_PREFIX = "backbone.clip_model.", "sam."
+
+# Official keys that carry no parameter of the network.
+DROPPED = {"criterion.empty_weight": "the class weights of the training loss, a constant"}
+
+_PIXELS, _MASKS = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+_ENCODER_LAYER = (
+    ("self_attn.sampling_offsets.", "attention.offsets."),
+    ("self_attn.attention_weights.", "attention.weights."),
+    ("self_attn.value_proj.", "attention.value."),
+    ("self_attn.output_proj.", "attention.output."),
+    ("norm1.", "attention_norm."),
+    ("linear1.", "expand."),
+    ("linear2.", "contract."),
+    ("norm2.", "norm."),
+)
+_ATTENTION = (("in_proj_weight", "projection.weight"), ("in_proj_bias", "projection.bias"), ("out_proj.", "output."))
+_PERCEPTRON = (("0.", "0."), ("1.", "2."), ("2.", "4."))  # ours counts the ReLUs
+_MOST_LAYERS = 32  # that a rule below is written out for
+
+
+def _encoder(official: str, ours: str) -> list[tuple[str, str]]:
+    return [
+        (f"{official}.level_embed", f"{ours}.level_embedding"),
+        *((f"{official}.encoder.layers.<n>.{a}", f"{ours}.layers.<n>.{b}") for a, b in _ENCODER_LAYER),
+    ]
+
+
+def _attention(official: str, name: str, ours: str) -> list[tuple[str, str]]:
+    return [
+        *((f"{official}.{name}.{a}", f"{ours}.attention.{b}") for a, b in _ATTENTION),
+        (f"{official}.norm.", f"{ours}.norm."),
+    ]
+
+
+# Prefixes of whole keys: (official, ours). <n> stands for any index and is the same on both sides.
+_RULES: tuple[tuple[str, str], ...] = (
+    (f"{_PIXELS}input_proj.<n>.", "pixel_decoder.projections.<n>."),
+    *_encoder(f"{_PIXELS}transformer", "pixel_decoder.encoder"),
+    (f"{_PIXELS}adapter_1.weight", "pixel_decoder.laterals.0.0.weight"),
+    (f"{_PIXELS}adapter_1.norm.", "pixel_decoder.laterals.0.1."),
+    (f"{_PIXELS}layer_1.weight", "pixel_decoder.smoothings.0.0.weight"),
+    (f"{_PIXELS}layer_1.norm.", "pixel_decoder.smoothings.0.1."),
+    (f"{_PIXELS}mask_features.", "pixel_decoder.mask_features."),
+    (f"{_PIXELS}fpn3.", "sam_features.reduce."),
+    *_encoder(f"{_PIXELS}sam_transformer", "sam_features.encoder"),
+    (f"{_MASKS}query_feat.", "mask_decoder.query_features."),
+    (f"{_MASKS}query_embed.", "mask_decoder.query_positions."),
+    (f"{_MASKS}level_embed.", "mask_decoder.level_embedding."),
+    *_attention(f"{_MASKS}transformer_cross_attention_layers.<n>", "multihead_attn", "mask_decoder.layers.<n>.cross_attention"),
+    *_attention(f"{_MASKS}transformer_self_attention_layers.<n>", "self_attn", "mask_decoder.layers.<n>.self_attention"),
+    *(
+        (f"{_MASKS}transformer_ffn_layers.<n>.{a}", f"mask_decoder.layers.<n>.feed_forward.{b}")
+        for a, b in (("linear1.", "expand."), ("linear2.", "contract."), ("norm.", "norm."))
+    ),
+    (f"{_MASKS}decoder_norm.", "mask_decoder.norm."),
+    *((f"{_MASKS}mask_embed.layers.{a}", f"mask_decoder.mask_head.{b}") for a, b in _PERCEPTRON),
+    *((f"{_MASKS}class_embed.layers.{a}", f"mask_decoder.class_head.{b}") for a, b in _PERCEPTRON),
+    (f"{_MASKS}_mask_pooling_proj.", "mask_decoder.pooled_projection."),
+    (f"{_MASKS}logit_scale", "mask_decoder.logit_scale"),
+    ("void_embedding.", "mask_decoder.void."),
+    *(  # ours are called by the layer they serve, counted from 1 as in the paper
+        rule
+        for layer in range(_MOST_LAYERS)
+        for rule in _attention(
+            f"{_MASKS}transformer_cross_attention_layers_sam.{layer}",
+            "multihead_attn",
+            f"feature_injector.attentions.{layer + 1}",
+        )
+    ),
+)
+
+
+@dataclass(frozen=True)
+class OfficialCheckpoint:
+    """An official state dictionary, sorted.
+
+    Attributes:
+        head: what was trained, under our names.
+        clip: the frozen CLIP under open_clip's names; empty if the file leaves it out.
+        sam: the frozen SAM under segment-anything's names (`lexiseg.backbones.sam_weights` reads them); empty likewise.
+    """
+
+    head: dict[str, Tensor]
+    clip: dict[str, Tensor]
+    sam: dict[str, Tensor]
+
+
+def _compiled(source: int) -> list[tuple[re.Pattern[str], str]]:
+    rules = []
+    for rule in _RULES:
+        pattern = re.escape(rule[source]).replace("<n>", r"(\d+)")
+        rules.append((re.compile(pattern), rule[1 - source].replace("<n>", r"\1")))
+    return rules
+
+
+_TO_OURS, _TO_OFFICIAL = _compiled(0), _compiled(1)
+
+
+def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, replacement in rules:
+        found = pattern.match(key)
+        if found:
+            return found.expand(replacement) + key[found.end() :]
+    return None
+
+
+def _rename_all(keys: Iterable[str], rules: list[tuple[re.Pattern[str], str]], side: str) -> dict[str, str]:
+    names = {key: _renamed(key, rules) for key in keys}
+    unknown = sorted(key for key, name in names.items() if name is None)
+    if unknown:
+        some = ", ".join(unknown[:4]) + (f", … ({len(unknown) - 4} more)" if len(unknown) > 4 else "")
+        raise WeightsError(f"{len(unknown)} keys are none of {side}: {some}; is this another model's checkpoint?")
+    return {key: name for key, name in names.items() if name is not None}
+
+
+def names_from_official(keys: Iterable[str]) -> dict[str, str]:
+    """Official key -> key of ours, for what was trained; keys of CLIP and SAM and the dropped ones are left out.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    trained = (key for key in keys if key not in DROPPED and not key.startswith((CLIP_PREFIX, SAM_PREFIX)))
+    return _rename_all(trained, _TO_OURS, "official FC-CLIP's or FrozenSeg's")
+
+
+def names_to_official(keys: Iterable[str]) -> dict[str, str]:
+    """Key of ours -> official key, for what was trained.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name. A Query Injector's own projection is one: the official model has none.
+    """
+    return _rename_all(keys, _TO_OFFICIAL, "FC-CLIP's or CMPF's")
+
+
+def from_official(state: Mapping[str, Tensor]) -> OfficialCheckpoint:
+    """Sort an official state dictionary and rename what was trained.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    return OfficialCheckpoint(
+        head={name: state[key] for key, name in names_from_official(state).items()},
+        clip={key.removeprefix(CLIP_PREFIX): tensor for key, tensor in state.items() if key.startswith(CLIP_PREFIX)},
+        sam={key.removeprefix(SAM_PREFIX): tensor for key, tensor in state.items() if key.startswith(SAM_PREFIX)},
+    )
+
+
+def to_official(checkpoint: OfficialCheckpoint) -> dict[str, Tensor]:
+    """The state dictionary as the official code writes it, without the dropped keys.
+
+    Raises:
+        WeightsError: keys of ours that no rule knows, by name.
+    """
+    head = {name: checkpoint.head[key] for key, name in names_to_official(checkpoint.head).items()}
+    clip = {CLIP_PREFIX + key: tensor for key, tensor in checkpoint.clip.items()}
+    return head | clip | {SAM_PREFIX + key: tensor for key, tensor in checkpoint.sam.items()}

@@ -1,0 +1,76 @@
+"""What must hold for FC-CLIP beyond the laws of all methods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lexiseg.inference.pipeline import Pipeline
+from lexiseg.losses.set_loss import SetLossOptions
+from lexiseg.methods.fcclip.model import FcClip, shortest_side
+from lexiseg.structures import ImageBatch, MaskTarget
+from lexiseg.text.vocabulary import Vocabulary
+from tests.laws.builders import some_images, some_text, tiny_fcclip
+
+
+@pytest.fixture(params=["convnext", "resnet"])
+def segmenter(request: pytest.FixtureRequest) -> FcClip:
+    return tiny_fcclip(request.param)
+
+
+def test_without_ensemble_the_classes_are_the_decoders(segmenter):
+    images, text = some_images((60, 80)), some_text()
+    segmenter.alpha = segmenter.beta = 0.0
+    pixels, _ = segmenter.network_input(images.image(0))
+    decoded = segmenter.decode(pixels, segmenter.clip_features(pixels), text)
+    assert torch.equal(segmenter(images, text).classes, decoded.classes.log_softmax(-1))
+
+
+def test_seen_classes_listen_less_to_clip(segmenter):
+    images, text = some_images((60, 80)), some_text()
+    nobody, everybody = (segmenter(images, replace(text, seen=torch.full((5,), seen))) for seen in (False, True))
+    segmenter.alpha = segmenter.beta
+    same = segmenter(images, replace(text, seen=torch.ones(5, dtype=torch.bool)))
+    assert (nobody.classes - everybody.classes).abs().max() > 1e-3
+    assert torch.equal(same.classes, nobody.classes)
+    assert torch.equal(segmenter(images, text).classes, nobody.classes), "who was not asked counts as unseen"
+
+
+def test_what_is_trained_gets_gradients_and_what_is_frozen_none(segmenter):
+    segmenter.train()
+    assert not segmenter.clip.training
+    pixels = some_images((64, 64), (64, 64)).pixels
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, :32], masks[1, 32:] = True, True
+    targets = [MaskTarget(masks, torch.tensor([0, 3])), MaskTarget(masks[:1], torch.tensor([1]))]
+    torch.manual_seed(0)
+    losses = segmenter.loss(ImageBatch(pixels, ((64, 64), (64, 64))), some_text(), targets, SetLossOptions(points=64))
+    assert len(losses) == 3 * (1 + len(segmenter.mask_decoder.layers))
+    sum(losses.values()).backward()
+    for name, parameter in segmenter.named_parameters():
+        assert (parameter.grad is not None and parameter.grad.isfinite().all()) == (not name.startswith("clip.")), name
+
+
+def test_the_size_in_the_network():
+    assert shortest_side((480, 640), 800, 1333) == (800, 1067)
+    assert shortest_side((400, 4000), 800, 1333) == (133, 1333)
+    assert shortest_side((1, 5000), 800, 1333) == (1, 1333)
+
+
+def test_padding_is_zero_once_normalised(segmenter):
+    pixels, inner = segmenter.network_input(some_images((50, 70)).image(0))
+    assert inner == (64, 90)
+    assert pixels.shape == (1, 3, 64, 96)
+    assert segmenter.clip._normalised(pixels)[..., 90:].abs().max() < 1e-6
+
+
+def test_the_pipeline_says_which_classes_were_seen():
+    segmenter = tiny_fcclip("convnext")
+    segmenter.templates = "none"
+    text = Pipeline(segmenter).embed(Vocabulary.parse("person; zebra crossing; Sky; sofa, couch"))
+    assert text.seen is not None
+    assert text.seen.tolist() == [True, False, True, True]
+    assert_close(text.vectors.norm(dim=-1), torch.ones(5))

@@ -1,0 +1,96 @@
+"""Whole methods with the official weights: from a picture to semantic, panoptic and instance results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexiseg.methods.fcclip.model import FcClip
+from lexiseg.methods.fcclip.weights import from_official
+from lexiseg.postprocess import MASK2FORMER, instances, panoptic, semantic_scores
+from lexiseg.structures import TextEmbeddings
+from tests.parity.cases.clip import TEMPLATES, fcclip_backbone
+from tests.parity.report import Row, load_case, max_difference
+
+
+def fcclip_full(path: Path) -> list[Row]:
+    """FC-CLIP, ConvNeXt: all that the official program returns for one picture, by the official behaviour."""
+    tensors, document = load_case(path)
+    segmenter = _fcclip(path, document)
+    text = _text(segmenter, document)
+
+    def row(quantity: str, ours: Tensor, reference: Tensor, tolerance: float = 1e-4) -> Row:
+        return Row(path.name, quantity, max_difference(ours, reference), tolerance)
+
+    image = tensors["image"] / 255
+    pixels, inner = segmenter.network_input(image)
+    prediction = segmenter._segment(image, text)
+    prediction = type(prediction)(**{**vars(prediction), "sizes": (tuple(document["output_hw"]),), "inner": (inner,)})
+    rows = [row("normalised input", segmenter.clip._normalised(pixels), tensors["record.normalized_padded_image"], 1e-5)]
+    decoded = segmenter.decode(pixels, segmenter.clip_features(pixels), text)
+    rows.append(row("class logits", decoded.classes, tensors["record.pred_logits"]))
+    rows.append(row("masks", decoded.masks, tensors["record.pred_masks"]))
+    rows.append(row("class ensemble", prediction.classes[0], tensors["record.semantic_inference.arg0"]))
+    rows.append(row("semantic", next(semantic_scores(prediction, divide=False)), tensors["outputs.sem_seg"]))
+    numbers, regions = panoptic(prediction, text, MASK2FORMER)[0]
+    rows.append(row("panoptic map", numbers, tensors["outputs.panoptic_seg"], 0.0))
+    named = [[number, region.label] for number, region in enumerate(regions, start=1)]
+    expected = [[segment["id"], segment["category_id"]] for segment in document["segments_info"]]
+    rows.append(row("panoptic classes", torch.tensor(named), torch.tensor(expected), 0.0))
+    found = instances(prediction, text, MASK2FORMER)[0]
+    scores = tensors["outputs.instances.scores"]
+    sure = scores > 0  # the official program keeps empty masks, too
+    order = scores[sure].sort(descending=True, stable=True).indices
+    rows.append(row("instance scores", torch.tensor([region.score for region in found]), scores[sure][order]))
+    high, wide = document["output_hw"]
+    packed = tensors["outputs.instances.pred_masks_packed"][sure][order].numpy()
+    masks = torch.from_numpy(np.unpackbits(packed, axis=1)[:, : high * wide].reshape(-1, high, wide)).bool()
+    ours = torch.stack([region.mask for region in found])
+    rows.append(row("instance areas", ours.sum((1, 2)).sort().values, masks.sum((1, 2)).sort().values, 0.0))
+    return rows
+
+
+def _fcclip(path: Path, document: Mapping[str, Any]) -> FcClip:
+    head = document["head"]
+    clip = fcclip_backbone(path, document)
+    clip.mean, clip.std = (tuple(value / 255 for value in document[f"pixel_{name}"]) for name in ("mean", "std"))
+    segmenter = FcClip(
+        clip,  # type: ignore[arg-type]  # a ConvNeXt
+        queries=head["queries"],
+        width=head["hidden"],
+        layers=head["dec_layers"],
+        pixel_layers=head["enc_layers"],
+        pixel_feedforward=head["pixel_dim_feedforward"],
+        feedforward=head["dim_feedforward"],
+        heads=head["nheads"],
+        alpha=document["alpha"],
+        beta=document["beta"],
+        side=None,
+        behaviour="official",
+    ).eval()
+    stored, _ = load_case(path.with_name(f"{path.name}_weights"))
+    state = {
+        name.removeprefix("state_dict."): tensor.float() for name, tensor in stored.items() if name.startswith("state_dict.")
+    }
+    missing, unexpected = segmenter.load_state_dict(from_official(state).head, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith("clip.") for name in missing), missing
+    return segmenter
+
+
+def _text(segmenter: FcClip, document: Mapping[str, Any]) -> TextEmbeddings:
+    tokens = segmenter.clip.tokenize(document["test_class_names"])
+    names = functional.normalize(segmenter.clip.encode_text(tokens).unflatten(0, (-1, TEMPLATES)).mean(1), dim=-1)
+    owner = torch.tensor([label for label, count in enumerate(document["test_num_templates"]) for _ in range(count)])
+    classes = tuple(document["test_stuff_classes"])
+    things = torch.tensor([label in document["test_thing_ids"] for label in range(len(classes))])
+    return TextEmbeddings(names, owner, classes, things, torch.tensor(document["category_overlapping_mask"]).bool())
+
+
+CASES: dict[str, Callable[[Path], list[Row]]] = {"05_fcclip_full_*[!as]": fcclip_full}
