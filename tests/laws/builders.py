@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from transformers import SamConfig
 
 from lexiseg.backbones.clip import ClipBackbone, assemble_clip
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
+from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.sam_loading import build_sam
 from lexiseg.methods.base import Segmenter
+from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.structures import ImageBatch, TextEmbeddings
+
+Model = TypeVar("Model", bound=FcClip)
 
 GREY = (0.5, 0.5, 0.5)
 TEXT = {"context_length": 12, "vocab_size": 300, "width": 16, "heads": 2, "layers": 1}
@@ -37,8 +42,7 @@ def _letters(texts: list[str]) -> torch.Tensor:
     return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
 
 
-def tiny_sam_clip(kind: str) -> SamClip:
-    torch.manual_seed(2)
+def tiny_sam() -> SamFamily:
     sam = build_sam(
         SamConfig(
             vision_config={
@@ -51,15 +55,33 @@ def tiny_sam_clip(kind: str) -> SamClip:
     )  # fmt: skip
     with torch.no_grad():
         sam.model.mask_decoder.iou_prediction_head.proj_out.bias.fill_(0.8)  # sure of its masks, or nothing would be named
+    return sam
+
+
+def tiny_sam_clip(kind: str) -> SamClip:
+    torch.manual_seed(2)
     options = MaskGeneratorOptions(quality_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9)
-    return SamClip(tiny_clip(kind), sam, side=64, points=3, options=options).eval()
+    return SamClip(tiny_clip(kind), tiny_sam(), side=64, points=3, options=options).eval()
+
+
+SIZES: dict[str, Any] = {"queries": 9, "width": 64, "layers": 3, "pixel_feedforward": 48, "feedforward": 48, "side": 64}
 
 
 def tiny_fcclip(kind: str) -> FcClip:
     torch.manual_seed(2)
-    segmenter = FcClip(tiny_clip(kind), queries=9, width=64, layers=3, pixel_feedforward=48, feedforward=48, side=64)
+    return _finding(FcClip(tiny_clip(kind), **SIZES))  # type: ignore[arg-type]  # a ConvNeXt or a ResNet
+
+
+def tiny_cmpf(kind: str, **options: Any) -> Cmpf:
+    torch.manual_seed(2)
+    injectors = {"query_layers": (1, 2), "feature_layers": (1, 2), "sam_layers": 1, **options}
+    return _finding(Cmpf(tiny_clip(kind), tiny_sam(), **SIZES, **injectors))  # type: ignore[arg-type]
+
+
+def _finding(segmenter: Model) -> Model:
+    """With masks of some size and names for them, or the laws would be empty."""
     with torch.no_grad():
-        segmenter.mask_decoder.mask_head[-1].weight.mul_(8)  # masks of some size, or nothing would be named
+        segmenter.mask_decoder.mask_head[-1].weight.mul_(8)
         segmenter.mask_decoder.void.weight.copy_(-segmenter.mask_decoder.class_head[-1].bias)
     return segmenter.eval()
 
@@ -67,6 +89,7 @@ def tiny_fcclip(kind: str) -> FcClip:
 BUILDERS: dict[str, Callable[[], Segmenter]] = {
     **{f"sam_clip ({kind})": partial(tiny_sam_clip, kind) for kind in VISION},
     **{f"fcclip ({kind})": partial(tiny_fcclip, kind) for kind in ("convnext", "resnet")},
+    **{f"cmpf ({kind})": partial(tiny_cmpf, kind) for kind in ("convnext", "resnet")},
 }
 
 

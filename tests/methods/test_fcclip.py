@@ -24,8 +24,8 @@ def segmenter(request: pytest.FixtureRequest) -> FcClip:
 def test_without_ensemble_the_classes_are_the_decoders(segmenter):
     images, text = some_images((60, 80)), some_text()
     segmenter.alpha = segmenter.beta = 0.0
-    pixels, _ = segmenter.network_input(images.image(0))
-    decoded = segmenter.decode(pixels, segmenter.clip_features(pixels), text)
+    pixels, inner = segmenter.network_input(images.image(0))
+    decoded = segmenter.decode(pixels, inner, segmenter.clip_features(pixels), text)
     assert torch.equal(segmenter(images, text).classes, decoded.classes.log_softmax(-1))
 
 

@@ -104,7 +104,7 @@ class FcClip(Segmenter):
     ) -> dict[str, Tensor]:
         """The losses of a training batch, all its images of one size; their sum is to be minimised."""
         features = self.clip_features(images.pixels)
-        decoded = self.decode(images.pixels, features, text, auxiliary=True)
+        decoded = self.decode(images.pixels, images.sizes[0], features, text, auxiliary=True)
         return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions())
 
     @torch.no_grad()
@@ -112,13 +112,24 @@ class FcClip(Segmenter):
         """What frozen CLIP sees of pixels [B, 3, H, W]."""
         return self.clip.features(pixels)
 
-    def decode(self, pixels: Tensor, features: ClipFeatures, text: TextEmbeddings, *, auxiliary: bool = False) -> DecodedMasks:
-        """Masks and class logits of the decoder alone, of network input ``pixels`` [B, 3, H, W]."""
-        pixel_features = self.pixel_decoder(features.levels)
-        decoded: DecodedMasks = self.mask_decoder(pixel_features, text, injection=self.injection(pixels), auxiliary=auxiliary)
+    def decode(
+        self, pixels: Tensor, inner: Size, features: ClipFeatures, text: TextEmbeddings, *, auxiliary: bool = False
+    ) -> DecodedMasks:
+        """Masks and class logits of the decoder alone.
+
+        Args:
+            pixels: network input [B, 3, H, W].
+            inner: (height, width) of the images in it.
+            features: of ``pixels``.
+            text: K classes.
+            auxiliary: keep the predictions of all layers, for training.
+        """
+        decoded: DecodedMasks = self.mask_decoder(
+            self.pixel_decoder(features.levels), text, injection=self.injection(pixels, inner), auxiliary=auxiliary
+        )
         return decoded
 
-    def injection(self, pixels: Tensor) -> Injection | None:  # noqa: ARG002 - what SAM would look at
+    def injection(self, pixels: Tensor, inner: Size) -> Injection | None:  # noqa: ARG002 - what SAM would look at
         """What enters the decoder besides CLIP: nothing."""
         return None
 
@@ -139,7 +150,7 @@ class FcClip(Segmenter):
     def _segment(self, image: Tensor, text: TextEmbeddings) -> MaskPrediction:
         pixels, inner = self.network_input(image)
         features = self.clip_features(pixels)
-        decoded = self.decode(pixels, features, text)
+        decoded = self.decode(pixels, inner, features, text)
         prediction = _prediction(decoded, ((int(image.shape[-2]), int(image.shape[-1])),), (inner,))
         names, covered = classify_masks(self.clip, features, decoded.masks, text)
         if self.behaviour == "official":  # a mask without a cell is called by what CLIP's head makes of nothing
