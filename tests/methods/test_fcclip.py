@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lexiseg.inference.pipeline import Pipeline
+from lexiseg.errors import WeightsError
+from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods.fcclip.model import FcClip, shortest_side
+from lexiseg.methods.fcclip.weights import fill, read_official
 from lexiseg.structures import ImageBatch, MaskTarget
 from lexiseg.text.vocabulary import Vocabulary
 from tests.laws.builders import some_images, some_text, tiny_fcclip
@@ -74,3 +76,53 @@ def test_the_pipeline_says_which_classes_were_seen():
     assert text.seen is not None
     assert text.seen.tolist() == [True, False, True, True]
     assert_close(text.vectors.norm(dim=-1), torch.ones(5))
+
+
+class Sly:
+    """What must never be run."""
+
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_a_published_file_is_read_as_tensors_or_refused(tmp_path, capsys):
+    state = {"a": torch.arange(3.0)}
+    for name, document in (("plain.pth", state), ("wrapped.pth", {"model": state, "iteration": 7})):
+        torch.save(document, tmp_path / name)
+        assert torch.equal(read_official(tmp_path / name)["a"], state["a"])
+    torch.save({"model": Sly()}, tmp_path / "sly.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "plain.pth").read_bytes()[:200])
+    for name, message in (
+        ("sly", "cannot read"),
+        ("list", "no state dictionary"),
+        ("cut", "cannot read"),
+        ("no", "do not exist"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read_official(tmp_path / f"{name}.pth")
+    assert capsys.readouterr().out == ""
+
+
+def test_weights_fill_the_model_or_are_refused(segmenter):
+    head = {name: value + 1 for name, value in segmenter.state_dict().items() if not name.startswith("clip.")}
+    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    fill(segmenter, head, "x.pth", ("clip",))
+    for name, value in segmenter.state_dict().items():
+        assert torch.equal(value, before[name] if name.startswith("clip.") else head[name]), name
+    some = next(iter(head))
+    for wrong, message in (
+        ({name: value for name, value in head.items() if name != some}, f"{some} is missing"),
+        ({**head, "more": torch.zeros(1)}, "more is unknown"),
+        ({**head, some: torch.zeros(1)}, rf"{some} is \(1,\), not"),
+    ):
+        with pytest.raises(WeightsError, match=rf"x\.pth is another model's: {message}"):
+            fill(segmenter, wrong, "x.pth", ("clip",))
+
+
+@pytest.mark.parametrize(("name", "part"), [("fcclip-convnext-l", "fcclip"), ("cmpf-rn50x64", "cmpf")])
+def test_without_a_file_it_says_where_the_weights_are(name, part):
+    with pytest.raises(
+        WeightsError, match=rf"load https://drive\.google\.com/file/d/\S+ in a browser .* --weights {part}=FILE"
+    ):
+        load(name)

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from lexiseg.methods import MODELS, model_named
+from lexiseg.methods.base import Source
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -20,7 +21,10 @@ def run(arguments: argparse.Namespace) -> int:
     for row in rows:
         print(f"{row['name']}\n  {row['summary']}\n  tasks: {', '.join(row['tasks'])}")
         for source in row["weights"]:
-            state = "present" if source["present"] else "not on this machine; fetched at first use"
+            absent = (
+                "fetched by hand, given with --weights" if source["by_hand"] else "not on this machine; fetched at first use"
+            )
+            state = "present" if source["present"] else absent
             print(f"  {source['part']}: {source['where']} ({source['licence']}; {state})")
     print("\n'lexiseg models --describe NAME' counts parameters.")
     return 0
@@ -31,13 +35,20 @@ def _row(name: str) -> dict[str, Any]:
     weights = [
         {
             "part": source.part,
-            "where": "in the package" if source.repository is None else f"Hugging Face hub, {source.repository}, {source.file}",
+            "where": _where(source),
+            "by_hand": bool(source.by_hand),
             "licence": source.licence,
             "present": source.present(),
         }
         for source in model.sources
     ]
     return {"name": name, "summary": model.summary, "tasks": list(model.tasks), "weights": weights}
+
+
+def _where(source: Source) -> str:
+    if source.by_hand:
+        return source.by_hand
+    return "in the package" if source.repository is None else f"Hugging Face hub, {source.repository}, {source.file}"
 
 
 def _describe(name: str, *, as_json: bool) -> int:

@@ -53,7 +53,7 @@ def load(
     """
     model = model_named(name)
     chosen = {part: str(path) for part, path in (weights or {}).items()}
-    known = {source.part for source in model.sources}
+    known = {source.part for source in model.sources} | model.optional
     if extra := sorted(set(chosen) - known):
         raise UsageError(f"{name} has no part '{extra[0]}' to give weights for; it has {', '.join(sorted(known))}")
     if dtype not in DTYPES:

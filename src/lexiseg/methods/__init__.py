@@ -4,9 +4,11 @@ from difflib import get_close_matches
 
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Model
+from lexiseg.methods.cmpf import variants as cmpf
+from lexiseg.methods.fcclip import variants as fcclip
 from lexiseg.methods.sam_clip import variants as sam_clip
 
-MODELS: dict[str, Model] = {**sam_clip.MODELS}
+MODELS: dict[str, Model] = {**sam_clip.MODELS, **fcclip.MODELS, **cmpf.MODELS}
 DEFAULT = "sam_clip-tiny"
 
 

@@ -56,12 +56,14 @@ class Source:
         repository: on the Hugging Face hub; None where the weights are inside the package.
         file: in that repository, or below the package's ``assets``.
         licence: of the weights.
+        by_hand: the page where a person must fetch them, for no program can; they are given with ``--weights`` then.
     """
 
     part: str
     repository: str | None
     file: str
     licence: str
+    by_hand: str = ""
 
     def present(self) -> bool:
         """Whether the file is on this machine; never touches the network."""
@@ -82,6 +84,7 @@ class Model:
         sources: one a part that has weights.
         load: weights by part (local files instead of the published ones) -> the segmenter.
         skeleton: the segmenter without weights; under ``torch.device("meta")`` it needs no memory.
+        optional: further parts whose weights may be given, but need not.
     """
 
     summary: str
@@ -89,6 +92,7 @@ class Model:
     sources: tuple[Source, ...]
     load: Callable[[Mapping[str, str]], Segmenter]
     skeleton: Callable[[], Segmenter]
+    optional: frozenset[str] = frozenset()
 
     def parameters(self) -> dict[str, Any]:
         """Parameter counts of the full-size model: total, trainable (what its recipe trains), frozen, by part."""

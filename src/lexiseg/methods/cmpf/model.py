@@ -71,8 +71,12 @@ class Cmpf(FcClip):
             )
 
     def parts(self) -> Mapping[str, nn.Module]:
-        own = {"sam": self.sam, "sam_features": self.sam_features, "query_injector": self.query_injector}
-        own["feature_injector"] = self.feature_injector
+        own: dict[str, nn.Module | None] = {
+            "sam": self.sam,
+            "sam_features": self.sam_features,
+            "query_injector": self.query_injector,
+            "feature_injector": self.feature_injector,
+        }
         return {**super().parts(), **{name: part for name, part in own.items() if part is not None}}
 
     def trained_parts(self) -> frozenset[str]:

@@ -10,8 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 
-from torch import Tensor
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from lexiseg.errors import WeightsError
 
@@ -86,6 +91,44 @@ _RULES: tuple[tuple[str, str], ...] = (
         )
     ),
 )
+
+
+def read_official(path: str | Path) -> dict[str, Tensor]:
+    """The state dictionary in a published ``.pth``: tensors only, no code is run.
+
+    Raises:
+        WeightsError: missing, damaged, or something else than a dictionary of tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"the weights {path} do not exist; give the path of the checkpoint as it was published")
+    try:
+        document = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"cannot read weights from {path}: damaged, or no checkpoint of tensors; fetch it again") from error
+    state = document.get("model", document) if isinstance(document, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds no state dictionary; give the checkpoint as it was published")
+    return state
+
+
+def fill(segmenter: nn.Module, head: Mapping[str, Tensor], source: str | Path, frozen: tuple[str, ...]) -> None:
+    """Put trained weights into a model, each in its place; parts called ``frozen`` have theirs from elsewhere.
+
+    Raises:
+        WeightsError: weights are missing, left over, or of another shape.
+    """
+    expected = {name: value for name, value in segmenter.state_dict().items() if name.split(".")[0] not in frozen}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - head.keys())]
+    problems += [f"{name} is unknown" for name in sorted(head.keys() - expected.keys())]
+    problems += [
+        f"{name} is {tuple(head[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & head.keys())
+        if head[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise WeightsError(f"{source} is another model's: {problems[0]}, and {len(problems) - 1} more such")
+    segmenter.load_state_dict(dict(head), strict=False)
 
 
 @dataclass(frozen=True)
