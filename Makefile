@@ -51,13 +51,16 @@ train-tiny: export MALLOC_TRIM_THRESHOLD_ = 1000000000
 train-tiny: $(READY)
 	$(BIN)/python -m lexiseg.training.clip_tiny images resnet --run runs/clip-tiny-resnet
 	$(BIN)/python -m lexiseg.training.clip_tiny names resnet --run runs/clip-tiny-resnet
-	$(BIN)/python -m lexiseg.training.sam_tiny --run runs/sam-tiny
 	$(BIN)/python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
+	$(BIN)/python -m lexiseg.training.clip_tiny images vit --names-of clip-tiny-resnet --run runs/clip-tiny-vit
+	$(BIN)/python -m lexiseg.training.pack clip-tiny-vit runs/clip-tiny-vit
+	$(BIN)/python -m lexiseg.training.sam_tiny --run runs/sam-tiny
 	$(BIN)/python -m lexiseg.training.pack sam-tiny runs/sam-tiny
 
 # The scores of the embedded weights: as under Scores in docs/tiny.md, on more scenes.
 score: $(READY)
 	$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345
+	$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model sam_clip-tiny-vit
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.
 lock: $(READY)

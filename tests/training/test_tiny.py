@@ -97,9 +97,10 @@ def test_iou_counts_like_brute_force():
         assert present[label] == (truth == label).any()
 
 
-def test_what_is_shipped_was_trained():
+@pytest.mark.parametrize("name", ["sam_clip-tiny", "sam_clip-tiny-vit"])
+def test_what_is_shipped_was_trained(name):
     """A loose floor, on few scenes; `make score` has the figures."""
-    pipeline = load("sam_clip-tiny", device="cpu")
+    pipeline = load(name, device="cpu")
     text = pipeline.embed(Vocabulary.builtin("emoji"))
     clip, sam = pipeline.segmenter.parts()["clip"], pipeline.segmenter.parts()["sam"]
     right, clicks, rng = [], [], np.random.default_rng(0)
@@ -109,10 +110,10 @@ def test_what_is_shipped_was_trained():
         segment = scene.segments[-1]
         clicks.append(one_click(sam.model, encode(sam.model, as_images([scene])), scene.panoptic == segment.id, rng))
     assert torch.cat(right).float().mean() > 0.5
-    assert np.mean(clicks) > 0.2
+    assert np.mean(clicks) > 0.4
 
 
-@pytest.mark.parametrize("name", ["clip-tiny-resnet", "sam-tiny"])
+@pytest.mark.parametrize("name", ["clip-tiny-resnet", "clip-tiny-vit", "sam-tiny"])
 def test_weights_have_a_card_that_says_how_they_came_to_be(name):
     card = json.loads((ASSETS / name / "card.json").read_text())
     assert set(card) == {"data", "steps", "minutes", "seed", "licence", "curve"}

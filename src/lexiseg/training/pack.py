@@ -27,7 +27,7 @@ DATA = "scenes of the emoji world, styles noto and fluent, all names; the style 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("clip-tiny-resnet", "clip-tiny-vit", "clip-tiny-convnext", "sam-tiny"))
+    parser.add_argument("name", choices=("clip-tiny-resnet", "clip-tiny-vit", "sam-tiny"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the run, for the card")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Train the tiny SAM on the emoji world: one click or box in, the mask of what was meant out.
 
-    python -m lexiseg.training.sam_tiny --steps 4000 --run runs/sam-tiny
+    python -m lexiseg.training.sam_tiny --steps 10300 --run runs/sam-tiny
 
 A `transformers.SamModel` of small sizes. Each image gets several prompts, each on a random visible region, thing or
 stuff: a point inside it, at times with corrections, or its box with noise. As in SAM, the loss is that of the best of
@@ -31,7 +31,7 @@ POSITIVE, NEGATIVE, PADDING = 1, 0, -10  # SAM's point labels
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=10300)
     parser.add_argument(
         "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"
     )
