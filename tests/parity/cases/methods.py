@@ -22,6 +22,7 @@ from tests.parity.cases.clip import TEMPLATES, fcclip_backbone
 from tests.parity.report import Row, load_case, max_difference
 
 
+@torch.no_grad()
 def full(path: Path) -> list[Row]:
     """FC-CLIP or CMPF: all that the official program returns for one picture, by the official behaviour."""
     tensors, document = load_case(path)
