@@ -25,7 +25,7 @@ def matcher_criterion(path: Path) -> list[Row]:
     tensors, document = load_case(path)
     config = document["config"]
     targets = _targets(tensors)
-    layers = ["pred", *(f"pred.aux.{number}" for number in range(_count(tensors, "pred.aux.")))]
+    layers = ["pred", *(f"pred.aux.{number}" for number in range(count(tensors, "pred.aux.")))]
     leaves = [
         tuple(tensors[f"{layer}.{name}"].clone().requires_grad_() for name in ("pred_masks", "pred_logits")) for layer in layers
     ]
@@ -39,11 +39,11 @@ def matcher_criterion(path: Path) -> list[Row]:
     def row(quantity: str, ours: Tensor, reference: Tensor, tolerance: float = TOLERANCE) -> None:
         rows.append(Row(path.name, quantity, max_difference(ours, reference), tolerance))
 
-    calls = [tensors[f"rand_calls.{number}"] for number in range(_count(tensors, "rand_calls."))]
+    calls = [tensors[f"rand_calls.{number}"] for number in range(count(tensors, "rand_calls."))]
     a_layer = len(calls) // len(layers)
     for number, layer in enumerate([main, *auxiliary]):
         drawn = calls[number * a_layer : (number + 1) * a_layer]
-        matches = match(layer, targets, points=options.points, costs=options.costs, draw=_in_turn(drawn, targets, layer))
+        matches = match(layer, targets, points=options.points, costs=options.costs, draw=in_turn(drawn, targets, layer))
         points, first = [], 0
         for image, (target, found) in enumerate(zip(targets, matches, strict=True)):
             cost = matching_cost(
@@ -59,9 +59,9 @@ def matcher_criterion(path: Path) -> list[Row]:
             first = last
         row(f"layer {number} points", torch.cat(points), tensors[f"final_point_coords.{number}"], 0)
 
-    sources = [_in_turn(calls[n * a_layer : (n + 1) * a_layer], targets, main) for n in range(len(layers))]
+    sources = [in_turn(calls[n * a_layer : (n + 1) * a_layer], targets, main) for n in range(len(layers))]
     with torch.enable_grad():
-        losses = set_loss(prediction, targets, options, _one_after_the_other(sources, targets))
+        losses = set_loss(prediction, targets, options, one_after_the_other(sources, targets))
         total = torch.stack(list(losses.values())).sum()
     row("total", total, tensors["total"].reshape(()))
     for name, reference in document["losses"].items():
@@ -93,11 +93,11 @@ def _options(config: dict[str, Any]) -> SetLossOptions:
 def _targets(tensors: dict[str, Tensor]) -> list[MaskTarget]:
     return [
         MaskTarget(tensors[f"targets.{image}.masks"].bool(), tensors[f"targets.{image}.labels"])
-        for image in range(_count(tensors, "targets."))
+        for image in range(count(tensors, "targets."))
     ]
 
 
-def _count(tensors: dict[str, Tensor], prefix: str) -> int:
+def count(tensors: dict[str, Tensor], prefix: str) -> int:
     """How many numbers follow ``prefix`` in the names."""
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
@@ -110,7 +110,7 @@ def _order(drawn: list[Tensor], targets: list[MaskTarget], queries: int) -> Iter
         yield from (points for points in together.split(pairs) if len(points))
 
 
-def _in_turn(drawn: list[Tensor], targets: list[MaskTarget], prediction: MaskPrediction) -> PointSource:
+def in_turn(drawn: list[Tensor], targets: list[MaskTarget], prediction: MaskPrediction) -> PointSource:
     recorded = _order(drawn, targets, prediction.masks.shape[1])
 
     def draw(_image: int, rows: int, count: int) -> Tensor:
@@ -121,7 +121,7 @@ def _in_turn(drawn: list[Tensor], targets: list[MaskTarget], prediction: MaskPre
     return draw
 
 
-def _one_after_the_other(sources: list[PointSource], targets: list[MaskTarget]) -> PointSource:
+def one_after_the_other(sources: list[PointSource], targets: list[MaskTarget]) -> PointSource:
     a_layer = 3 * sum(len(target) > 0 for target in targets)
     calls = iter(number // a_layer for number in range(a_layer * len(sources)))
     return lambda image, rows, count: sources[next(calls)](image, rows, count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,21 @@ from torch.nn import functional
 from transformers import SamConfig
 
 from lexiseg.backbones.sam_loading import from_official_state
+from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.fcclip.model import FcClip
-from lexiseg.methods.fcclip.weights import from_official
+from lexiseg.methods.fcclip.weights import from_official, names_from_official
 from lexiseg.postprocess import MASK2FORMER, instances, panoptic, semantic_scores
-from lexiseg.structures import TextEmbeddings
+from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, TextEmbeddings
+from lexiseg.text.embed import embed_names
+from lexiseg.text.templates import resolve_templates
 from tests.parity.cases.clip import TEMPLATES, fcclip_backbone
+from tests.parity.cases.losses import NAMES, count, in_turn, one_after_the_other
 from tests.parity.report import Row, load_case, max_difference
+
+# Of gradients: where rounding closes or opens a single cell of an attention mask, those of the layers around it move by this
+# much, and the losses by less than their tolerance.
+GRADIENTS = 5e-3
 
 
 @torch.no_grad()
@@ -58,9 +66,33 @@ def full(path: Path) -> list[Row]:
     high, wide = document["output_hw"]
     packed = tensors["outputs.instances.pred_masks_packed"][sure][order].numpy()
     masks = torch.from_numpy(np.unpackbits(packed, axis=1)[:, : high * wide].reshape(-1, high, wide)).bool()
-    ours = torch.stack([region.mask for region in found])
-    rows.append(row("instance areas", ours.sum((1, 2)).sort().values, masks.sum((1, 2)).sort().values, 0.0))
+    names = {name: name.removeprefix("loss_").split("_") for name in document["losses_weighted"]}
+    ours = torch.stack([losses["_".join([NAMES[f"loss_{kind}"], *layer])] for kind, *layer in names.values()])
+    recorded = torch.tensor(list(document["losses_weighted"].values()))
+    rows.append(Row(path.name, "all losses", max_difference(ours, recorded), 1e-4))
+    mapped = names_from_official(document["grad_norms"])
+    parameters = dict(segmenter.named_parameters())
+    norms = [(_norm(parameters[mapped[name]]), norm) for name, norm in document["grad_norms"].items()]
+    rows.append(Row(path.name, "gradient norms, relative", max(abs(a - b) / max(1.0, b) for a, b in norms), GRADIENTS))
+    whole = {name.removeprefix("grad."): value for name, value in tensors.items() if name.startswith("grad.")}
+    worst = max(
+        max_difference(parameters[mapped[name]].grad, value) / max(1.0, float(value.abs().max()))  # type: ignore[arg-type]
+        for name, value in whole.items()
+    )
+    rows.append(Row(path.name, f"{len(whole)} gradients, relative", worst, GRADIENTS))
     return rows
+
+
+def _norm(parameter: Tensor) -> float:
+    return 0.0 if parameter.grad is None else float(parameter.grad.norm())
+
+
+def _rectangles(rows: Sequence[Sequence[int]], size: Sequence[int]) -> MaskTarget:
+    """Targets of rectangles (class, top, left, bottom, right)."""
+    masks = torch.zeros(len(rows), *size, dtype=torch.bool)
+    for mask, (_, top, left, bottom, right) in zip(masks, rows, strict=True):
+        mask[top:bottom, left:right] = True
+    return MaskTarget(masks, torch.tensor([row[0] for row in rows]))
 
 
 def _segmenter(path: Path, document: Mapping[str, Any]) -> FcClip:
@@ -118,4 +150,7 @@ def _text(segmenter: FcClip, document: Mapping[str, Any]) -> TextEmbeddings:
     return TextEmbeddings(names, owner, classes, things, torch.tensor(document["category_overlapping_mask"]).bool())
 
 
-CASES: dict[str, Callable[[Path], list[Row]]] = {"05_*_full_*[nt]": full}  # neither ..._extra nor ..._weights
+CASES: dict[str, Callable[[Path], list[Row]]] = {
+    "05_*_full_*[nt]": full,  # neither ..._extra nor ..._weights
+    "10_frozenseg_training_*": training,
+}

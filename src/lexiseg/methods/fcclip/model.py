@@ -25,6 +25,7 @@ from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.ensembles import Behaviour, class_ensemble, classify_masks, classify_vectors
 from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder
 from lexiseg.layers.pixel_decoder import PixelDecoder
+from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
 from lexiseg.methods.base import Segmenter
 from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings
@@ -100,12 +101,24 @@ class FcClip(Segmenter):
         return join([self._segment(images.image(index), text) for index in range(len(images))])
 
     def loss(
-        self, images: ImageBatch, text: TextEmbeddings, targets: Sequence[MaskTarget], options: SetLossOptions | None = None
+        self,
+        images: ImageBatch,
+        text: TextEmbeddings,
+        targets: Sequence[MaskTarget],
+        options: SetLossOptions | None = None,
+        draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a training batch, all its images of one size; their sum is to be minimised."""
+        """The losses of a training batch, all its images of one size; their sum is to be minimised.
+
+        Args:
+            images: B images whose sides are multiples of 32.
+            text: the vocabulary of the training.
+            targets: what is in each of them.
+            options, draw: see `set_loss`.
+        """
         features = self.clip_features(images.pixels)
         decoded = self.decode(images.pixels, images.sizes[0], features, text, auxiliary=True)
-        return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions())
+        return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions(), draw)
 
     @torch.no_grad()
     def clip_features(self, pixels: Tensor) -> ClipFeatures:
