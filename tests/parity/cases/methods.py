@@ -66,6 +66,36 @@ def full(path: Path) -> list[Row]:
     high, wide = document["output_hw"]
     packed = tensors["outputs.instances.pred_masks_packed"][sure][order].numpy()
     masks = torch.from_numpy(np.unpackbits(packed, axis=1)[:, : high * wide].reshape(-1, high, wide)).bool()
+    ours = torch.stack([region.mask for region in found])
+    rows.append(row("instance areas", ours.sum((1, 2)).sort().values, masks.sum((1, 2)).sort().values, 0.0))
+    return rows
+
+
+@torch.enable_grad()
+def training(path: Path) -> list[Row]:
+    """A training step of CMPF with all random points given: losses of all layers, and the gradients of all parameters."""
+    tensors, document = load_case(path)
+    weights = path.with_name(document["weights"].removesuffix("_weights.safetensors"))
+    _, model = load_case(weights)
+    segmenter = _segmenter(weights, model).train()
+    classes = [names.split(",") for names in model["train_stuff_classes"]]
+    owner = torch.tensor([label for label, names in enumerate(classes) for _ in names])
+    vectors = embed_names(segmenter.clip, [name for names in classes for name in names], resolve_templates("vild14")).detach()
+    things = torch.ones(len(classes), dtype=torch.bool)
+    text = TextEmbeddings(vectors, owner, tuple(names[0] for names in classes), things)
+    pixels = tensors["image_small"].repeat_interleave(32, -1).repeat_interleave(32, -2) / 255
+    targets = [_rectangles(rows, pixels.shape[-2:]) for rows in document["targets_rects_class_y0_x0_y1_x1"]]
+    calls = [tensors[f"rand_calls.{number}"] for number in range(count(tensors, "rand_calls."))]
+    layers = len(segmenter.mask_decoder.layers) + 1
+    a_layer, shape = len(calls) // layers, torch.empty(1, model["head"]["queries"])
+    stand_in = MaskPrediction(shape, shape, True, (), ())  # only its number of queries is asked for
+    sources = [in_turn(calls[n * a_layer : (n + 1) * a_layer], targets, stand_in) for n in range(layers)]
+    sizes = ((int(pixels.shape[-2]), int(pixels.shape[-1])),) * len(targets)
+    options = SetLossOptions(points=document["num_points"])
+    losses = segmenter.loss(ImageBatch(pixels, sizes), text, targets, options, one_after_the_other(sources, targets))
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    rows = [Row(path.name, "total", max_difference(total, tensors["total"].reshape(())), 1e-3)]
     names = {name: name.removeprefix("loss_").split("_") for name in document["losses_weighted"]}
     ours = torch.stack([losses["_".join([NAMES[f"loss_{kind}"], *layer])] for kind, *layer in names.values()])
     recorded = torch.tensor(list(document["losses_weighted"].values()))
