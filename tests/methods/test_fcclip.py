@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import WeightsError
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods.fcclip.model import FcClip, shortest_side
-from lexiseg.methods.fcclip.weights import fill, read_official
+from lexiseg.methods.fcclip.weights import fill
 from lexiseg.structures import ImageBatch, MaskTarget
 from lexiseg.text.vocabulary import Vocabulary
 from tests.laws.builders import some_images, some_text, tiny_fcclip
@@ -89,18 +90,18 @@ def test_a_published_file_is_read_as_tensors_or_refused(tmp_path, capsys):
     state = {"a": torch.arange(3.0)}
     for name, document in (("plain.pth", state), ("wrapped.pth", {"model": state, "iteration": 7})):
         torch.save(document, tmp_path / name)
-        assert torch.equal(read_official(tmp_path / name)["a"], state["a"])
+        assert torch.equal(read_state(tmp_path / name, entry="model")["a"], state["a"])
     torch.save({"model": Sly()}, tmp_path / "sly.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "plain.pth").read_bytes()[:200])
     for name, message in (
         ("sly", "cannot read"),
-        ("list", "no state dictionary"),
+        ("list", "no dictionary of tensors"),
         ("cut", "cannot read"),
         ("no", "do not exist"),
     ):
         with pytest.raises(WeightsError, match=message):
-            read_official(tmp_path / f"{name}.pth")
+            read_state(tmp_path / f"{name}.pth", entry="model")
     assert capsys.readouterr().out == ""
 
 

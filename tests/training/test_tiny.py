@@ -15,7 +15,7 @@ from lexiseg.methods.base import ASSETS
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import region_embeddings, thing_boxes
 from lexiseg.training.sam_tiny import encode, likeness, mask_loss, one_click, tiny_sam
-from lexiseg.training.score import count, ious, top1
+from lexiseg.training.score import top1
 from lexiseg.training.tiny import Run, as_images, colour_augmented, learning_rate, parameter_groups
 from lexiseg.world import scenes
 
@@ -83,18 +83,6 @@ def test_boxes_contain_their_things():
         for (left, top, right, bottom), label in thing_boxes(scene, margin=1.0):
             rows, columns = np.nonzero(np.isin(scene.panoptic, [row.id for row in scene.segments if row.label == label]))
             assert ((rows >= top - 0.5) & (rows < bottom + 0.5) & (columns >= left - 0.5) & (columns < right + 0.5)).any()
-
-
-def test_iou_counts_like_brute_force():
-    rng = np.random.default_rng(0)
-    truth, found = rng.integers(0, 4, (20, 20)), rng.integers(-1, 4, (20, 20))
-    confusion = np.zeros((5, 6), np.int64)
-    count(confusion, truth.astype(np.int32), found.astype(np.int32))
-    overlap, present = ious(confusion)
-    for label in range(5):
-        union = ((truth == label) | (found == label)).sum()
-        assert overlap[label] == pytest.approx(((truth == label) & (found == label)).sum() / max(union, 1))
-        assert present[label] == (truth == label).any()
 
 
 @pytest.mark.parametrize("name", ["sam_clip-tiny", "sam_clip-tiny-vit"])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_weights import TIED, check_keys, from_official
+from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -108,7 +106,7 @@ def load_sam(source: str | Path) -> SamFamily:
     if path.is_dir():
         return _from_transformers(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
     if path.is_file():
-        return from_official_state(_read_state(path), str(path))
+        return from_official_state(read_state(path), str(path))
     name = str(source)
     if path.suffix in {".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
@@ -157,7 +155,7 @@ def _from_transformers(config_file: Path, weights_file: Path, source: str) -> Sa
             config = transformers.Sam2Config(**{part: options[part] for part in parts if part in options})
         case other:
             raise WeightsError(f"{source} holds a '{other}' model; only sam, sam_hq and sam2 can prompt masks")
-    return _filled(config, _read_state(weights_file), source)
+    return _filled(config, read_state(weights_file), source)
 
 
 def _filled(config: Any, state: Mapping[str, Tensor], source: str) -> SamFamily:
@@ -205,18 +203,3 @@ def _from_hub(name: str, file: str) -> Path:
             f"cannot fetch {file} of {name}: {reason}. Offline, put config.json and model.safetensors of {name} in a folder "
             "and give that folder, give an official file (sam_vit_b_01ec64.pth), or use a tiny model, whose weights are here"
         ) from error
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a PyTorch file (tensors only, no code).
-
-    Raises:
-        WeightsError: damaged, or no dictionary of tensors.
-    """
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"cannot read weights from {path}: damaged or no weights file; fetch it again") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise WeightsError(f"{path} is no dictionary of tensors; give the checkpoint as published")
-    return state

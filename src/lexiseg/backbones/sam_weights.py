@@ -5,11 +5,11 @@ Both ways, by prefix rules that are each other's inverse. Every key is mapped, d
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from lexiseg.backbones.state_dicts import compiled, rename_all, some
 from lexiseg.errors import WeightsError
 
 _MLP = (("layers.0.", "proj_in."), ("layers.1.", "layers.0."), ("layers.2.", "proj_out."))
@@ -76,31 +76,7 @@ DROPPED = {
 }
 
 
-def _compiled(source: int) -> list[tuple[re.Pattern[str], str]]:
-    rules = []
-    for rule in _RULES:
-        pattern = re.escape(rule[source]).replace("<n>", r"(\d+)")
-        rules.append((re.compile(pattern), rule[1 - source].replace("<n>", r"\1")))
-    return rules
-
-
-_TO_OURS, _TO_OFFICIAL = _compiled(0), _compiled(1)
-
-
-def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, replacement in rules:
-        found = pattern.match(key)
-        if found:
-            return found.expand(replacement) + key[found.end() :]
-    return None
-
-
-def _rename_all(keys: Iterable[str], rules: list[tuple[re.Pattern[str], str]], side: str) -> dict[str, str]:
-    names = {key: _renamed(key, rules) for key in keys}
-    unknown = sorted(key for key, name in names.items() if name is None)
-    if unknown:
-        raise WeightsError(f"{len(unknown)} keys are none of {side}: {_some(unknown)}; is this another model's checkpoint?")
-    return {key: name for key, name in names.items() if name is not None}
+_TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:
@@ -109,7 +85,7 @@ def names_from_official(keys: Iterable[str]) -> dict[str, str]:
     Raises:
         WeightsError: keys that no rule knows, by name.
     """
-    return _rename_all((key for key in keys if key not in DROPPED), _TO_OURS, "official SAM's or HQ-SAM's")
+    return rename_all((key for key in keys if key not in DROPPED), _TO_OURS, "official SAM's or HQ-SAM's")
 
 
 def names_to_official(keys: Iterable[str]) -> dict[str, str]:
@@ -118,7 +94,7 @@ def names_to_official(keys: Iterable[str]) -> dict[str, str]:
     Raises:
         WeightsError: keys that no rule knows, by name.
     """
-    return _rename_all((key for key in keys if key not in TIED), _TO_OFFICIAL, "SAM's or HQ-SAM's in transformers")
+    return rename_all((key for key in keys if key not in TIED), _TO_OFFICIAL, "SAM's or HQ-SAM's in transformers")
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,10 +132,6 @@ def check_keys(shapes: Mapping[str, Tensor], expected: Mapping[str, Tensor], sou
             if shapes[key].shape != expected[key].shape
         ),
     }
-    found = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys)
+    found = "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
     if found:
         raise WeightsError(f"{source} does not fit the model: {found}; check that checkpoint and architecture belong together")
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:4]) + (f", … ({len(keys) - 4} more)" if len(keys) > 4 else "")

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from lexiseg.inference.pipeline import Pipeline, load
-from lexiseg.postprocess import VOID
+from lexiseg.metrics import SemanticScores
 from lexiseg.structures import TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import crop_embeddings, region_embeddings
@@ -77,39 +76,23 @@ def score(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
     yield "CLIP, true masks of things, top-1", right[is_thing].mean().item()
     yield "CLIP, true masks of stuff, top-1", right[~is_thing].mean().item()
     yield "SAM, one click on a thing, IoU", float(np.mean(clicks))
-    confusion = np.zeros((len(thing), len(thing) + 1), np.int64)
-    for scene in tqdm(chosen, desc=f"{title}: whole", leave=False, disable=None):
-        result = pipeline(scene.image, Vocabulary.builtin("emoji"), task="semantic")
-        count(confusion, scene.semantic(), result.semantic)
-    overlap, present = ious(confusion)
-    for name, rows in (("", slice(None)), (", seen names", seen), (", unseen names", ~seen)):
-        kept = np.zeros(len(thing), bool)
-        kept[rows] = True
-        yield (
-            f"{pipeline.segmenter.__class__.__name__}, things mIoU{name}",
-            float(overlap[kept & present & thing.numpy()].mean()),
-        )
-    yield f"{pipeline.segmenter.__class__.__name__}, stuff mIoU", float(overlap[present & ~thing.numpy()].mean())
+    things = frozenset(np.flatnonzero(thing).tolist())
+    groups = {
+        "things mIoU": things,
+        "things mIoU, seen names": things & frozenset(np.flatnonzero(seen).tolist()),
+        "things mIoU, unseen names": things & frozenset(np.flatnonzero(~seen).tolist()),
+        "stuff mIoU": frozenset(range(len(thing))) - things,
+    }
+    metric = SemanticScores(len(thing), groups)
+    for number, scene in enumerate(tqdm(chosen, desc=f"{title}: whole", leave=False, disable=None)):
+        metric.update(number, scene.semantic(), pipeline(scene.image, Vocabulary.builtin("emoji"), task="semantic").semantic)
+    for name, numbers in metric.result()["groups"].items():
+        yield f"{pipeline.segmenter.__class__.__name__}, {name}", numbers["mIoU"]
 
 
 def top1(vectors: Tensor, text: TextEmbeddings) -> Tensor:
     """The best class of each embedding [R, D]."""
     return text.per_class(functional.normalize(vectors, dim=-1) @ text.vectors.T).argmax(-1)
-
-
-def count(confusion: NDArray[np.int64], truth: NDArray[np.int32], found: NDArray[np.int32]) -> None:
-    """Add the pixels of one scene to the confusion [K, K + 1] (truth × found; the last column is void), in place."""
-    classes = len(confusion)
-    columns = np.where(found == VOID, classes, found)
-    pairs = np.bincount((truth.astype(np.int64) * (classes + 1) + columns).ravel(), minlength=classes * (classes + 1))
-    confusion += pairs.reshape(classes, classes + 1)
-
-
-def ious(confusion: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """IoU of every class [K] and whether it occurs in the truth [K]."""
-    inside = np.diag(confusion).astype(float)
-    union = confusion.sum(1) + confusion[:, :-1].sum(0) - inside
-    return inside / np.maximum(union, 1), confusion.sum(1) > 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 FC-CLIP with a frozen SAM beside the frozen CLIP. CLIP knows words, SAM knows where things end: what SAM sees is added to
 the queries (`QueryInjector`, Eq. (5)) and to the coarsest features (`FeatureInjector`, Eq. (6)) of the mask decoder. Without
 injectors this is FC-CLIP, bit for bit; the ensemble of classes, Eq. (7), is the one it shares with it.
+
+    Eq. (1)-(4)    `layers/mask_decoder.py`              Eq. (5), (6)     `methods/cmpf/injectors.py`
+    Eq. (7)-(12)   `ensembles.py`                        SAM's features   `methods/cmpf/sam_features.py`
 """
 
 from __future__ import annotations

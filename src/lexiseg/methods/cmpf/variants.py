@@ -7,11 +7,12 @@ from functools import partial
 
 from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet, build_clip
 from lexiseg.backbones.sam_loading import from_official_state, load_sam, sam_vit
+from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import WeightsError
 from lexiseg.methods.base import Model, Source
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.fcclip.variants import DRIVE, LAION_TAG, OPENAI, frozen_clip
-from lexiseg.methods.fcclip.weights import fill, from_official, read_official
+from lexiseg.methods.fcclip.weights import fill, from_official
 
 SAM_HUB = "facebook/sam-vit-base"
 
@@ -27,7 +28,7 @@ def published(name: str, architecture: str, tag: str, drive: str, weights: Mappi
             f"the weights of {name} cannot be fetched by a program: load {DRIVE}{drive} in a browser and give the file, "
             "--weights cmpf=FILE. A tiny model, whose weights are here, is sam_clip-tiny"
         )
-    checkpoint = from_official(read_official(weights["cmpf"]))
+    checkpoint = from_official(read_state(weights["cmpf"], entry="model"))
     within = checkpoint.sam and "sam" not in weights
     sam = from_official_state(checkpoint.sam, name) if within else load_sam(weights.get("sam", SAM_HUB))
     clip = frozen_clip(architecture, tag, checkpoint, weights.get("clip"))

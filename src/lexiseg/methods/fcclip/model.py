@@ -3,10 +3,10 @@
 One frozen convolutional CLIP sees for everybody: its maps feed Mask2Former's pixel and mask decoder, whose classes are
 cosines with text; the same maps, pooled under the predicted masks, ask CLIP itself; both answers are averaged.
 
-    F, levels     = pixel decoder(CLIP's maps)
-    M, p_in       = mask decoder(F, levels, text)            CMPF's Eq. (1)-(4), without its injectors
-    p_out         = CLIP(its last map pooled under M)        CMPF's Eq. (8)-(9)
-    p             = p_in^(1-w) p_out^w                       CMPF's Eq. (7); w is alpha for seen classes, beta for others
+    F, levels  = pixel decoder(CLIP's maps)            `layers/pixel_decoder.py`
+    M, p_in    = mask decoder(F, levels, text)         CMPF's Eq. (1)-(4), `layers/mask_decoder.py`
+    p_out      = CLIP(its last map pooled under M)     CMPF's Eq. (8)-(9), `ensembles.py`
+    p          = p_in^(1-w) p_out^w                    CMPF's Eq. (7), `ensembles.py`; w is alpha for seen classes, else beta
 
 CMPF (FrozenSeg) is this model with what SAM sees injected into features and queries: see `Injection`.
 """
@@ -165,21 +165,23 @@ class FcClip(Segmenter):
         features = self.clip_features(pixels)
         decoded = self.decode(pixels, inner, features, text)
         prediction = _prediction(decoded, ((int(image.shape[-2]), int(image.shape[-1])),), (inner,))
-        names, covered = classify_masks(self.clip, features, decoded.masks, text)
-        if self.behaviour == "official":  # a mask without a cell is called by what CLIP's head makes of nothing
-            vectors = self.clip.embed_regions_official(features, decoded.masks)
-            names = classify_vectors(vectors, text, self.clip.logit_scale)
+        names, covered = self._clip_classes(features, decoded.masks, text)
         seen = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
-        asks_everywhere = not isinstance(self.clip, ClipResNet)  # its attention pool cannot look at a mask without a cell
         return class_ensemble(
-            prediction,
-            names,
-            seen,
-            alpha=self.alpha,
-            beta=self.beta,
-            behaviour=self.behaviour,
-            covered=None if asks_everywhere else covered,
+            prediction, names, seen, alpha=self.alpha, beta=self.beta, behaviour=self.behaviour, covered=covered
         )
+
+    def _clip_classes(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor | None]:
+        """What CLIP calls the masks [B, Q, K], and of a ResNet which it can call anything at all, [B, Q].
+
+        Its attention pool cannot look at a mask without a cell: the decoder decides alone there. Of a ConvNeXt the official
+        program takes what its head makes of nothing.
+        """
+        if self.behaviour == "official" and isinstance(self.clip, ClipConvNeXt):
+            vectors = self.clip.embed_regions_official(features, masks)
+            return classify_vectors(vectors, text, self.clip.logit_scale), None
+        names, covered = classify_masks(self.clip, features, masks, text)
+        return names, covered if isinstance(self.clip, ClipResNet) else None
 
 
 def shortest_side(size: Size, side: int, longest: int) -> Size:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 
 from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet, build_clip, load_clip
+from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import WeightsError
 from lexiseg.methods.base import Model, Source
 from lexiseg.methods.fcclip.model import FcClip
-from lexiseg.methods.fcclip.weights import OfficialCheckpoint, fill, from_official, read_official
+from lexiseg.methods.fcclip.weights import OfficialCheckpoint, fill, from_official
 
 DRIVE = "https://drive.google.com/file/d/"
 LAION_TAG, OPENAI = "laion2b_s29b_b131k_ft_soup", "openai"
@@ -26,7 +27,7 @@ def published(name: str, architecture: str, tag: str, drive: str, weights: Mappi
             f"the weights of {name} cannot be fetched by a program: load {DRIVE}{drive} in a browser and give the file, "
             "--weights fcclip=FILE. A tiny model, whose weights are here, is sam_clip-tiny"
         )
-    checkpoint = from_official(read_official(weights["fcclip"]))
+    checkpoint = from_official(read_state(weights["fcclip"], entry="model"))
     segmenter = FcClip(frozen_clip(architecture, tag, checkpoint, weights.get("clip")), behaviour="official")
     fill(segmenter, checkpoint.head, weights["fcclip"], ("clip",))
     return segmenter

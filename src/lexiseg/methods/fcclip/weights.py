@@ -7,17 +7,13 @@ under the names of its own source (CLIP, SAM), dropped with a reason, or an erro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lexiseg.backbones.state_dicts import compiled, rename_all
 from lexiseg.errors import WeightsError
 
 CLIP_PREFIX, SAM_PREFIX = "backbone.clip_model.", "sam."
@@ -93,25 +89,6 @@ _RULES: tuple[tuple[str, str], ...] = (
 )
 
 
-def read_official(path: str | Path) -> dict[str, Tensor]:
-    """The state dictionary in a published ``.pth``: tensors only, no code is run.
-
-    Raises:
-        WeightsError: missing, damaged, or something else than a dictionary of tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"the weights {path} do not exist; give the path of the checkpoint as it was published")
-    try:
-        document = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"cannot read weights from {path}: damaged, or no checkpoint of tensors; fetch it again") from error
-    state = document.get("model", document) if isinstance(document, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dictionary; give the checkpoint as it was published")
-    return state
-
-
 def fill(segmenter: nn.Module, head: Mapping[str, Tensor], source: str | Path, frozen: tuple[str, ...]) -> None:
     """Put trained weights into a model, each in its place; parts called ``frozen`` have theirs from elsewhere.
 
@@ -146,32 +123,7 @@ class OfficialCheckpoint:
     sam: dict[str, Tensor]
 
 
-def _compiled(source: int) -> list[tuple[re.Pattern[str], str]]:
-    rules = []
-    for rule in _RULES:
-        pattern = re.escape(rule[source]).replace("<n>", r"(\d+)")
-        rules.append((re.compile(pattern), rule[1 - source].replace("<n>", r"\1")))
-    return rules
-
-
-_TO_OURS, _TO_OFFICIAL = _compiled(0), _compiled(1)
-
-
-def _renamed(key: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, replacement in rules:
-        found = pattern.match(key)
-        if found:
-            return found.expand(replacement) + key[found.end() :]
-    return None
-
-
-def _rename_all(keys: Iterable[str], rules: list[tuple[re.Pattern[str], str]], side: str) -> dict[str, str]:
-    names = {key: _renamed(key, rules) for key in keys}
-    unknown = sorted(key for key, name in names.items() if name is None)
-    if unknown:
-        some = ", ".join(unknown[:4]) + (f", … ({len(unknown) - 4} more)" if len(unknown) > 4 else "")
-        raise WeightsError(f"{len(unknown)} keys are none of {side}: {some}; is this another model's checkpoint?")
-    return {key: name for key, name in names.items() if name is not None}
+_TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:
@@ -181,7 +133,7 @@ def names_from_official(keys: Iterable[str]) -> dict[str, str]:
         WeightsError: keys that no rule knows, by name.
     """
     trained = (key for key in keys if key not in DROPPED and not key.startswith((CLIP_PREFIX, SAM_PREFIX)))
-    return _rename_all(trained, _TO_OURS, "official FC-CLIP's or FrozenSeg's")
+    return rename_all(trained, _TO_OURS, "official FC-CLIP's or FrozenSeg's")
 
 
 def names_to_official(keys: Iterable[str]) -> dict[str, str]:
@@ -190,7 +142,7 @@ def names_to_official(keys: Iterable[str]) -> dict[str, str]:
     Raises:
         WeightsError: keys that no rule knows, by name. A Query Injector's own projection is one: the official model has none.
     """
-    return _rename_all(keys, _TO_OFFICIAL, "FC-CLIP's or CMPF's")
+    return rename_all(keys, _TO_OFFICIAL, "FC-CLIP's or CMPF's")
 
 
 def from_official(state: Mapping[str, Tensor]) -> OfficialCheckpoint:
