@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lexiseg.ensembles import class_ensemble, classify_masks, classify_vectors, geometric_mean, kept_masks, mask_ensemble
 from lexiseg.errors import UsageError
-from lexiseg.postprocess import semantic, semantic_best, semantic_scores
+from lexiseg.postprocess import instances, panoptic, semantic, semantic_best, semantic_scores
 from lexiseg.structures import MaskPrediction, TextEmbeddings
 from tests.laws.builders import tiny_clip
 
@@ -156,7 +156,20 @@ def sam_prediction(count: int = 4) -> MaskPrediction:
 
 def test_epsilon_of_zero_is_the_prediction_itself():
     prediction = random_prediction()
-    assert mask_ensemble(prediction, sam_prediction(), SEEN, epsilon=0) == (prediction,)
+    assert mask_ensemble(prediction, sam_prediction(), SEEN, epsilon=0) is prediction
+
+
+def test_only_semantic_results_are_made_of_both():
+    prediction, text = random_prediction(), text_of(torch.eye(5), torch.arange(5))
+    both = mask_ensemble(prediction, sam_prediction(), SEEN, epsilon=0.3)
+    assert all(torch.equal(getattr(both, name), getattr(prediction, name)) for name in ("masks", "classes"))
+    assert both.void == prediction.void
+    for one, other in zip(panoptic(both, text), panoptic(prediction, text), strict=True):
+        assert torch.equal(one[0], other[0])
+    assert [[region.score for region in image] for image in instances(both, text)] == [
+        [region.score for region in image] for image in instances(prediction, text)
+    ]
+    assert not torch.equal(next(semantic_scores(both)), next(semantic_scores(prediction)))
 
 
 @BEHAVIOURS

@@ -134,17 +134,18 @@ def test_scores_without_division_are_sums_with_the_same_classes():
     assert torch.equal(sums.argmax(0), divided.argmax(0))
 
 
-def test_several_predictions_are_summed_and_divided_by_the_largest_cover():
+def test_the_parts_of_an_ensemble_are_summed_and_divided_by_the_largest_cover():
     first, second = random_prediction(), replace(random_prediction(9), masks=torch.randn(1, 9, 5, 5), extents=((16, 20),))
     sums = [next(semantic_scores(part, divide=False)) for part in (first, second)]
-    assert_close(next(semantic_scores([first, second], divide=False)), sums[0] + sums[1])
+    both = replace(random_prediction(3), semantic=(first, second))
+    assert_close(next(semantic_scores(both, divide=False)), sums[0] + sums[1])
     covers = [
         torch.nn.functional.interpolate(part.masks, part.extents[0], mode="bilinear", align_corners=False)[0].sigmoid().sum(0)
         for part in (first, second)
     ]
-    divided = next(semantic_scores([first, second]))
+    divided = next(semantic_scores(both))
     assert_close(divided, (sums[0] + sums[1]) / torch.maximum(covers[0], covers[1][:12, :16]).clamp(min=1))
-    score, label = next(semantic_best([first, second]))
+    score, label = next(semantic_best(both))
     assert_close(score, divided.amax(0))
     assert (label == divided.argmax(0)).float().mean() > 0.99, "ties may fall either way"
 

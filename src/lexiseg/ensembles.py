@@ -147,17 +147,17 @@ def mask_ensemble(
     epsilon: float = 0.2,
     xi: float = 0.5,
     behaviour: Behaviour = "paper",
-) -> tuple[MaskPrediction, ...]:
-    """Predictions whose semantic scores, summed, are the model's for seen classes and, for unseen ones, in part SAM's.
+) -> MaskPrediction:
+    """The prediction with semantic scores that are the model's for seen classes and, for unseen ones, in part SAM's.
 
-    `lexiseg.postprocess.semantic_best` and its neighbours take such a tuple. Panoptic and instance results are made of
-    the model's prediction alone, as in the paper.
+    They are in ``MaskPrediction.semantic``; all else is the model's own, for panoptic and instance results are made of it
+    alone, as in the paper.
 
     Args:
         prediction: the model's, of K classes, after the class ensemble.
         sam: SAM's masks of the same images with the classes `classify_masks` gives them.
         seen: [K] bool.
-        epsilon: share of SAM for unseen classes, 0..1; at 0 the prediction comes back alone and unchanged.
+        epsilon: share of SAM for unseen classes, 0..1; at 0 the prediction comes back unchanged.
         xi: a SAM mask is kept if the probability of its best class exceeds this, 0..1.
         behaviour: see the head of this file.
 
@@ -168,17 +168,18 @@ def mask_ensemble(
     if prediction.sizes != sam.sizes:
         raise UsageError(f"predictions of different images: {prediction.sizes} and {sam.sizes} pixels")
     if epsilon == 0:
-        return (prediction,)
+        return prediction
     kept = kept_masks(sam, seen, xi=xi, behaviour=behaviour)
     ours, theirs = prediction.per_class(), sam.per_class()
     rest = math.log1p(-epsilon) if epsilon < 1 else _lowest(ours)
     ours = torch.where(seen, ours, (ours + rest).clamp(min=_lowest(ours)))  # Eq. (12), (1 - ε) r
     theirs = (theirs + math.log(epsilon)).masked_fill(seen, _lowest(theirs))  # Eq. (12), ε r'
     masks = sam.masks.float() * STEEP if behaviour == "paper" else sam.masks
-    return (
+    parts = (
         replace(prediction, classes=ours, void=False, auxiliary=()),
         replace(sam, masks=masks, classes=theirs, void=False, valid=kept, auxiliary=()),
     )
+    return replace(prediction, semantic=parts)
 
 
 def kept_masks(sam: MaskPrediction, seen: Tensor, *, xi: float = 0.5, behaviour: Behaviour = "paper") -> Tensor:

@@ -67,24 +67,20 @@ class Region:
     score: float
 
 
-# What semantic results are made of; several mask predictions of the same images are summed (`ensembles.mask_ensemble`).
-Scored = MaskPrediction | PixelPrediction | Sequence[MaskPrediction]
-
-
 # --- semantic ---------------------------------------------------------------------------------------------------------
 
 
-def semantic(prediction: Scored, policy: Policy = Policy()) -> list[Tensor]:
+def semantic(prediction: MaskPrediction | PixelPrediction, policy: Policy = Policy()) -> list[Tensor]:
     """Label maps, one an image: [H, W] int32 with `VOID` where nothing is named."""
     return [label_map(score, label, policy) for score, label in semantic_best(prediction)]
 
 
-def semantic_scores(prediction: Scored, *, divide: bool = True) -> Iterator[Tensor]:
+def semantic_scores(prediction: MaskPrediction | PixelPrediction, *, divide: bool = True) -> Iterator[Tensor]:
     """For each image the class probabilities of its pixels, [K, H, W].
 
     Masks: sum over queries of class probability × mask probability, divided by the sum of mask probabilities where that
-    exceeds one, so that a score is a probability however many masks overlap. [decided] Several predictions (a mask
-    ensemble): the sum of their sums, divided by the largest of theirs.
+    exceeds one, so that a score is a probability however many masks overlap. [decided] Of a mask ensemble
+    (``prediction.semantic``): the sum of the sums of its parts, divided by the largest of theirs.
 
     Args:
         prediction: of B images.
@@ -108,7 +104,7 @@ def semantic_scores(prediction: Scored, *, divide: bool = True) -> Iterator[Tens
         yield total / most if divide else total
 
 
-def semantic_best(prediction: Scored) -> Iterator[tuple[Tensor, Tensor]]:
+def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tuple[Tensor, Tensor]]:
     """For each image the probability of every pixel's best class, and that class, [H, W] both.
 
     The maximum of `semantic_scores` over the classes, band by band of the image: K × H × W numbers never exist.
@@ -146,8 +142,8 @@ def _mask_scores(
     return sum(sums[1:], sums[0]) / most
 
 
-def _parts(prediction: MaskPrediction | Sequence[MaskPrediction]) -> Sequence[MaskPrediction]:
-    return (prediction,) if isinstance(prediction, MaskPrediction) else prediction
+def _parts(prediction: MaskPrediction) -> tuple[MaskPrediction, ...]:
+    return prediction.semantic or (prediction,)
 
 
 def label_map(score: Tensor, label: Tensor, policy: Policy) -> Tensor:

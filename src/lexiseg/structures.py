@@ -117,6 +117,8 @@ class MaskPrediction:
             that picture then, and masks are resized twice, as the official programs do. None: it saw the image itself.
         valid: [B, Q] False for rows that only pad a batch; None if all count.
         auxiliary: the predictions of earlier decoder layers, for deep supervision.
+        semantic: predictions of the same images whose scores, summed, are the semantic result (a mask ensemble); empty where
+            that is made of this prediction itself. No other result looks at them.
     """
 
     masks: Tensor
@@ -127,6 +129,7 @@ class MaskPrediction:
     valid: Tensor | None = None
     auxiliary: tuple[MaskPrediction, ...] = field(default=(), repr=False)
     inner: tuple[Size, ...] | None = None
+    semantic: tuple[MaskPrediction, ...] = field(default=(), repr=False)
 
     def per_class(self) -> Tensor:
         """Scores whose last axis is the K classes, [B, Q, K]."""

@@ -23,6 +23,7 @@ RESULT = {"segmentation"}  # the result object, which saves and shows itself
 ENCODERS = {"text", "backbones", "layers"}
 HEADS = {"losses", "ensembles", "postprocess"}
 METHODS = {"methods"}
+CONVERSION = {"checkpoints"}  # of all methods' weights; what is loaded or trained does not ask it
 DRIVERS = {"inference", "training"}
 SHELLS = {"cli", "server", "demo", "__main__"}
 
@@ -37,8 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ENCODERS, FOUNDATION | ENCODERS),
     **dict.fromkeys(HEADS, BELOW_HEADS | HEADS),
     **dict.fromkeys(METHODS, BELOW_METHODS | METHODS),
+    **dict.fromkeys(CONVERSION, BELOW_METHODS | METHODS | CONVERSION),
     **dict.fromkeys(DRIVERS, BELOW_DRIVERS | DRIVERS),
-    **dict.fromkeys(SHELLS, BELOW_DRIVERS | DRIVERS | SHELLS | {FACE}),
+    **dict.fromkeys(SHELLS, BELOW_DRIVERS | CONVERSION | DRIVERS | SHELLS | {FACE}),
 }
 ROOMS = set(MAY_IMPORT)
 

@@ -15,6 +15,7 @@ from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.sam_loading import build_sam
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.cmpf.model import Cmpf
+from lexiseg.methods.cmpf.sam_masks import SamMasks
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.structures import ImageBatch, TextEmbeddings
@@ -74,8 +75,31 @@ def tiny_fcclip(kind: str) -> FcClip:
 
 def tiny_cmpf(kind: str, **options: Any) -> Cmpf:
     torch.manual_seed(2)
-    injectors = {"query_layers": (1, 2), "feature_layers": (1, 2), "sam_layers": 1, **options}
-    return _finding(Cmpf(tiny_clip(kind), tiny_sam(), **SIZES, **injectors))  # type: ignore[arg-type]
+    injectors = {"query_layers": (1, 2), "feature_layers": (1, 2), "sam_layers": 1}
+    return _finding(Cmpf(tiny_clip(kind), tiny_sam(), **{**SIZES, **injectors, **options}))  # type: ignore[arg-type]
+
+
+def loud_sam(seed: int = 7) -> SamFamily:
+    """A SAM whose masks differ from each other, and are sure of their pixels."""
+    torch.manual_seed(seed)
+    sam = tiny_sam()
+    with torch.no_grad():
+        for name, parameter in sam.named_parameters():
+            if parameter.dim() > 1 and "iou_prediction_head" not in name:
+                parameter.mul_(10)
+        for network in sam.model.mask_decoder.output_hypernetworks_mlps:
+            network.proj_out.weight.mul_(200)
+    return sam
+
+
+EVERY_MASK = SamMasks(
+    points=2, options=MaskGeneratorOptions(quality_threshold=0.0, stability_threshold=0.0, box_nms_threshold=1.0)
+)
+
+
+def tiny_cmpf_with_masks(kind: str, **options: Any) -> Cmpf:
+    """CMPF with its ensemble of masks."""
+    return tiny_cmpf(kind, **{"masks": EVERY_MASK, "mask_sam": loud_sam(), **options})
 
 
 def _finding(segmenter: Model) -> Model:
@@ -90,6 +114,7 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
     **{f"sam_clip ({kind})": partial(tiny_sam_clip, kind) for kind in VISION},
     **{f"fcclip ({kind})": partial(tiny_fcclip, kind) for kind in ("convnext", "resnet")},
     **{f"cmpf ({kind})": partial(tiny_cmpf, kind) for kind in ("convnext", "resnet")},
+    **{f"cmpf with masks ({kind})": partial(tiny_cmpf_with_masks, kind) for kind in ("convnext", "resnet")},
 }
 
 

@@ -42,8 +42,9 @@ def test_batch_of_two_is_two_of_one(segmenter):
 def test_permuting_classes_permutes_the_prediction(segmenter):
     images, text = some_images((60, 80)), some_text()
     order = torch.tensor([3, 0, 4, 1, 2])
-    permuted = segmenter(images, text.select(order)).per_class()
-    assert_close(permuted, segmenter(images, text).per_class()[..., order], atol=1e-5, rtol=1e-4)
+    permuted, plain = segmenter(images, text.select(order)), segmenter(images, text)
+    assert_close(permuted.per_class(), plain.per_class()[..., order], atol=1e-5, rtol=1e-4)
+    assert_close(scores(permuted)[0], scores(plain)[0][order], atol=1e-5, rtol=1e-4)
 
 
 def test_one_class_works(segmenter):
@@ -87,7 +88,7 @@ def test_without_any_mask_nothing_is_named(segmenter):
     prediction, text = segmenter(some_images((20, 30)), some_text()), some_text()
     if isinstance(prediction, PixelPrediction):
         pytest.fail("pixel methods need their own law of emptiness: write it with the first of them")
-    empty = replace(prediction, valid=torch.zeros(prediction.masks.shape[:2], dtype=torch.bool))
+    empty = replace(prediction, valid=torch.zeros(prediction.masks.shape[:2], dtype=torch.bool), semantic=())
     assert (postprocess.semantic(empty)[0] == postprocess.VOID).all()
     assert postprocess.panoptic(empty, text)[0][1] == []
     assert postprocess.instances(empty, text)[0] == []

@@ -13,7 +13,7 @@ from lexiseg.errors import WeightsError
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods.fcclip.model import FcClip, shortest_side
-from lexiseg.methods.fcclip.weights import fill
+from lexiseg.methods.weights import fill
 from lexiseg.structures import ImageBatch, MaskTarget
 from lexiseg.text.vocabulary import Vocabulary
 from tests.laws.builders import some_images, some_text, tiny_fcclip

@@ -1,4 +1,7 @@
-"""Building SAM, HQ-SAM and SAM 2, and filling them with published weights: official files, transformers' folders, the hub."""
+"""Building SAM, HQ-SAM, MobileSAM and SAM 2, and filling them with published weights.
+
+These are official files, folders of transformers or of ``lexiseg convert``, and repositories on the hub.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
-from lexiseg.backbones.sam_weights import TIED, check_keys, from_official
+from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
+from lexiseg.backbones.sam_weights import MOBILE_KEY, TIED, check_keys, from_official
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 
@@ -27,6 +31,8 @@ _VISION = {
     "h": (1280, 32, 16, (7, 15, 23, 31)),
 }
 Architecture = Literal["b", "l", "h"]
+MOBILE = "mobile_sam"
+SAM_NAMES = (*(f"{family}-vit-{size}" for family in ("sam", "sam_hq") for size in _VISION), MOBILE)
 
 
 def sam_config(architecture: Architecture) -> SamConfig:
@@ -91,13 +97,57 @@ def sam_vit(architecture: Architecture) -> SamBackbone:
     return SamBackbone(SamModel(sam_config(architecture))).eval()
 
 
-def load_sam(source: str | Path) -> SamFamily:
-    """SAM, HQ-SAM or SAM 2 with its weights, float32, evaluation mode, on the CPU.
+def mobile_sam(image_size: int = 1024) -> MobileSamBackbone:
+    """MobileSAM with random weights, evaluation mode.
 
     Args:
-        source: a file as published (``sam_vit_b_01ec64.pth``, ``sam_hq_vit_l.pth``, or safetensors with those names); a
-            folder of transformers (``config.json`` and ``model.safetensors``); or a hub id (``facebook/sam-vit-base``),
-            which is fetched unless it is in the cache already.
+        image_size: S, a multiple of 16; no parameter depends on it, and 1024 is what it was trained at.
+    """
+    from transformers import SamConfig, SamModel
+
+    without_encoder = {"hidden_size": 16, "num_attention_heads": 1, "num_hidden_layers": 0, "output_channels": CHANNELS}
+    config = SamConfig(
+        vision_config={"image_size": image_size, "patch_size": STRIDE, **without_encoder},
+        prompt_encoder_config={"image_size": image_size, "patch_size": STRIDE},
+        mask_decoder_config={"layer_norm_eps": DECODER_NORM_EPS},
+    )
+    model = SamModel(config)
+    model.vision_encoder = TinyViTEncoder()
+    return MobileSamBackbone(model).eval()
+
+
+def sam_name(sam: SamFamily) -> str:
+    """Which of `SAM_NAMES` an official SAM, HQ-SAM or MobileSAM is.
+
+    Raises:
+        WeightsError: it is none of them.
+    """
+    if isinstance(sam, MobileSamBackbone):
+        return MOBILE
+    width = sam.model.config.vision_config.hidden_size
+    families: dict[type[SamFamily], str] = {SamBackbone: "sam", SamHqBackbone: "sam_hq"}
+    family = families.get(type(sam))
+    for size, (known, *_) in _VISION.items():
+        if family is not None and width == known:
+            return f"{family}-vit-{size}"
+    raise WeightsError(f"a SAM of width {width} has no name; there are {', '.join(SAM_NAMES)}")
+
+
+def config_document(sam: SamFamily) -> dict[str, Any]:
+    """What ``config.json`` in a folder of weights must say for `load_sam`."""
+    if isinstance(sam, MobileSamBackbone):
+        return {"model_type": MOBILE, "image_size": sam.image_size}
+    document: dict[str, Any] = sam.model.config.to_dict()
+    return document
+
+
+def load_sam(source: str | Path) -> SamFamily:
+    """SAM, HQ-SAM, MobileSAM or SAM 2 with its weights, float32, evaluation mode, on the CPU.
+
+    Args:
+        source: a file as published (``sam_vit_b_01ec64.pth``, ``sam_hq_vit_l.pth``, ``mobile_sam.pt``, or safetensors with
+            those names); a folder of transformers or of ``lexiseg convert`` (``config.json`` and ``model.safetensors``); or a
+            hub id (``facebook/sam-vit-base``), which is fetched unless it is in the cache already.
 
     Raises:
         WeightsError: nothing there, unreadable, or of another model; the message says what to put where.
@@ -117,17 +167,19 @@ def load_sam(source: str | Path) -> SamFamily:
 
 
 def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | None = None) -> SamFamily:
-    """SAM or HQ-SAM from an official state dictionary.
+    """SAM, HQ-SAM or MobileSAM from an official state dictionary.
 
     Args:
         state: official key -> tensor.
         source: what to call it in messages.
-        config: transformers configuration; found from the width of the encoder if left out.
+        config: transformers configuration; found from the encoder if left out.
 
     Raises:
         WeightsError: keys or shapes that are not SAM's.
     """
     ours = from_official(state)
+    if MOBILE_KEY in ours:
+        return _filled(mobile_sam(), ours, source)
     if config is None:
         position = ours.get("vision_encoder.pos_embed")
         width = 0 if position is None else position.shape[-1]
@@ -136,7 +188,7 @@ def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | 
             raise WeightsError(f"{source} has an image encoder of width {width}; SAM ViT-B, -L and -H have 768, 1024, 1280")
         hq = "mask_decoder.hq_token.weight" in ours
         config = sam_hq_config(sizes[width]) if hq else sam_config(sizes[width])
-    return _filled(config, ours, source)
+    return _filled(_empty(config), ours, source)
 
 
 def _from_transformers(config_file: Path, weights_file: Path, source: str) -> SamFamily:
@@ -144,6 +196,8 @@ def _from_transformers(config_file: Path, weights_file: Path, source: str) -> Sa
 
     options = transformers.PretrainedConfig.get_config_dict(str(config_file))[0]
     match options.get("model_type"):
+        case "mobile_sam":
+            return _filled(mobile_sam(options["image_size"]), read_state(weights_file), source)
         case "sam":
             config: Any = transformers.SamConfig.from_dict(options)
             config.mask_decoder_config.layer_norm_eps = DECODER_NORM_EPS
@@ -154,14 +208,18 @@ def _from_transformers(config_file: Path, weights_file: Path, source: str) -> Sa
             parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
             config = transformers.Sam2Config(**{part: options[part] for part in parts if part in options})
         case other:
-            raise WeightsError(f"{source} holds a '{other}' model; only sam, sam_hq and sam2 can prompt masks")
-    return _filled(config, read_state(weights_file), source)
+            raise WeightsError(f"{source} holds a '{other}' model; only sam, sam_hq, mobile_sam and sam2 can prompt masks")
+    return _filled(_empty(config), read_state(weights_file), source)
 
 
-def _filled(config: Any, state: Mapping[str, Tensor], source: str) -> SamFamily:
-    """The model of ``config`` with exactly these weights; built empty, so nothing is initialised in vain."""
+def _empty(config: Any) -> SamFamily:
+    """The model of a configuration without memory for its weights, so that nothing is initialised in vain."""
     with torch.device("meta"):
-        backbone = build_sam(config)
+        return build_sam(config)
+
+
+def _filled(backbone: SamFamily, state: Mapping[str, Tensor], source: str) -> SamFamily:
+    """The model with exactly these weights."""
     expected = backbone.model.state_dict()
     tensors = {key: tensor for key, tensor in state.items() if not _only_for_video(key)}
     for one, other in TIED.items():

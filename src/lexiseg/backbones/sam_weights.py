@@ -1,4 +1,4 @@
-"""Names of SAM's parameters: official (segment-anything, sam-hq) on one side, transformers on the other.
+"""Names of SAM's parameters: official (segment-anything, sam-hq, MobileSAM) on one side, transformers on the other.
 
 Both ways, by prefix rules that are each other's inverse. Every key is mapped, dropped with a reason, or an error.
 """
@@ -20,6 +20,15 @@ _NECK = (
     ("neck.2.", "neck.conv2."),
     ("neck.3.", "neck.layer_norm2."),
 )
+
+_TRUNK = "vision_encoder.trunk."  # of MobileSAM, with timm's names
+MOBILE_KEY = f"{_TRUNK}patch_embed.conv1.conv.weight"  # that tells MobileSAM from the others
+
+
+def _convolution(official: str, ours: str) -> list[tuple[str, str]]:
+    """A convolution and its norm."""
+    return [(f"{_ENCODER[0]}{official}.{a}.", f"{_TRUNK}{ours}.{b}.") for a, b in (("c", "conv"), ("bn", "bn"))]
+
 
 # Prefixes of whole keys: (official, ours). Numbers in pointed brackets stand for any index and are the same on both sides.
 _RULES: tuple[tuple[str, str], ...] = (
@@ -56,6 +65,27 @@ _RULES: tuple[tuple[str, str], ...] = (
     ),
     *((f"mask_decoder.output_hypernetworks_mlps.<n>.{a}", f"mask_decoder.output_hypernetworks_mlps.<n>.{b}") for a, b in _MLP),
     *((f"mask_decoder.iou_prediction_head.{a}", f"mask_decoder.iou_prediction_head.{b}") for a, b in _MLP),
+    # MobileSAM's encoder: what lowers the resolution ends a stage there, and begins the next one in timm
+    *_convolution("patch_embed.seq.0", "patch_embed.conv1"),
+    *_convolution("patch_embed.seq.2", "patch_embed.conv2"),
+    *(rule for k in (1, 2, 3) for rule in _convolution(f"layers.0.blocks.<n>.conv{k}", f"stages.0.blocks.<n>.conv{k}")),
+    *(
+        rule
+        for stage in (0, 1, 2)
+        for k in (1, 2, 3)
+        for rule in _convolution(f"layers.{stage}.downsample.conv{k}", f"stages.{stage + 1}.downsample.conv{k}")
+    ),
+    *(
+        rule
+        for stage in (1, 2, 3)
+        for rule in (
+            *_convolution(f"layers.{stage}.blocks.<n>.local_conv", f"stages.{stage}.blocks.<n>.local_conv"),
+            *(
+                (f"{_ENCODER[0]}layers.{stage}.blocks.<n>.{part}.", f"{_TRUNK}stages.{stage}.blocks.<n>.{part}.")
+                for part in ("attn", "mlp")
+            ),
+        )
+    ),
     # HQ-SAM's additions
     ("mask_decoder.hf_token.", "mask_decoder.hq_token."),
     *((f"mask_decoder.hf_mlp.{a}", f"mask_decoder.hq_mask_mlp.{b}") for a, b in _MLP),
@@ -73,6 +103,10 @@ TIED = {"prompt_encoder.shared_embedding.positional_embedding": "shared_image_em
 DROPPED = {
     "pixel_mean": "the constant our preprocessing has",
     "pixel_std": "the constant our preprocessing has",
+    **{
+        f"image_encoder.{key}": "of MobileSAM's encoder as a classifier, which it is not in SAM"
+        for key in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")
+    },
 }
 
 
@@ -85,7 +119,7 @@ def names_from_official(keys: Iterable[str]) -> dict[str, str]:
     Raises:
         WeightsError: keys that no rule knows, by name.
     """
-    return rename_all((key for key in keys if key not in DROPPED), _TO_OURS, "official SAM's or HQ-SAM's")
+    return rename_all((key for key in keys if key not in DROPPED), _TO_OURS, "official SAM's, HQ-SAM's or MobileSAM's")
 
 
 def names_to_official(keys: Iterable[str]) -> dict[str, str]:
@@ -94,7 +128,7 @@ def names_to_official(keys: Iterable[str]) -> dict[str, str]:
     Raises:
         WeightsError: keys that no rule knows, by name.
     """
-    return rename_all((key for key in keys if key not in TIED), _TO_OFFICIAL, "SAM's or HQ-SAM's in transformers")
+    return rename_all((key for key in keys if key not in TIED), _TO_OFFICIAL, "SAM's, HQ-SAM's or MobileSAM's of ours")
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

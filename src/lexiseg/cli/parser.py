@@ -22,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("vocabulary", _vocabulary, "list the built-in vocabularies, or show one"),
         ("data", _data, "list the data sets, check what is there, prepare what must be turned once"),
         ("evaluate", _evaluate, "measure a model on data sets, by the field's protocols"),
+        ("train", _train, "train a model by its recipe; goes on where it was interrupted"),
         ("metrics", _metrics, "score prediction files that any tool wrote"),
+        ("convert", _convert, "turn an official checkpoint into lexiseg's form of weights, or back"),
         ("world", _world, "render the emoji world with its ground truth"),
     ):
         add(commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
@@ -128,6 +130,19 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="the numbers on standard output, one document a data set")
 
 
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="the name of a model; without it, all recipes are listed")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, such as batch=8 rate=2e-4")
+    parser.add_argument("--data", metavar="NAME|PATH", help="in place of the recipe's: a data set, your own, or world:train")
+    parser.add_argument("--root", metavar="DIR", help=ROOT)
+    parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="local files of clip and sam")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that prepare pictures (default: 2)")
+    parser.add_argument("--dry-run", action="store_true", help="parameters, memory and the first batch; trains nothing")
+    parser.add_argument("--output", metavar="DIR", help="the folder of the training; the same command goes on in it")
+    parser.add_argument("--json", action="store_true")
+
+
 def _metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--predictions", required=True, metavar="PATH", help="COCO results, COCO panoptic JSON, or label maps")
@@ -139,6 +154,22 @@ def _metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be measured")
     parser.add_argument("--output", metavar="FILE", help="write the numbers there, too")
     parser.add_argument("--json", action="store_true")
+
+
+def _convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the checkpoint as published; with --to official what lexiseg wrote")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="whose it is: fcclip-…, cmpf-…, sam-vit-b, sam_hq-vit-l, …"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR|FILE",
+        help="the folder to write; with --to official the file, .safetensors or .pth",
+    )
+    parser.add_argument("--to", choices=("lexiseg", "official"), default="lexiseg", help="(default: %(default)s)")
+    parser.add_argument("--half", action="store_true", help="matrices and kernels in float16, which is half the size")
+    parser.add_argument("--json", action="store_true", help="what was done, as one document on standard output")
 
 
 def _world(parser: argparse.ArgumentParser) -> None:

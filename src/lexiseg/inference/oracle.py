@@ -70,7 +70,14 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
     best = best[found]
     masks = torch.where(regions.to(found.device)[found], INSIDE, -INSIDE)[None]
     return replace(
-        prediction, masks=masks, classes=prediction.classes[:, best], extents=(size,), inner=None, valid=None, auxiliary=()
+        prediction,
+        masks=masks,
+        classes=prediction.classes[:, best],
+        extents=(size,),
+        inner=None,
+        valid=None,
+        auxiliary=(),
+        semantic=(),
     )
 
 
@@ -85,7 +92,7 @@ def true_labels(prediction: MaskPrediction, regions: Tensor, labels: Tensor) -> 
     valid = touched if prediction.valid is None else touched & prediction.valid[0]
     if prediction.void:
         classes[0, ~touched, -1] = 0.0
-    return replace(prediction, classes=classes, valid=valid[None], auxiliary=())
+    return replace(prediction, classes=classes, valid=valid[None], auxiliary=(), semantic=())
 
 
 def _overlap(prediction: MaskPrediction, regions: Tensor) -> Tensor:

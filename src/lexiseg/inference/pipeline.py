@@ -35,7 +35,7 @@ Picture = str | Path | Image.Image | NDArray[Any]
 def load(
     name: str = DEFAULT,
     *,
-    weights: Mapping[str, str | Path] | None = None,
+    weights: str | Path | Mapping[str, str | Path] | None = None,
     device: str | torch.device = "auto",
     dtype: str = "float32",
 ) -> Pipeline:
@@ -43,7 +43,8 @@ def load(
 
     Args:
         name: see `lexiseg models`.
-        weights: local files in place of the published ones, by part ("clip", "sam").
+        weights: local files in place of the published ones, by part ("clip", "sam"); of a model that has one published
+            file, like "fcclip" or "cmpf", that file alone, or the folder that it was converted into.
         device: "auto" is a GPU if there is one.
         dtype: "float32", or "bfloat16" / "float16" for automatic mixed precision.
 
@@ -52,8 +53,12 @@ def load(
         WeightsError: weights that are not on this machine and cannot be fetched, damaged, or another model's.
     """
     model = model_named(name)
-    chosen = {part: str(path) for part, path in (weights or {}).items()}
     known = {source.part for source in model.sources} | model.optional
+    if isinstance(weights, str | Path):
+        if len(model.sources) != 1:
+            raise UsageError(f"{name} is put together of parts: give weights as {{part: file}}, of {', '.join(sorted(known))}")
+        weights = {model.sources[0].part: weights}
+    chosen = {part: str(path) for part, path in (weights or {}).items()}
     if extra := sorted(set(chosen) - known):
         raise UsageError(f"{name} has no part '{extra[0]}' to give weights for; it has {', '.join(sorted(known))}")
     if dtype not in DTYPES:

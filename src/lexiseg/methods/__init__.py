@@ -1,21 +1,36 @@
 """All models by name. To add a method, copy `sam_clip`, the smallest, and add its models here; the laws apply at once."""
 
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Model
+from lexiseg.methods.cmpf import recipe as cmpf_recipes
 from lexiseg.methods.cmpf import variants as cmpf
+from lexiseg.methods.fcclip import recipe as fcclip_recipes
 from lexiseg.methods.fcclip import variants as fcclip
+from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import variants as sam_clip
 
 MODELS: dict[str, Model] = {**sam_clip.MODELS, **fcclip.MODELS, **cmpf.MODELS}
+RECIPES: dict[str, Callable[[], Recipe]] = {**fcclip_recipes.RECIPES, **cmpf_recipes.RECIPES}
 DEFAULT = "sam_clip-tiny"
 
 
 def model_named(name: str) -> Model:
     """The model called ``name``; `UsageError` with the nearest names if there is none."""
-    if name in MODELS:
-        return MODELS[name]
-    near = get_close_matches(name, MODELS, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(MODELS)}"
-    raise UsageError(f"unknown model '{name}': {hint} ('lexiseg models' lists them)")
+    if name not in MODELS:
+        raise UsageError(f"unknown model '{name}': {_near(name, MODELS)} ('lexiseg models' lists them)")
+    return MODELS[name]
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe called ``name``; `UsageError` with the nearest names if there is none."""
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe '{name}': {_near(name, RECIPES)} ('lexiseg train --list' lists them)")
+    return RECIPES[name]()
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"

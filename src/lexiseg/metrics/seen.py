@@ -12,7 +12,8 @@ def seen_classes(names: Sequence[Sequence[str]], training: Iterable[Sequence[str
     """Which classes are seen: those that share any name, synonyms counted, with any class of the training.
 
     The rule of FC-CLIP and FrozenSeg, whose names are compared letter by letter. [decided] Upper and lower case, and spaces
-    around a name, make no difference here.
+    around a name, make no difference here, which changes nothing on the official lists; and all classes of the training count,
+    while on instance data sets the official program looks at its things only.
 
     Args:
         names: the names of each of K classes.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from PIL import Image
 from lexiseg.errors import OutputError
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, replacing what is there; folders on the way are made.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file to be written, which then takes the place of ``path``; folders on the way are made.
 
     Raises:
         OutputError: if it cannot be done (no permission, no space, …); nothing is left behind then.
@@ -26,7 +29,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(data)
+            yield temporary
             temporary.replace(path)
         except BaseException:  # Ctrl-C too must leave no litter
             temporary.unlink(missing_ok=True)
@@ -34,6 +37,16 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write {path}: {reason}; choose another folder or free some space") from error
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, replacing what is there; folders on the way are made.
+
+    Raises:
+        OutputError: as `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: str | Path, document: object, indent: int | None = None) -> None:

@@ -42,8 +42,8 @@ from lexiseg.world import Scene, scenes, world_classes
 ASSETS = Path(__file__).parent.parent / "assets"
 SIZE, CROP, SIDE = 192, 96, 256  # pixels of a training scene, of a box cut out of it, and of the picture when in use
 BATCH, FRESH, LOG_EVERY = 16, 6, 100  # scenes a step, how many of them new; steps
-PEAK = {"resnet": 2e-3, "vit": 1e-3}  # learning rate
-CROPS = {"resnet": 40, "vit": 64}  # boxes cut out of the scenes of a step
+PEAK = {"convnext": 2e-3, "resnet": 2e-3, "vit": 1e-3}  # learning rate
+CROPS = {"convnext": 40, "resnet": 40, "vit": 64}  # boxes cut out of the scenes of a step
 MIN_PIXELS = 90  # of a visible region at SIZE; what is smaller has no name one could see
 PROMPTS = tuple(
     """{};{};{};a photo of a {}.;a {};a photo of the {}.;there is a {} in the scene.;a picture of a {};a photo of a small {}.;
@@ -55,7 +55,7 @@ PROMPTS = tuple(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("images", "names"))
-    parser.add_argument("tower", choices=("resnet", "vit"))
+    parser.add_argument("tower", choices=tuple(PEAK))
     parser.add_argument("--names-of", help="images: take over the text tower of this embedded CLIP in place of free vectors")
     parser.add_argument("--steps", type=int, help="default: 8000 for images, 1500 for names")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
     python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
     python -m lexiseg.training.pack sam-tiny runs/sam-tiny
+    python -m lexiseg.training.pack cmpf-tiny runs/cmpf-tiny          what `lexiseg train` wrote
 
 The card says what the weights were trained on, for how long, and how they learnt; `lexiseg.training.score` prints their
 scores.
@@ -18,20 +19,29 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lexiseg.methods import RECIPES
+from lexiseg.methods.weights import read_weights, write_weights
 from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.training.clip_tiny import ASSETS
+from lexiseg.training.journal import read_log
 from lexiseg.training.sam_tiny import tiny_sam
 
+ENCODERS = ("clip-tiny-convnext", "clip-tiny-resnet", "clip-tiny-vit", "sam-tiny")
+SEGMENTERS = tuple(name for name in RECIPES if name.endswith("-tiny"))
 DATA = "scenes of the emoji world, styles noto and fluent, all names; the style twemoji is held out"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("clip-tiny-resnet", "clip-tiny-vit", "sam-tiny"))
+    parser.add_argument("name", choices=(*ENCODERS, *SEGMENTERS))
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the run, for the card")
     arguments = parser.parse_args()
     folder = ASSETS / arguments.name
+    if arguments.name in SEGMENTERS:
+        about = pack_segmenter(arguments.run, folder)
+        print(f"{arguments.name}: step {about['step']}, in {folder}")
+        return
     checkpoint = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
     if arguments.name == "sam-tiny":
         model = tiny_sam()
@@ -42,6 +52,20 @@ def main() -> None:
         write_atomically(folder / "open_clip_model.safetensors", save({name: halved(value) for name, value in state.items()}))
     write_json(folder / "card.json", card(arguments.run, checkpoint, arguments.seed), indent=1)
     print(f"{arguments.name}: step {checkpoint['step']}, in {folder}")
+
+
+def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
+    """Put the weights of a finished training by `lexiseg train` into the package, in half precision. Returns their card."""
+    saved = read_weights(run / "model")
+    kept = ("model", "options", "behaviour", "step", "recipe")
+    rows = read_log(run)
+    about = {
+        **{key: saved.card[key] for key in kept},
+        "data": "scenes of the emoji world, styles noto and fluent, seen names only; the style twemoji is held out",
+        "licence": "Apache-2.0",
+        "curve": [row for row in rows if any("/" in key for key in row)],
+    }
+    return write_weights(saved.tensors, folder, about, half=True)
 
 
 def halved(value: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.parity.cases import clip, ensembles, losses, mask_decoder, methods, metrics, sam
+from tests.parity.cases import clip, ensembles, losses, mask_decoder, methods, metrics, names, sam
 from tests.parity.report import Row
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
@@ -16,4 +16,5 @@ CASES: dict[str, Callable[[Path], list[Row]]] = {
     **metrics.CASES,
     **mask_decoder.CASES,
     **methods.CASES,
+    **names.CASES,
 }

@@ -54,7 +54,7 @@ def paper(path: Path) -> list[Row]:
     row("out.final", torch.stack(list(semantic_scores(both, divide=False))))
     label = next(semantic_best(both))[1]
     rows.append(Row(path.name, "classes of out.final", max_difference(label, tensors["out.final"][0].argmax(0)), 0))
-    alone = replace(sam, masks=both[1].masks, valid=both[1].valid)
+    alone = replace(sam, masks=both.semantic[1].masks, valid=both.semantic[1].valid)
     row("out.sam_semantic", torch.stack(list(semantic_scores(alone, divide=False))))
     return rows
 
@@ -116,9 +116,7 @@ def official_inference(path: Path) -> list[Row]:
     return rows
 
 
-def _compare_scores(
-    case: str, name: str, prediction: MaskPrediction | tuple[MaskPrediction, ...], reference: Tensor
-) -> list[Row]:
+def _compare_scores(case: str, name: str, prediction: MaskPrediction, reference: Tensor) -> list[Row]:
     scores, label = next(semantic_scores(prediction, divide=False)), next(semantic_best(prediction))[1]
     relative = max_difference(scores, reference) / max(1.0, float(reference.abs().max()))
     return [

@@ -2,10 +2,13 @@
 
 FC-CLIP with a frozen SAM beside the frozen CLIP. CLIP knows words, SAM knows where things end: what SAM sees is added to
 the queries (`QueryInjector`, Eq. (5)) and to the coarsest features (`FeatureInjector`, Eq. (6)) of the mask decoder. Without
-injectors this is FC-CLIP, bit for bit; the ensemble of classes, Eq. (7), is the one it shares with it.
+injectors this is FC-CLIP, bit for bit; the ensemble of classes, Eq. (7), is the one it shares with it. The ensemble of masks,
+Eq. (12), is an option: SAM is asked for masks of everything, CLIP names them, and the semantic scores of unseen classes are
+in part theirs.
 
     Eq. (1)-(4)    `layers/mask_decoder.py`              Eq. (5), (6)     `methods/cmpf/injectors.py`
     Eq. (7)-(12)   `ensembles.py`                        SAM's features   `methods/cmpf/sam_features.py`
+                                                         SAM's masks      `methods/cmpf/sam_masks.py`
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet
+from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.backbones.sam import SAM_MEAN, SAM_STD, SamFamily
-from lexiseg.ensembles import Behaviour
+from lexiseg.ensembles import Behaviour, classify_masks, classify_vectors, mask_ensemble
 from lexiseg.methods.cmpf.injectors import FeatureInjector, QueryInjector, SamInjection
 from lexiseg.methods.cmpf.sam_features import SamFeatures
+from lexiseg.methods.cmpf.sam_masks import OUTSIDE, SamMasks, cells_of, official_cells
 from lexiseg.methods.fcclip.model import FcClip
-from lexiseg.structures import Size
+from lexiseg.postprocess import Placing
+from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings
 
 
 class Cmpf(FcClip):
@@ -36,6 +42,10 @@ class Cmpf(FcClip):
         feature_layers: before which the Feature Injector acts; none switches it off.
         width, heads, pixel_feedforward: of the decoders, see `FcClip`; SAM's features get as many.
         sam_layers: of the deformable encoder of SAM's features.
+        masks: how SAM is asked for masks of everything; None switches the ensemble of masks off.
+        mask_sam: the SAM that is asked, which stays frozen, too; None is ``sam``.
+        epsilon: the share of SAM's masks in the semantic scores of unseen classes; 0 asks for none.
+        xi: only masks of whose best class CLIP is surer than this count.
         behaviour: "official" repeats the official program, whose weights need it; see `docs/methods/cmpf.md`.
         others: as in `FcClip`.
     """
@@ -51,11 +61,17 @@ class Cmpf(FcClip):
         heads: int = 8,
         pixel_feedforward: int = 1024,
         sam_layers: int = 6,
+        masks: SamMasks | None = None,
+        mask_sam: SamFamily | None = None,
+        epsilon: float = 0.2,
+        xi: float = 0.5,
         behaviour: Behaviour = "paper",
         **others: Any,
     ) -> None:
         super().__init__(clip, width=width, heads=heads, pixel_feedforward=pixel_feedforward, behaviour=behaviour, **others)
         self.sam: SamFamily = sam.requires_grad_(False)
+        self.mask_sam: SamFamily | None = None if mask_sam is None else mask_sam.requires_grad_(False)
+        self.masks, self.epsilon, self.xi = masks, epsilon, xi
         self.query_injector = (
             QueryInjector(query_layers, channels=sam.channels, own_projection=None if sam.channels == width else width)
             if query_layers
@@ -76,6 +92,7 @@ class Cmpf(FcClip):
     def parts(self) -> Mapping[str, nn.Module]:
         own: dict[str, nn.Module | None] = {
             "sam": self.sam,
+            "mask_sam": self.mask_sam,
             "sam_features": self.sam_features,
             "query_injector": self.query_injector,
             "feature_injector": self.feature_injector,
@@ -83,13 +100,68 @@ class Cmpf(FcClip):
         return {**super().parts(), **{name: part for name, part in own.items() if part is not None}}
 
     def trained_parts(self) -> frozenset[str]:
-        return frozenset(self.parts()) - {"clip", "sam"}
+        return frozenset(self.parts()) - {"clip", "sam", "mask_sam"}
 
     def train(self, mode: bool = True) -> Cmpf:
         """As usual, but what is frozen stays in evaluation mode."""
         super().train(mode)
         self.sam.eval()
+        if self.mask_sam is not None:
+            self.mask_sam.eval()
         return self
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction:
+        """As `FcClip.forward`; with the ensemble of masks its ``semantic`` says what semantic results are made of."""
+        prediction = super().forward(images, text)
+        if self.masks is None or self.epsilon == 0:
+            return prediction
+        found = [self.sam_prediction(images.image(index), text, self.masks) for index in range(len(images))]
+        seen = torch.zeros(len(text), dtype=torch.bool, device=prediction.classes.device) if text.seen is None else text.seen
+        return mask_ensemble(  # Eq. (12)
+            prediction, _join(found), seen, epsilon=self.epsilon, xi=self.xi, behaviour=self.behaviour
+        )
+
+    @torch.no_grad()
+    def sam_prediction(self, image: Tensor, text: TextEmbeddings, asked: SamMasks) -> MaskPrediction:
+        """SAM's masks of an image [3, H, W], with the classes CLIP gives them."""
+        sam = self.sam if self.mask_sam is None else self.mask_sam
+        generated = asked.of(sam, image)
+        geometry = sam.geometry(generated.size)
+        place = Placing(geometry.input_size, geometry.resized, generated.size)
+        masks = generated.image_logits()
+        classes, valid = self.sam_classes(image, masks, place, text)
+        return MaskPrediction(masks[None], classes, False, (place.size,), (place.extent,), valid, inner=(place.inner,))
+
+    def sam_classes(self, image: Tensor, masks: Tensor, place: Placing, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+        """What CLIP calls masks of an image, at which it looks once more.
+
+        Args:
+            image: [3, H, W].
+            masks: logits [N, m, m].
+            place: how they lie on the image.
+            text: K classes.
+
+        Returns:
+            Log-probabilities [1, N, K], and [1, N] bool, whether CLIP can say anything of a mask at all.
+        """
+        if len(masks) == 0:
+            return masks.new_zeros((1, 0, len(text))), torch.zeros(1, 0, dtype=torch.bool, device=masks.device)
+        pixels, inner = self.network_input(image)
+        features = self.clip_features(pixels)
+        if self.behaviour == "official":
+            return self._official_sam_classes(features, official_cells(masks, place, features.grid), text)
+        covered = pixels.shape[-2] / inner[0], pixels.shape[-1] / inner[1]
+        cells = cells_of(masks, place, features.grid, covered)
+        return classify_masks(self.clip, features, cells, text)  # Eq. (10)-(11)
+
+    def _official_sam_classes(self, features: ClipFeatures, cells: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+        """The same by the official program: "no object" competes, and a ConvNeXt says something of nothing, too."""
+        vectors = self.clip.embed_regions_official(features, cells)
+        void = self.mask_decoder.void.weight[0]
+        classes = classify_vectors(vectors, text, self.clip.logit_scale, void)[..., :-1]
+        inside = functional.interpolate(cells, features.grid, mode="bilinear", align_corners=False) > 0
+        return classes, inside.any(-1).any(-1) | isinstance(self.clip, ClipConvNeXt)
 
     def injection(self, pixels: Tensor, inner: Size) -> SamInjection | None:
         """What SAM sees, ready for both injectors; None if there are none."""
@@ -110,3 +182,19 @@ class Cmpf(FcClip):
         normalised[..., : inner[0], : inner[1]] = ((255 * pixels - mean) / std)[..., : inner[0], : inner[1]]
         side = (self.sam.image_size, self.sam.image_size)
         return self.sam.encode(functional.interpolate(normalised, side, mode="bilinear", align_corners=False))
+
+
+def _join(predictions: Sequence[MaskPrediction]) -> MaskPrediction:
+    """SAM's predictions of one image each as that of a batch; rows without a mask are not valid."""
+    most = max(one.masks.shape[1] for one in predictions)
+    missing = [most - one.masks.shape[1] for one in predictions]
+    pairs = list(zip(predictions, missing, strict=True))
+    return MaskPrediction(
+        masks=torch.cat([functional.pad(one.masks, (0, 0, 0, 0, 0, rows), value=OUTSIDE) for one, rows in pairs]),
+        classes=torch.cat([functional.pad(one.classes, (0, 0, 0, rows)) for one, rows in pairs]),
+        void=False,
+        sizes=tuple(one.sizes[0] for one in predictions),
+        extents=tuple(one.extents[0] for one in predictions),
+        valid=torch.cat([functional.pad(one.valid, (0, rows)) for one, rows in pairs if one.valid is not None]),
+        inner=tuple(one.inner[0] for one in predictions if one.inner is not None),
+    )

@@ -48,10 +48,10 @@ class FcClip(Segmenter):
         longest: pixels its longer side may have at most.
         behaviour: "official" repeats the official program where it differs from the paper (`lexiseg.ensembles`).
         trained_on: the vocabulary of its training, by which classes count as seen.
+        templates: the prompts its names are embedded with.
     """
 
     tasks = ("panoptic", "semantic", "instance")
-    templates = "vild14"
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class FcClip(Segmenter):
         longest: int = 1333,
         behaviour: Behaviour = "paper",
         trained_on: str | None = "coco",
+        templates: str = "vild14",
     ) -> None:
         super().__init__()
         self.clip: ClipConvNeXt | ClipResNet = clip.requires_grad_(False)
@@ -81,7 +82,7 @@ class FcClip(Segmenter):
         )
         self.alpha, self.beta = alpha, beta
         self.side, self.longest = side, longest
-        self.behaviour, self.trained_on = behaviour, trained_on
+        self.behaviour, self.trained_on, self.templates = behaviour, trained_on, templates
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "pixel_decoder": self.pixel_decoder, "mask_decoder": self.mask_decoder}

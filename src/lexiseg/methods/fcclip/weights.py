@@ -11,12 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lexiseg.backbones.state_dicts import compiled, rename_all
-from lexiseg.errors import WeightsError
+from lexiseg.backbones import sam_weights
+from lexiseg.backbones.state_dicts import compiled, read_state, rename_all
+from lexiseg.ensembles import Behaviour
+from lexiseg.methods.weights import SavedWeights, read_card, read_weights
 
 CLIP_PREFIX, SAM_PREFIX = "backbone.clip_model.", "sam."
+OUR_CLIP_PREFIX, OUR_SAM_PREFIX = "clip.clip_model.", "sam.model."
+_FROZEN = ("clip.", "sam.", "mask_sam.")  # parts of ours that have weights of their own
 
 # Official keys that carry no parameter of the network.
 DROPPED = {"criterion.empty_weight": "the class weights of the training loss, a constant"}
@@ -89,38 +93,21 @@ _RULES: tuple[tuple[str, str], ...] = (
 )
 
 
-def fill(segmenter: nn.Module, head: Mapping[str, Tensor], source: str | Path, frozen: tuple[str, ...]) -> None:
-    """Put trained weights into a model, each in its place; parts called ``frozen`` have theirs from elsewhere.
-
-    Raises:
-        WeightsError: weights are missing, left over, or of another shape.
-    """
-    expected = {name: value for name, value in segmenter.state_dict().items() if name.split(".")[0] not in frozen}
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - head.keys())]
-    problems += [f"{name} is unknown" for name in sorted(head.keys() - expected.keys())]
-    problems += [
-        f"{name} is {tuple(head[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in sorted(expected.keys() & head.keys())
-        if head[name].shape != expected[name].shape
-    ]
-    if problems:
-        raise WeightsError(f"{source} is another model's: {problems[0]}, and {len(problems) - 1} more such")
-    segmenter.load_state_dict(dict(head), strict=False)
-
-
 @dataclass(frozen=True)
-class OfficialCheckpoint:
-    """An official state dictionary, sorted.
+class Checkpoint:
+    """A checkpoint, official or ours, sorted.
 
     Attributes:
         head: what was trained, under our names.
         clip: the frozen CLIP under open_clip's names; empty if the file leaves it out.
         sam: the frozen SAM under segment-anything's names (`lexiseg.backbones.sam_weights` reads them); empty likewise.
+        behaviour: that of the program the weights were trained by.
     """
 
     head: dict[str, Tensor]
     clip: dict[str, Tensor]
     sam: dict[str, Tensor]
+    behaviour: Behaviour = "official"
 
 
 _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
@@ -145,20 +132,60 @@ def names_to_official(keys: Iterable[str]) -> dict[str, str]:
     return rename_all(keys, _TO_OFFICIAL, "FC-CLIP's or CMPF's")
 
 
-def from_official(state: Mapping[str, Tensor]) -> OfficialCheckpoint:
+def read_checkpoint(path: str | Path, model: str) -> Checkpoint:
+    """A checkpoint of FC-CLIP or CMPF: an official file, or weights in our form (`lexiseg.methods.weights`).
+
+    Args:
+        path: a file, or the folder of weights in our form.
+        model: what the weights must be of, if they say.
+
+    Raises:
+        WeightsError: missing, damaged, or another model's.
+    """
+    if read_card(path) is None:
+        return from_official(read_state(path, entry="model"))
+    return from_saved(read_weights(path, model=model))
+
+
+def from_saved(saved: SavedWeights) -> Checkpoint:
+    """Sort weights in our form.
+
+    Raises:
+        WeightsError: keys of a SAM that no rule knows, by name.
+    """
+    return Checkpoint(
+        head={name: value for name, value in saved.tensors.items() if not name.startswith(_FROZEN)},
+        clip=_within(saved.tensors, OUR_CLIP_PREFIX),
+        sam=sam_weights.to_official(_within(saved.tensors, OUR_SAM_PREFIX)),
+        behaviour=saved.card.get("behaviour", "official"),
+    )
+
+
+def to_saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a checkpoint as our segmenters name them.
+
+    Raises:
+        WeightsError: keys of a SAM that no rule knows, by name.
+    """
+    clip = {OUR_CLIP_PREFIX + key: tensor for key, tensor in checkpoint.clip.items()}
+    sam = {OUR_SAM_PREFIX + key: tensor for key, tensor in sam_weights.from_official(checkpoint.sam).items()}
+    return checkpoint.head | clip | sam
+
+
+def from_official(state: Mapping[str, Tensor]) -> Checkpoint:
     """Sort an official state dictionary and rename what was trained.
 
     Raises:
         WeightsError: keys that no rule knows, by name.
     """
-    return OfficialCheckpoint(
+    return Checkpoint(
         head={name: state[key] for key, name in names_from_official(state).items()},
-        clip={key.removeprefix(CLIP_PREFIX): tensor for key, tensor in state.items() if key.startswith(CLIP_PREFIX)},
-        sam={key.removeprefix(SAM_PREFIX): tensor for key, tensor in state.items() if key.startswith(SAM_PREFIX)},
+        clip=_within(state, CLIP_PREFIX),
+        sam=_within(state, SAM_PREFIX),
     )
 
 
-def to_official(checkpoint: OfficialCheckpoint) -> dict[str, Tensor]:
+def to_official(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state dictionary as the official code writes it, without the dropped keys.
 
     Raises:
@@ -167,3 +194,7 @@ def to_official(checkpoint: OfficialCheckpoint) -> dict[str, Tensor]:
     head = {name: checkpoint.head[key] for key, name in names_to_official(checkpoint.head).items()}
     clip = {CLIP_PREFIX + key: tensor for key, tensor in checkpoint.clip.items()}
     return head | clip | {SAM_PREFIX + key: tensor for key, tensor in checkpoint.sam.items()}
+
+
+def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

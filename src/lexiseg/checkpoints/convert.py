@@ -1,0 +1,234 @@
+"""Official checkpoints into our form of weights, and back: the same tensors under other names, every key accounted for.
+
+    FC-CLIP, CMPF (FrozenSeg)   ``model.safetensors`` + ``card.json``: what `lexiseg.load` takes for the official file
+    SAM, HQ-SAM, MobileSAM      the same with ``config.json``: what ``--weights sam=`` takes, and of the first two transformers
+
+What is frozen, CLIP and SAM, is kept if the checkpoint holds it, so that one folder is all a model needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lexiseg.backbones import sam_weights
+from lexiseg.backbones.sam_loading import SAM_NAMES, config_document, from_official_state, sam_name
+from lexiseg.backbones.state_dicts import read_state
+from lexiseg.errors import UsageError, WeightsError
+from lexiseg.methods import MODELS
+from lexiseg.methods.base import Model
+from lexiseg.methods.cmpf import variants as cmpf
+from lexiseg.methods.fcclip import variants as fcclip
+from lexiseg.methods.fcclip import weights as head_weights
+from lexiseg.methods.weights import (
+    CARD_FILE,
+    MODEL_FILE,
+    SavedWeights,
+    check,
+    digest_of,
+    halved,
+    read_card,
+    read_weights,
+    write_safetensors,
+    write_weights,
+)
+from lexiseg.ops.files import replacing, write_json
+
+CONFIG_FILE = "config.json"
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+class Names(ABC):
+    """How the names of a model's parameters correspond.
+
+    Attributes:
+        licence: of the official weights.
+        facts: what its card says besides.
+    """
+
+    licence: str
+    facts: Mapping[str, str]
+
+    @abstractmethod
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        """The official keys that carry no parameter, and why."""
+
+    @abstractmethod
+    def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        """An official state dictionary under our names, and the config it needs, if any.
+
+        Raises:
+            WeightsError: it is not the model's.
+        """
+
+    @abstractmethod
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        """The reverse.
+
+        Raises:
+            WeightsError: parameters the official model has not.
+        """
+
+
+class HeadNames(Names):
+    """FC-CLIP and CMPF."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.licence = model.sources[0].licence
+        self.facts = {"behaviour": "official"}
+
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        reasons = head_weights.DROPPED | {head_weights.SAM_PREFIX + key: why for key, why in sam_weights.DROPPED.items()}
+        return {key: reasons[key] for key in keys if key in reasons}
+
+    def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        checkpoint = head_weights.from_official(state)
+        with torch.device("meta"):
+            segmenter = self.model.skeleton()
+        parts = segmenter.trained_parts() | ({"clip"} if checkpoint.clip else set())
+        expected = {name: value for name, value in segmenter.state_dict().items() if name.split(".")[0] in parts}
+        check(head_weights.to_saved(replace(checkpoint, sam={})), expected, source)
+        if checkpoint.sam:
+            if "sam" not in segmenter.parts():
+                raise WeightsError(f"{source} is another model's: it holds a SAM")
+            from_official_state(checkpoint.sam, source)  # of any size, but a whole one
+        return head_weights.to_saved(checkpoint), None
+
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        checkpoint = head_weights.from_saved(saved)
+        if "sam_features" in saved.parts() and checkpoint.behaviour != "official":
+            raise WeightsError(
+                f"{saved.file} was trained with the paper's own encoder of SAM's features, which the official program has not; "
+                "only weights of behaviour 'official' go back"
+            )
+        return head_weights.to_official(checkpoint)
+
+
+class SamNames(Names):
+    """A SAM by itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.licence = "Apache-2.0"
+        self.facts = {}
+
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: sam_weights.DROPPED[key] for key in keys if key in sam_weights.DROPPED}
+
+    def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        sam = from_official_state(state, source)
+        if sam_name(sam) != self.name:
+            raise WeightsError(f"{source} is another model's: it holds {sam_name(sam)}, not {self.name}")
+        return sam_weights.from_official(state), config_document(sam)
+
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        return sam_weights.to_official(saved.tensors)
+
+
+def names_of(model: str) -> Names:
+    """How the names of ``model`` correspond.
+
+    Raises:
+        UsageError: it has no official checkpoint of its own.
+    """
+    heads = {**fcclip.MODELS, **cmpf.MODELS}
+    if model in heads:
+        return HeadNames(heads[model])
+    if model in SAM_NAMES:
+        return SamNames(model)
+    why = "is put together of parts that are files already" if model in MODELS else "is unknown"
+    raise UsageError(f"the model '{model}' {why}; checkpoints can be converted of {', '.join([*heads, *SAM_NAMES])}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        files: that were written.
+        mapped: how many keys of the source have another name now.
+        dropped: keys of the source that were left out, and why.
+        card: that of the weights.
+    """
+
+    files: tuple[Path, ...]
+    mapped: int
+    dropped: Mapping[str, str]
+    card: Mapping[str, Any]
+
+
+def to_lexiseg(file: str | Path, model: str, folder: str | Path, *, half: bool = False, progress: bool = False) -> Report:
+    """An official checkpoint into our form.
+
+    Args:
+        file: ``.pth``, ``.pkl`` or ``.safetensors`` as published, or of the official training program.
+        model: whose it is.
+        folder: where ``model.safetensors`` and ``card.json`` go.
+        half: matrices and kernels in float16, see `lexiseg.methods.weights.halved`.
+        progress: show a bar.
+
+    Raises:
+        UsageError: a model without official checkpoint.
+        WeightsError: the file cannot be read, or is another model's.
+        OutputError: the folder cannot be written.
+    """
+    names, folder = names_of(model), Path(folder)
+    if (card := read_card(file)) is not None:
+        raise WeightsError(f"{file} is in lexiseg's form already, weights of {card.get('model')}; '--to official' goes back")
+    with tqdm(total=4, unit="step", disable=None if progress else True) as steps:
+        steps.set_description("reading")
+        state = read_state(file, entry="model")
+        digest = digest_of(file)
+        steps.update()
+        steps.set_description("renaming")
+        tensors, config = names.ours(state, str(file))
+        dropped = names.dropped(state)
+        steps.update()
+        steps.set_description("writing")
+        source = {"file": Path(file).name, "sha256": digest, "keys": len(state), "dropped": dropped}
+        about = {"model": model, "licence": names.licence, **names.facts, "source": source}
+        files = [folder / MODEL_FILE, folder / CARD_FILE]
+        if config is not None:
+            files.append(folder / CONFIG_FILE)
+            write_json(files[-1], config, indent=1)
+        steps.update()
+        card = write_weights(tensors, folder, about, half=half)
+        steps.update()
+    return Report(tuple(files), len(state) - len(dropped), dropped, card)
+
+
+def to_official(path: str | Path, model: str, file: str | Path, *, half: bool = False) -> Report:
+    """Weights in our form as an official checkpoint, without what the official programs make themselves.
+
+    Args:
+        path: the folder, or its ``model.safetensors``.
+        model: whose weights they are.
+        file: to be written; ``.pth`` and ``.pt`` as PyTorch saves a dictionary of tensors, or ``.safetensors``.
+        half: as `to_lexiseg`.
+
+    Raises:
+        UsageError: another suffix, or a model without official checkpoint.
+        WeightsError: the weights cannot be read, are another model's, or have no official name.
+        OutputError: the file cannot be written.
+    """
+    names, file = names_of(model), Path(file)
+    if file.suffix not in SUFFIXES:
+        raise UsageError(f"--output {file}: name the checkpoint to be written, ending in {', '.join(SUFFIXES)}")
+    saved = read_weights(path, model=model)
+    official = names.official(saved)
+    held = halved(official) if half else official
+    if file.suffix == ".safetensors":
+        write_safetensors(held, file)
+    else:
+        with replacing(file) as temporary:
+            torch.save({name: tensor.clone() for name, tensor in held.items()}, temporary)
+    copies = {name: "a copy of another" for name in saved.tensors if name.removeprefix("sam.model.") in sam_weights.TIED}
+    return Report((file,), len(official), copies, saved.card)

@@ -1,0 +1,61 @@
+"""``lexiseg train``."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from typing import Any
+
+from lexiseg.cli.segment import weights_by_part
+from lexiseg.errors import UsageError
+from lexiseg.methods import RECIPES, recipe_named
+from lexiseg.methods.recipe import changed
+from lexiseg.training.loop import train
+from lexiseg.training.plan import plan
+from lexiseg.training.processes import joined
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out a recipe, or say what it would be."""
+    if arguments.recipe is None:
+        _list(arguments.json)
+        return 0
+    settings = [*arguments.settings, *([f"data={arguments.data}"] if arguments.data else [])]
+    recipe = changed(recipe_named(arguments.recipe), settings)
+    if arguments.dry_run:
+        with joined(arguments.device) as processes:
+            found = plan(recipe, root=arguments.root, processes=processes)
+        print(json.dumps({**found, "settings": recipe.document()}) if arguments.json else _told(found))
+        return 0
+    if arguments.output is None:
+        raise UsageError("give --output DIR, the folder of this training; or --dry-run to see what it would be")
+    weights = weights_by_part(arguments.weights)
+    folder = train(
+        recipe, arguments.output, root=arguments.root, weights=weights, device=arguments.device, workers=arguments.workers
+    )
+    print(json.dumps({"model": recipe.name, "weights": str(folder)}) if arguments.json else f"→ {folder}")
+    return 0
+
+
+def _list(as_json: bool) -> None:
+    told = {name: inspect.getdoc(make) or "" for name, make in RECIPES.items()}
+    if as_json:
+        print(json.dumps({name: {"about": text, "settings": RECIPES[name]().document()} for name, text in told.items()}))
+        return
+    for name, text in told.items():
+        print(f"{name:18s}  {' '.join(text.split('``')[0].split())}")
+
+
+def _told(found: dict[str, Any]) -> str:
+    parameters, memory, batch = found["parameters"], found["memory_GiB"], found["batch"]
+    lines = [
+        f"{found['recipe']}: {found['steps']} steps on {found['data']}",
+        f"data         {found['pictures']} pictures, {found['classes']} classes",
+        f"parameters   {parameters['total']:,} = {parameters['trainable']:,} trained + {parameters['frozen']:,} frozen",
+        f"memory       about {memory['all']:.2f} GiB a process: {memory['weights']:.2f} weights, {memory['optimiser']:.2f} "
+        f"gradients and optimiser, {memory['of each image']:.2f} for each of {found['images_at_once']} images at once",
+        f"first batch  images {batch['images']}, segments {batch['segments']}",
+        *(f"missing      {what}" for what in found["missing"]),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""SAM's masks for the mask ensemble: made of everything in a picture, and brought to the grid on which CLIP is pooled.
+
+The official program makes them beforehand, stores them at the size of the picture, and lays them on CLIP's grid in a way
+that moves and squeezes them (`official_cells`). Here they are made on the fly, or read from a cache of earlier calls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate, generate_cached, grid_points
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.errors import UsageError
+from lexiseg.postprocess import Placing, resized
+from lexiseg.structures import Size
+
+OUTSIDE = -100.0  # logits beyond the image
+OFFICIAL_PADDING = 32  # the official program pads CLIP's cells to multiples of what it pads pixels to
+MASKS_AT_ONCE = 8  # at the size of the picture
+# The thresholds of the official script; the paper names none. [decided]
+THRESHOLDS = MaskGeneratorOptions(quality_threshold=0.8, stability_threshold=0.7)
+
+
+@dataclass(frozen=True)
+class SamMasks:
+    """How SAM is asked for masks of everything in a picture.
+
+    Attributes:
+        points: on a grid of this many points squared.
+        options: of the mask generator.
+        most: so many are kept, the largest; None keeps all.
+        cache: the folder where masks are kept from one call to the next; None keeps none.
+        identity: what tells SAM's weights from others in a cache, such as the digest of their file.
+
+    Raises:
+        UsageError: a cache without an identity.
+    """
+
+    points: int = 32
+    options: MaskGeneratorOptions = THRESHOLDS
+    most: int | None = None
+    cache: Path | None = None
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        if self.cache is not None and not self.identity:
+            raise UsageError("a cache of SAM's masks needs to know whose they are: give identity, such as the file's sha-256")
+
+    def of(self, sam: SamFamily, image: Tensor) -> GeneratedMasks:
+        """The masks that ``sam`` finds in an image [3, H, W], float RGB in 0..1.
+
+        Raises:
+            OutputError: the cache cannot be written.
+        """
+        prompter = grid_points(self.points)
+        if self.cache is None:
+            masks = generate(sam, image, self.options, prompter)
+        else:
+            masks = generate_cached(sam, image, self.options, prompter, folder=self.cache, identity=self.identity)
+        if self.most is None or len(masks) <= self.most:
+            return masks
+        return masks.select(masks.areas.argsort(descending=True, stable=True)[: self.most])
+
+
+# As the official script makes them, but of pictures in red, green, blue: it exchanges red and blue by mistake.
+OFFICIAL = SamMasks(options=MaskGeneratorOptions(quality_threshold=0.8, stability_threshold=0.7, min_region_area=100), most=50)
+
+
+def cells_of(masks: Tensor, place: Placing, grid: Size, covered: tuple[float, float]) -> Tensor:
+    """Logits of masks at the centres of the cells of another grid over the same image.
+
+    Args:
+        masks: [N, m, m] logits.
+        place: how they lie on the image.
+        grid: (height, width) of the other grid, in cells.
+        covered: (height, width) of what it covers from the top-left corner, in heights and widths of the image; more than
+            one where padding follows the image.
+
+    Returns:
+        [1, N, h, w]; cells whose centre lies beyond the image are in no mask.
+    """
+    y, x = (
+        (torch.arange(cells, device=masks.device) + 0.5) / cells * share for cells, share in zip(grid, covered, strict=True)
+    )
+    high, wide = (inner / extent for inner, extent in zip(place.inner, place.extent, strict=True))
+    places = torch.stack(torch.meshgrid(y * high * 2 - 1, x * wide * 2 - 1, indexing="ij")[::-1], -1)
+    sampled = functional.grid_sample(
+        masks.float()[None], places[None].float(), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled.masked_fill((y[:, None] > 1) | (x > 1), OUTSIDE)
+
+
+def official_cells(masks: Tensor, place: Placing, grid: Size) -> Tensor:
+    """Logits of masks on the grid from which the official program pools CLIP.
+
+    The nearest pixels of the picture, as if CLIP's cells covered it without padding; then zeros to the right and below up to
+    multiples of 32 *cells*. Whoever pools squeezes all this onto the cells.
+
+    Args:
+        masks: [N, m, m] logits.
+        place: how they lie on the image.
+        grid: (height, width) of CLIP's cells, those of padding included.
+
+    Returns:
+        [1, N, h', w'].
+    """
+    chunks = [functional.interpolate(resized(some, place)[None], grid, mode="nearest") for some in masks.split(MASKS_AT_ONCE)]
+    high, wide = (-cells % OFFICIAL_PADDING for cells in grid)
+    return functional.pad(torch.cat(chunks, 1), (0, wide, 0, high))

@@ -1,0 +1,278 @@
+"""Our own form of weights: a folder with ``model.safetensors``, names as in the segmenter, and ``card.json``.
+
+    save_segmenter(segmenter, folder, {"model": "fcclip-tiny"})     the parts its recipe trains; CLIP and SAM on request
+    card = fill_from(segmenter, folder)                             or the safetensors file alone
+
+The card says what the weights are and where they come from. It is in the header of ``model.safetensors``, too: that one is
+read, ``card.json`` is for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lexiseg.backbones.state_dicts import read_state, some
+from lexiseg.errors import OutputError, UsageError, WeightsError
+from lexiseg.methods.base import Segmenter
+from lexiseg.ops.files import replacing, write_json
+
+MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
+CARD_KEY = "lexiseg"  # of the safetensors header
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights in our form.
+
+    Attributes:
+        tensors: by name; the first word of a name is the part.
+        card: what they are.
+        file: where they were read.
+    """
+
+    tensors: dict[str, Tensor]
+    card: dict[str, Any]
+    file: Path
+
+    def parts(self) -> frozenset[str]:
+        """The parts the file holds, as far as they have parameters."""
+        return frozenset(_part(name) for name in self.tensors)
+
+
+def save_segmenter(
+    segmenter: Segmenter, folder: str | Path, card: Mapping[str, Any], *, all_parts: bool = False, half: bool = False
+) -> dict[str, Any]:
+    """Write a segmenter's weights in our form, replacing those in ``folder``.
+
+    Args:
+        segmenter: on any device; parameters and buffers are written as they are.
+        folder: is made if it is not there.
+        card: what a reader should know. ``"model"`` is the name that `lexiseg.load` takes; files, date and version are added.
+        all_parts: also the frozen parts, CLIP and SAM, so that nothing else is needed to load the model.
+        half: as `write_weights`.
+
+    Returns:
+        The card as written.
+
+    Raises:
+        UsageError: nothing is trained, and ``all_parts`` is False.
+        OutputError: the folder cannot be written.
+    """
+    wanted = frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()
+    if not wanted:
+        raise UsageError("no part of this model is trained: there is nothing to save, except all parts")
+    return write_weights(_state(segmenter, wanted), folder, card, half=half)
+
+
+def write_weights(
+    tensors: Mapping[str, Tensor], folder: str | Path, card: Mapping[str, Any], *, half: bool = False
+) -> dict[str, Any]:
+    """Write named tensors and their card; see `save_segmenter`.
+
+    Args:
+        tensors: by name.
+        folder: is made if it is not there.
+        card: see `save_segmenter`.
+        half: as `halved`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    held = halved(tensors) if half else dict(tensors)
+    about: dict[str, Any] = {
+        **card,
+        "lexiseg": _version(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "parts": sorted({_part(name) for name in held}),
+        "tensors": len(held),
+        "numbers": sum(tensor.numel() for tensor in held.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held.values()}),
+    }
+    file = Path(folder) / MODEL_FILE
+    write_safetensors(held, file, {CARD_KEY: json.dumps(about, ensure_ascii=False)})
+    about["sha256"] = {MODEL_FILE: digest_of(file)}
+    write_json(Path(folder) / CARD_FILE, about, indent=1)
+    return about
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str] | None = None) -> None:
+    """Write tensors, or leave the old file as it was.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with replacing(file) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(_apart(tensors), temporary, {"format": "pt", **(header or {})})
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {file}: {error}; choose another folder or free some space") from error
+        temporary.chmod(mode)  # safetensors makes it for its owner alone
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices and kernels in float16; vectors and numbers, which are small, stay, and so does what float16 cannot hold."""
+    return {name: _half(tensor) for name, tensor in tensors.items()}
+
+
+def read_card(path: str | Path) -> dict[str, Any] | None:
+    """The card of weights in our form, a folder or its safetensors file; None if they are of another form.
+
+    Raises:
+        WeightsError: missing, a folder without ``model.safetensors``, or damaged.
+    """
+    file = _file(path)
+    if not file.is_file():
+        raise WeightsError(f"the weights {file} do not exist; give a checkpoint as published, or what 'lexiseg convert' wrote")
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(str(file), "pt") as opened:
+            header = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"cannot read weights from {file}: damaged or no weights file; fetch it again") from error
+    return json.loads(header[CARD_KEY]) if CARD_KEY in header else None
+
+
+def read_weights(path: str | Path, *, model: str | None = None) -> SavedWeights:
+    """Weights in our form, floating point as float32.
+
+    Args:
+        path: a folder or its safetensors file.
+        model: whose weights they must be; any model's if left out.
+
+    Raises:
+        WeightsError: missing, damaged, of another form, or another model's.
+    """
+    file, card = _file(path), read_card(path)
+    if card is None:
+        raise WeightsError(
+            f"{path} has no card, so it was not written by lexiseg; 'lexiseg convert' reads official checkpoints"
+        )
+    if model is not None and card.get("model") != model:
+        raise WeightsError(f"{path} holds weights of {card.get('model')}, not of {model}; load it under that name")
+    return SavedWeights({name: _full(tensor) for name, tensor in read_state(file).items()}, card, file)
+
+
+def options_of(path: str | Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the constructor that weights in our form were trained with, where they are among ``defaults``.
+
+    Raises:
+        WeightsError: missing, or of another form.
+    """
+    card = read_card(path)
+    if card is None:
+        read_weights(path)  # says what is wrong
+        return dict(defaults)
+    return {name: card.get("options", {}).get(name, value) for name, value in defaults.items()}
+
+
+def fill_from(segmenter: Segmenter, path: str | Path, *, model: str | None = None) -> dict[str, Any]:
+    """Put weights in our form into a segmenter; frozen parts that the file leaves out keep what they have.
+
+    Args:
+        segmenter: built as the one that was saved; keeps its device and precision.
+        path, model: see `read_weights`.
+
+    Returns:
+        The card.
+
+    Raises:
+        WeightsError: as `read_weights`; and weights missing, left over, or of another shape.
+    """
+    saved = read_weights(path, model=model)
+    fill(segmenter, saved.tensors, path, frozenset(segmenter.parts()) - segmenter.trained_parts() - saved.parts())
+    return saved.card
+
+
+def fill(segmenter: Segmenter, tensors: Mapping[str, Tensor], source: str | Path, elsewhere: Collection[str]) -> None:
+    """Put weights into a model, each in its place; the parts ``elsewhere`` have theirs already.
+
+    Raises:
+        WeightsError: weights are missing, left over, or of another shape.
+    """
+    check(tensors, _state(segmenter, frozenset(segmenter.parts()) - frozenset(elsewhere)), source)
+    segmenter.load_state_dict(dict(tensors), strict=False)
+
+
+def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
+    """Hold tensors against what a model has, which may be on the device "meta".
+
+    Raises:
+        WeightsError: weights are missing, left over, or of another shape, by name.
+    """
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"{name} is unknown" for name in sorted(tensors.keys() - expected.keys())]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise WeightsError(f"{source} is another model's: {some(problems)}")
+
+
+def digest_of(file: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with Path(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("lexiseg")
+    except PackageNotFoundError:  # run from its sources; no reason to lose a training
+        return "not installed"
+
+
+def _file(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    if not (folder / MODEL_FILE).is_file():
+        raise WeightsError(f"{folder} has no {MODEL_FILE}; give the folder that 'lexiseg convert' or a training wrote")
+    return folder / MODEL_FILE
+
+
+def _state(segmenter: nn.Module, parts: Collection[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in segmenter.state_dict().items() if _part(name) in parts}
+
+
+def _part(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _half(tensor: Tensor) -> Tensor:
+    if tensor.dim() < 2 or not tensor.is_floating_point():
+        return tensor
+    small = tensor.half()
+    return small if small.isfinite().all() or not tensor.isfinite().all() else tensor
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, in one piece each; of names for the same memory every one gets its own, as safetensors demands."""
+    held: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        single = tensor.detach().cpu().contiguous()
+        whole = single.untyped_storage().nbytes() == single.nbytes
+        address = single.untyped_storage().data_ptr()
+        held[name] = single if whole and address not in seen else single.clone()
+        seen.add(address)
+    return held

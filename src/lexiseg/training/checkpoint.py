@@ -1,0 +1,81 @@
+"""The state of a training in one file, from which it goes on exactly.
+
+Steps are functions of their number (`lexiseg.training.batches`), so weights, moving average, optimiser and the number say
+all; random generators need not be kept. Frozen parts are not in the file: they are what they were.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lexiseg.errors import OutputError, RunError, UsageError
+from lexiseg.methods.base import Segmenter
+from lexiseg.methods.recipe import Recipe
+
+CHECKPOINT = "checkpoint.pt"
+HARMLESS = {"save_every", "log_every", "validate_every", "validate_limit", "validation"}  # may change on the way
+
+
+def trained_state(segmenter: Segmenter) -> dict[str, Tensor]:
+    """Parameters and buffers of all parts that are trained, by name; the first word of a name is the part."""
+    trained = segmenter.trained_parts()
+    return {name: value for name, value in segmenter.state_dict().items() if name.split(".", 1)[0] in trained}
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state so that a crash leaves the old file or the new one, whole and on the disk.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.parent / f".{secrets.token_hex(8)}.part"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                torch.save(dict(state), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise OutputError(f"cannot write {path}: {error}; free some space and start the same command again") from error
+
+
+def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The state of a training in ``path``; None if there is none.
+
+    Raises:
+        UsageError: it is of another recipe, or of one with other settings.
+        RunError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        then = state["recipe"]
+    except Exception as error:  # torch.load raises nearly everything on damaged files
+        raise RunError(f"{path} is no checkpoint of a training ({error}); choose another --output") from error
+    now = recipe.document()
+    for key in sorted({*now, *then} - HARMLESS):
+        if now.get(key) != then.get(key):
+            raise UsageError(
+                f"{path.parent} holds a training with {key}={then.get(key)}, now it is {now.get(key)}; choose another "
+                "--output, or delete that folder"
+            )
+    return state
+
+
+def fill_trained(segmenter: Segmenter, state: Mapping[str, Tensor]) -> None:
+    """Put a state of `trained_state` into a segmenter, on whatever device it is."""
+    with torch.no_grad():
+        for name, value in trained_state(segmenter).items():
+            value.copy_(state[name])

@@ -1,0 +1,111 @@
+"""What a training says: ``metrics.jsonl``, TensorBoard, and a line of progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+LOG = "metrics.jsonl"
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last line of the log; part of a checkpoint, so that lines are the same after a crash."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    norm: float = 0.0
+    seconds: float = 0.0
+    steps: int = 0
+    last: float = math.nan  # the loss of the last step
+
+    def add(self, losses: Mapping[str, Tensor], norm: float, seconds: float) -> None:
+        """A step. Losses of decoder layers ("mask_3") count with their kind ("mask")."""
+        values = {name: float(loss) for name, loss in losses.items()}
+        for name, value in values.items():
+            kind = name.split("_", 1)[0]
+            self.losses[kind] = self.losses.get(kind, 0.0) + value
+        self.norm += norm
+        self.seconds += seconds
+        self.steps += 1
+        self.last = sum(values.values())
+
+    def means(self, batch: int) -> dict[str, float]:
+        """Means a step, and images a second."""
+        means = {name: value / self.steps for name, value in self.losses.items()}
+        speed = batch * self.steps / self.seconds
+        return {"loss": sum(means.values()), **means, "gradient": self.norm / self.steps, "images_per_second": speed}
+
+
+class Journal:
+    """The log of one training, in its folder.
+
+    Args:
+        folder: of the training.
+        step: where it begins or goes on. Lines of later steps, which a killed training wrote, are taken out.
+        steps: of the whole training.
+        writes: False for all processes but the first, which say nothing.
+    """
+
+    def __init__(self, folder: Path, step: int, steps: int, *, writes: bool = True) -> None:
+        self.path, self.steps, self.writes = folder / LOG, steps, writes
+        self.board: Any = None
+        if writes:
+            _cut(self.path, step)
+            if find_spec("tensorboard") is not None:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import, and of the extra [train]
+
+                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=None if writes else True)
+
+    def advance(self, shown: Mapping[str, float]) -> None:
+        """One step is done; ``shown`` stands beside the bar."""
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+        self.bar.update()
+
+    def write(self, step: int, row: Mapping[str, Any]) -> None:
+        """A line of the log: numbers after ``step`` steps."""
+        if not self.writes:
+            return
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **row}) + "\n")
+        if self.board is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(name, value, step)
+        if self.bar.disable:
+            told = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float))
+            print(f"step {step}/{self.steps}  {told}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training's log."""
+    path = folder / LOG
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _cut(path: Path, step: int) -> None:
+    """Take the lines after ``step`` out of the log, and a last one that a crash cut short."""
+    if path.exists():
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["step"] <= step:
+                kept.append(line)
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,336 @@
+"""The one training loop: a recipe in, weights out; killed and started again it goes on as if it had never stopped.
+
+In the folder of a training lie ``checkpoint.pt`` (all it needs to go on), ``metrics.jsonl`` and ``tensorboard/``, ``best/``
+(the weights that the first validation number liked best) and at the end ``model/`` (the last weights, which papers report).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lexiseg.errors import RunError, UsageError
+from lexiseg.losses.matching import PointSource
+from lexiseg.methods.base import Segmenter
+from lexiseg.methods.recipe import Recipe, Trainable
+from lexiseg.methods.weights import save_segmenter
+from lexiseg.ops.files import write_json
+from lexiseg.structures import TextEmbeddings
+from lexiseg.text.embed import embed_vocabulary
+from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.batches import Batch, batches, points_of, seed_of
+from lexiseg.training.checkpoint import CHECKPOINT, fill_trained, read_checkpoint, trained_state, write_checkpoint
+from lexiseg.training.examples import open_examples
+from lexiseg.training.journal import Journal, Window
+from lexiseg.training.optimiser import optimiser_of, set_rate
+from lexiseg.training.processes import Processes, joined
+from lexiseg.training.validation import Validation
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    root: str | Path | None = None,
+    weights: Mapping[str, str] | None = None,
+    device: str | torch.device = "auto",
+    workers: int = 2,
+    until: int | None = None,
+) -> Path | None:
+    """Carry out a recipe; goes on where ``folder`` left off.
+
+    Args:
+        recipe: what to do.
+        folder: of this training alone.
+        root: of the catalogue's data sets.
+        weights: local files in place of the published ones of frozen parts, by part.
+        device: see `lexiseg.training.processes.joined`.
+        workers: processes that prepare pictures, for each process of the training.
+        until: stop with a checkpoint after so many steps in all; None: when the recipe is done.
+
+    Returns:
+        The folder with the trained weights; None if the recipe is not done.
+
+    Raises:
+        UsageError: the recipe does not fit its model, the processes, or what ``folder`` holds.
+        DataError, ImageError: of the data.
+        RunError: the loss is not finite; the batch that did it is saved.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    with joined(device) as processes:
+        return _Training(recipe, Path(folder), root, dict(weights or {}), processes, workers).run(until or recipe.steps)
+
+
+class _Training:
+    """A training under way; its methods are its steps in the order of their use."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        root: str | Path | None,
+        weights: Mapping[str, str],
+        processes: Processes,
+        workers: int,
+    ) -> None:
+        if recipe.batch % (processes.count * recipe.accumulate):
+            raise UsageError(
+                f"a batch of {recipe.batch} cannot be shared by {processes.count} processes in {recipe.accumulate} parts each; "
+                f"change batch= or accumulate="
+            )
+        self.recipe, self.folder, self.processes, self.workers = recipe, folder, processes, workers
+        state = read_checkpoint(folder / CHECKPOINT, recipe)
+        self.examples = open_examples(recipe.data, root, seed=recipe.seed)
+        torch.manual_seed(seed_of(recipe.seed))
+        self.segmenter = recipe.build(weights, recipe.model).to(processes.device)
+        if not isinstance(self.segmenter, Trainable):
+            raise UsageError(f"{recipe.name} cannot be trained: nothing in it learns")
+        self.text = training_text(self.segmenter, self.examples.vocabulary).to(processes.device)
+        self.validation = Validation(
+            recipe.validation,
+            recipe.validate_limit,
+            self.examples.vocabulary,
+            folder,
+            None if root is None else Path(root),
+            processes,
+        )
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "float16")
+        self.step, self.best, self.average, self.window = 0, -math.inf, {}, Window()
+        self.stage = -1
+        if recipe.average:
+            self.average = {name: value.clone() for name, value in trained_state(self.segmenter).items()}
+        if state is not None:
+            self._go_on(state)
+        elif processes.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "recipe.json", recipe.document(), indent=1)
+
+    def run(self, until: int) -> Path | None:
+        recipe, leads = self.recipe, self.processes.leads
+        journal = Journal(self.folder, self.step, recipe.steps, writes=leads)
+        stream = batches(
+            self.examples,
+            recipe.jitter,
+            seed=recipe.seed,
+            batch=recipe.batch,
+            first=self.step,
+            steps=until,
+            process=self.processes.number,
+            processes=self.processes.count,
+            workers=self.workers,
+        )
+        try:
+            with _stopping() as stop:
+                for batch in stream:
+                    self._step(batch)
+                    self._record(journal)
+                    if stop.is_set() or self.step == until or self.step % recipe.save_every == 0:
+                        self._save()
+                    if stop.is_set():
+                        raise KeyboardInterrupt
+        finally:
+            journal.close()
+        return self._finish() if self.step == recipe.steps else None
+
+    def _step(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        self._enter_stage()
+        torch.manual_seed(seed_of(self.recipe.seed, self.step, self.processes.number))  # dropout is a function of the step
+        losses: dict[str, Tensor] = {}
+        parts = batch.to(self.processes.device).parts(self.recipe.accumulate)
+        for number, part in enumerate(parts, start=1):
+            with self._apart() if number < len(parts) else nullcontext():
+                found = self._losses(part)
+                total = torch.stack(list(found.values())).sum()
+                self.scaler.scale(total / len(parts)).backward()
+            for name, loss in found.items():
+                losses[name] = losses.get(name, 0) + loss.detach() / len(parts)
+        norm = self._update(batch, losses)
+        self.step += 1
+        self.window.add(losses, norm, time.perf_counter() - began)
+
+    def _enter_stage(self) -> None:
+        """A new optimiser where a stage begins; the learning rate of the step."""
+        number, step = self.recipe.stage_of(self.step)
+        if number != self.stage:
+            self.stage = number
+            self.optimiser = optimiser_of(self.segmenter, self.recipe.stages[number])
+            self.segmenter.train()
+            self.objective: nn.Module = _Objective(self.segmenter, self.text, self.recipe.loss)
+            if self.processes.count > 1:
+                self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
+        set_rate(self.optimiser, self.recipe.stages[number].rate_at(step))
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """While this lasts the processes keep their gradients to themselves."""
+        return self.objective.no_sync() if isinstance(self.objective, DistributedDataParallel) else nullcontext()
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        precision = self.recipe.precision
+        with torch.autocast(self.processes.device.type, DTYPES[precision], enabled=precision != "float32"):
+            losses: dict[str, Tensor] = self.objective(
+                batch, points_of(batch.positions, self.recipe.seed, self.processes.device)
+            )
+        return losses
+
+    def _update(self, batch: Batch, losses: dict[str, Tensor]) -> float:
+        """One step of the optimiser and of the moving average. Returns the norm of the gradient."""
+        total = self.processes.mean(torch.stack([*losses.values()]))
+        if not bool(total.isfinite().all()):
+            self._give_up(batch, dict(zip(losses, total.tolist(), strict=True)))
+        losses.update(zip(losses, total, strict=True))
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        self.scaler.unscale_(self.optimiser)
+        clip = self.recipe.stages[self.stage].clip
+        norm = float(nn.utils.clip_grad_norm_(parameters, clip or math.inf))
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            self._give_up(batch, {"norm of the gradient": norm})
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average:
+            for name, value in trained_state(self.segmenter).items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - self.recipe.average)
+        return norm
+
+    def _give_up(self, batch: Batch, numbers: Mapping[str, float]) -> None:
+        path = self.folder / f"bad-batch-{self.processes.number}.pt"
+        content = {
+            "step": self.step,
+            "positions": list(batch.positions),
+            "pixels": batch.images.pixels.cpu(),
+            "masks": [target.masks.cpu() for target in batch.targets],
+            "labels": [target.labels.cpu() for target in batch.targets],
+        }
+        write_checkpoint(path, content)
+        bad = next(f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value))
+        raise RunError(
+            f"step {self.step}: {bad}. The batch is saved in {path}, the last checkpoint is of a step before; try a lower "
+            "rate=, or precision=float32"
+        )
+
+    def _record(self, journal: Journal) -> None:
+        """Log and validate where it is time to."""
+        recipe, last = self.recipe, self.step == self.recipe.steps
+        journal.advance({"loss": self.window.last, "rate": self.optimiser.param_groups[0]["lr"]})
+        if self.step % recipe.log_every == 0 or last:
+            extra = {"rate": recipe.stages[self.stage].rate_at(recipe.stage_of(self.step - 1)[1]), **self._memory()}
+            journal.write(self.step, {**self.window.means(recipe.batch), **extra})
+            self.window = Window()
+        if recipe.validation and (self.step % recipe.validate_every == 0 or last):
+            with self._evaluated():
+                numbers = self.validation(self.segmenter, self.step)
+                journal.write(self.step, numbers)
+                if (first := next(iter(numbers.values()))) > self.best:
+                    self.best = first
+                    if self.processes.leads:
+                        save_segmenter(self.segmenter, self.folder / "best", self._card(numbers))
+
+    def _memory(self) -> dict[str, float]:
+        device = self.processes.device
+        return {"memory_GiB": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """The segmenter as it is used: in evaluation mode, with the moving average if there is one."""
+        learning = {name: value.clone() for name, value in trained_state(self.segmenter).items()} if self.average else {}
+        self.segmenter.eval()
+        try:
+            if self.average:
+                fill_trained(self.segmenter, self.average)
+            yield
+        finally:
+            if self.average:
+                fill_trained(self.segmenter, learning)
+            self.segmenter.train()
+
+    def _save(self) -> None:
+        if self.processes.leads:
+            state = {
+                "step": self.step,
+                "segmenter": trained_state(self.segmenter),
+                "average": self.average,
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "best": self.best,
+                "window": asdict(self.window),
+                "recipe": self.recipe.document(),
+            }
+            write_checkpoint(self.folder / CHECKPOINT, state)
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self.step, self.best, self.window = state["step"], state["best"], Window(**state["window"])
+        fill_trained(self.segmenter, state["segmenter"])
+        self.average = {name: value.to(self.processes.device) for name, value in state["average"].items()}
+        self.scaler.load_state_dict(state["scaler"])
+        if self.step < self.recipe.steps:
+            self._enter_stage()
+            if self.recipe.stage_of(self.step)[1] > 0:  # a stage begins with an optimiser of its own
+                self.optimiser.load_state_dict(state["optimiser"])
+
+    def _finish(self) -> Path:
+        target = self.folder / "model"
+        with self._evaluated():
+            if self.processes.leads:
+                save_segmenter(self.segmenter, target, self._card({}))
+        self.processes.wait()
+        return target
+
+    def _card(self, numbers: Mapping[str, float]) -> dict[str, Any]:
+        return {
+            "model": self.recipe.name,
+            "options": dict(self.recipe.model),
+            "behaviour": self.recipe.model.get("behaviour", "paper"),
+            "step": self.step,
+            "recipe": self.recipe.document(),
+            "validation": dict(numbers),
+        }
+
+
+class _Objective(nn.Module):
+    """The losses of a batch as a module's forward, which is what `DistributedDataParallel` looks at."""
+
+    def __init__(self, segmenter: Segmenter, text: TextEmbeddings, options: object) -> None:
+        super().__init__()
+        self.segmenter, self.text, self.options = segmenter, text, options
+
+    def forward(self, batch: Batch, draw: PointSource) -> dict[str, Tensor]:
+        assert isinstance(self.segmenter, Trainable)
+        return self.segmenter.loss(batch.images, self.text, batch.targets, self.options, draw)
+
+
+@contextmanager
+def _stopping() -> Iterator[Event]:
+    """Set by Ctrl-C and SIGTERM, which so wait for the end of the step; a second one does not."""
+    stop, before = Event(), dict[int, Any]()
+
+    def ask(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def training_text(segmenter: Segmenter, vocabulary: Vocabulary, *, cache: str | Path | None = "default") -> TextEmbeddings:
+    """The embeddings of a training's vocabulary, kept in the cache of texts."""
+    return embed_vocabulary(segmenter.clip, vocabulary, segmenter.templates, cache=cache, progress=True)

@@ -1,0 +1,66 @@
+"""AdamW over the trained parts of a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lexiseg.errors import UsageError
+from lexiseg.methods.base import Segmenter
+from lexiseg.methods.recipe import Stage
+
+UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.Embedding)  # as in Mask2Former
+
+
+def trained_parts(segmenter: Segmenter, stage: Stage) -> tuple[str, ...]:
+    """The names of the parts a stage trains, in the segmenter's order.
+
+    Raises:
+        UsageError: the stage names a part that the segmenter does not have.
+    """
+    known = segmenter.parts()
+    wanted = segmenter.trained_parts() if stage.parts is None else frozenset(stage.parts)
+    if unknown := sorted((wanted | set(stage.multipliers)) - set(known)):
+        raise UsageError(f"the model has no part '{unknown[0]}' to train; it has {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)
+
+
+def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
+    """AdamW of a stage; parameters of parts it does not train stop asking for gradients.
+
+    Norms and embeddings do not decay, biases and all else do.
+    """
+    parts, wanted = segmenter.parts(), trained_parts(segmenter, stage)
+    segmenter.requires_grad_(False)
+    groups: list[dict[str, Any]] = []
+    for name in wanted:
+        parts[name].requires_grad_(True)
+        owned = list(_owned(parts[name]))
+        decayed = [parameter for owner, parameter in owned if not isinstance(owner, UNDECAYED)]
+        others = [parameter for owner, parameter in owned if isinstance(owner, UNDECAYED)]
+        rate = stage.multipliers.get(name, 1.0)
+        groups += [
+            {"params": members, "weight_decay": decay, "multiplier": rate}
+            for members, decay in ((decayed, stage.weight_decay), (others, 0.0))
+            if members
+        ]
+    return torch.optim.AdamW(groups, lr=stage.rate)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["multiplier"]
+
+
+def _owned(part: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Each parameter once, with the module it is written in."""
+    seen: set[int] = set()
+    for module in part.modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, parameter

@@ -1,0 +1,49 @@
+"""Scenes of the emoji world as files, the way other data sets come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lexiseg.exports import coco, labels, panoptic_png
+from lexiseg.ops.files import write_png
+from lexiseg.structures import Segment
+from lexiseg.world import Scene, scenes, world_classes
+
+
+def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed: int = 0, progress: bool = True) -> None:
+    """Write scenes with their truth: images/, panoptic/ + panoptic.json (COCO), labels/ + classes.json.
+
+    Args:
+        folder: is made if it is not there.
+        split: see `lexiseg.world.splits`.
+        count: of scenes.
+        size: pixels a side.
+        seed: of the scenes.
+        progress: show a bar on stderr, if that is a terminal.
+    """
+    rows = world_classes()
+    names, things = [row.name for row in rows], [row.thing for row in rows]
+    images, annotations = [], []
+    stream = scenes(split, count, seed=seed, size=size)
+    for index, scene in enumerate(tqdm(stream, total=count, unit="scene", disable=None if progress else True)):
+        file = f"{index:06d}.png"
+        write_png(folder / "images" / file, scene.image)
+        panoptic_png.write_panoptic_png(folder / "panoptic" / file, scene.panoptic)
+        labels.write_labels(folder / "labels" / file, scene.semantic(), len(rows))
+        images.append(coco.image_record(index, file, scene.panoptic.shape))
+        annotations.append(panoptic_png.panoptic_annotation(index, file, _segments(scene)))
+    panoptic_png.write_panoptic_json(folder / "panoptic.json", images, annotations, coco.categories(names, things))
+    labels.write_classes(folder, names, things)
+
+
+def _segments(scene: Scene) -> list[Segment]:
+    found = []
+    for segment in scene.segments:
+        rows, columns = np.nonzero(scene.panoptic == segment.id)
+        box = (int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
+        row = world_classes()[segment.label]
+        found.append(Segment(segment.id, segment.label, row.name, row.thing, 1.0, len(rows), box))
+    return found

@@ -1,0 +1,76 @@
+"""Measuring a model during its training, by the protocols of `lexiseg evaluate`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lexiseg.data.catalogue import open_dataset
+from lexiseg.data.dataset import Dataset
+from lexiseg.data.own import open_panoptic
+from lexiseg.errors import DataError
+from lexiseg.inference.evaluation import Protocol, Share, collect, evaluate
+from lexiseg.inference.pipeline import Pipeline
+from lexiseg.inference.report import HEADLINES
+from lexiseg.methods.base import Segmenter
+from lexiseg.metrics.seen import seen_groups
+from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.examples import WORLD, world_parts
+from lexiseg.training.processes import Processes
+from lexiseg.training.scenes import write_scenes
+
+SEED = 20_000  # of validation scenes; trainings count their seeds from 0
+
+
+class Validation:
+    """The data sets of a recipe's ``validation``, ready to be measured again and again.
+
+    Args:
+        names: see there.
+        limit: pictures of each.
+        vocabulary: of the training, by which classes count as seen.
+        folder: of the training; rendered scenes and the state of an interrupted measurement are kept in it.
+        root: of the catalogue's data sets.
+        processes: they share the pictures.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], limit: int, vocabulary: Vocabulary, folder: Path, root: Path | None, processes: Processes
+    ) -> None:
+        self.limit, self.folder, self.processes = limit, folder, processes
+        self.training = [entry.names for entry in vocabulary.classes]
+        self.datasets = {name: self._open(name, root) for name in names}
+
+    def __call__(self, segmenter: Segmenter, step: int) -> dict[str, float]:
+        """The headline numbers, "data set/number", and those of seen and unseen classes; the same in every process."""
+        numbers: dict[str, float] = {}
+        pipeline = Pipeline(segmenter, device=self.processes.device, cache="default")
+        for name, dataset in self.datasets.items():
+            tasks = tuple(task for task in dataset.tasks if task in segmenter.tasks and task != "instance")
+            groups = seen_groups([entry.names for entry in dataset.vocabulary.classes], self.training)
+            protocol = Protocol(f"step {step}", name, tasks, limit=self.limit, groups=groups)
+            folder = self.folder / "validation" / f"{name.replace(':', '-').replace('/', '-')}-{step}"
+            share = Share(self.processes.number, self.processes.count)
+            evaluate(pipeline, dataset, protocol, folder, share=share, progress=self.processes.leads)
+            self.processes.wait()
+            metrics, failed = collect(dataset, protocol, folder)
+            self.processes.wait()
+            if self.processes.leads:
+                shutil.rmtree(folder)
+            if failed:
+                raise DataError(f"{name}: {next(iter(failed.values()))}")
+            for task, metric in metrics.items():
+                number, result = HEADLINES[task][0], metric.result()
+                numbers[f"{name}/{number}"] = result[number]
+                numbers |= {f"{name}/{number} {group}": own[number] for group, own in result["groups"].items()}
+        return {key: value for key, value in numbers.items() if value is not None}
+
+    def _open(self, name: str, root: Path | None) -> Dataset:
+        if not name.startswith(WORLD):
+            return open_dataset(name, root)
+        split, side = world_parts(name)
+        folder = self.folder / "scenes" / f"{split}-{side}-{self.limit}"
+        if self.processes.leads and not (folder / "panoptic.json").is_file():
+            write_scenes(folder, split, self.limit, size=side, seed=SEED, progress=False)
+        self.processes.wait()
+        return open_panoptic(folder / "panoptic.json", folder / "images", name=name)

@@ -1,0 +1,271 @@
+"""``lexiseg convert``: official checkpoints into our form and back, on a model small enough to be written in a blink."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import SamConfig, SamHQConfig
+
+import lexiseg
+from lexiseg import methods
+from lexiseg.backbones import sam_weights
+from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet, build_clip
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, mobile_sam, sam_config, sam_hq_config
+from lexiseg.checkpoints.convert import names_of
+from lexiseg.cli import main
+from lexiseg.methods.base import ASSETS
+from lexiseg.methods.cmpf import variants as cmpf_variants
+from lexiseg.methods.cmpf.model import Cmpf
+from lexiseg.methods.fcclip import variants
+from lexiseg.methods.fcclip.model import FcClip
+from lexiseg.methods.fcclip.weights import Checkpoint, to_official
+from lexiseg.methods.weights import SavedWeights, digest_of, save_segmenter
+
+NAME = "fcclip-mini"
+SIZES: dict[str, Any] = {"queries": 9, "width": 64, "layers": 3, "pixel_layers": 2, "pixel_feedforward": 48, "feedforward": 48}
+
+
+class SmallFcClip(FcClip):
+    def __init__(self, clip: ClipConvNeXt | ClipResNet, **options: Any) -> None:
+        super().__init__(clip, **SIZES, **options)
+
+
+@pytest.fixture(autouse=True)
+def _miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FC-CLIP with few layers on the embedded CLIP, as if it had been published."""
+    monkeypatch.setattr(variants, "FcClip", SmallFcClip)
+    model = variants._model(NAME, str(ASSETS / "clip-tiny-resnet"), "openai", "nowhere")
+    for models in (variants.MODELS, methods.MODELS):
+        monkeypatch.setitem(models, NAME, model)
+
+
+def official_state(segmenter: FcClip) -> dict[str, Tensor]:
+    state = segmenter.state_dict()
+    head = {name: value for name, value in state.items() if not name.startswith("clip.")}
+    return to_official(Checkpoint(head, dict(segmenter.clip.clip_model.state_dict()), {}))
+
+
+@pytest.fixture
+def segmenter() -> FcClip:
+    torch.manual_seed(5)
+    skeleton = methods.MODELS[NAME].skeleton()
+    assert isinstance(skeleton, FcClip)
+    return skeleton
+
+
+@pytest.fixture
+def checkpoint(segmenter: FcClip, tmp_path: Path) -> Path:
+    """As the official training program writes it."""
+    path = tmp_path / "fcclip_cocopan.pth"
+    state = {**official_state(segmenter), "criterion.empty_weight": torch.ones(3)}
+    torch.save({"model": state, "iteration": 7}, path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    code = main(["convert", *map(str, arguments)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_there_and_back_is_the_same(capsys, checkpoint, segmenter, tmp_path, suffix):
+    code, out, _ = run(capsys, checkpoint, "--model", NAME, "--output", tmp_path / "ours", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["dropped"].keys() == {"criterion.empty_weight"}
+    assert document["mapped"] == len(official_state(segmenter))
+    assert [Path(file).name for file in document["files"]] == ["model.safetensors", "card.json"]
+    card = json.loads((tmp_path / "ours/card.json").read_text())
+    assert card == document["card"]
+    assert (card["model"], card["behaviour"], card["licence"]) == (NAME, "official", "Apache-2.0")
+    assert card["source"]["file"] == checkpoint.name
+    assert card["source"]["sha256"] == digest_of(checkpoint)
+    assert card["parts"] == ["clip", "mask_decoder", "pixel_decoder"]
+
+    back = (tmp_path / "official").with_suffix(suffix)
+    code, out, _ = run(capsys, tmp_path / "ours", "--model", NAME, "--to", "official", "--output", back)
+    assert code == 0
+    assert str(back) in out
+    found = load_file(back) if suffix == ".safetensors" else torch.load(back, weights_only=True)
+    assert same(found, official_state(segmenter))
+
+
+def test_either_form_loads_as_the_same_model(capsys, checkpoint, segmenter, tmp_path):
+    run(capsys, checkpoint, "--model", NAME, "--output", tmp_path / "ours")
+    for weights in (checkpoint, tmp_path / "ours", str(tmp_path / "ours/model.safetensors"), {"fcclip": tmp_path / "ours"}):
+        loaded = lexiseg.load(NAME, weights=weights, device="cpu").segmenter
+        assert same(loaded.state_dict(), segmenter.state_dict())
+        assert isinstance(loaded, FcClip)
+        assert loaded.behaviour == "official"
+
+
+def test_what_a_training_of_ours_saved_loads_with_its_behaviour(segmenter, tmp_path):
+    save_segmenter(segmenter, tmp_path, {"model": NAME, "behaviour": "paper"}, all_parts=True)
+    loaded = lexiseg.load(NAME, weights=tmp_path, device="cpu").segmenter
+    assert same(loaded.state_dict(), segmenter.state_dict())
+    assert isinstance(loaded, FcClip)
+    assert loaded.behaviour == "paper"
+
+
+def test_a_checkpoint_without_clip_needs_one_from_elsewhere(capsys, segmenter, tmp_path):
+    head = {name: value for name, value in official_state(segmenter).items() if not name.startswith("backbone.")}
+    save_file(head, tmp_path / "head.safetensors")
+    code, out, _ = run(capsys, tmp_path / "head.safetensors", "--model", NAME, "--output", tmp_path / "ours")
+    assert code == 0
+    assert "parts: mask_decoder, pixel_decoder;" in out
+    clip = ASSETS / "clip-tiny-resnet/open_clip_model.safetensors"
+    loaded = lexiseg.load(NAME, weights={"fcclip": tmp_path / "ours", "clip": clip}, device="cpu").segmenter
+    assert torch.equal(loaded.state_dict()["mask_decoder.void.weight"], segmenter.mask_decoder.void.weight)
+
+
+def test_half_is_half_the_file(capsys, checkpoint, segmenter, tmp_path):
+    run(capsys, checkpoint, "--model", NAME, "--output", tmp_path / "ours", "--half")
+    assert (tmp_path / "ours/model.safetensors").stat().st_size < 0.6 * checkpoint.stat().st_size
+    loaded = lexiseg.load(NAME, weights=tmp_path / "ours", device="cpu").segmenter
+    for name, value in segmenter.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_what_cannot_be_converted_is_refused_by_name(capsys, checkpoint, segmenter, tmp_path):
+    state = official_state(segmenter)
+    void = "void_embedding.weight"
+    wrong = {
+        "missing": {name: value for name, value in state.items() if name != void},
+        "unknown": {**state, "sem_seg_head.more": torch.zeros(1)},
+        "shape": {**state, void: torch.zeros(1, 7)},
+        "clip": {name: value for name, value in state.items() if name != "backbone.clip_model.logit_scale"},
+        "another": {"cls_token": torch.zeros(1)},
+    }
+    for name, tensors in wrong.items():
+        torch.save({"model": tensors}, tmp_path / f"{name}.pth")
+    (tmp_path / "text.pth").write_text("no checkpoint at all")
+    (tmp_path / "bare.pkl").write_bytes(b"\x80\x04}.")
+    run(capsys, checkpoint, "--model", NAME, "--output", tmp_path / "ours")
+    for file, message in (
+        ("missing.pth", "missing.pth is another model's: mask_decoder.void.weight is missing"),
+        ("unknown.pth", "1 keys are none of official FC-CLIP's or FrozenSeg's: sem_seg_head.more"),
+        ("shape.pth", "mask_decoder.void.weight is (1, 7), not"),
+        ("clip.pth", "clip.clip_model.logit_scale is missing"),
+        ("another.pth", "cls_token"),
+        ("text.pth", "damaged or no weights file"),
+        ("bare.pkl", "a bare pickle, and no code of a file is run here"),
+        ("gone.pth", "gone.pth do not exist"),
+        ("ours", f"is in lexiseg's form already, weights of {NAME}"),
+    ):
+        code, out, err = run(capsys, tmp_path / file, "--model", NAME, "--output", tmp_path / "new")
+        assert (code, out) == (1, ""), file
+        assert message in err, file
+    assert not (tmp_path / "new").exists()
+    back = ("--to", "official", "--output", tmp_path / "x.pth")
+    for file, model, message in (
+        (checkpoint, NAME, "has no card"),
+        (tmp_path / "ours", "fcclip-convnext-l", f"holds weights of {NAME}, not of fcclip-convnext-l"),
+    ):
+        code, _, err = run(capsys, file, "--model", model, *back)
+        assert code == 1
+        assert message in err
+
+
+def test_a_wrong_call_is_said_before_anything_is_read(capsys, tmp_path):
+    for model, more, message in (
+        ("fcclip-huge", (), "'fcclip-huge' is unknown; checkpoints can be converted of fcclip-convnext-l"),
+        ("sam_clip-tiny", (), "is put together of parts that are files already"),
+        (NAME, ("--to", "official"), "name the checkpoint to be written, ending in .safetensors"),
+    ):
+        code, _, err = run(capsys, tmp_path / "gone", "--model", model, "--output", tmp_path / "folder", *more)
+        assert code == 2
+        assert message in err
+
+
+@pytest.mark.parametrize("name", ["sam-vit-b", "sam-vit-l", "sam-vit-h", "sam_hq-vit-b"])
+def test_a_sam_by_itself_by_its_names_and_shapes(name):
+    """Full size, so without numbers: the official keys, none of them left, and a config that builds the same model."""
+    family, size = name.split("-vit-")
+    with torch.device("meta"):
+        sam = build_sam(sam_config(size) if family == "sam" else sam_hq_config(size))
+    state = sam_weights.to_official(sam.model.state_dict())
+    tensors, config = names_of(name).ours(state, "x.pth")
+    assert config is not None
+    document = json.loads(json.dumps(config))
+    again = {"sam": SamConfig, "sam_hq": SamHQConfig}[document["model_type"]].from_dict(document)
+    with torch.device("meta"):
+        same_shapes = build_sam(again).model.state_dict()
+    assert {key: value.shape for key, value in tensors.items()} == {key: value.shape for key, value in same_shapes.items()}
+    assert again.mask_decoder_config.layer_norm_eps == DECODER_NORM_EPS
+    assert names_of(name).official(SavedWeights(tensors, {}, Path("x"))).keys() == state.keys()
+    with pytest.raises(lexiseg.WeightsError, match=f"it holds {name}, not sam_hq-vit-h"):
+        names_of("sam_hq-vit-h").ours(state, "x.pth")
+
+
+def test_parts_need_names(tmp_path):
+    with pytest.raises(lexiseg.UsageError, match=r"sam_clip-tiny is put together of parts: .* clip, sam"):
+        lexiseg.load("sam_clip-tiny", weights=tmp_path)
+
+
+class SmallCmpf(Cmpf):
+    def __init__(self, clip: ClipConvNeXt | ClipResNet, sam: SamFamily, **options: Any) -> None:
+        few = {"queries": 9, "layers": 3, "pixel_layers": 1, "pixel_feedforward": 48, "feedforward": 48, "sam_layers": 1}
+        super().__init__(clip, sam, **few, query_layers=(1, 2), feature_layers=(1, 2), **options)
+
+
+def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(cmpf_variants, "Cmpf", SmallCmpf)
+    model = cmpf_variants._model("cmpf-mini", str(ASSETS / "clip-tiny-resnet"), "openai", "nowhere")
+    for models in (cmpf_variants.MODELS, methods.MODELS):
+        monkeypatch.setitem(models, "cmpf-mini", model)
+    clip = build_clip(ASSETS / "clip-tiny-resnet")
+    assert isinstance(clip, ClipResNet)
+    segmenter = SmallCmpf(clip, mobile_sam(), behaviour="official")
+    ours = segmenter.state_dict()
+    head = {name: value for name, value in ours.items() if not name.startswith(("clip.", "sam."))}
+    sam = sam_weights.to_official(segmenter.sam.model.state_dict())
+    official = to_official(Checkpoint(head, dict(clip.clip_model.state_dict()), sam))
+    torch.save({"model": {**official, "sam.pixel_mean": torch.zeros(3, 1, 1)}}, tmp_path / "frozenseg.pth")
+
+    code, out, err = run(capsys, tmp_path / "frozenseg.pth", "--model", "cmpf-mini", "--output", tmp_path / "ours")
+    assert code == 0, err
+    assert "sam.pixel_mean: the constant our preprocessing has" in out
+    assert same(load_file(tmp_path / "ours/model.safetensors"), ours)
+    assert same(lexiseg.load("cmpf-mini", weights=tmp_path / "ours", device="cpu").segmenter.state_dict(), ours)
+    arguments = (tmp_path / "ours", "--model", "cmpf-mini", "--to", "official", "--output", tmp_path / "back.safetensors")
+    assert run(capsys, *arguments)[0] == 0
+    assert same(load_file(tmp_path / "back.safetensors"), official)
+
+    save_segmenter(segmenter, tmp_path / "paper", {"model": "cmpf-mini", "behaviour": "paper"}, all_parts=True)
+    code, _, err = run(capsys, tmp_path / "paper", *arguments[1:])
+    assert code == 1
+    assert "was trained with the paper's own encoder of SAM's features" in err
+
+    torch.save(official | {"sam.mask_decoder.iou_token.weight": torch.zeros(1, 7)}, tmp_path / "wrong.pth")
+    code, _, err = run(capsys, tmp_path / "wrong.pth", "--model", "cmpf-mini", "--output", tmp_path / "new")
+    assert code == 1
+    assert "mask_decoder.iou_token.weight (1, 7) instead of (1, 256)" in err
+    fcclip = {name: value for name, value in official.items() if "sam_transformer" not in name and "_sam." not in name}
+    torch.save({name: value for name, value in fcclip.items() if ".fpn3." not in name}, tmp_path / "half.pth")
+    code, _, err = run(capsys, tmp_path / "half.pth", "--model", "cmpf-mini", "--output", tmp_path / "new")
+    assert code == 1
+    assert "feature_injector" in err
+    assert "is missing" in err
+
+
+def test_a_checkpoint_with_another_clip_is_refused(segmenter, tmp_path):
+    state = official_state(segmenter) | {"backbone.clip_model.text_projection": torch.zeros(3, 4)}
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(
+        lexiseg.WeightsError, match=r"the checkpoint's CLIP, to be \S+clip-tiny-resnet, .*text_projection is \(3, 4\)"
+    ):
+        lexiseg.load(NAME, weights=tmp_path / "other.pth")

@@ -1,0 +1,239 @@
+"""CMPF's ensemble of masks in the model: what switches it off, what it changes, and where SAM's masks come to lie."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lexiseg.backbones.mask_generator import generate, grid_points
+from lexiseg.ensembles import classify_vectors
+from lexiseg.errors import UsageError
+from lexiseg.inference.pipeline import load
+from lexiseg.methods import MODELS
+from lexiseg.methods.cmpf.model import Cmpf
+from lexiseg.methods.cmpf.sam_masks import OFFICIAL, SamMasks, cells_of, official_cells
+from lexiseg.postprocess import Placing, instances, panoptic, resized, semantic_scores
+from lexiseg.structures import ImageBatch, TextEmbeddings
+from tests.laws.builders import (
+    EVERY_MASK,
+    loud_sam,
+    some_images,
+    some_text,
+    tiny_clip,
+    tiny_cmpf,
+    tiny_cmpf_with_masks,
+)
+
+SEEN = torch.tensor([True, False, True, False, False])
+KINDS = pytest.mark.parametrize("kind", ["convnext", "resnet"])
+BEHAVIOURS = pytest.mark.parametrize("behaviour", ["paper", "official"])
+
+
+def words() -> TextEmbeddings:
+    return replace(some_text(), seen=SEEN)
+
+
+def sums(prediction, **options) -> list[torch.Tensor]:
+    return list(semantic_scores(prediction, divide=False, **options))
+
+
+# --- what it changes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"epsilon": 0.0}, {"masks": None}])
+def test_switched_off_it_is_the_model_without_it_bit_for_bit(options, monkeypatch):
+    images, text = some_images((60, 80), (72, 48)), words()
+    plain, off = tiny_cmpf("convnext")(images, text), tiny_cmpf_with_masks("convnext", **options)
+    monkeypatch.setattr(Cmpf, "sam_prediction", None)  # SAM is not even asked
+    found = off(images, text)
+    assert torch.equal(found.masks, plain.masks)
+    assert torch.equal(found.classes, plain.classes)
+    assert found.semantic == ()
+
+
+@KINDS
+def test_panoptic_and_instance_results_and_seen_classes_stay(kind):
+    images, text = some_images((60, 80), (72, 48)), words()
+    plain, found = tiny_cmpf(kind)(images, text), tiny_cmpf_with_masks(kind)(images, text)
+    for one, other in zip(panoptic(found, text), panoptic(plain, text), strict=True):
+        assert torch.equal(one[0], other[0])
+    for one, other in zip(instances(found, text), instances(plain, text), strict=True):
+        assert [region.score for region in one] == [region.score for region in other]
+    for one, other in zip(sums(found), sums(plain), strict=True):
+        assert torch.equal(one[SEEN], other[SEEN])
+        assert (one[~SEEN] - other[~SEEN]).abs().max() > 0.01
+
+
+@BEHAVIOURS
+def test_semantic_scores_follow_equation_12(behaviour):
+    """Against SAM's own masks in pixels: of the paper cut at zero, of the official program as probabilities."""
+    images, text, side = some_images((60, 80)), words(), 64 if behaviour == "paper" else 512
+    segmenter = tiny_cmpf_with_masks("convnext", behaviour=behaviour, epsilon=0.3, side=side)
+    generated = generate(segmenter.mask_sam, images.image(0), EVERY_MASK.options, grid_points(2))
+    sam = segmenter.sam_prediction(images.image(0), text, EVERY_MASK)
+    best = sam.classes[0].exp().masked_fill(SEEN & (behaviour == "official"), 0).amax(-1)
+    kept, xi = best > best.median(), float(best.median())
+    segmenter.xi = xi
+    assert 0 < kept.sum() < len(kept)
+    if behaviour == "paper":
+        inside = generated.binary().float()
+    else:
+        inside = segmenter.mask_sam.geometry((60, 80)).upsample(generated.logits).sigmoid()
+    theirs = torch.einsum("qk,qhw->khw", sam.classes[0, kept].exp(), inside[kept])
+    model = sums(tiny_cmpf("convnext", behaviour=behaviour, side=side)(images, text))[0]
+    expected = torch.where(SEEN[:, None, None], model, 0.7 * model + 0.3 * theirs)
+    found = sums(segmenter(images, text))[0]
+    assert (expected - model)[~SEEN].abs().max() > 0.1
+    if behaviour == "official":
+        assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    else:  # between inside and outside the steep logits pass through zero within a pixel
+        assert ((found - expected).abs() > 1e-3).float().mean() < 0.02
+
+
+# --- where SAM's masks lie --------------------------------------------------------------------------------------------
+
+
+def ramp(size: int, place: Placing) -> torch.Tensor:
+    """Two maps [2, m, m] over ``place``, whose value is the row and the column in pixels of the image."""
+    steps = (torch.arange(size) + 0.5) / size
+    scale = [extent / inner * length for extent, inner, length in zip(place.extent, place.inner, place.size, strict=True)]
+    return torch.stack([(steps * scale[0])[:, None].expand(size, size), (steps * scale[1]).expand(size, size)])
+
+
+@pytest.mark.parametrize("place", [Placing((64, 64), (40, 64), (50, 80)), Placing((16, 16), (16, 16), (50, 80))])
+def test_cells_are_where_clip_sees_them(place):
+    """A map of positions, read at the cells of an image with padding, says where the cells' centres are."""
+    inner, padded, grid = (56, 90), (64, 96), (8, 12)
+    covered = padded[0] / inner[0], padded[1] / inner[1]
+    rows, columns = cells_of(ramp(32, place), place, grid, covered)[0]
+    for axis, found in enumerate((rows[:, 0], columns[0])):
+        expected = (torch.arange(grid[axis]) + 0.5) * (padded[axis] / grid[axis]) * (place.size[axis] / inner[axis])
+        inside = expected < place.size[axis]
+        half = place.size[axis] * place.extent[axis] / place.inner[axis] / 64  # beyond its first and last centre a map is flat
+        middle = inside & (expected > half) & (expected < place.size[axis] - half)
+        assert middle.sum() >= 6
+        assert_close(found[middle], expected[middle], atol=1e-3, rtol=0)
+        assert (found[~inside] < -50).all(), "padding is in no mask"
+        assert (~inside).any()
+
+
+def test_the_official_grid_is_moved_and_squeezed():
+    masks, place = torch.randn(20, 9, 9), Placing((64, 64), (40, 64), (50, 80))
+    pixels = resized(masks, place)
+    expected = torch.zeros(1, 20, 32, 64)
+    for row in range(25):
+        for column in range(38):
+            expected[0, :, row, column] = pixels[:, row * 50 // 25, column * 80 // 38]
+    assert_close(official_cells(masks, place, (25, 38)), expected)
+    assert official_cells(masks, place, (32, 64)).shape == (1, 20, 32, 64)
+
+
+@KINDS
+def test_masks_are_named_by_what_clip_sees_under_them(kind):
+    """Two halves of an image that is not padded: each is named as CLIP names that half of its cells."""
+    segmenter, text = tiny_cmpf_with_masks(kind), words()
+    image = some_images((64, 128)).image(0)
+    left = torch.where(torch.arange(16) < 8, 9.0, -9.0).expand(16, 16)
+    whole = Placing((64, 128), (64, 128), (64, 128))
+    names, valid = segmenter.sam_classes(image, torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text)
+    features = segmenter.clip_features(image[None])
+    high, wide = features.grid
+    cells = (torch.arange(wide) < wide // 2).float().expand(1, 1, high, wide)
+    vectors = segmenter.clip.embed_regions(features, torch.cat([cells, 1 - cells], 1))
+    assert_close(names[:, :2], classify_vectors(vectors, text, segmenter.clip.logit_scale))
+    assert valid.tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize(("kind", "valid"), [("convnext", True), ("resnet", False)])
+def test_officially_no_object_competes_and_only_a_convnext_names_nothing(kind, valid):
+    segmenter, text = tiny_cmpf_with_masks(kind, behaviour="official", side=None), words()
+    empty, whole = torch.full((1, 16, 16), -9.0), Placing((512, 512), (512, 512), (512, 512))
+    names, covered = segmenter.sam_classes(some_images((512, 512)).image(0), torch.cat([-empty, empty]), whole, text)
+    assert covered.tolist() == [[True, valid]]
+    assert names[0, 0].exp().sum() < 0.9999
+
+
+# --- SAM is asked -----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_with_and_without_masks_share_a_batch(monkeypatch):
+    segmenter, text, images = tiny_cmpf_with_masks("convnext"), words(), some_images((60, 80), (72, 48), (40, 40))
+    all_masks, counts = SamMasks.of, {80: 5, 48: 0, 40: 12}  # by the width of a picture
+    monkeypatch.setattr(SamMasks, "of", lambda *call: all_masks(*call).select(torch.arange(counts[call[2].shape[-1]])))
+    together = segmenter(images, text)
+    assert together.semantic[1].masks.shape[1] == 12
+    alone = [segmenter(ImageBatch.of([images.image(index)]), text) for index in range(3)]
+    assert alone[1].semantic[1].masks.shape[1] == 0
+    for one, other in zip(sums(together), [sums(single)[0] for single in alone], strict=True):
+        assert_close(one, other)
+    model = sums(tiny_cmpf("convnext")(images, text))[1]
+    assert_close(sums(together)[1], torch.where(SEEN[:, None, None], model, 0.8 * model))
+
+
+def test_another_sam_makes_the_masks():
+    other, images, text = loud_sam(5), some_images((60, 80)), words()
+    segmenter, own = tiny_cmpf_with_masks("convnext", mask_sam=other), tiny_cmpf_with_masks("convnext", mask_sam=None)
+    assert torch.equal(segmenter(images, text).masks, own(images, text).masks)
+    assert not torch.equal(segmenter(images, text).semantic[1].masks, own(images, text).semantic[1].masks)
+    assert segmenter.parts()["mask_sam"] is other
+    assert "mask_sam" not in own.parts()
+    assert segmenter.trained_parts() == own.trained_parts()
+    assert not segmenter.train().mask_sam.training
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
+def test_masks_come_from_the_cache_the_second_time(tmp_path, monkeypatch):
+    image, text = some_images((60, 80)).image(0), words()
+    kept = replace(EVERY_MASK, cache=tmp_path, identity="a")
+    segmenter = tiny_cmpf_with_masks("convnext", masks=kept)
+    first = segmenter.sam_prediction(image, text, kept)
+    assert len(list(tmp_path.iterdir())) == 1
+    plain = segmenter.sam_prediction(image, text, EVERY_MASK)
+    monkeypatch.setattr(type(segmenter.mask_sam), "encode_with_skips", None)
+    second = segmenter.sam_prediction(image, text, kept)
+    for one in (second, plain):
+        assert torch.equal(first.masks, one.masks)
+        assert torch.equal(first.classes, one.classes)
+    with pytest.raises(TypeError):
+        segmenter.sam_prediction(image, text, replace(kept, identity="b"))
+    with pytest.raises(UsageError, match="give identity"):
+        SamMasks(cache=tmp_path)
+
+
+def test_only_the_largest_masks_are_kept():
+    sam, image = loud_sam(), some_images((60, 80)).image(0)
+    every = EVERY_MASK.of(sam, image)
+    assert len(every) > 3
+    two = replace(EVERY_MASK, most=2).of(sam, image)
+    assert two.areas.tolist() == sorted(every.areas.tolist(), reverse=True)[:2]
+    assert len(replace(EVERY_MASK, most=1000).of(sam, image)) == len(every)
+
+
+# --- published models -------------------------------------------------------------------------------------------------
+
+
+def test_a_published_model_takes_a_sam_for_its_masks(monkeypatch):
+    variants = sys.modules["lexiseg.methods.cmpf.variants"]
+    sams = {"h.pth": loud_sam(), "b.pth": loud_sam()}
+    monkeypatch.setattr(variants, "frozen_clip", lambda *_: tiny_clip("convnext"))
+    monkeypatch.setattr(variants, "load_sam", sams.__getitem__)
+    monkeypatch.setattr(variants, "read_checkpoint", lambda *_: Checkpoint())
+    monkeypatch.setattr(variants, "fill", lambda *_: None)
+    load_model = MODELS["cmpf-convnext-l"].load
+    plain = load_model({"cmpf": "x.pth", "sam": "b.pth"})
+    assert plain.masks is plain.mask_sam is None
+    segmenter = load_model({"cmpf": "x.pth", "sam": "b.pth", "mask_sam": "h.pth"})
+    assert segmenter.mask_sam is sams["h.pth"]
+    assert segmenter.masks == OFFICIAL
+    with pytest.raises(UsageError, match=r"no part 'masks' .* clip, cmpf, mask_sam, sam"):
+        load("cmpf-convnext-l", weights={"masks": "h.pth"})
+
+
+class Checkpoint:
+    """As much of one as is asked for."""
+
+    sam, clip, head, behaviour = (), (), (), "official"

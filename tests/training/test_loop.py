@@ -1,0 +1,273 @@
+"""What a training must keep: killed or not, by one process or two it is the same; and it says what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lexiseg.errors import OutputError, RunError, UsageError
+from lexiseg.methods.fcclip.model import FcClip
+from lexiseg.methods.weights import fill_from, read_card
+from lexiseg.training import checkpoint, examples, loop
+from lexiseg.training.journal import read_log
+from lexiseg.training.loop import train
+from tests.training.recipes import build, recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMED = {"seconds", "images_per_second"}  # the only numbers of a log that differ between two runs
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Sums in one order: the subprocesses compute on one thread, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["segmenter"]
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in read_log(folder)]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nothing interrupted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    assert train(recipe(), folder, device="cpu", workers=0) == folder / "model"
+    torch.set_num_threads(threads)
+    return folder
+
+
+def test_killed_and_started_again_is_never_killed(whole, tmp_path):
+    command = [sys.executable, "-m", "tests.training.recipes", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert process.poll() is None, "it ended before its first checkpoint"
+            time.sleep(0.002)
+        process.kill()
+    reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert 0 < reached < 8, "killed too late to show anything"
+    train(recipe(), tmp_path, device="cpu", workers=0)
+    assert same(weights(tmp_path), weights(whole))
+    assert log(tmp_path) == log(whole)
+
+
+@pytest.mark.parametrize("stop", [3, 6, 7])  # within a line of the log, at a checkpoint, before the last step
+def test_stopped_anywhere(whole, tmp_path, stop):
+    assert train(recipe(), tmp_path, device="cpu", workers=0, until=stop) is None
+    assert len(log(tmp_path)) == stop // 3
+    train(recipe(), tmp_path, device="cpu", workers=0)
+    assert same(weights(tmp_path), weights(whole))
+    assert log(tmp_path) == log(whole)
+
+
+def test_a_finished_training_is_left_as_it_is(whole):
+    before = weights(whole)
+    assert train(recipe(), whole, device="cpu", workers=0) == whole / "model"
+    assert same(weights(whole), before)
+
+
+@pytest.mark.parametrize("signals", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_keeps_the_step(whole, tmp_path, monkeypatch, signals):
+    step = loop._Training._step
+
+    def interrupted(self, batch):
+        step(self, batch)
+        if self.step == 5:
+            os.kill(os.getpid(), signals)
+
+    monkeypatch.setattr(loop._Training, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe("save_every=100"), tmp_path, device="cpu", workers=0)
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+    train(recipe(), tmp_path, device="cpu", workers=0)  # how often it saves may change on the way
+    assert same(weights(tmp_path), weights(whole))
+
+
+def test_two_processes_are_one(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    subprocess.run(
+        [*command, "tests.training.recipes", str(tmp_path), "log_every=1"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    alone = tmp_path / "alone"
+    train(recipe("log_every=1"), alone, device="cpu", workers=0)
+    pairs = list(zip(log(tmp_path), log(alone), strict=True))
+    assert len(pairs) == 8
+    for two, one in pairs:
+        assert_close(two["loss"], one["loss"], rtol=1e-5, atol=0)
+
+
+def test_who_prepares_the_pictures_makes_no_difference(whole, tmp_path):
+    train(recipe(), tmp_path, device="cpu", workers=2)
+    assert same(weights(tmp_path), weights(whole))
+
+
+def test_the_seed_makes_one(whole, tmp_path):
+    train(recipe("seed=1"), tmp_path, device="cpu", workers=0)
+    assert not same(weights(tmp_path), weights(whole))
+
+
+def test_what_is_frozen_stays_and_all_else_learns(whole):
+    after = build({}, recipe().model)
+    torch.manual_seed(loop.seed_of(0))
+    before = build({}, recipe().model)
+    card = fill_from(after, whole / "model")
+    changed = {
+        name
+        for (name, one), other in zip(before.state_dict().items(), after.state_dict().values(), strict=True)
+        if not torch.equal(one, other)
+    }
+    assert all(name.startswith(("pixel_decoder.", "mask_decoder.")) for name in changed)
+    assert {name for name, _ in before.named_parameters() if not name.startswith("clip.")} <= changed
+    assert card["model"] == "fcclip-test"
+    assert card["step"] == 8
+
+
+def test_it_learns(tmp_path, monkeypatch):
+    """One scene over and over: the loss must fall to a part of what it was."""
+    monkeypatch.setattr(examples, "WORLD_SCENES", 1)
+    still = ("jitter.least=1.0", "jitter.most=1.0", "jitter.mirror=0.0")
+    train(recipe("steps=60", "rate=5e-3", *still), tmp_path, device="cpu", workers=0)
+    rows = log(tmp_path)
+    assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]
+
+
+def test_accumulated_batches_learn_about_the_same(whole, tmp_path):
+    train(recipe("accumulate=2"), tmp_path, device="cpu", workers=0)
+    ours, others = log(tmp_path), log(whole)
+    assert_close(ours[0]["loss"], others[0]["loss"], rtol=0.05, atol=0)  # each part is normalised by its own targets
+    assert ours != others
+
+
+def test_the_moving_average_is_what_is_kept(tmp_path):
+    train(recipe("average=0.5"), tmp_path, device="cpu", workers=0, until=7)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    train(recipe("average=0.5"), tmp_path, device="cpu", workers=0)
+    last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    name = "mask_decoder.norm.weight"
+    assert_close(last["average"][name], 0.5 * state["average"][name] + 0.5 * last["segmenter"][name])
+    model = build({}, recipe().model)
+    fill_from(model, tmp_path / "model")
+    assert torch.equal(model.state_dict()[name], last["average"][name])
+
+
+def test_stages_have_optimisers_of_their_own(tmp_path):
+    stages = recipe().stages[0]
+    two = replace(
+        recipe(), stages=(replace(stages, steps=4, parts=("pixel_decoder",)), replace(stages, steps=4, parts=("mask_decoder",)))
+    )
+    train(two, tmp_path / "a", device="cpu", workers=0, until=4)
+    first = weights(tmp_path / "a")
+    torch.manual_seed(loop.seed_of(0))
+    start = build({}, two.model).state_dict()
+    assert all(torch.equal(first[name], start[name]) for name in first if name.startswith("mask_decoder."))
+    assert any(not torch.equal(first[name], start[name]) for name in first if name.startswith("pixel_decoder."))
+    train(two, tmp_path / "a", device="cpu", workers=0)
+    last = weights(tmp_path / "a")
+    assert all(torch.equal(first[name], last[name]) for name in first if name.startswith("pixel_decoder."))
+    assert any(not torch.equal(first[name], last[name]) for name in first if name.startswith("mask_decoder."))
+    train(two, tmp_path / "b", device="cpu", workers=0)
+    assert same(weights(tmp_path / "b"), last)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_mixed_precision_stays_near(whole, tmp_path, precision):
+    train(recipe(f"precision={precision}"), tmp_path, device="cpu", workers=0)
+    assert_close(log(tmp_path)[0]["loss"], log(whole)[0]["loss"], rtol=0.05, atol=0)
+
+
+def test_a_loss_that_is_no_number_stops_it(tmp_path, monkeypatch):
+    loss = FcClip.loss
+
+    def broken(self, images, text, targets, options=None, draw=None):
+        found = loss(self, images, text, targets, options, draw)
+        broken.calls += 1
+        return {**found, "mask": found["mask"] * float("nan")} if broken.calls == 4 else found
+
+    broken.calls = 0
+    monkeypatch.setattr(FcClip, "loss", broken)
+    with pytest.raises(RunError, match=r"step 3: mask is nan.*bad-batch-0\.pt"):
+        train(recipe(), tmp_path, device="cpu", workers=0)
+    kept = torch.load(tmp_path / "bad-batch-0.pt", weights_only=True)
+    assert kept["pixels"].shape == (2, 3, 64, 64)
+    assert kept["positions"] == [6, 7]
+    assert [len(masks) for masks in kept["masks"]] == [len(labels) for labels in kept["labels"]]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_measured_on_the_way(tmp_path):
+    settings = ("steps=4", "validate_every=2", "validate_limit=3", "validation=world:val:64,world:style:64")
+    train(recipe(*settings), tmp_path, device="cpu", workers=0)
+    measured = [row for row in log(tmp_path) if "world:val:64/PQ" in row]
+    assert [row["step"] for row in measured] == [2, 4]
+    assert {"world:val:64/mIoU", "world:val:64/mIoU seen", "world:style:64/mIoU unseen"} <= measured[0].keys()
+    best = read_card(tmp_path / "best")
+    assert best is not None
+    assert best["step"] in {2, 4}
+    assert list((tmp_path / "validation").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["seed=3"], "seed=0, now it is 3; choose another --output"),
+        (["rate=0.5"], r"stages\.0\.rate=0\.002, now it is 0\.5"),
+        (["model.queries=7"], r"model\.queries=9"),
+    ],
+)
+def test_a_folder_is_of_one_training(whole, settings, words):
+    with pytest.raises(UsageError, match=words):
+        train(recipe(*settings), whole, device="cpu", workers=0)
+
+
+def test_batches_that_cannot_be_shared(tmp_path):
+    with pytest.raises(UsageError, match="batch of 2 cannot be shared by 1 processes in 3 parts"):
+        train(recipe("accumulate=3"), tmp_path, device="cpu")
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(RunError, match="is no checkpoint of a training"):
+        train(recipe(), tmp_path, device="cpu")
+
+
+def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.write_checkpoint(path, {"step": 1})
+    monkeypatch.setattr(torch, "save", _half_written)
+    with pytest.raises(OutputError, match=r"cannot write .*checkpoint\.pt"):
+        checkpoint.write_checkpoint(path, {"step": 2})
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _half_written(_, stream):
+    stream.write(b"half")
+    raise OSError(28, "No space left on device")
