@@ -227,7 +227,7 @@ def _parsed(setting: str, text: str, like: object) -> object:
     if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(like, tuple) or like is None:
-        items = value if isinstance(value, tuple | list) else text.split(",")
+        items = value if isinstance(value, tuple | list) else text.split(",") if isinstance(value, str) else [value]
         kinds = {type(item) for item in like} if like else set()
         if not kinds or all(type(item) in kinds for item in items):
             return tuple(items)

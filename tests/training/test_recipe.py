@@ -1,0 +1,183 @@
+"""Recipes: the papers' numbers, and settings that are changed by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from lexiseg.cli import main
+from lexiseg.errors import UsageError
+from lexiseg.methods import RECIPES, recipe_named
+from lexiseg.methods.recipe import Stage, changed
+from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.optimiser import optimiser_of, set_rate
+from lexiseg.world import world_classes
+from tests.laws.builders import tiny_cmpf, tiny_fcclip
+from tests.training.recipes import recipe
+
+
+def test_the_papers_numbers():
+    """CMPF's and FC-CLIP's settings, as `facts` of the official code have them."""
+    for name in ("fcclip-convnext-l", "cmpf-rn50x64"):
+        settings = recipe_named(name).document()
+        assert {key: settings[key] for key in ("data", "batch", "precision", "jitter.side", "jitter.least", "jitter.most")} == {
+            "data": "coco-panoptic-train", "batch": 16, "precision": "float16", "jitter.side": 1024, "jitter.least": 0.1,
+            "jitter.most": 2.0,
+        }  # fmt: skip
+        stage = {key.removeprefix("stages.0."): value for key, value in settings.items() if key.startswith("stages.0.")}
+        assert (stage["steps"], stage["rate"], stage["weight_decay"], stage["clip"]) == (368_750, 1e-4, 0.05, 0.01)
+        loss = {key: value for key, value in settings.items() if key.startswith("loss.")}
+        assert (loss["loss.points"], loss["loss.classes"], loss["loss.mask"], loss["loss.dice"]) == (12_544, 2.0, 5.0, 5.0)
+        assert (loss["loss.void"], loss["loss.oversample"], loss["loss.importance"]) == (0.1, 3.0, 0.75)
+
+
+def test_the_papers_schedule():
+    stage = recipe_named("cmpf-convnext-l").stages[0]
+    rates = [stage.rate_at(step) for step in (0, 327_777, 327_778, 355_091, 355_092, 368_749)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6])
+
+
+def test_warmup_and_cooldown():
+    stage = Stage(100, rate=1.0, warmup=10, cooldown=0.5)
+    assert [stage.rate_at(step) for step in (0, 4, 9, 50, 75, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "value"),
+    [
+        ("batch=8", "batch", 8),
+        ("rate=3", "stages.0.rate", 3.0),
+        ("stages.0.milestones=4,6", "stages.0.milestones", (4, 6)),
+        ("milestones=(4,)", "stages.0.milestones", (4,)),
+        ("precision=bfloat16", "precision", "bfloat16"),
+        ("loss.points=32", "loss.points", 32),
+        ("loss.costs.dice=1", "loss.costs.dice", 1.0),
+        ("jitter.least=0.5", "jitter.least", 0.5),
+        ("model.queries=5", "model.queries", 5),
+        ("validation=world:val", "validation", ("world:val",)),
+    ],
+)
+def test_settings_are_changed_by_name(setting, name, value):
+    before, after = recipe().document(), changed(recipe(), [setting]).document()
+    assert after.pop(name) == value
+    assert after.items() <= before.items()
+
+
+def test_layers_of_an_ablation():
+    options = recipe("model.queries=3").model
+    assert options["queries"] == 3
+    cmpf = recipe_named("cmpf-tiny")
+    assert changed(cmpf, ["model.query_layers=[]", "model.feature_layers=[]"]).model["query_layers"] == ()
+    assert changed(cmpf, ["model.query_layers=2"]).model["query_layers"] == (2,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("rat=1", "no setting 'rat': did you mean rate"),
+        ("batch", "'batch' is no setting: write key=value"),
+        ("batch=many", "the value must be a whole number such as 2"),
+        ("batch=2.5", "the value must be a whole number such as 2"),
+        ("rate=fast", "the value must be a number such as"),
+        ("batch=0", "batch must be at least 1"),
+        ("precision=int8", "unknown precision 'int8'; there are float32, bfloat16, float16"),
+        ("steps=0", "at least one step"),
+        ("model.query_layers=a,b", "no setting 'model.query_layers'"),
+    ],
+)
+def test_settings_that_are_wrong(setting, words):
+    with pytest.raises(UsageError, match=words):
+        changed(recipe(), [setting])
+
+
+def test_names_that_are_wrong():
+    with pytest.raises(UsageError, match="unknown recipe 'cmpf-tinny': did you mean cmpf-tiny"):
+        recipe_named("cmpf-tinny")
+
+
+def test_norms_and_embeddings_do_not_decay():
+    segmenter = tiny_cmpf("convnext")
+    optimiser = optimiser_of(segmenter, Stage(1, rate=1.0, weight_decay=0.05, multipliers={"pixel_decoder": 0.1}))
+    undecayed = {id(p) for group in optimiser.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    everything = [id(p) for group in optimiser.param_groups for p in group["params"]]
+    kinds = (nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+    expected = {
+        id(parameter)
+        for name, part in segmenter.parts().items()
+        if name not in {"clip", "sam"}
+        for module in part.modules()
+        if isinstance(module, kinds)
+        for parameter in module.parameters(recurse=False)
+    }
+    assert undecayed == expected
+    assert len(everything) == len(set(everything))
+    assert set(everything) == {id(p) for p in segmenter.parameters() if p.requires_grad}
+    assert not any(p.requires_grad for part in (segmenter.clip, segmenter.sam) for p in part.parameters())
+    set_rate(optimiser, 0.5)
+    rates = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in segmenter.pixel_decoder.parameters()} == {0.05}
+    assert {rates[id(p)] for p in segmenter.mask_decoder.parameters()} == {0.5}
+
+
+def test_a_part_that_is_not_there():
+    with pytest.raises(UsageError, match="no part 'sam' to train; it has clip, pixel_decoder, mask_decoder"):
+        optimiser_of(tiny_fcclip("convnext"), Stage(1, parts=("sam",)))
+
+
+def test_the_tiny_models_are_trained_on_seen_names_only():
+    seen = Vocabulary.builtin("emoji-seen")
+    assert seen.names == tuple(row.name for row in world_classes() if row.seen)
+    assert recipe_named("cmpf-tiny").model["trained_on"] == "emoji-seen"
+
+
+def test_the_recipes_are_listed(capsys):
+    assert main(["train", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == RECIPES.keys()
+    assert told["cmpf-tiny"]["settings"]["model.query_layers"] == [1, 2]
+
+
+def test_a_dry_run_counts(capsys):
+    """Settings may stand before and after options."""
+    assert main(["train", "fcclip-tiny", "batch=2", "--dry-run", "--json", "accumulate=2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["batch"]["images"] == [2, 3, 256, 256]
+    assert told["images_at_once"] == 1
+    parameters, memory = told["parameters"], told["memory_GiB"]
+    assert parameters["total"] == parameters["trainable"] + parameters["frozen"]
+    assert parameters["trainable"] == 998_913
+    assert memory["all"] == pytest.approx(memory["weights"] + memory["optimiser"] + memory["of each image"])
+    assert told["missing"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fcclip-tiny"], "give --output DIR"),
+        (["fcclip-tinny", "--output", "x"], "did you mean fcclip-tiny"),
+        (["fcclip-tiny", "--output", "x", "rate=fast"], "'rate=fast'"),
+        (["fcclip-tiny", "--output", "x", "--data", "nowhere"], "no data set named 'nowhere'"),
+        (["fcclip-tiny", "--output", "x", "--data", "world:nowhere"], "unknown split 'nowhere'"),
+    ],
+)
+def test_wrong_calls(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_estimate_of_memory_is_near(monkeypatch):
+    """The estimate from two small pictures against what one of the real size keeps."""
+    from lexiseg.training import plan
+
+    whole = recipe("jitter.side=256", "loss.points=64")
+    segmenter = whole.skeleton(whole.model)
+    optimiser_of(segmenter, whole.stages[0])
+    text = Vocabulary.builtin("coco")
+    estimate = plan.kept_of_an_image(whole, segmenter, text, torch.device("cpu"))
+    monkeypatch.setattr(plan, "PROBES", (2, 1))
+    assert estimate == pytest.approx(plan.kept_of_an_image(whole, segmenter, text, torch.device("cpu")), rel=0.1)
