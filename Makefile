@@ -13,7 +13,7 @@ help:
 	@echo "make test        the test suite (arguments for pytest: make test ARGS='-k rle')"
 	@echo "make check       ruff and mypy"
 	@echo "make bench       the benchmarks"
-	@echo "make train-tiny  train the tiny encoders (hours; interrupted, it goes on where it was)"
+	@echo "make train-tiny  train the tiny models (hours; interrupted, it goes on where it was)"
 	@echo "make score       score the embedded weights on 200 scenes nobody trained on"
 	@echo "make lock        renew requirements.lock after a change of pyproject.toml"
 
@@ -43,7 +43,9 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	$(BIN)/python benchmarks/mask_generator.py
+	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/methods.py --tiny
 
 # The allocator of glibc otherwise gives freed memory back at every step: half the time of a CPU training would pass in the kernel.
 train-tiny: export MALLOC_MMAP_THRESHOLD_ = 1000000000
@@ -56,11 +58,15 @@ train-tiny: $(READY)
 	$(BIN)/python -m lexiseg.training.pack clip-tiny-vit runs/clip-tiny-vit
 	$(BIN)/python -m lexiseg.training.sam_tiny --run runs/sam-tiny
 	$(BIN)/python -m lexiseg.training.pack sam-tiny runs/sam-tiny
+	$(BIN)/lexiseg train fcclip-tiny --output runs/fcclip-tiny
+	$(BIN)/python -m lexiseg.training.pack fcclip-tiny runs/fcclip-tiny
+	$(BIN)/lexiseg train cmpf-tiny --output runs/cmpf-tiny
+	$(BIN)/python -m lexiseg.training.pack cmpf-tiny runs/cmpf-tiny
 
 # The scores of the embedded weights: as under Scores in docs/tiny.md, on more scenes.
 score: $(READY)
-	$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345
-	$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model sam_clip-tiny-vit
+	@for model in sam_clip-tiny sam_clip-tiny-vit fcclip-tiny cmpf-tiny; do \
+		$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model $$model || exit 1; done
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.
 lock: $(READY)

@@ -2,6 +2,6 @@
 
 import sys
 
-from lexiseg.cli import main
+from lexiseg.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -74,8 +74,8 @@ class Recorded:
         self.memories[layer] = memory
         return memory
 
-    def queries(self, layer: int, queries: Tensor, masks: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-        assert masks.shape[:2] == project(queries).shape[:2]
+    def queries(self, layer: int, queries: Tensor, masks: Callable[[], Tensor], project: Callable[[Tensor], Tensor]) -> Tensor:
+        assert masks().shape[:2] == project(queries).shape[:2]
         self.after.append(layer)
         return queries
 

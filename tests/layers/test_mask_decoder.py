@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.errors import UsageError
-from lexiseg.layers.mask_decoder import Attention, attendable, class_logits, mask_pool
+from lexiseg.layers.mask_decoder import Attention, DecodedMasks, attendable, cells_read, class_logits, mask_pool
 from lexiseg.layers.pixel_decoder import PixelFeatures
 from lexiseg.structures import TextEmbeddings
-from tests.layers.builders import LAYERS, QUERIES, TEXT_WIDTH, WIDTH, decoder, features, one_of, same, text
+from tests.layers.builders import LAYERS, QUERIES, TEXT_WIDTH, WIDTH, decoder, features, one_of, text
 
 
 def test_mask_pool_is_the_mean_inside() -> None:
@@ -109,12 +109,51 @@ def test_auxiliary_predictions_change_nothing_and_are_those_of_shorter_decoders(
     plain, deep = module(given, vocabulary), module(given, vocabulary, auxiliary=True)
     assert plain.auxiliary == ()
     assert len(deep.auxiliary) == LAYERS
-    assert torch.equal(plain.masks, deep.masks)
-    assert torch.equal(plain.classes, deep.classes)
+    _assert_alike(plain, deep)
     for length in (0, 4):
         short = decoder(length)
         short.load_state_dict({name: tensor for name, tensor in module.state_dict().items() if name in short.state_dict()})
-        assert same(short(given, vocabulary), deep.auxiliary[length])
+        _assert_alike(short(given, vocabulary), deep.auxiliary[length])
+
+
+def _assert_alike(one: DecodedMasks, other: DecodedMasks) -> None:
+    """But for rounding: with auxiliary predictions the heads see the queries of all layers at once."""
+    torch.testing.assert_close(one.masks, other.masks, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(one.classes, other.classes, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller", "cells"),
+    [
+        ((16, 24), (2, 3), 4 * 6),
+        ((16, 24), (4, 12), 8 * 24),
+        ((16, 24), (8, 12), 16 * 24),
+        ((9, 12), (3, 4), 9 * 12),
+        ((5, 7), (2, 3), 5 * 7),
+        ((1, 4), (2, 2), 1 * 4),
+        ((4, 4), (4, 4), 4 * 4),
+    ],
+)
+def test_what_resizing_does_not_read_changes_nothing(size: tuple[int, int], smaller: tuple[int, int], cells: int) -> None:
+    maps = torch.randn(2, 3, *size)
+    read = cells_read(maps, smaller)
+    assert read[0, 0].numel() == cells
+    whole, part = (functional.interpolate(given, smaller, mode="bilinear", align_corners=False) for given in (maps, read))
+    torch.testing.assert_close(whole, part, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_each_layer_looks_inside_the_masks_predicted_before_it() -> None:
+    module, given = decoder(), features(2, size=(16, 20))
+    looked: list[Tensor] = []
+    for layer in module.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: looked.append(inputs[3]))
+    decoded = module(given, text(), auxiliary=True)
+    for number, (allowed, before) in enumerate(zip(looked, decoded.auxiliary, strict=True)):
+        size = given.levels[number % 3].shape[-2:]
+        logits = functional.interpolate(before.masks, size, mode="bilinear", align_corners=False).flatten(2)
+        expected = (logits > 0) | (logits <= 0).all(-1, keepdim=True)
+        assert torch.equal(allowed | (logits.abs() < 1e-5), expected | (logits.abs() < 1e-5))
 
 
 def test_every_parameter_gets_a_gradient() -> None:

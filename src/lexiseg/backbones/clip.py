@@ -27,6 +27,7 @@ from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Toke
 from lexiseg.backbones.clip_convnext import ClipConvNeXt
 from lexiseg.backbones.clip_resnet import ClipResNet
 from lexiseg.backbones.clip_vit import ClipViT, pack_projections, split_projections
+from lexiseg.backbones.hub import expect_hub
 from lexiseg.errors import UsageError, WeightsError
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # open_clip looks for both
 OFFLINE = "Without any download works the embedded model 'sam_clip-tiny'."
 SUPPORTED = "lexiseg knows ConvNeXt, ResNet with attention pool, and vision transformers read at their class token"
 
@@ -258,10 +260,12 @@ def _tags(architecture: str) -> str:
 def _fetched(source: _Source, name: str, tag: Mapping[str, Any]) -> Path:
     from open_clip import pretrained  # heavy
 
+    repository, _, file = tag.get("hf_hub", "").rpartition("/")
     try:
+        if repository:
+            expect_hub(repository, *([file] if file else WEIGHTS_FILES))
         return Path(pretrained.download_pretrained(dict(tag)))
     except (OSError, RuntimeError) as error:
-        repository, _, file = tag.get("hf_hub", "").rpartition("/")
         place = f"{file or WEIGHTS_FILE} of the Hugging Face repository {repository}" if repository else tag["url"]
         raise WeightsError(
             f"the weights '{name}' of the CLIP {source.name} are not on this machine and could not be fetched: {place}. "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lexiseg.backbones.hub import expect_hub
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
 from lexiseg.backbones.sam_weights import MOBILE_KEY, TIED, check_keys, from_official
@@ -254,6 +255,7 @@ def _from_hub(name: str, file: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        expect_hub(name, file)
         return Path(hf_hub_download(name, file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

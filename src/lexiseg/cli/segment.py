@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lexiseg.cli import undisturbed
 from lexiseg.data.images import find_images
 from lexiseg.errors import LexisegError, OutputError, UsageError
 from lexiseg.inference.pipeline import load
@@ -26,7 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output else None if arguments.json else Path(DEFAULT_OUTPUT)
     if folder is not None:
         _make(folder)
-    segment = load(arguments.model, weights=weights_by_part(arguments.weights), device=arguments.device, dtype=arguments.dtype)
+    weights = weights_by_part(arguments.weights)
+    with undisturbed():
+        segment = load(arguments.model, weights=weights, device=arguments.device, dtype=arguments.dtype)
     stems, failed = _stems(files), 0
     for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
         try:

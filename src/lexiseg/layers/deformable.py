@@ -9,6 +9,7 @@ S tokens of all levels together.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import pi
 
 import torch
@@ -34,16 +35,19 @@ def deformable_attention(value: Tensor, sizes: Sequence[Size], locations: Tensor
     levels = locations.shape[3]
     assert levels == len(sizes), f"locations on {levels} levels, maps of {len(sizes)}"
     assert value.shape[1] == sum(high * wide for high, wide in sizes), f"{value.shape[1]} cells do not fill maps of {sizes}"
-    maps = value.split([high * wide for high, wide in sizes], dim=1)
+    # Heads outside, queries inside: one head at a time the samples stay in the cache, and sums run over whole rows of memory.
+    # All cutting is done at once, so that in the backward pass each gradient is put together once.
+    cells = value.split([high * wide for high, wide in sizes], dim=1)
+    maps = [part.permute(2, 0, 3, 1).unflatten(-1, size).contiguous() for part, size in zip(cells, sizes, strict=True)]
+    places = (2 * locations - 1).permute(2, 3, 0, 4, 1, 5)  # [M, L, B, P, Q, 2]
+    shares = weights.permute(2, 3, 0, 4, 1).unsqueeze(3)  # [M, L, B, 1, P, Q]
     attended = []
-    for head in range(value.shape[2]):  # one at a time the samples stay in the cache: three times as fast on a CPU as all
-        total = value.new_zeros(())
-        for level, (cells, size) in enumerate(zip(maps, sizes, strict=True)):
-            grid = cells[:, :, head].mT.unflatten(2, size)
-            places = 2 * locations[:, :, head, level] - 1
-            samples = functional.grid_sample(grid, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-            total = total + (samples * weights[:, None, :, head, level]).sum(-1)
-        attended.append(total)
+    for grids, *where in zip(zip(*maps, strict=True), places, shares, strict=True):
+        samples = [
+            functional.grid_sample(grid, place, mode="bilinear", padding_mode="zeros", align_corners=False) * share
+            for grid, place, share in zip(grids, *where, strict=True)
+        ]
+        attended.append(reduce(torch.add, (sample.sum(2) for sample in samples)))  # [B, D, Q]
     return torch.cat(attended, dim=1).mT
 
 
@@ -106,14 +110,15 @@ class DeformableAttention(nn.Module):
         Returns:
             [B, Q, C].
         """
-        batch, queries, _ = query.shape
         value = self.value(tokens)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
-        shape = (batch, queries, self.heads, self.levels, self.points)
         extent = query.new_tensor([[wide, high] for high, wide in sizes])[:, None]  # offsets are counted in cells
-        locations = reference[:, :, None, :, None] + self.offsets(query).view(*shape, 2) / extent
-        weights = self.weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
+        # Queries lie innermost in memory until they are sampled: no arithmetic on rows of two, four or twelve numbers.
+        offsets = self.offsets(query).mT.contiguous().unflatten(1, (self.heads, self.levels, self.points, 2))
+        locations = offsets.permute(0, 5, 1, 2, 3, 4) / extent + reference[:, :, None, :, None]
+        weights = self.weights(query).mT.contiguous().unflatten(1, (self.heads, -1)).softmax(2)
+        weights = weights.unflatten(2, (self.levels, self.points)).permute(0, 4, 1, 2, 3)
         if self.official_mismatch:
             locations, weights = (reread_with_levels(buffer, len(sizes)) for buffer in (locations, weights))
         sampled = deformable_attention(value.unflatten(-1, (self.heads, -1)), sizes, locations, weights)

@@ -4,8 +4,8 @@ Learned queries ask the pixels, each only inside the mask it predicted last, and
 anew. Equations are those of CMPF, which restates them:
 
     Eq. (1), (2)   `DecoderLayer`, `attendable`      masked cross-attention
-    Eq. (3)        `MaskDecoder.forward`             M_l = E_m(X_l) · F
-    Eq. (4)        `MaskDecoder._class_logits`       classes of E_c(X_l + E_p(pool_M F))
+    Eq. (3)        `MaskDecoder._masks`              M_l = E_m(X_l) · F
+    Eq. (4)        `MaskDecoder._heads`              classes of E_c(X_l + E_p(pool_M F))
 
 What a method adds to queries and features enters through an `Injection`; without one this is FC-CLIP's decoder.
 
@@ -16,7 +16,8 @@ the mask features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from math import log
 from typing import Protocol
 
@@ -72,9 +73,10 @@ class Injection(Protocol):
         """What the queries of ``layer`` attend to instead of ``memory``; other layers still see the original."""
         ...
 
-    def queries(self, layer: int, queries: Tensor, masks: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-        """The queries [B, Q, C] that leave ``layer``, from those it made and its mask logits [B, Q, h, w].
+    def queries(self, layer: int, queries: Tensor, masks: Callable[[], Tensor], project: Callable[[Tensor], Tensor]) -> Tensor:
+        """The queries [B, Q, C] that leave ``layer``, from those it made.
 
+        ``masks`` makes its mask logits [B, Q, h, w], which are large, on request; they have no gradient.
         ``project`` is the classifier's E_p of Eq. (4), from pooled features [..., C] to [..., C].
         """
         ...
@@ -93,10 +95,7 @@ def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
     Returns:
         [B, Q, C].
     """
-    logits = masks.detach()
-    if logits.shape[-2:] != features.shape[-2:]:
-        logits = functional.interpolate(logits, features.shape[-2:], mode="bilinear", align_corners=False)
-    inside = logits > 0
+    inside = _resized(masks.detach(), (features.shape[2], features.shape[3])) > 0
     share = inside / inside.sum((-2, -1), keepdim=True).clamp_min(1)
     return torch.einsum("bchw,bqhw->bqc", features, share.to(features.dtype))
 
@@ -128,9 +127,30 @@ def attendable(masks: Tensor, size: Size) -> Tensor:
     Returns:
         [B, Q, N] True where it may.
     """
-    logits = functional.interpolate(masks.detach(), size, mode="bilinear", align_corners=False)
-    inside = logits.sigmoid().flatten(2) >= 0.5  # Eq. (2); of the rounded probability, as the official code has it
+    probability = _resized(masks.detach(), size).sigmoid()
+    inside = probability.flatten(2) >= 0.5  # Eq. (2); of the rounded probability, as the official code has it
     return inside | ~inside.any(-1, keepdim=True)
+
+
+def cells_read(maps: Tensor, size: Size) -> Tensor:
+    """The cells of maps [B, C, h, w] that bilinear resizing to ``size`` reads; resized, they give the same.
+
+    Reduced by an even factor, every cell is the mean of the middle 2 × 2 of its block. At other factors all are returned.
+    (To resize features instead of masks would be cheaper still, but rounding then moves cells across the threshold.)
+    """
+    (high, wide), (down, across) = maps.shape[-2:], (maps.shape[-2] // size[0], maps.shape[-1] // size[1])
+    if (high, wide) != (down * size[0], across * size[1]) or down % 2 or across % 2 or down * across == 0:
+        return maps
+    blocks = maps.unflatten(-1, (size[1], across)).unflatten(-3, (size[0], down))  # [B, C, h', down, w', across]
+    middle = blocks[..., down // 2 - 1 : down // 2 + 1, :, across // 2 - 1 : across // 2 + 1]
+    cells: Tensor = middle.flatten(-2).flatten(-3, -2)
+    return cells
+
+
+def _resized(maps: Tensor, size: Size) -> Tensor:
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
@@ -309,35 +329,43 @@ class MaskDecoder(nn.Module):
             UsageError: text embeddings or features of another width, or another number of feature levels.
         """
         self._check(features, text)
-        batch = len(features.mask_features)
+        pixels = features.mask_features
         memories = [self._memory(level, number) for number, level in enumerate(features.levels)]
         positions = self.query_positions.weight
-        queries = self.query_features.weight.expand(batch, -1, -1)
-        masks = self._masks(queries, features.mask_features)  # M_0
-        earlier: list[DecodedMasks] = []
+        queries = self.query_features.weight.expand(len(pixels), -1, -1)
+        predicting = [queries]
+        read = [cells_read(pixels.detach(), memory.size) for memory in memories]
         for number, layer in enumerate(self.layers, start=1):
-            memory = memories[(number - 1) % len(memories)]
-            if auxiliary:
-                earlier.append(DecodedMasks(masks, self._class_logits(queries, masks, features.mask_features, text)))
+            turn = (number - 1) % len(memories)
+            memory = memories[turn]
+            with torch.no_grad():  # where a query looks is not learnt
+                allowed = attendable(self._masks(queries, read[turn]), memory.size)  # Eq. (2), of M_{l-1}
             if injection is not None and number > 1:
                 # After the heads, so that the layer's own prediction does not see it; after the last layer nothing would.
-                queries = injection.queries(number - 1, queries, masks, self.pooled_projection)
+                made = torch.no_grad()(partial(self._masks, queries, pixels))
+                queries = injection.queries(number - 1, queries, made, self.pooled_projection)
             if injection is not None:
                 memory = injection.features(number, memory)
-            queries = layer(queries, positions, memory, attendable(masks, memory.size))
-            masks = self._masks(queries, features.mask_features)
-        classes = self._class_logits(queries, masks, features.mask_features, text)
-        return DecodedMasks(masks, classes, tuple(earlier))
+            queries = layer(queries, positions, memory, allowed)
+            predicting.append(queries)
+        if not auxiliary:
+            return DecodedMasks(*self._heads(queries, pixels, text))
+        # All layers at once: their gradients meet in one product, not in a sum of large maps for each layer.
+        masks, classes = self._heads(torch.cat(predicting, dim=1), pixels, text)
+        count = len(predicting)
+        *earlier, last = (DecodedMasks(*parts) for parts in zip(masks.chunk(count, 1), classes.chunk(count, 1), strict=True))
+        return replace(last, auxiliary=tuple(earlier))
 
     def _masks(self, queries: Tensor, mask_features: Tensor) -> Tensor:
         """Mask logits [B, Q, h, w]."""
         return torch.einsum("bqc,bchw->bqhw", self.mask_head(self.norm(queries)), mask_features)  # Eq. (3)
 
-    def _class_logits(self, queries: Tensor, masks: Tensor, mask_features: Tensor, text: TextEmbeddings) -> Tensor:
-        """Class logits [B, Q, K + 1]."""
+    def _heads(self, queries: Tensor, mask_features: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+        """Mask logits [B, Q, h, w] and class logits [B, Q, K + 1]."""
+        masks = self._masks(queries, mask_features)
         pooled = self.pooled_projection(mask_pool(mask_features, masks))
         embeddings = self.class_head(pooled + self.norm(queries))  # Eq. (4)
-        return class_logits(embeddings, text, self.void_vector, self.logit_scale)
+        return masks, class_logits(embeddings, text, self.void_vector, self.logit_scale)
 
     def _memory(self, level: Tensor, number: int) -> Memory:
         size = (level.shape[2], level.shape[3])

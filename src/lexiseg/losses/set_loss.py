@@ -10,7 +10,7 @@ begins with a log-softmax, and the log-softmax of a log-softmax is itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, distributed
@@ -85,6 +85,8 @@ def set_loss(
     _check(prediction, targets)
     draw = draw or uniform_points(prediction.masks.device)
     weight, count = _normalisers(prediction, targets, options)
+    dtype = torch.promote_types(prediction.masks.dtype, torch.float32)
+    targets = [replace(target, masks=target.masks.to(dtype)) for target in targets]  # once, not for every layer
     losses = {}
     layers = [("", prediction), *((f"_{number}", layer) for number, layer in enumerate(prediction.auxiliary))]
     for suffix, layer in layers:
@@ -150,20 +152,25 @@ def _mask_losses(
     draw: PointSource,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and dice of each pair, [M] both, image by image."""
-    masks = [in_full_precision(prediction.masks[index, found.queries]) for index, found in enumerate(matches)]
-    paired = [(index, len(found.queries)) for index, found in enumerate(matches) if len(found.queries)]
-    certain = int(options.importance * options.points)
-    candidates = {index: draw(index, pairs, int(options.oversample * options.points)) for index, pairs in paired}
-    uniform = {index: draw(index, pairs, options.points - certain) for index, pairs in paired if certain < options.points}
-    logits, truths = [], []
-    for index, _ in paired:
-        points = uncertain_points(masks[index], candidates[index], certain)
-        if index in uniform:
-            points = torch.cat([points, uniform[index].to(points)], 1)
-        chosen = targets[index].masks[matches[index].targets].to(masks[index].dtype)
-        truths.append(sample_target(chosen, points, prediction.extents[index]))
-        logits.append(sample_points(masks[index], points))
-    if not paired:  # an empty sum that still has the masks in its graph
-        empty = masks[0].sum((1, 2))
+    counts = [len(found.queries) for found in matches]
+    rows = torch.cat([found.queries for found in matches])
+    images = torch.arange(len(matches), device=rows.device).repeat_interleave(torch.tensor(counts, device=rows.device))
+    masks = in_full_precision(prediction.masks[images, rows])
+    if len(masks) == 0:  # an empty sum that still has the masks in its graph
+        empty = masks.sum((1, 2))
         return empty, empty
-    return mask_cross_entropy(torch.cat(logits), torch.cat(truths)), dice_loss(torch.cat(logits), torch.cat(truths))
+    paired = [index for index, pairs in enumerate(counts) if pairs]
+    certain = int(options.importance * options.points)
+    candidates = torch.cat([draw(index, counts[index], int(options.oversample * options.points)) for index in paired])
+    points = uncertain_points(masks, candidates, certain)
+    if certain < options.points:
+        uniform = torch.cat([draw(index, counts[index], options.points - certain) for index in paired])
+        points = torch.cat([points, uniform.to(points)], 1)
+    truths = torch.cat(
+        [
+            sample_target(target.masks[found.targets], some, extent)
+            for target, found, some, extent in zip(targets, matches, points.split(counts), prediction.extents, strict=True)
+        ]
+    )
+    logits = sample_points(masks, points)
+    return mask_cross_entropy(logits, truths), dice_loss(logits, truths)

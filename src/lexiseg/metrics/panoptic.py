@@ -17,6 +17,7 @@ from lexiseg.structures import PanopticMap
 # not overflow, and therefore does not depend on the order of images.
 IOU_UNIT, LOW_BITS = 53, 27
 HIGH, LOW, MATCHED, WRONG, MISSED = range(5)  # columns of the sums
+NO_CLASS = -1  # of crowds, which match nothing
 
 
 class PanopticQuality(CountingMetric[PanopticMap, PanopticMap]):
@@ -51,39 +52,38 @@ class PanopticQuality(CountingMetric[PanopticMap, PanopticMap]):
         truth_labels, truth_places = _places(truth, truth_runs, self.classes, "the truth")
         found_labels, found_places = _places(found, found_runs, self.classes, "the result")
         rows, columns = len(truth_labels) + 1, len(found_labels) + 1
-        # Weighted counts are floating point, and exact below 2^53.
-        pixels = np.bincount(truth_places * columns + found_places, lengths, minlength=rows * columns)
-        overlaps = pixels.astype(np.int64).reshape(rows, columns)  # [0] is void
-        crowd = np.array([segment.crowd for segment in truth.segments], bool)
-        found_areas = overlaps[:, 1:].sum(axis=0)
+        # Weighted counts are floating point, and exact below 2^53; so are all numbers of pixels here.
+        overlaps = np.bincount(truth_places * columns + found_places, lengths, rows * columns).reshape(rows, columns)
+        shared, on_void = overlaps[1:, 1:], overlaps[0, 1:]  # [0] is void
+        counted, found_areas = overlaps[1:].sum(axis=1), overlaps[:, 1:].sum(axis=0)
         if not found_areas.all():
             empty = found.segments[int(np.argmin(found_areas))].id
             raise DataError(f"the result lists segment {empty}, which has no pixels")
 
-        shared, on_void = overlaps[1:, 1:], overlaps[0, 1:]
-        stated = [segment.area for segment in truth.segments]
-        counted = overlaps[1:].sum(axis=1)
-        areas = np.array([own if area is None else area for area, own in zip(stated, counted.tolist(), strict=True)], np.int64)
-        union = areas[:, None] + found_areas - shared - on_void
-        match = (2 * shared > union) & (truth_labels[:, None] == found_labels) & ~crowd[:, None]
-        truth_matched, found_matched = match.any(axis=1), match.any(axis=0)
+        areas = np.array([np.nan if segment.area is None else segment.area for segment in truth.segments])
+        areas = np.where(np.isnan(areas), counted, areas)
+        crowd = np.array([segment.crowd for segment in truth.segments], bool)
+        union = areas[:, None] + (found_areas - on_void) - shared
+        same_class = np.where(crowd, NO_CLASS, truth_labels)[:, None] == found_labels
+        truth_matched, found_matched = np.nonzero((2 * shared > union) & same_class)
+        units = np.ldexp(shared[truth_matched, found_matched] / union[truth_matched, found_matched], IOU_UNIT).astype(np.int64)
+        missed, wrong = ~crowd, np.ones(len(found_labels), bool)
+        missed[truth_matched] = wrong[found_matched] = False
 
         crowd_of_class = np.zeros(self.classes, np.int64)  # its row in overlaps; none is row 0, void, not to count twice
         crowd_of_class[truth_labels[crowd]] = 1 + np.flatnonzero(crowd)
         crowd_row = crowd_of_class[found_labels]
         on_crowd = np.where(crowd_row > 0, overlaps[crowd_row, np.arange(1, columns)], 0)
-        excused = 2 * (on_void + on_crowd) > found_areas
+        wrong &= 2 * (on_void + on_crowd) <= found_areas
 
-        units = np.ldexp(shared[match] / union[match], IOU_UNIT).astype(np.int64)
-        label = truth_labels[np.nonzero(match)[0]]
-        columns_of_sums = (
-            np.bincount(label, units >> LOW_BITS, self.classes),
-            np.bincount(label, units & ((1 << LOW_BITS) - 1), self.classes),
-            np.bincount(label, minlength=self.classes),
-            np.bincount(found_labels[~found_matched & ~excused], minlength=self.classes),
-            np.bincount(truth_labels[~truth_matched & ~crowd], minlength=self.classes),
-        )
-        return np.stack(columns_of_sums, axis=1).astype(np.int64)  # weighted sums are floating, and exact below 2^53
+        label = truth_labels[truth_matched]
+        sums = np.empty((self.classes, 5), np.int64)
+        sums[:, HIGH] = np.bincount(label, units >> LOW_BITS, self.classes)
+        sums[:, LOW] = np.bincount(label, units & ((1 << LOW_BITS) - 1), self.classes)
+        sums[:, MATCHED] = np.bincount(label, minlength=self.classes)
+        sums[:, WRONG] = np.bincount(found_labels[wrong], minlength=self.classes)
+        sums[:, MISSED] = np.bincount(truth_labels[missed], minlength=self.classes)
+        return sums
 
     def result(self) -> dict[str, Any]:
         """``PQ``, ``SQ``, ``RQ``, ``classes`` (how many the means are over), and the same of each group."""
@@ -135,12 +135,12 @@ def _places(
     """The labels [N] of the segments, and for each run of pixels the place of its segment, from 1, or 0 for void."""
     labels = np.array([segment.label for segment in panoptic.segments], np.int64)
     check_labels(labels, classes, lowest=0, what=what)
-    ids = np.array([0, *(segment.id for segment in panoptic.segments)], runs.dtype)
-    order = np.argsort(ids)
+    ids = np.array([0, *[segment.id for segment in panoptic.segments]], runs.dtype)
+    order = ids.argsort()
     ascending = ids[order]
     if ascending[0] < 0 or (ascending[1:] == ascending[:-1]).any():
         raise DataError(f"{what} lists a segment id twice, or one that is not above 0")
-    found = np.searchsorted(ascending, runs).clip(max=len(ids) - 1)
-    if (unlisted := ascending[found] != runs).any():
+    found = ascending[1:].searchsorted(runs, "right")
+    if (unlisted := ascending.take(found) != runs).any():
         raise DataError(f"{what} has pixels of segment {runs[unlisted][0]}, which its list of segments lacks")
-    return labels, order[found]
+    return labels, order.take(found)

@@ -42,11 +42,14 @@ def common_runs(
         pixels, which makes counting several times faster.
     """
     first, second = first.ravel(), second.ravel()
-    starts = np.ones(first.size, bool)
-    np.not_equal(first[1:], first[:-1], out=starts[1:])
-    starts[1:] |= second[1:] != second[:-1]
-    places = np.flatnonzero(starts)
-    return first[places], second[places], np.diff(places, append=first.size)
+    changes = first[1:] != first[:-1]
+    changes |= second[1:] != second[:-1]
+    inner = np.flatnonzero(changes)
+    borders = np.empty(len(inner) + 2, np.int64)
+    borders[0], borders[-1] = 0, first.size
+    np.add(inner, 1, out=borders[1:-1])
+    starts = borders[:-1]
+    return first.take(starts), second.take(starts), borders[1:] - starts
 
 
 def compress_all(masks: Sequence[Counts]) -> list[bytes]:

@@ -1,9 +1,10 @@
 """Score the embedded models on scenes nobody trained on; the scores of docs/tiny.md are printed by this command.
 
-    python -m lexiseg.training.score --scenes 200 --seed 12345
+    python -m lexiseg.training.score --scenes 200 --seed 12345 --model cmpf-tiny
 
-Top-1 is over all names of the world. IoU of a class is over all scenes together; mIoU is the mean over the things that
-occur in them (a thing that is predicted but nowhere true costs others their pixels, not a zero of its own).
+Top-1 is over all names of the world. IoU of a class is over all scenes together; mIoU is the mean over the classes that
+occur in them (a class that is predicted but nowhere true costs others their pixels, not a zero of its own). PQ is that of
+`lexiseg evaluate`. Of SAM + CLIP, in which nothing else learnt, the parts are scored, too.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from lexiseg.inference.pipeline import Pipeline, load
-from lexiseg.metrics import SemanticScores
-from lexiseg.structures import TextEmbeddings
+from lexiseg.inference.pipeline import Pipeline, as_segmentation, load, regions_of
+from lexiseg.inference.results import measurable
+from lexiseg.methods.sam_clip.model import SamClip
+from lexiseg.metrics import PanopticQuality, SemanticScores
+from lexiseg.postprocess import Policy
+from lexiseg.structures import PanopticMap, PanopticSegment, TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import crop_embeddings, region_embeddings
 from lexiseg.training.sam_tiny import MIN_PIXELS, encode, one_click
@@ -35,13 +39,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--model", default="sam_clip-tiny")
+    parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="as in 'lexiseg segment'")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    pipeline = load(arguments.model, device="cpu")
+    pipeline = load(arguments.model, weights=dict(one.split("=", 1) for one in arguments.weights), device="cpu")
     rows: dict[str, float] = {}
     for title, split in SETS.items():
         chosen = list(scenes(split, arguments.scenes, seed=arguments.seed))
-        rows |= {f"{title}: {name}": value for name, value in score(pipeline, chosen, title)}
+        found = [*parts(pipeline, chosen, title)] if isinstance(pipeline.segmenter, SamClip) else []
+        rows |= {f"{title}: {name}": value for name, value in [*found, *whole(pipeline, chosen, title)]}
     if arguments.json:
         print(json.dumps({"scenes": arguments.scenes, "seed": arguments.seed, "model": arguments.model, "scores": rows}))
         return
@@ -51,11 +57,10 @@ def main() -> None:
 
 
 @torch.no_grad()
-def score(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple[str, float]]:
-    """(what, value) of CLIP on boxes and true masks, of SAM on one click, and of both together."""
+def parts(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple[str, float]]:
+    """(what, value) of CLIP on boxes and true masks, and of SAM on one click."""
     text = pipeline.embed(Vocabulary.builtin("emoji"))
     thing = torch.tensor([row.thing for row in world_classes()])
-    seen = np.array([row.seen for row in world_classes()])
     hits, crops, truths, clicks = [], [], [], []
     rng = np.random.default_rng(5)
     for scene in tqdm(chosen, desc=f"{title}: parts", leave=False, disable=None):
@@ -76,18 +81,34 @@ def score(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
     yield "CLIP, true masks of things, top-1", right[is_thing].mean().item()
     yield "CLIP, true masks of stuff, top-1", right[~is_thing].mean().item()
     yield "SAM, one click on a thing, IoU", float(np.mean(clicks))
-    things = frozenset(np.flatnonzero(thing).tolist())
+
+
+def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple[str, float]]:
+    """(what, value) of the semantic and the panoptic results among all names."""
+    vocabulary, rows = Vocabulary.builtin("emoji"), world_classes()
+    things = frozenset(label for label, row in enumerate(rows) if row.thing)
+    seen = frozenset(label for label, row in enumerate(rows) if row.seen)
     groups = {
-        "things mIoU": things,
-        "things mIoU, seen names": things & frozenset(np.flatnonzero(seen).tolist()),
-        "things mIoU, unseen names": things & frozenset(np.flatnonzero(~seen).tolist()),
-        "stuff mIoU": frozenset(range(len(thing))) - things,
+        "things": things,
+        "things, seen names": things & seen,
+        "things, unseen names": things - seen,
+        "stuff": frozenset(range(len(rows))) - things,
     }
-    metric = SemanticScores(len(thing), groups)
+    semantic, panoptic = SemanticScores(len(rows), groups), PanopticQuality(len(rows), vocabulary.things, groups)
+    text, policy = pipeline.embed(vocabulary), Policy(overlap=pipeline.segmenter.overlap)
     for number, scene in enumerate(tqdm(chosen, desc=f"{title}: whole", leave=False, disable=None)):
-        metric.update(number, scene.semantic(), pipeline(scene.image, Vocabulary.builtin("emoji"), task="semantic").semantic)
-    for name, numbers in metric.result()["groups"].items():
-        yield f"{pipeline.segmenter.__class__.__name__}, {name}", numbers["mIoU"]
+        prediction = pipeline.predict(scene.image, text)
+        truth = PanopticMap(scene.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in scene.segments))
+        found = {
+            task: measurable(as_segmentation(task, scene.image, vocabulary, regions_of(prediction, text, task, policy)))
+            for task in ("semantic", "panoptic")
+        }
+        semantic.update(number, scene.semantic(), found["semantic"])
+        panoptic.update(number, truth, found["panoptic"])
+    for name, result in (("mIoU", semantic.result()), ("PQ", panoptic.result())):
+        yield name, result[name]
+        for group in groups:
+            yield f"{name}, {group}", result["groups"][group][name]
 
 
 def top1(vectors: Tensor, text: TextEmbeddings) -> Tensor:

@@ -203,7 +203,7 @@ def mask_decoder(path: Path) -> list[Row]:
             if run == "eval":
                 rows += _trace_rows(path.name, f"{batch}.trace", hooks, tensors)
                 lean = decoder(features, text, injection=injection)
-                rows.append(Row(path.name, f"{batch}.auxiliary changes masks", max_difference(lean.masks, decoded.masks), 0))
+                rows.append(Row(path.name, f"{batch}.auxiliary changes masks", max_difference(lean.masks, decoded.masks), 1e-5))
     return rows
 
 

@@ -104,8 +104,8 @@ class SamInjection:
         injected: Memory = self.feature(layer, memory, self.context)
         return injected
 
-    def queries(self, layer: int, queries: Tensor, masks: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    def queries(self, layer: int, queries: Tensor, masks: Callable[[], Tensor], project: Callable[[Tensor], Tensor]) -> Tensor:
         if self.query is None or layer not in self.query.layers:
             return queries
-        injected: Tensor = self.query(queries, masks, self.embedding, project)
+        injected: Tensor = self.query(queries, masks(), self.embedding, project)
         return injected

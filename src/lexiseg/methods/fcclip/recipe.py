@@ -13,7 +13,7 @@ from lexiseg.methods.fcclip.variants import LAION_TAG, OPENAI, TINY, skeleton, t
 from lexiseg.methods.recipe import Jitter, Recipe, Stage
 
 COCO = Stage(368_750, rate=1e-4, milestones=(327_778, 355_092), weight_decay=0.05, clip=0.01)
-STAGE = Stage(4000, rate=1e-3, warmup=200, cooldown=0.35, weight_decay=0.05, clip=0.01)
+STAGE = Stage(3400, rate=1e-3, warmup=200, cooldown=0.35, weight_decay=0.05, clip=0.01)
 TINY_JITTER = Jitter(side=256, least=0.6, most=1.5)
 TINY_LOSS = SetLossOptions(points=768)
 TINY_VALIDATION = ("world:val", "world:style")
@@ -36,7 +36,7 @@ def rn50x64() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """Seen names of the emoji world in the trained styles; under two hours on one core. Scores: docs/tiny.md.
+    """Seen names of the emoji world in the trained styles; about an hour on one core. Scores: docs/tiny.md.
 
     ``lexiseg train fcclip-tiny --output RUN``
     """
