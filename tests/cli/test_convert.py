@@ -183,7 +183,7 @@ def test_what_cannot_be_converted_is_refused_by_name(capsys, checkpoint, segment
 def test_a_wrong_call_is_said_before_anything_is_read(capsys, tmp_path):
     for model, more, message in (
         ("fcclip-huge", (), "'fcclip-huge' is unknown; checkpoints can be converted of fcclip-convnext-l"),
-        ("sam_clip-tiny", (), "is put together of parts that are files already"),
+        ("sam_clip-tiny", (), "is not one that others publish"),
         (NAME, ("--to", "official"), "name the checkpoint to be written, ending in .safetensors"),
     ):
         code, _, err = run(capsys, tmp_path / "gone", "--model", model, "--output", tmp_path / "folder", *more)

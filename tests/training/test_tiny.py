@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from lexiseg.inference.pipeline import load
+from lexiseg.methods import recipe_named
 from lexiseg.methods.base import ASSETS
+from lexiseg.methods.weights import read_card
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import region_embeddings, thing_boxes
 from lexiseg.training.sam_tiny import encode, likeness, mask_loss, one_click, tiny_sam
-from lexiseg.training.score import top1
+from lexiseg.training.score import top1, whole
 from lexiseg.training.tiny import Run, as_images, colour_augmented, learning_rate, parameter_groups
 from lexiseg.world import scenes
 
@@ -106,3 +108,15 @@ def test_weights_have_a_card_that_says_how_they_came_to_be(name):
     card = json.loads((ASSETS / name / "card.json").read_text())
     assert set(card) == {"data", "steps", "minutes", "seed", "licence", "curve"}
     assert 0 < card["curve"][-1]["step"] <= card["steps"]
+
+
+@pytest.mark.parametrize("name", ["fcclip-tiny", "cmpf-tiny"])
+def test_what_was_taught_to_segment(name):
+    """A loose floor, on few scenes; `make score` has the figures."""
+    found = dict(whole(load(name, device="cpu"), list(scenes("val", 8, seed=31)), "floor"))
+    assert found["mIoU"] > 0.25
+    assert found["PQ"] > 0.2
+    card = read_card(ASSETS / name)
+    assert card is not None
+    assert card["recipe"] == json.loads(json.dumps(recipe_named(name).document())), "it is what its recipe makes"
+    assert card["step"] == recipe_named(name).steps == card["curve"][-1]["step"]

@@ -139,12 +139,13 @@ def names_of(model: str) -> Names:
     Raises:
         UsageError: it has no official checkpoint of its own.
     """
-    heads = {**fcclip.MODELS, **cmpf.MODELS}
+    published = {**fcclip.MODELS, **cmpf.MODELS}
+    heads = {name: known for name, known in published.items() if any(source.by_hand for source in known.sources)}
     if model in heads:
         return HeadNames(heads[model])
     if model in SAM_NAMES:
         return SamNames(model)
-    why = "is put together of parts that are files already" if model in MODELS else "is unknown"
+    why = "is not one that others publish" if model in MODELS else "is unknown"
     raise UsageError(f"the model '{model}' {why}; checkpoints can be converted of {', '.join([*heads, *SAM_NAMES])}")
 
 

@@ -44,6 +44,7 @@ class FcClip(Segmenter):
         pixel_layers: of that encoder.
         pixel_feedforward, feedforward: hidden widths of the encoder in the pixel decoder and of the mask decoder.
         alpha, beta: CLIP's weight for seen and for other classes; 0 leaves the classes to the decoder.
+        overlap: see `Segmenter`.
         side: pixels of the shorter side of the image in the network; None leaves images as they are.
         longest: pixels its longer side may have at most.
         behaviour: "official" repeats the official program where it differs from the paper (`lexiseg.ensembles`).
@@ -66,6 +67,7 @@ class FcClip(Segmenter):
         feedforward: int = 2048,
         alpha: float = 0.4,
         beta: float = 0.8,
+        overlap: float = 0.8,
         side: int | None = 800,
         longest: int = 1333,
         behaviour: Behaviour = "paper",
@@ -80,7 +82,7 @@ class FcClip(Segmenter):
         self.mask_decoder = MaskDecoder(
             clip.width, width=width, queries=queries, layers=layers, heads=heads, feedforward=feedforward
         )
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta, self.overlap = alpha, beta, overlap
         self.side, self.longest = side, longest
         self.behaviour, self.trained_on, self.templates = behaviour, trained_on, templates
 
