@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 
 from lexiseg.errors import OutputError, RunError, UsageError
@@ -80,6 +81,12 @@ def test_stopped_anywhere(whole, tmp_path, stop):
     train(recipe(), tmp_path, device="cpu", workers=0)
     assert same(weights(tmp_path), weights(whole))
     assert log(tmp_path) == log(whole)
+
+
+def test_tensorboard_shows_the_log(whole):
+    events = EventAccumulator(str(whole / "tensorboard")).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(row["step"], pytest.approx(row["loss"])) for row in log(whole)]
 
 
 def test_a_finished_training_is_left_as_it_is(whole):
