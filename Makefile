@@ -56,6 +56,8 @@ train-tiny: $(READY)
 	$(BIN)/python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
 	$(BIN)/python -m lexiseg.training.clip_tiny images vit --names-of clip-tiny-resnet --run runs/clip-tiny-vit
 	$(BIN)/python -m lexiseg.training.pack clip-tiny-vit runs/clip-tiny-vit
+	$(BIN)/python -m lexiseg.training.clip_tiny images convnext --names-of clip-tiny-resnet --run runs/clip-tiny-convnext
+	$(BIN)/python -m lexiseg.training.pack clip-tiny-convnext runs/clip-tiny-convnext
 	$(BIN)/python -m lexiseg.training.sam_tiny --run runs/sam-tiny
 	$(BIN)/python -m lexiseg.training.pack sam-tiny runs/sam-tiny
 	$(BIN)/lexiseg train fcclip-tiny --output runs/fcclip-tiny
@@ -65,7 +67,7 @@ train-tiny: $(READY)
 
 # The scores of the embedded weights: as under Scores in docs/tiny.md, on more scenes.
 score: $(READY)
-	@for model in sam_clip-tiny sam_clip-tiny-vit fcclip-tiny cmpf-tiny; do \
+	@for model in sam_clip-tiny sam_clip-tiny-vit sam_clip-tiny-convnext fcclip-tiny cmpf-tiny; do \
 		$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model $$model || exit 1; done
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.

@@ -87,7 +87,7 @@ def test_boxes_contain_their_things():
             assert ((rows >= top - 0.5) & (rows < bottom + 0.5) & (columns >= left - 0.5) & (columns < right + 0.5)).any()
 
 
-@pytest.mark.parametrize("name", ["sam_clip-tiny", "sam_clip-tiny-vit"])
+@pytest.mark.parametrize("name", ["sam_clip-tiny", "sam_clip-tiny-vit", "sam_clip-tiny-convnext"])
 def test_what_is_shipped_was_trained(name):
     """A loose floor, on few scenes; `make score` has the figures."""
     pipeline = load(name, device="cpu")
@@ -103,7 +103,7 @@ def test_what_is_shipped_was_trained(name):
     assert np.mean(clicks) > 0.4
 
 
-@pytest.mark.parametrize("name", ["clip-tiny-resnet", "clip-tiny-vit", "sam-tiny"])
+@pytest.mark.parametrize("name", ["clip-tiny-convnext", "clip-tiny-resnet", "clip-tiny-vit", "sam-tiny"])
 def test_weights_have_a_card_that_says_how_they_came_to_be(name):
     card = json.loads((ASSETS / name / "card.json").read_text())
     assert set(card) == {"data", "steps", "minutes", "seed", "licence", "curve"}

@@ -74,6 +74,7 @@ MODELS: dict[str, Model] = {
         "clip-tiny-resnet", "embedded, works offline: a tiny CLIP and a tiny SAM of the emoji world", 256
     ),
     "sam_clip-tiny-vit": _tiny_model("clip-tiny-vit", "the same with a vision transformer as CLIP", 320),
+    "sam_clip-tiny-convnext": _tiny_model("clip-tiny-convnext", "the same with a ConvNeXt as CLIP", 256),
     "sam_clip-vit-b16": _published_model("ViT-B-16", OPENAI, "timm/vit_base_patch16_clip_224.openai", "b", 448),
     "sam_clip-vit-l14": _published_model("ViT-L-14-336", OPENAI, "timm/vit_large_patch14_clip_336.openai", "l", 448),
     "sam_clip-convnext-l": _published_model("convnext_large_d_320", LAION, LAION_CONVNEXT, "h", 800),
