@@ -7,7 +7,6 @@ all; random generators need not be kept. Frozen parts are not in the file: they 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from lexiseg.errors import OutputError, RunError, UsageError
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe
+from lexiseg.ops.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
 HARMLESS = {"save_every", "log_every", "validate_every", "validate_limit", "validation"}  # may change on the way
@@ -35,19 +35,13 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.parent / f".{secrets.token_hex(8)}.part"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         try:
-            with partial.open("wb") as stream:
-                torch.save(dict(state), stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise OutputError(f"cannot write {path}: {error}; free some space and start the same command again") from error
+            torch.save(dict(state), stream)
+        except RuntimeError as error:  # so torch reports a full disk
+            raise OutputError(f"cannot write {path}: {error}; free some space and start the same command again") from error
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from lexiseg.methods import RECIPES
-from lexiseg.methods.weights import read_weights, write_weights
-from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.methods.weights import halved, read_weights, write_safetensors, write_weights
+from lexiseg.ops.files import write_json
 from lexiseg.training.clip_tiny import ASSETS
 from lexiseg.training.journal import read_log
 from lexiseg.training.sam_tiny import tiny_sam
@@ -49,7 +47,7 @@ def main() -> None:
         model.half().save_pretrained(folder)
     else:
         state = torch.load(arguments.run / "model.pt", map_location="cpu", weights_only=True)
-        write_atomically(folder / "open_clip_model.safetensors", save({name: halved(value) for name, value in state.items()}))
+        write_safetensors(halved(state), folder / "open_clip_model.safetensors")
     write_json(folder / "card.json", card(arguments.run, checkpoint, arguments.seed), indent=1)
     print(f"{arguments.name}: step {checkpoint['step']}, in {folder}")
 
@@ -66,11 +64,6 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
         "curve": [row for row in rows if any("/" in key for key in row)],
     }
     return write_weights(saved.tensors, folder, about, half=True)
-
-
-def halved(value: Tensor) -> Tensor:
-    """Matrices and kernels in half precision; statistics and scales as they are."""
-    return (value.half() if value.ndim > 1 else value).contiguous()
 
 
 def card(run: Path, checkpoint: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from lexiseg.methods.recipe import Stage
+from lexiseg.training.checkpoint import CHECKPOINT, write_checkpoint
 from lexiseg.world import Scene, render, split_named
 
 CHECKPOINT_EVERY = 200  # steps; what a crash can cost
@@ -24,9 +26,7 @@ def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 150, cool
 
     A plateau, unlike a cosine, lets a run be resumed with more or fewer steps than it was started with.
     """
-    rise = min(1.0, (step + 1) / warmup)
-    fall = min(1.0, (steps - step) / max(1, cooldown * steps))
-    return peak * min(rise, fall)
+    return Stage(steps, rate=peak, warmup=warmup, cooldown=cooldown).rate_at(step)
 
 
 def parameter_groups(modules: list[tuple[torch.nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
@@ -107,12 +107,10 @@ class Run:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the checkpoint so that a crash leaves either the old one or the new one."""
-        partial = self.folder / "checkpoint.partial"
-        torch.save({**state, "seconds": self.seconds}, partial)
-        partial.replace(self.folder / "checkpoint.pt")
+        write_checkpoint(self.folder / CHECKPOINT, {**state, "seconds": self.seconds})
 
     def load(self) -> dict[str, Any] | None:
-        path = self.folder / "checkpoint.pt"
+        path = self.folder / CHECKPOINT
         if not path.is_file():
             return None
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

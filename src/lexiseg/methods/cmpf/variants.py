@@ -9,7 +9,6 @@ from typing import Any
 
 from lexiseg.backbones.clip import build_clip, load_clip
 from lexiseg.backbones.sam_loading import from_official_state, load_sam, sam_vit
-from lexiseg.errors import WeightsError
 from lexiseg.methods.base import ASSETS, Model, Source
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import OFFICIAL, SamMasks
@@ -37,10 +36,7 @@ def published(name: str, architecture: str, tag: str, drive: str, weights: Mappi
         WeightsError: no checkpoint is given, or it is another model's.
     """
     if "cmpf" not in weights:
-        raise WeightsError(
-            f"the weights of {name} cannot be fetched by a program: load {DRIVE}{drive} in a browser and give the file, "
-            "--weights cmpf=FILE. A tiny model, whose weights are here, is sam_clip-tiny"
-        )
+        raise fcclip.by_hand(name, "cmpf", drive)
     checkpoint = read_checkpoint(weights["cmpf"], name)
     within = checkpoint.sam and "sam" not in weights
     sam = from_official_state(checkpoint.sam, name) if within else load_sam(weights.get("sam", SAM_HUB))

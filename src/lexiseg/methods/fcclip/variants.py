@@ -42,14 +42,19 @@ def published(name: str, architecture: str, tag: str, drive: str, weights: Mappi
         WeightsError: no checkpoint is given, or it is another model's.
     """
     if "fcclip" not in weights:
-        raise WeightsError(
-            f"the weights of {name} cannot be fetched by a program: load {DRIVE}{drive} in a browser and give the file, "
-            "--weights fcclip=FILE. A tiny model, whose weights are here, is sam_clip-tiny"
-        )
+        raise by_hand(name, "fcclip", drive)
     checkpoint = read_checkpoint(weights["fcclip"], name)
     segmenter = FcClip(frozen_clip(architecture, tag, checkpoint, weights.get("clip")), behaviour=checkpoint.behaviour)
     fill(segmenter, checkpoint.head, weights["fcclip"], ("clip",))
     return segmenter
+
+
+def by_hand(name: str, part: str, drive: str) -> WeightsError:
+    """What to say where the authors' file is not given."""
+    return WeightsError(
+        f"the weights of {name} cannot be fetched by a program: load {DRIVE}{drive} in a browser and give the file, "
+        f"--weights {part}=FILE. A tiny model, whose weights are here, is {part}-tiny"
+    )
 
 
 def frozen_clip(architecture: str, tag: str, checkpoint: Checkpoint, file: str | None) -> ClipConvNeXt | ClipResNet:
