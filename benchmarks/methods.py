@@ -133,7 +133,7 @@ def plain_decoder(
         memory = memories[(number - 1) % len(memories)]
         if injection is not None:
             if number > 1:
-                queries = injection.queries(number - 1, queries, predicted.masks, decoder.pooled_projection)
+                queries = injection.queries(number - 1, queries, lambda made=predicted.masks: made, decoder.pooled_projection)
             memory = injection.features(number, memory)
         allowed = attendable(predicted.masks, memory.size)
         queries = layer(queries, decoder.query_positions.weight, memory, allowed)
