@@ -102,6 +102,20 @@ class TextEmbeddings:
         )
 
 
+class Trace(dict[str, Tensor]):
+    """Named maps [..., h, w] from inside one forward pass on one image, for figures and for looking.
+
+    ``segmenter(images, text, trace=trace)`` fills it; which names there are is the method's, and stands in its docstring.
+    What is returned is the same with and without.
+
+    Attributes:
+        share: of the area that each map covers, what the image fills, down and across, from the top-left corner; the rest
+            is padding.
+    """
+
+    share: tuple[float, float] = (1.0, 1.0)
+
+
 @dataclass(frozen=True)
 class MaskPrediction:
     """Scored masks: what query-based methods and mask generators predict.

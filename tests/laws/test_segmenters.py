@@ -9,8 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from lexiseg import postprocess
+from lexiseg.errors import UsageError
 from lexiseg.methods.base import Segmenter
-from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Trace
 from tests.laws.builders import BUILDERS, some_images, some_text
 
 Prediction = MaskPrediction | PixelPrediction
@@ -45,6 +46,20 @@ def test_permuting_classes_permutes_the_prediction(segmenter):
     permuted, plain = segmenter(images, text.select(order)), segmenter(images, text)
     assert_close(permuted.per_class(), plain.per_class()[..., order], atol=1e-5, rtol=1e-4)
     assert_close(scores(permuted)[0], scores(plain)[0][order], atol=1e-5, rtol=1e-4)
+
+
+def test_a_trace_changes_nothing(segmenter):
+    images, text, trace = some_images((60, 80)), some_text(), Trace()
+    traced, plain = segmenter(images, text, trace=trace), segmenter(images, text)
+    assert torch.equal(traced.per_class(), plain.per_class())
+    assert all(torch.equal(*pair) for pair in zip(scores(traced), scores(plain), strict=True))
+    assert {"clip"} <= set(trace)
+    assert all(value.isfinite().all() for value in trace.values())
+
+
+def test_a_trace_is_of_one_image(segmenter):
+    with pytest.raises(UsageError, match="batch of 2"):
+        segmenter(some_images((60, 80), (72, 48)), some_text(), trace=Trace())
 
 
 def test_one_class_works(segmenter):

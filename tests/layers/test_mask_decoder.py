@@ -10,7 +10,7 @@ from torch.nn import functional
 from lexiseg.errors import UsageError
 from lexiseg.layers.mask_decoder import Attention, DecodedMasks, attendable, cells_read, class_logits, mask_pool
 from lexiseg.layers.pixel_decoder import PixelFeatures
-from lexiseg.structures import TextEmbeddings
+from lexiseg.structures import TextEmbeddings, Trace
 from tests.layers.builders import LAYERS, QUERIES, TEXT_WIDTH, WIDTH, decoder, features, one_of, text
 
 
@@ -64,8 +64,9 @@ def test_attention_is_pytorchs() -> None:
     query, key, value = torch.randn(2, 3, WIDTH), torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
     allowed = torch.rand(2, 3, 7) > 0.5
     allowed[..., 0] = True
-    expected, _ = theirs(query, key, value, attn_mask=~allowed.repeat_interleave(4, dim=0))
+    expected, shares = theirs(query, key, value, attn_mask=~allowed.repeat_interleave(4, dim=0))
     torch.testing.assert_close(ours(query, key, value, allowed), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.shares(query, key, allowed), shares, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours(query, key, value), theirs(query, key, value)[0], atol=1e-5, rtol=1e-5)
 
 
@@ -154,6 +155,21 @@ def test_each_layer_looks_inside_the_masks_predicted_before_it() -> None:
         logits = functional.interpolate(before.masks, size, mode="bilinear", align_corners=False).flatten(2)
         expected = (logits > 0) | (logits <= 0).all(-1, keepdim=True)
         assert torch.equal(allowed | (logits.abs() < 1e-5), expected | (logits.abs() < 1e-5))
+
+
+@torch.no_grad()
+def test_a_trace_has_the_masks_of_all_layers_and_where_queries_look() -> None:
+    module, given, trace = decoder(), features(1, size=(16, 20)), Trace()
+    decoded = module(given, text(), auxiliary=True, trace=trace)
+    for number, made in enumerate((*decoded.auxiliary, decoded)):
+        torch.testing.assert_close(trace[f"masks.{number}"], made.masks[0], atol=1e-5, rtol=1e-5)
+    for number in range(1, LAYERS + 1):
+        looks, before = trace[f"attention.{number}"], trace[f"masks.{number - 1}"]
+        torch.testing.assert_close(looks.sum((-2, -1)), torch.ones(QUERIES))
+        logits = functional.interpolate(before[None], looks.shape[-2:], mode="bilinear", align_corners=False)[0]
+        outside = (logits < -1e-5) & (logits > 1e-5).any(-1).any(-1)[:, None, None]
+        assert looks[outside].count_nonzero() == 0
+    assert torch.equal(trace["pixels"], given.mask_features[0])
 
 
 def test_every_parameter_gets_a_gradient() -> None:

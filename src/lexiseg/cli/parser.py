@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("train", _train, "train a model by its recipe; goes on where it was interrupted"),
         ("metrics", _metrics, "score prediction files that any tool wrote"),
         ("convert", _convert, "turn an official checkpoint into lexiseg's form of weights, or back"),
+        ("figure", _figure, "draw the papers' figures of your own pictures: what models find, and what happens inside"),
         ("world", _world, "render the emoji world with its ground truth"),
     ):
         add(commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
@@ -170,6 +171,32 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=("lexiseg", "official"), default="lexiseg", help="(default: %(default)s)")
     parser.add_argument("--half", action="store_true", help="matrices and kernels in float16, which is half the size")
     parser.add_argument("--json", action="store_true", help="what was done, as one document on standard output")
+
+
+def _figure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "kind",
+        choices=("comparison", "attention", "clusters", "prompts"),
+        help="what models find beside each other; where they look for a class; k-means of what they see; SAM asked with boxes",
+    )
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files or globs")
+    parser.add_argument("--data", metavar="NAME|PATH", help="in place of pictures: a data set, whose truth is drawn, too")
+    parser.add_argument("--root", metavar="DIR", help=ROOT)
+    parser.add_argument("--limit", type=_positive, default=4, metavar="N", help="pictures of the data set (default: 4)")
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="begin after so many pictures of it")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--classes", metavar="WORDS", help="as in 'lexiseg segment'")
+    words.add_argument("--vocabulary", metavar="NAME|FILE", help="as in 'lexiseg segment'")
+    parser.add_argument("--task", choices=TASKS, default="panoptic")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="[TITLE:]NAME[,PART=FILE]",
+        help="may be repeated (default: cmpf-tiny); 'no SAM:cmpf-tiny,cmpf=runs/none/model' is a training of your own",
+    )
+    parser.add_argument("--most", type=_positive, default=4, metavar="N", help="classes or boxes of a picture (default: 4)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--output", required=True, metavar="FILE.png")
 
 
 def _world(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
 from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -157,11 +157,11 @@ class Pipeline:
         return self._text[1]
 
     @torch.no_grad()
-    def predict(self, pixels: Pixels, text: TextEmbeddings) -> MaskPrediction | PixelPrediction:
+    def predict(self, pixels: Pixels, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction | PixelPrediction:
         """What the method says of one picture [H, W, 3] uint8, before any post-processing."""
         image = torch.from_numpy(pixels).permute(2, 0, 1).to(self.device).float() / 255
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.segmenter(ImageBatch.of([image]), text)
+            return self.segmenter(ImageBatch.of([image]), text, trace=trace)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ the mask features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
@@ -29,7 +29,7 @@ from lexiseg.backbones.clip_base import MAX_LOGIT_SCALE
 from lexiseg.errors import UsageError
 from lexiseg.layers.pixel_decoder import PixelFeatures
 from lexiseg.layers.position import sine_positions
-from lexiseg.structures import Size, TextEmbeddings
+from lexiseg.structures import Size, TextEmbeddings, Trace
 
 INITIAL_LOGIT_SCALE = log(1 / 0.07)  # CLIP's
 
@@ -177,12 +177,22 @@ class Attention(nn.Module):
             query, key, value: see above.
             allowed: [B, Q, N] True where a query may look, at least once in every row; all if left out.
         """
-        parts = zip((query, key, value), self.projection.weight.chunk(3), self.projection.bias.chunk(3), strict=True)
-        q, k, v = (functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x, w, b in parts)
+        q, k, v = self._projected(query, key, value)
         mask = None if allowed is None else allowed[:, None]
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
+
+    def shares(self, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+        """How much of each query's look falls on each key, [B, Q, N], the mean over the heads."""
+        q, k = self._projected(query, key)
+        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~allowed[:, None], -torch.inf)
+        return scores.softmax(-1).mean(1)
+
+    def _projected(self, *inputs: Tensor) -> Iterator[Tensor]:
+        """Queries, keys, values [B, N, C], as many of them as are given, as heads see them, [B, heads, N, C / heads]."""
+        for x, w, b in zip(inputs, self.projection.weight.chunk(3), self.projection.bias.chunk(3), strict=False):
+            yield functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
@@ -205,6 +215,12 @@ class CrossAttention(nn.Module):
         keys = tokens if positions is None else tokens + positions
         attended: Tensor = self.norm(queries + self.attention(queries + query_positions, keys, tokens, allowed))
         return attended
+
+    def shares(
+        self, queries: Tensor, query_positions: Tensor, tokens: Tensor, positions: Tensor | None, allowed: Tensor
+    ) -> Tensor:
+        """Where the queries look, see `Attention.shares`."""
+        return self.attention.shares(queries + query_positions, tokens if positions is None else tokens + positions, allowed)
 
 
 class SelfAttention(nn.Module):
@@ -315,6 +331,7 @@ class MaskDecoder(nn.Module):
         *,
         injection: Injection | None = None,
         auxiliary: bool = False,
+        trace: Trace | None = None,
     ) -> DecodedMasks:
         """Predict.
 
@@ -324,6 +341,7 @@ class MaskDecoder(nn.Module):
             injection: what a method adds; None for FC-CLIP.
             auxiliary: also return what each layer predicts, for deep supervision. Without it nothing of them is kept,
                 and their classes are not computed.
+            trace: gets ``pixels``, ``masks.0`` to ``masks.L`` and ``attention.1`` to ``attention.L`` of the first image.
 
         Raises:
             UsageError: text embeddings or features of another width, or another number of feature levels.
@@ -346,8 +364,15 @@ class MaskDecoder(nn.Module):
                 queries = injection.queries(number - 1, queries, made, self.pooled_projection)
             if injection is not None:
                 memory = injection.features(number, memory)
+            if trace is not None:
+                assert isinstance(layer, DecoderLayer)
+                looks = layer.cross_attention.shares(queries, positions, memory.tokens, memory.positions, allowed)
+                trace[f"attention.{number}"] = looks[0].unflatten(-1, memory.size)
             queries = layer(queries, positions, memory, allowed)
             predicting.append(queries)
+        if trace is not None:
+            trace["pixels"] = pixels[0]
+            trace |= {f"masks.{number}": self._masks(made, pixels)[0] for number, made in enumerate(predicting)}
         if not auxiliary:
             return DecodedMasks(*self._heads(queries, pixels, text))
         # All layers at once: their gradients meet in one product, not in a sum of large maps for each layer.

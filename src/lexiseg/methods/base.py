@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lexiseg.backbones.clip import ClipBackbone
-from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings
+from lexiseg.errors import UsageError
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings, Trace
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -35,8 +36,15 @@ class Segmenter(nn.Module, ABC):
     clip: ClipBackbone
 
     @abstractmethod
-    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction | PixelPrediction:
-        """Predict for a batch; the same for an image alone as for an image among others."""
+    def forward(
+        self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None
+    ) -> MaskPrediction | PixelPrediction:
+        """Predict for a batch; the same for an image alone as for an image among others.
+
+        Args:
+            images, text: see there.
+            trace: what the method makes on the way is kept in it; for batches of one image.
+        """
 
     @abstractmethod
     def parts(self) -> Mapping[str, nn.Module]:
@@ -45,6 +53,12 @@ class Segmenter(nn.Module, ABC):
     def trained_parts(self) -> frozenset[str]:
         """Names of the parts its recipe trains; the others stay frozen."""
         return frozenset()
+
+
+def check_trace(images: ImageBatch, trace: Trace | None) -> None:
+    """Raise UsageError if several images were to leave their traces in one place."""
+    if trace is not None and len(images) != 1:
+        raise UsageError(f"a trace is of one image; got a batch of {len(images)}")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _write_name(canvas: Image.Image, region: NDArray[np.bool_], name: str, colou
     wide = np.flatnonzero(rows >= 0.8 * rows.max())
     row = int(wide[len(wide) // 2])
     columns = np.flatnonzero(region[row])
-    draw, font = ImageDraw.Draw(canvas), _font(13)
+    draw, font = ImageDraw.Draw(canvas), typeface(13)
     name = name if len(name) <= 24 else name[:23] + "…"
     left, top, right, bottom = draw.textbbox((0, 0), name, font=font)
     x = min(max(2, int(columns.mean()) - (right - left) // 2), max(2, canvas.width - (right - left) - 6))
@@ -81,7 +81,7 @@ def _legend(segments: Sequence[Segment], colours: Sequence[Colour], width: int) 
     for segment, colour in zip(segments, colours, strict=True):
         first, count, area = entries.get(segment.name, (colour, 0, 0))
         entries[segment.name] = (first, count + 1, area + segment.area)
-    font, line = _font(13), 22
+    font, line = typeface(13), 22
     columns = max(1, width // 190)
     canvas = Image.new("RGB", (width, 8 + line * max(1, -(-len(entries) // columns))), "white")
     draw = ImageDraw.Draw(canvas)
@@ -105,5 +105,5 @@ def _dark(colour: Colour) -> Colour:
 
 
 @lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -29,7 +29,7 @@ from lexiseg.methods.cmpf.sam_features import SamFeatures
 from lexiseg.methods.cmpf.sam_masks import OUTSIDE, SamMasks, cells_of, official_cells
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.postprocess import Placing
-from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings
+from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
 
 class Cmpf(FcClip):
@@ -111,9 +111,12 @@ class Cmpf(FcClip):
         return self
 
     @torch.no_grad()
-    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction:
-        """As `FcClip.forward`; with the ensemble of masks its ``semantic`` says what semantic results are made of."""
-        prediction = super().forward(images, text)
+    def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
+        """As `FcClip.forward`; with the ensemble of masks its ``semantic`` says what semantic results are made of.
+
+        A trace also gets ``sam`` [C, g, g], SAM's image embedding, and ``sam_features`` [C, h, w], what features attend to.
+        """
+        prediction = super().forward(images, text, trace=trace)
         if self.masks is None or self.epsilon == 0:
             return prediction
         found = [self.sam_prediction(images.image(index), text, self.masks) for index in range(len(images))]
@@ -163,12 +166,14 @@ class Cmpf(FcClip):
         inside = functional.interpolate(cells, features.grid, mode="bilinear", align_corners=False) > 0
         return classes, inside.any(-1).any(-1) | isinstance(self.clip, ClipConvNeXt)
 
-    def injection(self, pixels: Tensor, inner: Size) -> SamInjection | None:
+    def injection(self, pixels: Tensor, inner: Size, trace: Trace | None = None) -> SamInjection | None:
         """What SAM sees, ready for both injectors; None if there are none."""
         if self.query_injector is None and self.feature_injector is None:
             return None
         embedding = self.sam_embedding(pixels, inner)
         context = None if self.sam_features is None else self.sam_features(embedding)
+        if trace is not None:
+            trace |= {"sam": embedding[0]} if context is None else {"sam": embedding[0], "sam_features": context[0]}
         return SamInjection(embedding, context, self.query_injector, self.feature_injector)
 
     @torch.no_grad()

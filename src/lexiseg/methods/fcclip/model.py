@@ -27,8 +27,8 @@ from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder
 from lexiseg.layers.pixel_decoder import PixelDecoder
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
-from lexiseg.methods.base import Segmenter
-from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings
+from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace
 
 STRIDE = 32  # sides of the network's input are multiples of it
 
@@ -99,9 +99,15 @@ class FcClip(Segmenter):
         return self
 
     @torch.no_grad()
-    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction:
-        """Masks with classes, "no object" last. Images of a batch are seen one by one, for padding would change them."""
-        return join([self._segment(images.image(index), text) for index in range(len(images))])
+    def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
+        """Masks with classes, "no object" last. Images of a batch are seen one by one, for padding would change them.
+
+        A trace gets ``clip`` [C, h, w], CLIP's coarsest map; ``pixels`` [C, h, w], the mask features; of the decoder
+        ``masks.0`` to ``masks.L`` [Q, h, w], the mask logits that enter the first layer and that leave each; and
+        ``attention.1`` to ``attention.L`` [Q, h, w], where each query looks (shares that sum to 1, mean over the heads).
+        """
+        check_trace(images, trace)
+        return join([self._segment(images.image(index), text, trace) for index in range(len(images))])
 
     def loss(
         self,
@@ -129,7 +135,14 @@ class FcClip(Segmenter):
         return self.clip.features(pixels)
 
     def decode(
-        self, pixels: Tensor, inner: Size, features: ClipFeatures, text: TextEmbeddings, *, auxiliary: bool = False
+        self,
+        pixels: Tensor,
+        inner: Size,
+        features: ClipFeatures,
+        text: TextEmbeddings,
+        *,
+        auxiliary: bool = False,
+        trace: Trace | None = None,
     ) -> DecodedMasks:
         """Masks and class logits of the decoder alone.
 
@@ -139,13 +152,15 @@ class FcClip(Segmenter):
             features: of ``pixels``.
             text: K classes.
             auxiliary: keep the predictions of all layers, for training.
+            trace: see `forward`.
         """
+        injection = self.injection(pixels, inner, trace)
         decoded: DecodedMasks = self.mask_decoder(
-            self.pixel_decoder(features.levels), text, injection=self.injection(pixels, inner), auxiliary=auxiliary
+            self.pixel_decoder(features.levels), text, injection=injection, auxiliary=auxiliary, trace=trace
         )
         return decoded
 
-    def injection(self, pixels: Tensor, inner: Size) -> Injection | None:  # noqa: ARG002 - what SAM would look at
+    def injection(self, pixels: Tensor, inner: Size, trace: Trace | None = None) -> Injection | None:  # noqa: ARG002 - what SAM sees
         """What enters the decoder besides CLIP: nothing."""
         return None
 
@@ -163,10 +178,13 @@ class FcClip(Segmenter):
         padded[:, : inner[0], : inner[1]] = image
         return padded[None], inner
 
-    def _segment(self, image: Tensor, text: TextEmbeddings) -> MaskPrediction:
+    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
         pixels, inner = self.network_input(image)
         features = self.clip_features(pixels)
-        decoded = self.decode(pixels, inner, features, text)
+        decoded = self.decode(pixels, inner, features, text, trace=trace)
+        if trace is not None:
+            trace["clip"] = features.levels[-1][0]
+            trace.share = inner[0] / pixels.shape[-2], inner[1] / pixels.shape[-1]
         prediction = _prediction(decoded, ((int(image.shape[-2]), int(image.shape[-1])),), (inner,))
         names, covered = self._clip_classes(features, decoded.masks, text)
         seen = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen

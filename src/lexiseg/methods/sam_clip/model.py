@@ -20,8 +20,8 @@ from torch.nn import functional
 from lexiseg.backbones.clip import ClipBackbone
 from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate, grid_points
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.methods.base import Segmenter
-from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings
+from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
 OUTSIDE = -100.0  # logits of the rows that only fill up a batch
 LOWEST = 1e-6  # quality, so that its logarithm is finite
@@ -65,9 +65,13 @@ class SamClip(Segmenter):
         return {"clip": self.clip, "sam": self.sam}
 
     @torch.no_grad()
-    def forward(self, images: ImageBatch, text: TextEmbeddings) -> MaskPrediction:
-        """Masks with classes; there is no "no object", for the generator has dropped poor masks already."""
-        found = [self._segment(images.image(index), text) for index in range(len(images))]
+    def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
+        """Masks with classes; there is no "no object", for the generator has dropped poor masks already.
+
+        A trace gets ``clip`` [C, h, w], CLIP's coarsest map.
+        """
+        check_trace(images, trace)
+        found = [self._segment(images.image(index), text, trace) for index in range(len(images))]
         most, grid = max(1, *(len(masks) for masks, _ in found)), self.sam.mask_size
         first = images.pixels
         masks = first.new_full((len(images), most, grid, grid), OUTSIDE)
@@ -79,7 +83,7 @@ class SamClip(Segmenter):
         extents = tuple(generated.extent for generated, _ in found)
         return MaskPrediction(masks, classes, False, images.sizes, extents, valid)
 
-    def _segment(self, image: Tensor, text: TextEmbeddings) -> tuple[GeneratedMasks, Tensor]:
+    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> tuple[GeneratedMasks, Tensor]:
         """Masks of one image [3, H, W], and the logarithms of their scores [Q, K]."""
         generated = generate(self.sam, image, self.options, grid_points(self.points))
         if len(generated) == 0:
@@ -87,7 +91,10 @@ class SamClip(Segmenter):
         size = self.clip_size((int(image.shape[-2]), int(image.shape[-1])))
         resized = functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)
         weights = over_image(generated, (size[0] // 4, size[1] // 4)).sigmoid()
-        vectors = self.clip.embed_regions(self.clip.features(resized), (weights * (weights > 0.5))[None])[0]  # Eq. (10)
+        features = self.clip.features(resized)
+        if trace is not None:
+            trace["clip"] = features.levels[-1][0]
+        vectors = self.clip.embed_regions(features, (weights * (weights > 0.5))[None])[0]  # Eq. (10)
         cosine = functional.normalize(vectors.float(), dim=-1) @ text.vectors.float().T
         logits = self.clip.logit_scale * text.per_class(cosine)
         names = logits.log_softmax(-1)  # Eq. (11)

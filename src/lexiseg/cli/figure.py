@@ -1,0 +1,56 @@
+"""``lexiseg figure``."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lexiseg.cli import undisturbed
+from lexiseg.cli.segment import weights_by_part
+from lexiseg.data import catalogue
+from lexiseg.data.images import find_images, read_image
+from lexiseg.errors import UsageError
+from lexiseg.inference.figures import FIGURES, Subject
+from lexiseg.inference.pipeline import Pipeline, load
+from lexiseg.ops.files import write_png
+from lexiseg.text.vocabulary import Vocabulary
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw one figure of some pictures or of the first pictures of a data set."""
+    path = Path(arguments.output)
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--output {path}: a figure is a PNG, so its name ends in .png")
+    subjects = _subjects(arguments)
+    with undisturbed():
+        models = dict(_model(given, arguments.device) for given in arguments.model or ["cmpf-tiny"])
+    drawn = FIGURES[arguments.kind](models, subjects, arguments.task, arguments.most)
+    write_png(path, np.asarray(drawn))
+    print(f"{path}  {drawn.width} × {drawn.height}")
+    return 0
+
+
+def _model(given: str, device: str) -> tuple[str, Pipeline]:
+    """NAME, or TITLE:NAME, either with ,PART=FILE behind it as often as needed."""
+    title, _, rest = given.rpartition(":") if ":" in given.split(",")[0] else ("", "", given)
+    name, *parts = rest.split(",")
+    return title or name, load(name, weights=weights_by_part(parts), device=device)
+
+
+def _subjects(arguments: argparse.Namespace) -> list[Subject]:
+    if bool(arguments.pictures) == bool(arguments.data):
+        raise UsageError("name either pictures or, with --data, a data set")
+    if arguments.pictures:
+        if arguments.classes is None and arguments.vocabulary is None:
+            raise UsageError("pictures need --classes or --vocabulary: the names to look for")
+        words = Vocabulary.load(arguments.vocabulary) if arguments.classes is None else Vocabulary.parse(arguments.classes)
+        return [Subject(Path(file).stem, read_image(file), words) for file in find_images(arguments.pictures)]
+    dataset = catalogue.open_dataset(arguments.data, arguments.root)
+    task = next(task for task in ("panoptic", "instance", "semantic") if task in dataset.tasks)
+    return [
+        Subject(sample.key, read_image(sample.image), sample.vocabulary or dataset.vocabulary, dataset.truth(sample, task))
+        for sample in islice(dataset.samples, arguments.skip, arguments.skip + arguments.limit)
+    ]

@@ -1,0 +1,194 @@
+"""The papers' figures of a user's own pictures: what models find beside each other, and what happens inside them.
+
+comparison   CMPF's Fig. 4 to 8 and 12: a picture, its truth if there is one, and what each model finds
+attention    Fig. 11: where the query of a class looks in the last layer, in each model
+clusters     Fig. 9: k-means of what CLIP, the pixel decoder and SAM see
+prompts      Fig. 10: SAM's mask probabilities, prompted with boxes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.data.dataset import Truth
+from lexiseg.data.images import Pixels
+from lexiseg.errors import UsageError
+from lexiseg.inference.oracle import true_regions
+from lexiseg.inference.pipeline import Pipeline, as_segmentation, regions_of
+from lexiseg.ops.masks import boxes_of_masks
+from lexiseg.postprocess import Placing, Policy, Region, resized
+from lexiseg.segmentation import Segmentation
+from lexiseg.structures import MaskPrediction, Size, Trace
+from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.visualise.figures import boxed, clusters, heat, painted, sheet
+
+CLUSTERS = 8
+TRACED = {"clip": "CLIP", "pixels": "pixel decoder", "sam": "SAM"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A picture to draw figures of.
+
+    Attributes:
+        name: caption.
+        pixels: [H, W, 3] uint8.
+        vocabulary: the names asked for.
+        truth: of a data set, whose labels are those of the vocabulary; None for a picture alone.
+    """
+
+    name: str
+    pixels: Pixels
+    vocabulary: Vocabulary
+    truth: Truth | None = None
+
+    @property
+    def size(self) -> Size:
+        return int(self.pixels.shape[0]), int(self.pixels.shape[1])
+
+
+Models = Mapping[str, Pipeline]
+
+
+def comparison(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:  # noqa: ARG001
+    """A row a picture: itself, its truth, what each model finds."""
+    with_truth = any(subject.truth is not None for subject in subjects)
+    rows = []
+    for subject in subjects:
+        panels = [Image.fromarray(subject.pixels)]
+        if with_truth:
+            panels.append(_true(subject).overlay())
+        panels += [_found(pipeline, subject, task).overlay() for pipeline in models.values()]
+        rows.append((subject.name, panels))
+    return sheet(["picture", *(["truth"] if with_truth else []), *models], rows)
+
+
+def attention(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+    """A row a class: where the query that is surest of it looks in the last layer of each model.
+
+    The classes are those of the truth or, without one, those that the last model finds.
+    """
+    rows = []
+    for subject in subjects:
+        traces = [_traced(pipeline, subject) for pipeline in models.values()]
+        for (name, pipeline), (_, trace) in zip(models.items(), traces, strict=True):
+            if not any(key.startswith("attention.") for key in trace):
+                raise UsageError(f"{name} ({type(pipeline.segmenter).__name__}) has no queries that look; leave it out")
+        wanted = _true(subject) if subject.truth is not None else _found(list(models.values())[-1], subject, task)
+        labels = dict.fromkeys(segment.label for segment in wanted.segments)
+        for label in list(labels)[:most]:
+            panels = [Image.fromarray(subject.pixels)]
+            for prediction, trace in traces:
+                surest = int(prediction.per_class()[0, :, label].argmax())
+                last = max(int(key.split(".")[1]) for key in trace if key.startswith("attention."))
+                looks = _over_picture(trace[f"attention.{last}"][surest : surest + 1], trace, subject.size)[0]
+                panels.append(heat(subject.pixels, looks / looks.max()))
+            rows.append((subject.vocabulary.names[label], panels))
+    if not rows:
+        raise UsageError("nothing was found in these pictures to show the attention of; ask for other classes")
+    return sheet(["picture", *models], rows)
+
+
+def clustered(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:  # noqa: ARG001
+    """A row a picture: k-means of the features of each model."""
+    rows, columns = [], ["picture"]
+    for subject in subjects:
+        panels = [Image.fromarray(subject.pixels)]
+        columns = ["picture"]
+        for name, pipeline in models.items():
+            trace = _traced(pipeline, subject)[1]
+            for key, title in TRACED.items():
+                if key in trace:
+                    labels = clusters(_without_padding(trace[key], trace).float().cpu().numpy(), CLUSTERS)
+                    panels.append(painted(labels).resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST))
+                    columns.append(f"{title}, {name}")
+        rows.append((subject.name, panels))
+    return sheet(columns, rows)
+
+
+@torch.no_grad()
+def prompts(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+    """A row a picture and model: SAM's probabilities for the boxes of things, those of the truth or those found."""
+    rows = []
+    for subject in subjects:
+        for name, pipeline in models.items():
+            sam = pipeline.segmenter.parts().get("sam")
+            if not isinstance(sam, SamFamily):
+                raise UsageError(f"{name} has no SAM to prompt; leave it out")
+            wanted = _true(subject) if subject.truth is not None else _found(pipeline, subject, task)
+            chosen = [number for number, segment in enumerate(wanted.segments) if segment.thing][:most]
+            if not chosen:
+                continue
+            boxes = boxes_of_masks(torch.from_numpy(wanted.masks[chosen])).float()
+            probability = _prompted(sam, subject, boxes.to(pipeline.device))
+            panels = [boxed(subject.pixels, [(a, b, c, d) for a, b, c, d in boxes.tolist()])]
+            panels += [heat(subject.pixels, one) for one in probability]
+            rows.append((subject.name, panels))
+    if not rows:
+        raise UsageError("no thing was found in these pictures whose box could be a prompt; ask for other classes")
+    return sheet(["boxes", *(f"box {number}" for number in range(1, max(len(panels) for _, panels in rows)))], rows)
+
+
+FIGURES: dict[str, Callable[[Models, Sequence[Subject], str, int], Image.Image]] = {
+    "comparison": comparison,
+    "attention": attention,
+    "clusters": clustered,
+    "prompts": prompts,
+}
+
+
+def _traced(pipeline: Pipeline, subject: Subject) -> tuple[MaskPrediction, Trace]:
+    trace = Trace()
+    prediction = pipeline.predict(subject.pixels, pipeline.embed(subject.vocabulary), trace)
+    assert isinstance(prediction, MaskPrediction)
+    return prediction, trace
+
+
+def _found(pipeline: Pipeline, subject: Subject, task: str) -> Segmentation:
+    text = pipeline.embed(subject.vocabulary)
+    policy = Policy(overlap=pipeline.segmenter.overlap)
+    regions = regions_of(pipeline.predict(subject.pixels, text), text, task, policy)
+    return as_segmentation(task, subject.pixels, subject.vocabulary, regions)
+
+
+def _true(subject: Subject) -> Segmentation:
+    """The truth as a result, drawn like one; largest regions first."""
+    assert subject.truth is not None
+    masks, labels = true_regions(subject.truth)
+    order = masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist()
+    regions = [Region(mask=masks[number], label=int(labels[number]), score=1.0) for number in order]
+    return as_segmentation("panoptic", subject.pixels, subject.vocabulary, regions)
+
+
+def _without_padding(maps: Tensor, trace: Trace) -> Tensor:
+    """The cells of maps [N, h, w] of a trace that show the picture."""
+    high, wide = (max(1, round(cells * part)) for cells, part in zip(maps.shape[-2:], trace.share, strict=True))
+    return maps[:, :high, :wide]
+
+
+def _over_picture(maps: Tensor, trace: Trace, size: Size) -> NDArray[np.float32]:
+    """Maps [N, h, w] of a trace at the pixels of the picture, [N, H, W]."""
+    high, wide = (max(1, round(length / part)) for length, part in zip(size, trace.share, strict=True))
+    whole = functional.interpolate(maps[None].float(), (high, wide), mode="bilinear", align_corners=False)[0]
+    return whole[:, : size[0], : size[1]].cpu().numpy()
+
+
+def _prompted(sam: SamFamily, subject: Subject, boxes: Tensor) -> Iterator[NDArray[np.float32]]:
+    """SAM's surest mask of each box [N, 4], as probabilities [H, W]."""
+    image = torch.from_numpy(subject.pixels).permute(2, 0, 1).to(boxes.device).float() / 255
+    embedding, skips = sam.encode_with_skips(sam.preprocess(image))
+    corners = sam.scale_points(boxes.reshape(-1, 2, 2), subject.size).flatten(1)
+    logits, quality = sam.decode(embedding, boxes=corners, skips=skips)
+    best = logits[torch.arange(len(logits)), quality.argmax(1)]
+    geometry = sam.geometry(subject.size)
+    place = Placing(geometry.input_size, geometry.resized, subject.size)
+    yield from resized(best, place).sigmoid().cpu().numpy()

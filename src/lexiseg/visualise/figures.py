@@ -1,0 +1,77 @@
+"""Panels of the papers' figures and the sheets they stand on: pictures and maps in, one picture out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy.cluster.vq import kmeans2
+
+from lexiseg.visualise.overlay import typeface
+from lexiseg.visualise.palette import class_colour
+
+WIDE = 240  # pixels of a panel
+GAP, HEAD = 6, 22
+COLD, WARM = (20, 20, 60), (255, 230, 60)  # a heat of 0 and of 1
+
+
+def heat(image: NDArray[np.uint8], values: NDArray[np.floating]) -> Image.Image:
+    """A map [H, W] of values in 0..1 over its grey picture [H, W, 3] uint8: dark where it is 0, yellow where it is 1."""
+    share = np.clip(np.nan_to_num(values), 0, 1)[..., None]
+    ramp = np.asarray(COLD) * (1 - share) + np.asarray(WARM) * share
+    grey = image.mean(-1, keepdims=True)
+    return Image.fromarray((0.35 * grey + 0.65 * ramp).astype(np.uint8))
+
+
+def clusters(features: NDArray[np.floating], count: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """The k-means cluster of each cell, [h, w], of unit feature vectors [C, h, w]; numbered by their size, largest first."""
+    channels, high, wide = features.shape
+    rows = features.reshape(channels, -1).T.astype(np.float64)
+    rows = rows - rows.mean(0)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    different = min(count, len(np.unique(rows.round(9), axis=0)))
+    _, found = kmeans2(rows, different, minit="++", rng=seed)
+    order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return rank[found].reshape(high, wide)
+
+
+def painted(labels: NDArray[np.integer]) -> Image.Image:
+    """A map of numbers [H, W], each in a colour of its own."""
+    table = np.array([class_colour(number) for number in range(int(labels.max()) + 1)], np.uint8)
+    return Image.fromarray(table[labels])
+
+
+def boxed(image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
+    """The picture with boxes (left, top, right, bottom) drawn in."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    for number, box in enumerate(boxes):
+        draw.rectangle(box, outline=class_colour(number), width=max(1, image.shape[1] // 160))
+    return canvas
+
+
+def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Panels in a grid, a title above each column and a caption at the left of each row; all panels become `WIDE` wide."""
+    panels = [(caption, [_fitted(panel) for panel in row]) for caption, row in rows]
+    margin = max((int(typeface(13).getlength(caption)) for caption, _ in panels if caption), default=-GAP) + 2 * GAP
+    heights = [max(panel.height for panel in row) for _, row in panels]
+    size = margin + len(columns) * (WIDE + GAP), HEAD + sum(heights) + GAP * len(heights)
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, title in enumerate(columns):
+        draw.text((margin + number * (WIDE + GAP), 3), title, fill="black", font=typeface(13))
+    top = HEAD
+    for (caption, row), high in zip(panels, heights, strict=True):
+        draw.text((GAP, top + 3), caption, fill="black", font=typeface(13))
+        for number, panel in enumerate(row):
+            canvas.paste(panel, (margin + number * (WIDE + GAP), top))
+        top += high + GAP
+    return canvas
+
+
+def _fitted(panel: Image.Image) -> Image.Image:
+    return panel.resize((WIDE, max(1, round(panel.height * WIDE / panel.width))), Image.Resampling.BICUBIC)

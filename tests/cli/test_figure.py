@@ -1,0 +1,97 @@
+"""``lexiseg figure``: each kind is drawn of pictures and of a data set, and what cannot be drawn is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lexiseg.cli import main
+from lexiseg.inference.figures import Subject, _over_picture, _prompted
+from lexiseg.inference.pipeline import load
+from lexiseg.structures import PanopticMap, PanopticSegment, Trace
+from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.world import scenes
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    assert main(["world", "render", "--split", "val", "--count", "2", "--seed", "3", "--output", str(folder)]) == 0
+    return folder
+
+
+def width(path: Path) -> int:
+    with Image.open(path) as drawn:
+        assert np.asarray(drawn).std() > 20
+        return drawn.width
+
+
+def test_each_kind_of_a_data_set(world: Path, tmp_path: Path) -> None:
+    widths = {}
+    for kind in ("comparison", "attention", "clusters", "prompts"):
+        path = tmp_path / "figures" / f"{kind}.png"
+        models = ["--model", "cmpf-tiny"] if kind == "prompts" else ["--model", "FC:fcclip-tiny", "--model", "cmpf-tiny"]
+        arguments = ["figure", kind, "--data", str(world), "--limit", "1", "--most", "2", *models, "--output", str(path)]
+        assert main(arguments) == 0
+        widths[kind] = width(path)
+    assert widths["clusters"] > widths["comparison"] > widths["attention"]  # 6, 4 and 3 columns
+
+
+def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
+    picture = next((world / "images").iterdir())
+    arguments = ["figure", "comparison", str(picture), "--vocabulary", "emoji", "--output", str(tmp_path / "one.png")]
+    assert main(arguments) == 0
+    assert width(tmp_path / "one.png") < 3 * 260  # no column for a truth nobody knows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attention", "PICTURE", "--classes", "sky", "--model", "sam_clip-tiny"], "sam_clip-tiny"),
+        (["prompts", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "has no SAM"),
+        (["comparison", "PICTURE"], "--classes or --vocabulary"),
+        (["comparison", "--classes", "sky"], "either pictures or"),
+        (["comparison", "missing.png", "--classes", "sky"], "missing.png"),
+        (["comparison", "PICTURE", "--classes", "sky", "--model", "cmpf-tiny,cmpf"], "PART=FILE"),
+        (["comparison", "PICTURE", "--classes", "sky", "--output", "figure.jpg"], "ends in .png"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(
+    arguments: list[str], message: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(next((world / "images").iterdir()))
+    given = ["figure", *(picture if word == "PICTURE" else word for word in arguments)]
+    if "--output" not in given:
+        given += ["--output", str(tmp_path / "figure.png")]
+    assert main(given) in {1, 2}
+    assert message in capsys.readouterr().err
+
+
+def test_padding_is_cut_off_before_a_map_is_stretched_over_the_picture() -> None:
+    trace = Trace()
+    trace.share = (0.75, 0.5)
+    maps = torch.zeros(1, 8, 8)
+    maps[:, :6, :4] = 1
+    drawn = _over_picture(maps, trace, (30, 20))[0]
+    assert drawn.shape == (30, 20)
+    np.testing.assert_allclose(drawn[:27, :17], 1, atol=1e-6)  # beyond, the first padded cell blends in
+
+
+def test_a_box_prompt_finds_what_is_in_the_box() -> None:
+    scene = next(iter(scenes("val", 1, seed=5)))
+    areas = np.bincount(scene.panoptic.ravel())
+    thing = max((segment for segment in scene.segments if segment.style), key=lambda segment: areas[segment.id])
+    mask = scene.panoptic == thing.id
+    rows, columns = np.nonzero(mask)
+    box = torch.tensor([[columns.min(), rows.min(), columns.max(), rows.max()]]).float()
+    truth = PanopticMap(scene.panoptic, (PanopticSegment(thing.id, 0),))
+    subject = Subject("scene", scene.image, Vocabulary.parse(["thing"]), truth)
+    sam = load("sam_clip-tiny", device="cpu").segmenter.parts()["sam"]
+    with torch.no_grad():
+        (found,) = _prompted(sam, subject, box)
+    inside = found > 0.5
+    assert (inside & mask).sum() / (inside | mask).sum() > 0.5
