@@ -4,8 +4,9 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(
 VERSION_CHECK := import sys; sys.exit(sys.version_info < (3, 11))
 BIN := .venv/bin
 READY := .venv/ready
+DOCS_READY := .venv/docs-ready
 
-.PHONY: help setup demo test check bench train-tiny score lock
+.PHONY: help setup demo test check bench docs train-tiny score lock
 
 help:
 	@echo "make setup       the environment .venv, from requirements.lock"
@@ -13,6 +14,7 @@ help:
 	@echo "make test        the test suite (arguments for pytest: make test ARGS='-k rle')"
 	@echo "make check       ruff and mypy"
 	@echo "make bench       the benchmarks"
+	@echo "make docs        docs/ as web pages, with the public face: build/docs/index.html"
 	@echo "make train-tiny  train the tiny models (hours; interrupted, it goes on where it was)"
 	@echo "make score       score the embedded weights on 200 scenes nobody trained on"
 	@echo "make lock        renew requirements.lock after a change of pyproject.toml"
@@ -47,6 +49,16 @@ bench: $(READY)
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/methods.py --tiny
 
+docs: $(DOCS_READY)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "→ build/docs/index.html"
+
+# On top of .venv, for nobody else needs them.
+$(DOCS_READY): $(READY) requirements-docs.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-docs.lock || \
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@touch $@
+
 # The allocator of glibc otherwise gives freed memory back at every step: half the time of a CPU training would pass in the kernel.
 train-tiny: export MALLOC_MMAP_THRESHOLD_ = 1000000000
 train-tiny: export MALLOC_TRIM_THRESHOLD_ = 1000000000
@@ -71,5 +83,7 @@ score: $(READY)
 		$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model $$model || exit 1; done
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.
+LOCK := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-header pyproject.toml
 lock: $(READY)
-	$(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --extra dev --extra train --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock pyproject.toml
+	$(LOCK) --extra dev --extra train --output-file requirements.lock
+	$(LOCK) --extra dev --extra train --extra docs --constraints requirements.lock --output-file requirements-docs.lock

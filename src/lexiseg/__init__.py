@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lexiseg.inference.pipeline import Pipeline, load
     from lexiseg.methods.base import Segmenter
     from lexiseg.segmentation import Segmentation
-    from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings
+    from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
     from lexiseg.text.embed import embed_vocabulary
     from lexiseg.text.vocabulary import Vocabulary
 
@@ -35,6 +35,7 @@ _HOMES = {
     "Segmentation": "segmentation",
     "Segmenter": "methods.base",
     "TextEmbeddings": "structures",
+    "Trace": "structures",
     "UsageError": "errors",
     "Vocabulary": "text.vocabulary",
     "WeightsError": "errors",
@@ -55,6 +56,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "TextEmbeddings",
+    "Trace",
     "UsageError",
     "Vocabulary",
     "WeightsError",
