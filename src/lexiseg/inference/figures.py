@@ -27,7 +27,7 @@ from lexiseg.inference.pipeline import Pipeline, as_segmentation, regions_of
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Placing, Policy, Region, resized
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import MaskPrediction, Size, Trace
+from lexiseg.structures import MaskPrediction, PixelPrediction, Size, Trace
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.visualise.figures import boxed, clusters, heat, painted, sheet
 
@@ -80,14 +80,15 @@ def attention(models: Models, subjects: Sequence[Subject], task: str, most: int)
     rows = []
     for subject in subjects:
         traces = [_traced(pipeline, subject) for pipeline in models.values()]
-        for (name, pipeline), (_, trace) in zip(models.items(), traces, strict=True):
-            if not any(key.startswith("attention.") for key in trace):
-                raise UsageError(f"{name} ({type(pipeline.segmenter).__name__}) has no queries that look; leave it out")
+        for name, (prediction, trace) in zip(models, traces, strict=True):
+            if not (isinstance(prediction, MaskPrediction) and any(key.startswith("attention.") for key in trace)):
+                raise UsageError(f"{name} has no queries that look; leave it out")
         wanted = _true(subject) if subject.truth is not None else _found(list(models.values())[-1], subject, task)
         labels = dict.fromkeys(segment.label for segment in wanted.segments)
         for label in list(labels)[:most]:
             panels = [Image.fromarray(subject.pixels)]
             for prediction, trace in traces:
+                assert isinstance(prediction, MaskPrediction)
                 surest = int(prediction.per_class()[0, :, label].argmax())
                 last = max(int(key.split(".")[1]) for key in trace if key.startswith("attention."))
                 looks = _over_picture(trace[f"attention.{last}"][surest : surest + 1], trace, subject.size)[0]
@@ -146,11 +147,9 @@ FIGURES: dict[str, Callable[[Models, Sequence[Subject], str, int], Image.Image]]
 }
 
 
-def _traced(pipeline: Pipeline, subject: Subject) -> tuple[MaskPrediction, Trace]:
+def _traced(pipeline: Pipeline, subject: Subject) -> tuple[MaskPrediction | PixelPrediction, Trace]:
     trace = Trace()
-    prediction = pipeline.predict(subject.pixels, pipeline.embed(subject.vocabulary), trace)
-    assert isinstance(prediction, MaskPrediction)
-    return prediction, trace
+    return pipeline.predict(subject.pixels, pipeline.embed(subject.vocabulary), trace), trace
 
 
 def _found(pipeline: Pipeline, subject: Subject, task: str) -> Segmentation:

@@ -59,22 +59,25 @@ def compress_all(masks: Sequence[Counts]) -> list[bytes]:
     lengths = np.array([len(runs) for runs in masks])
     first = np.cumsum(lengths) - lengths
     runs = np.concatenate(masks)
+    if len(runs) and runs.max() <= np.iinfo(np.int32).max:
+        runs = runs.astype(np.int32)  # half the memory to go through
     values = runs.copy()
     values[2:] -= runs[:-2]
     for place in range(3):  # the first three runs of a mask are stored as they are
         plain = (first + place)[lengths > place]
         values[plain] = runs[plain]
     magnitude = np.where(values < 0, ~values, values)
-    digits = np.ones(len(values), np.int64)
+    digits = np.ones(len(values), np.uint8)
     for bits in range(4, int(magnitude.max()).bit_length() + 1, 5):  # four bits and a sign, then five a digit
         digits += magnitude >= 1 << bits
-    starts = np.cumsum(digits) - digits
-    text = np.empty(int(digits.sum()), np.uint8)
-    for digit in range(int(digits.max())):
-        there = np.flatnonzero(digits > digit)
-        more = np.where(digits[there] > digit + 1, 32, 0)
-        text[starts[there] + digit] = (values[there] >> 5 * digit & 31) + more + 48
-    borders = [*starts[first].tolist(), len(text)]
+    ends = np.cumsum(digits, dtype=np.int64)
+    places = ends - digits
+    borders = [*places[first].tolist(), int(ends[-1])]
+    text = np.empty(borders[-1], np.uint8)
+    while len(values):
+        more = digits > 1
+        text[places] = (values & 31) + 32 * more.view(np.uint8) + 48
+        values, places, digits = values[more] >> 5, places[more] + 1, digits[more] - np.uint8(1)
     return [text[begin:end].tobytes() for begin, end in pairwise(borders)]
 
 
@@ -90,7 +93,8 @@ def coco_masks(masks: Sequence[Counts], size: Size) -> list[dict[str, Any]]:
         sums = np.add.reduceat(runs, np.cumsum([0, *lengths[:-1]]))
         if runs.min() < 0 or min(lengths) == 0 or (sums != pixels).any():
             raise DataError(f"a mask has runs that do not make an image of {size[0]} × {size[1]} pixels")
-    return [{"size": list(size), "counts": text} for text in compress_all(masks)]
+    shape = list(size)
+    return [{"size": shape, "counts": text} for text in compress_all(masks)]
 
 
 def overlaps(found: Sequence[Counts], truth: Sequence[Counts], size: Size) -> NDArray[np.float64]:
