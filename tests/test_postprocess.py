@@ -152,14 +152,14 @@ def test_the_parts_of_an_ensemble_are_summed_and_divided_by_the_largest_cover():
 
 @pytest.mark.parametrize("pixels", [1, 40, 10_000])
 @pytest.mark.parametrize("inner", [None, ((20, 24),), ((24, 30),)])
-@pytest.mark.parametrize("kind", ["masks", "pixels"])
+@pytest.mark.parametrize("kind", ["masks", "softmax", "sigmoid", "identity"])
 def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind, inner):
     monkeypatch.setattr(postprocess, "PIXELS", pixels)
     if kind == "masks":
         prediction = replace(random_prediction(), sizes=((23, 29),), extents=((25, 31),), inner=inner)
     else:
         logits = torch.randn(1, 5, 6, 8, generator=torch.Generator().manual_seed(1))
-        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),), inner)
+        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),), inner, link=kind)
     expected, names = next(iter(semantic_scores(prediction))).max(0)
     score, label = next(semantic_best(prediction))
     assert_close(score, expected)
@@ -183,6 +183,17 @@ def test_pixels_have_no_instances_but_a_panoptic_map():
     assert (numbers > 0).all()
     with pytest.raises(UsageError, match="pixels, not instances"):
         instances(prediction, text(2, {0}))
+
+
+def test_what_makes_numbers_of_pixels_probabilities():
+    numbers = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    found = {
+        link: next(semantic_scores(PixelPrediction(numbers, ((8, 12),), ((8, 12),), link=link)))
+        for link in ("softmax", "sigmoid", "identity")
+    }
+    large = torch.nn.functional.interpolate(numbers, (8, 12), mode="bilinear", align_corners=False)[0]
+    for link, expected in (("softmax", large.softmax(0)), ("sigmoid", large.sigmoid()), ("identity", large)):
+        assert_close(found[link], expected)
 
 
 def test_the_extent_beyond_the_image_is_cut_off():

@@ -88,7 +88,7 @@ def semantic_scores(prediction: MaskPrediction | PixelPrediction, *, divide: boo
     """
     if isinstance(prediction, PixelPrediction):
         for index in range(len(prediction.sizes)):
-            yield resized(prediction.logits[index], Placing.of(prediction, index)).softmax(0)
+            yield prediction.probabilities(resized(prediction.logits[index], Placing.of(prediction, index)))
         return
     parts = _parts(prediction)
     for index, size in enumerate(parts[0].sizes):
@@ -111,7 +111,7 @@ def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tupl
     """
     if isinstance(prediction, PixelPrediction):
         for index, size in enumerate(prediction.sizes):
-            yield _best_by_bands(size, partial(_pixel_scores, prediction.logits[index], Placing.of(prediction, index)))
+            yield _best_by_bands(size, partial(_pixel_scores, prediction, index))
         return
     parts = _parts(prediction)
     for index, size in enumerate(parts[0].sizes):
@@ -129,8 +129,8 @@ def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Te
     return torch.cat([band.values for band in best]), torch.cat([band.indices for band in best])
 
 
-def _pixel_scores(logits: Tensor, place: Placing, top: int, bottom: int) -> Tensor:
-    return _band(logits, place, top, bottom).softmax(0)
+def _pixel_scores(prediction: PixelPrediction, index: int, top: int, bottom: int) -> Tensor:
+    return prediction.probabilities(_band(prediction.logits[index], Placing.of(prediction, index), top, bottom))
 
 
 def _mask_scores(

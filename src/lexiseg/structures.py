@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Size = tuple[int, int]  # (height, width)
+Link = Literal["softmax", "sigmoid", "identity"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,16 @@ class TextEmbeddings:
         shape = (*scores.shape[:-1], len(self))
         lowest = scores.new_full(shape, -torch.inf)
         return lowest.scatter_reduce(-1, self.owner.expand(scores.shape), scores, "amax", include_self=False)
+
+    def first(self) -> Tensor:
+        """The first name of each class, [K, D]."""
+        numbers = torch.arange(len(self), device=self.owner.device)
+        return self.vectors[torch.searchsorted(self.owner, numbers)]
+
+    def mean(self) -> Tensor:
+        """The mean of each class's names, as unit rows [K, D]."""
+        total = self.vectors.new_zeros(len(self), self.vectors.shape[1]).index_add(0, self.owner, self.vectors)
+        return functional.normalize(total, dim=-1)
 
     def select(self, classes: Sequence[int] | Tensor) -> TextEmbeddings:
         """The same embeddings for some classes only, in the order given."""
@@ -157,12 +169,21 @@ class PixelPrediction:
     Attributes:
         logits: [B, K, h, w].
         sizes, extents, inner: as in `MaskPrediction`.
+        link: what makes them probabilities, after they are resized: "softmax" over the classes, "sigmoid" of each class by
+            itself, or "identity": they are probabilities of each class by itself already.
     """
 
     logits: Tensor
     sizes: tuple[Size, ...]
     extents: tuple[Size, ...]
     inner: tuple[Size, ...] | None = None
+    link: Link = "softmax"
+
+    def probabilities(self, resized: Tensor) -> Tensor:
+        """Of resized logits of one image, [K, ...]."""
+        if self.link == "softmax":
+            return resized.softmax(0)
+        return resized.sigmoid() if self.link == "sigmoid" else resized
 
     def per_class(self) -> Tensor:
         """Scores whose last axis is the K classes, [B, h, w, K]."""

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import torch
 from transformers import SamConfig
 
-from lexiseg.backbones.clip import ClipBackbone, assemble_clip
+from lexiseg.backbones.clip import ClipBackbone, ClipViT, assemble_clip
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.sam_loading import build_sam
 from lexiseg.methods.base import Segmenter
+from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import SamMasks
 from lexiseg.methods.fcclip.model import FcClip
@@ -79,6 +80,21 @@ def tiny_cmpf(kind: str, **options: Any) -> Cmpf:
     return _finding(Cmpf(tiny_clip(kind), tiny_sam(), **{**SIZES, **injectors, **options}))  # type: ignore[arg-type]
 
 
+def tiny_catseg(**options: Any) -> CatSeg:
+    """Sees 4 × 4 cells, in windows of two."""
+    torch.manual_seed(2)
+    sizes = {"width": 16, "appearance": 8, "text": 8, "decoder": (16, 16), "decoder_guides": (4, 4), "window": 2, "most": 4}
+    clip = tiny_clip("vit")
+    assert isinstance(clip, ClipViT)
+    segmenter = CatSeg(clip, **{"side": 64, "guides": (8, 8), "classes_at_once": 2, **sizes, **options})
+    with torch.no_grad():
+        segmenter.aggregation.head.weight.mul_(8)  # sure of its pixels
+        for name, parameter in segmenter.aggregation.named_parameters():
+            if "filling" in name:
+                parameter.normal_()
+    return segmenter.eval()
+
+
 def loud_sam(seed: int = 7) -> SamFamily:
     """A SAM whose masks differ from each other, and are sure of their pixels."""
     torch.manual_seed(seed)
@@ -115,6 +131,8 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
     **{f"fcclip ({kind})": partial(tiny_fcclip, kind) for kind in ("convnext", "resnet")},
     **{f"cmpf ({kind})": partial(tiny_cmpf, kind) for kind in ("convnext", "resnet")},
     **{f"cmpf with masks ({kind})": partial(tiny_cmpf_with_masks, kind) for kind in ("convnext", "resnet")},
+    "catseg": tiny_catseg,
+    "catseg (whole pictures, all classes)": partial(tiny_catseg, sliding=False, most=0, classes_at_once=None),
 }
 
 

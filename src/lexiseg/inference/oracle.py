@@ -58,11 +58,13 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
     """The true regions [R, H, W] with the classes predicted there; those no mask touches are left out."""
     size = prediction.sizes[0]
     if isinstance(prediction, PixelPrediction):
-        logits = resized(prediction.logits[0], Placing.of(prediction, 0)).log_softmax(0)
+        logits = resized(prediction.logits[0], Placing.of(prediction, 0))
+        if prediction.link == "softmax":
+            logits = logits.log_softmax(0)  # a constant for all classes of a pixel says nothing
         regions = regions.to(logits.device)
         mean = torch.einsum("khw,rhw->rk", logits, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
         painted = torch.einsum("rk,rhw->khw", mean, regions.float())
-        return PixelPrediction(torch.where(regions.any(0), painted, logits)[None], prediction.sizes, (size,))
+        return replace(prediction, logits=torch.where(regions.any(0), painted, logits)[None], extents=(size,), inner=None)
     if prediction.masks.shape[1] == 0:
         return prediction
     overlap, best = _overlap(prediction, regions).max(0)

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Model
+from lexiseg.methods.catseg import variants as catseg
 from lexiseg.methods.cmpf import recipe as cmpf_recipes
 from lexiseg.methods.cmpf import variants as cmpf
 from lexiseg.methods.fcclip import recipe as fcclip_recipes
@@ -12,7 +13,7 @@ from lexiseg.methods.fcclip import variants as fcclip
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import variants as sam_clip
 
-MODELS: dict[str, Model] = {**sam_clip.MODELS, **fcclip.MODELS, **cmpf.MODELS}
+MODELS: dict[str, Model] = {**sam_clip.MODELS, **fcclip.MODELS, **cmpf.MODELS, **catseg.MODELS}
 RECIPES: dict[str, Callable[[], Recipe]] = {**fcclip_recipes.RECIPES, **cmpf_recipes.RECIPES}
 DEFAULT = "sam_clip-tiny"
 
@@ -27,7 +28,7 @@ def model_named(name: str) -> Model:
 def recipe_named(name: str) -> Recipe:
     """The recipe called ``name``; `UsageError` with the nearest names if there is none."""
     if name not in RECIPES:
-        raise UsageError(f"unknown recipe '{name}': {_near(name, RECIPES)} ('lexiseg train --list' lists them)")
+        raise UsageError(f"unknown recipe '{name}': {_near(name, RECIPES)} ('lexiseg train' lists them)")
     return RECIPES[name]()
 
 

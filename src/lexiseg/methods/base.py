@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lexiseg.backbones.clip import ClipBackbone
 from lexiseg.errors import UsageError
@@ -53,6 +53,12 @@ class Segmenter(nn.Module, ABC):
     def trained_parts(self) -> frozenset[str]:
         """Names of the parts its recipe trains; the others stay frozen."""
         return frozenset()
+
+    def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of what its recipe trains, a parameter or a view of a part of one."""
+        parts, wanted = self.parts(), self.trained_parts()
+        for name in (name for name in parts if name in wanted):
+            yield from ((f"{name}.{key}", parameter) for key, parameter in parts[name].named_parameters())
 
 
 def check_trace(images: ImageBatch, trace: Trace | None) -> None:
@@ -113,6 +119,6 @@ class Model:
         with torch.device("meta"):
             segmenter = self.skeleton()
         by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in segmenter.parts().items()}
-        trainable = sum(count for name, count in by_part.items() if name in segmenter.trained_parts())
+        trainable = sum(values.numel() for _, values in segmenter.trained_parameters())
         total = sum(by_part.values())
         return {"total": total, "trainable": trainable, "frozen": total - trainable, "by_part": by_part}

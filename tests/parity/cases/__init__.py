@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.parity.cases import clip, ensembles, losses, mask_decoder, methods, metrics, names, sam
+from tests.parity.cases import catseg, clip, ensembles, losses, mask_decoder, methods, metrics, names, sam
 from tests.parity.report import Row
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
     **sam.CASES,
     **clip.CASES,
+    **catseg.CASES,
     **ensembles.CASES,
     **losses.CASES,
     **metrics.CASES,

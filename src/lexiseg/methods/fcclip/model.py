@@ -178,7 +178,7 @@ class FcClip(Segmenter):
         padded[:, : inner[0], : inner[1]] = image
         return padded[None], inner
 
-    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
+    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
         pixels, inner = self.network_input(image)
         features = self.clip_features(pixels)
         decoded = self.decode(pixels, inner, features, text, trace=trace)

@@ -83,7 +83,7 @@ class SamClip(Segmenter):
         extents = tuple(generated.extent for generated, _ in found)
         return MaskPrediction(masks, classes, False, images.sizes, extents, valid)
 
-    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> tuple[GeneratedMasks, Tensor]:
+    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None = None) -> tuple[GeneratedMasks, Tensor]:
         """Masks of one image [3, H, W], and the logarithms of their scores [Q, K]."""
         generated = generate(self.sam, image, self.options, grid_points(self.points))
         if len(generated) == 0:

@@ -1,0 +1,341 @@
+"""Cost aggregation of CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", 2024).
+
+How alike each cell of an image and each class are is a cost volume. It is refined in turns over space, where every class is
+seen by itself and the image's features guide, and over classes, where every cell is seen by itself and the text guides; then
+it is enlarged fourfold, with early features of the image as guides.
+
+    correlation            C(i, n) = cos(image cell i, class n)
+    `SpatialAggregation`   two Swin blocks, the second with shifted windows
+    `ClassAggregation`     linear attention over the classes
+    `UpsamplingDecoder`    two enlargements by transposed convolutions
+
+Space and decoder do not know how many classes there are, so they may take them in parts (`classes_at_once`) with the same
+result; so may attention over classes the cells.
+
+Letters: B images, K classes, C channels of the volume, G of a guide, D joint width, h × w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.errors import UsageError
+from lexiseg.structures import Size
+
+Attention = Literal["linear", "full"]
+
+NEVER = -100.0  # the logit of a class that is left out
+GROUP = 16  # channels that share a norm in the decoder
+TINY = 1e-6  # keeps linear attention from dividing by zero
+
+
+# --- pure functions -------------------------------------------------------------------------------------------------
+
+
+def correlation(image: Tensor, text: Tensor) -> Tensor:
+    """Cosines [B, K, h, w] of image features [B, D, h, w] and class embeddings [K, D] or [B, K, D] of any length."""
+    text = functional.normalize(text, dim=-1).expand(len(image), -1, -1)
+    return torch.einsum("bdhw,bkd->bkhw", functional.normalize(image, dim=1), text)
+
+
+def windows(cells: Tensor, side: int) -> Tensor:
+    """Maps [N, h, w, C] cut into windows, [N · windows, side · side, C]."""
+    count, high, wide, channels = cells.shape
+    tiles = cells.view(count, high // side, side, wide // side, side, channels).transpose(2, 3)
+    return tiles.reshape(-1, side * side, channels)
+
+
+def unwindowed(tiles: Tensor, side: int, size: Size) -> Tensor:
+    """The inverse of `windows` for maps of ``size``, [N, h, w, C]."""
+    high, wide = size
+    cells = tiles.reshape(-1, high // side, wide // side, side, side, tiles.shape[-1]).transpose(2, 3)
+    return cells.reshape(-1, high, wide, tiles.shape[-1])
+
+
+@lru_cache(maxsize=8)
+def neighbours(size: Size, side: int, shift: int) -> Tensor:
+    """Which cells of a window of a map rolled by ``shift`` were neighbours before, [windows, side², side²] bool."""
+    high, wide = (torch.bucketize(torch.arange(n), torch.tensor([n - side, n - shift]), right=True) for n in size)
+    region = windows((3 * high[:, None] + wide)[None, ..., None], side)[..., 0]
+    return region[:, :, None] == region[:, None, :]
+
+
+def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention [..., heads, L, d] whose cost grows with the number of keys, not with its square (elu + 1 as the kernel)."""
+    query, key = functional.elu(query) + 1, functional.elu(key) + 1
+    total = query @ key.sum(-2).unsqueeze(-1)
+    return query @ (key.mT @ value) / (total + TINY)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+class GuidedAttention(nn.Module):
+    """Multi-head attention whose queries and keys see a guide beside the volume; the values do not."""
+
+    def __init__(self, width: int, guide: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key = nn.Linear(width + guide, width), nn.Linear(width + guide, width)
+        self.value = nn.Linear(width, width)
+
+    def projected(self, tokens: Tensor, guide: Tensor) -> list[Tensor]:
+        """Tokens [N, L, C] and their guide [N, L, G] as query, key and value, [N, heads, L, C / heads]."""
+        guided = torch.cat([tokens, guide], dim=-1)
+        parts = self.query(guided), self.key(guided), self.value(tokens)
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+
+class WindowAttention(GuidedAttention):
+    """Attention inside each window."""
+
+    def __init__(self, width: int, guide: int, heads: int) -> None:
+        super().__init__(width, guide, heads)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, guide: Tensor, allowed: Tensor | None) -> Tensor:
+        """Windows [N · W, L, C] with guides [N · W, L, G] -> [N · W, L, C]; ``allowed`` [W, L, L] bool, None for all."""
+        query, key, value = self.projected(tokens, guide)
+        mask = None if allowed is None else allowed.repeat(len(tokens) // len(allowed), 1, 1)[:, None]
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+        return output
+
+
+class SwinBlock(nn.Module):
+    """Window attention and a perceptron, each behind a norm and with a residual; no position bias."""
+
+    def __init__(self, width: int, guide: int, heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = WindowAttention(width, guide, heads)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, cells: Tensor, guide: Tensor) -> Tensor:
+        """Maps [N, h, w, C] with guides [N, h, w, G] -> [N, h, w, C]."""
+        size = (int(cells.shape[1]), int(cells.shape[2]))
+        side, shift = (self.window, self.shift) if min(size) > self.window else (min(size), 0)
+        if size[0] % side or size[1] % side:
+            raise UsageError(f"a cost volume of {size[0]} × {size[1]} cells cannot be cut into windows of {side} × {side}")
+        seen = [self.attention_norm(cells), guide]
+        if shift:
+            seen = [part.roll((-shift, -shift), (1, 2)) for part in seen]
+        allowed = neighbours(size, side, shift).to(cells.device) if shift else None
+        attended = unwindowed(self.attention(*(windows(part, side) for part in seen), allowed), side, size)
+        cells = cells + (attended.roll((shift, shift), (1, 2)) if shift else attended)
+        output: Tensor = cells + self.perceptron(self.norm(cells))
+        return output
+
+
+class SpatialAggregation(nn.Module):
+    """Each class by itself, over space, guided by the image."""
+
+    def __init__(self, width: int, guide: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.guide_norm = nn.LayerNorm(guide)
+        self.blocks = nn.ModuleList(SwinBlock(width, guide, heads, window, shift) for shift in (0, window // 2))
+
+    def forward(self, volume: Tensor, appearance: Tensor) -> Tensor:
+        """Volume [B, K, h, w, C], guide [B, h, w, G] -> volume."""
+        guide = self.guide_norm(appearance).unsqueeze(1).expand(*volume.shape[:4], -1).flatten(0, 1)
+        cells = volume.flatten(0, 1)
+        for block in self.blocks:
+            cells = block(cells, guide)
+        return cells.unflatten(0, volume.shape[:2])
+
+
+class ClassAggregation(nn.Module):
+    """Each cell by itself, over the classes, guided by the text.
+
+    Attributes:
+        length: classes it always sees; what is missing is filled with a learnt class. 0 fills nothing.
+    """
+
+    def __init__(self, width: int, guide: int, heads: int, *, length: int, attention: Attention) -> None:
+        super().__init__()
+        self.length = length
+        self.attend = linear_attention if attention == "linear" else functional.scaled_dot_product_attention
+        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = GuidedAttention(width, guide, heads)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        if length:
+            self.filling = nn.Parameter(torch.zeros(1, 1, width))
+            self.filling_guide = nn.Parameter(torch.zeros(1, 1, guide))
+
+    def forward(self, volume: Tensor, text: Tensor, *, pooling: int = 1, cells_at_once: int | None = None) -> Tensor:
+        """Volume [B, K, h, w, C], guide [B, K, G] -> volume.
+
+        Args:
+            volume, text: see above.
+            pooling: cells a side whose mean stands for them.
+            cells_at_once: bounds the memory; the result is the same.
+        """
+        pairs = zip(volume, text, strict=True)
+        return torch.stack([self._of_one(one, guide, pooling, cells_at_once) for one, guide in pairs])
+
+    def _of_one(self, volume: Tensor, text: Tensor, pooling: int, cells_at_once: int | None) -> Tensor:
+        classes, *size, _ = volume.shape
+        small = functional.avg_pool2d(volume.movedim(-1, 1), pooling).movedim(1, -1) if pooling > 1 else volume
+        tokens, missing = small.flatten(1, 2).transpose(0, 1), self.length - classes  # [h · w, K, C]
+        if missing > 0:
+            tokens = torch.cat([tokens, self.filling.expand(len(tokens), missing, -1)], dim=1)
+            text = torch.cat([text, self.filling_guide[0].expand(missing, -1)])
+        parts = [self._refined(part, text)[:, :classes] for part in tokens.split(cells_at_once or len(tokens))]
+        refined = torch.cat(parts).transpose(0, 1).unflatten(1, small.shape[1:3])
+        if pooling > 1:
+            grown = functional.interpolate(refined.movedim(-1, 1), tuple(size), mode="bilinear", align_corners=True)
+            refined = grown.movedim(1, -1)
+        return volume + refined  # the second time: ``refined`` has its own residuals
+
+    def _refined(self, tokens: Tensor, text: Tensor) -> Tensor:
+        parts = self.attention.projected(self.attention_norm(tokens), text.expand(len(tokens), -1, -1))
+        tokens = tokens + self.attend(*parts).transpose(1, 2).flatten(2)
+        output: Tensor = tokens + self.perceptron(self.norm(tokens))
+        return output
+
+
+class AggregationLayer(nn.Module):
+    """Over space, then over classes."""
+
+    def __init__(
+        self, width: int, appearance: int, text: int, *, heads: int, window: int, length: int, attention: Attention
+    ) -> None:
+        super().__init__()
+        self.spatial = SpatialAggregation(width, appearance, heads, window)
+        self.classes = ClassAggregation(width, text, heads, length=length, attention=attention)
+
+
+class UpsamplingDecoder(nn.Module):
+    """One enlargement by two, with a guide beside the result, and two convolutions."""
+
+    def __init__(self, width: int, output: int, guide: int) -> None:
+        super().__init__()
+        self.enlarge = nn.ConvTranspose2d(width, width - guide, 2, 2)
+        stages = [(width, output), (output, output)]
+        self.convolutions = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.GroupNorm(max(1, b // GROUP), b), nn.ReLU())
+                for a, b in stages
+            )
+        )
+
+    def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
+        """Maps [K, C, h, w] of one image, its guide [G, 2h, 2w] -> [K, C', 2h, 2w]."""
+        output: Tensor = self.convolutions(torch.cat([self.enlarge(maps), guide.expand(len(maps), -1, -1, -1)], dim=1))
+        return output
+
+
+class CostAggregation(nn.Module):
+    """From image and class features to logits of every class at four times the features' resolution.
+
+    Args:
+        joint: D.
+        guides: channels of the two maps that guide the decoder, of twice and four times the resolution.
+        width: C.
+        appearance, text: channels of the guides over space and over classes.
+        decoder: channels of its two stages.
+        decoder_guides: channels of its two guides.
+        layers, heads, window: of the aggregation; windows are ``window`` cells a side.
+        most: of more classes those are kept in each image that come closest to one of its cells; all others get `NEVER`,
+            fewer are filled up. 0 keeps all and fills nothing.
+        attention: over classes.
+        classes_at_once: in space and decoder, and so many rows of cells in attention over classes; None takes all at once.
+    """
+
+    def __init__(
+        self,
+        joint: int,
+        guides: tuple[int, int],
+        *,
+        width: int = 128,
+        appearance: int = 128,
+        text: int = 128,
+        decoder: tuple[int, int] = (64, 32),
+        decoder_guides: tuple[int, int] = (32, 16),
+        layers: int = 2,
+        heads: int = 4,
+        window: int = 12,
+        most: int = 256,
+        attention: Attention = "linear",
+        classes_at_once: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.most, self.classes_at_once = most, classes_at_once
+        self.embedding = nn.Conv2d(1, width, 7, padding=3)
+        self.appearance = nn.Sequential(nn.Conv2d(joint, appearance, 3, padding=1), nn.ReLU())
+        self.text = nn.Sequential(nn.Linear(joint, text), nn.ReLU())
+        self.guides = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(given, own, 3, padding=1), nn.ReLU())
+            for given, own in zip(guides, decoder_guides, strict=True)
+        )
+        self.layers = nn.ModuleList(
+            AggregationLayer(width, appearance, text, heads=heads, window=window, length=most, attention=attention)
+            for _ in range(layers)
+        )
+        stages = zip((width, decoder[0]), decoder, decoder_guides, strict=True)
+        self.decoders = nn.ModuleList(UpsamplingDecoder(*sizes) for sizes in stages)
+        self.head = nn.Conv2d(decoder[1], 1, 3, padding=1)
+
+    def forward(
+        self, volume: Tensor, text: Tensor, appearance: Tensor, guides: tuple[Tensor, Tensor], *, pooling: int = 1
+    ) -> Tensor:
+        """Logits [B, K, 4h, 4w].
+
+        Args:
+            volume: costs [B, K, h, w], of `correlation`.
+            text: class embeddings [K, D].
+            appearance: what guides over space, [B, D, h, w]; in CAT-Seg the features that the costs are made of.
+            guides: of the decoder, [B, G, 2h, 2w] and [B, G', 4h, 4w].
+            pooling: of attention over classes; the official program takes 2 in training and 1 at inference.
+        """
+        chosen = self.nearest(volume)
+        classes = text.expand(len(volume), -1, -1)
+        if chosen is not None:
+            volume = volume.gather(1, chosen[..., None, None].expand(-1, -1, *volume.shape[2:]))
+            classes = text[chosen]
+        seen = self.appearance(appearance).movedim(1, -1)
+        named = self.text(functional.normalize(classes, dim=-1))
+        cells = self._in_parts(self._embedded, volume)
+        for layer in self.layers:
+            assert isinstance(layer, AggregationLayer)
+            cells = self._in_parts(partial(layer.spatial, appearance=seen), cells)
+            rows = None if self.classes_at_once is None else self.classes_at_once * cells.shape[3]
+            cells = layer.classes(cells, named, pooling=pooling, cells_at_once=rows)
+        own = [project(guide) for project, guide in zip(self.guides, guides, strict=True)]
+        logits = self._in_parts(partial(self._decoded, guides=own), cells)
+        if chosen is None:
+            return logits
+        everything = logits.new_full((len(logits), len(text), *logits.shape[2:]), NEVER)
+        return everything.scatter(1, chosen[..., None, None].expand_as(logits), logits)
+
+    def nearest(self, volume: Tensor) -> Tensor | None:
+        """The ``most`` classes of each image that come closest to one of its cells, [B, most], ascending; None for all."""
+        if not 0 < self.most < volume.shape[1]:
+            return None
+        return volume.amax((-2, -1)).topk(self.most, dim=1).indices.sort(dim=1).values
+
+    def _embedded(self, volume: Tensor) -> Tensor:
+        """[B, K, h, w] -> [B, K, h, w, C]."""
+        return self.embedding(volume.flatten(0, 1)[:, None]).unflatten(0, volume.shape[:2]).movedim(2, -1)
+
+    def _decoded(self, cells: Tensor, guides: Sequence[Tensor]) -> Tensor:
+        """[B, K, h, w, C] and the guides of the images -> [B, K, 4h, 4w]."""
+        found = []
+        for number, maps in enumerate(cells.movedim(-1, 2)):
+            for decoder, guide in zip(self.decoders, guides, strict=True):
+                maps = decoder(maps, guide[number])
+            found.append(self.head(maps)[:, 0])
+        return torch.stack(found)
+
+    def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
+        """What ``work`` makes of a volume [B, K, ...], some classes at a time."""
+        if self.classes_at_once is None:
+            return work(volume)
+        return torch.cat([work(part) for part in volume.split(self.classes_at_once, dim=1)], dim=1)

@@ -1,0 +1,152 @@
+"""CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024).
+
+How alike each cell of CLIP's dense features and each class are makes a cost volume, which is refined over space and over
+classes and decoded pixel by pixel. CLIP is tuned along the way, in the query and value projections of both its towers.
+
+    dense features   values of CLIP's last block, the class token as residual           `backbones/clip_vit.py`
+    costs            cosines of cells and classes, and their aggregation                `layers/cost_aggregation.py`
+    guides           CLIP's maps after the first and the second third of its blocks, enlarged here
+    pixels           the whole picture and overlapping crops of it, probabilities averaged here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.ensembles import Behaviour
+from lexiseg.errors import UsageError
+from lexiseg.layers.cost_aggregation import CostAggregation, correlation
+from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.structures import ImageBatch, PixelPrediction, Size, TextEmbeddings, Trace
+
+GUIDES = (256, 128)  # channels of the guides, of twice and four times the resolution of the features
+CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
+MULTIPLE = 32  # the official program pads whole pictures to multiples of it
+
+
+class CatSeg(Segmenter):
+    """Cost aggregation on a CLIP with a vision transformer.
+
+    Args:
+        clip: its first two levels guide the decoder.
+        side: pixels a side of what CLIP looks at; the picture and its crops are squeezed into such squares.
+        sliding: look at crops, too, as published; else at the whole picture only.
+        guides: channels of the decoder's guides.
+        templates: the prompts its names are embedded with.
+        classes_at_once: bounds the memory; the result is the same.
+        behaviour: "official" knows the first name of a class only, and pads a picture that is seen whole without taking the
+            padding out again; else the best name counts in every cell, and the mean of all guides.
+        aggregation: sizes, see `CostAggregation`.
+    """
+
+    tasks = ("semantic", "panoptic")
+
+    def __init__(
+        self,
+        clip: ClipViT,
+        *,
+        side: int = 384,
+        sliding: bool = True,
+        guides: tuple[int, int] = GUIDES,
+        templates: str = "catseg",
+        classes_at_once: int | None = 32,
+        behaviour: Behaviour = "paper",
+        **aggregation: Any,
+    ) -> None:
+        super().__init__()
+        if len(clip.channels) < len(guides):
+            raise UsageError(f"CAT-Seg takes a CLIP of two levels or more; this one has {len(clip.channels)}")
+        self.clip: ClipViT = clip
+        self.enlarge = nn.ModuleList(
+            nn.ConvTranspose2d(channels, own, factor, factor)
+            for channels, own, factor in zip(clip.channels, guides, (2, 4), strict=False)
+        )
+        self.aggregation = CostAggregation(clip.width, guides, classes_at_once=classes_at_once, **aggregation)
+        self.side, self.sliding, self.templates, self.behaviour = side, sliding, templates, behaviour
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"clip": self.clip, "enlarge": self.enlarge, "aggregation": self.aggregation}
+
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset(self.parts())
+
+    def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Of CLIP the query and value projections; the keys between them in one packed weight stay as they are."""
+        for name, parameter in super().trained_parameters():
+            if not name.startswith("clip."):
+                yield name, parameter
+            elif name.endswith("attn.in_proj_weight"):
+                query, _, value = parameter.chunk(3)
+                yield f"{name}.query", query
+                yield f"{name}.value", value
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> PixelPrediction:
+        """Probabilities, for each class was asked for by itself.
+
+        A trace gets ``clip`` [D, h, w], the dense features of the whole picture, and ``cost`` [K, h, w], its costs.
+        """
+        check_trace(images, trace)
+        look = self._mosaic if self.sliding else self._whole
+        found = [look(images.image(index), text, trace) for index in range(len(images))]
+        return PixelPrediction(torch.stack(found), images.sizes, images.sizes, link="identity")
+
+    def logits(self, squares: Tensor, text: TextEmbeddings, trace: Trace | None = None) -> Tensor:
+        """Logits [B, K, 4h, 4w] of squares [B, 3, S, S], float RGB in 0..1, seen at ``side`` × ``side``."""
+        features = self.clip.features(_resized(squares, (self.side, self.side)))
+        dense = self.clip.project(features)
+        if self.behaviour == "official":
+            classes = text.first()
+            costs = correlation(dense, classes)
+        else:
+            classes = text.mean()
+            costs = text.per_class(correlation(dense, text.vectors).movedim(1, -1)).movedim(-1, 1)
+        if trace is not None:
+            trace |= {"clip": dense[0], "cost": costs[0]}
+        first, second = (enlarge(level) for enlarge, level in zip(self.enlarge, features.levels, strict=False))
+        logits: Tensor = self.aggregation(costs, classes, dense, (first, second))
+        return logits
+
+    def _whole(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
+        """Probabilities [K, 4h, 4w] of an image [3, H, W] looked at once."""
+        if self.behaviour == "official":
+            image = self._padded(image)
+        return self.logits(image[None], text, trace)[0].sigmoid()
+
+    def _mosaic(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
+        """Probabilities [K, 640, 640] of an image [3, H, W]: half of its crops, half of the whole, each enlarged to pixels.
+
+        As published: what CLIP sees are a 640 × 640 version of the picture in four overlapping crops and a 384 × 384 one.
+        """
+        whole = self.logits(_resized(image[None], (CROP, CROP)), text, trace)
+        total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))[0]
+        canvas, starts = _resized(image[None], (CANVAS, CANVAS)), range(0, CANVAS - CROP + 1, STRIDE)
+        seen = torch.zeros(CANVAS, device=image.device)
+        for start in starts:
+            seen[start : start + CROP] += 1
+        for top in starts:
+            for left in starts:
+                rows, columns = slice(top, top + CROP), slice(left, left + CROP)
+                crop = _resized(self.logits(canvas[..., rows, columns], text), (CROP, CROP))[0].sigmoid()
+                total[:, rows, columns] += crop / (seen[rows, None] * seen[columns])
+        return total / 2
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """An image [3, H, W] with CLIP's mean colour, which is zero once normalised, to the right and below."""
+        high, wide = (-(-int(length) // MULTIPLE) * MULTIPLE for length in image.shape[-2:])
+        padded = image.new_tensor(self.clip.mean)[:, None, None].expand(3, high, wide).clone()
+        padded[:, : image.shape[-2], : image.shape[-1]] = image
+        return padded
+
+
+def _resized(maps: Tensor, size: Size) -> Tensor:
+    """Maps [B, C, h, w] at another size, without antialiasing, as the official program does."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)

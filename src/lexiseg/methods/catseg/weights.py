@@ -1,0 +1,119 @@
+"""Names of CAT-Seg's parameters: official on one side, ours on the other, by prefix rules that are each other's inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from lexiseg.backbones.clip_vit import pack_projections, split_projections
+from lexiseg.backbones.state_dicts import compiled, read_state, rename_all
+from lexiseg.ensembles import Behaviour
+from lexiseg.methods.weights import read_card, read_weights
+
+CLIP_PREFIX, OUR_CLIP_PREFIX = "sem_seg_head.predictor.clip_model.", "clip.clip_model."
+AGGREGATION, OUR_AGGREGATION = "sem_seg_head.predictor.transformer.", "aggregation."
+
+# Beginnings of official keys below `AGGREGATION` and of ours; <n> stands for any index and is the same on both sides.
+_ATTENTION = (("q.", "query."), ("k.", "key."), ("v.", "value."))
+_BLOCK = (
+    ("norm1.", "attention_norm."),
+    *((f"attn.{a}", f"attention.{b}") for a, b in (*_ATTENTION, ("proj.", "output."))),
+    ("norm2.", "norm."),
+    ("mlp.fc1.", "perceptron.0."),
+    ("mlp.fc2.", "perceptron.2."),
+)
+_CLASSES = (
+    ("norm1.", "attention_norm."),
+    *((f"attention.{a}", f"attention.{b}") for a, b in _ATTENTION),
+    ("norm2.", "norm."),
+    ("MLP.0.", "perceptron.0."),
+    ("MLP.2.", "perceptron.2."),
+    ("padding_guidance", "filling_guide"),  # before the next, which begins like it
+    ("padding_tokens", "filling"),
+)
+_STAGE = (
+    ("up.", "enlarge."),
+    ("conv.double_conv.0.", "convolutions.0.0."),
+    ("conv.double_conv.1.", "convolutions.0.1."),
+    ("conv.double_conv.3.", "convolutions.1.0."),
+    ("conv.double_conv.4.", "convolutions.1.1."),
+)
+AGGREGATION_RULES: tuple[tuple[str, str], ...] = (
+    *(
+        (f"layers.<n>.swin_block.block_{number + 1}.{a}", f"layers.<n>.spatial.blocks.{number}.{b}")
+        for number in (0, 1)
+        for a, b in _BLOCK
+    ),
+    ("layers.<n>.swin_block.guidance_norm.", "layers.<n>.spatial.guide_norm."),
+    *((f"layers.<n>.attention.{a}", f"layers.<n>.classes.{b}") for a, b in _CLASSES),
+    ("conv1.", "embedding."),
+    ("guidance_projection.0.", "appearance.0."),
+    ("text_guidance_projection.0.", "text.0."),
+    ("decoder_guidance_projection.<n>.", "guides.<n>."),
+    *((f"decoder{number + 1}.{a}", f"decoders.{number}.{b}") for number in (0, 1) for a, b in _STAGE),
+    ("head.", "head."),
+)
+_RULES = (
+    *((AGGREGATION + a, OUR_AGGREGATION + b) for a, b in AGGREGATION_RULES),
+    ("upsample1.", "enlarge.0."),
+    ("upsample2.", "enlarge.1."),
+)
+_TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
+_OWNER = "official CAT-Seg's"
+
+
+def dropped(key: str) -> bool:
+    """Whether an official key carries no parameter: which cells of a shifted window were neighbours is a constant."""
+    return key.endswith(".attn_mask")
+
+
+def names_from_official(keys: Iterable[str]) -> dict[str, str]:
+    """Official key -> key of ours, for all but CLIP's and the dropped ones.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    return rename_all((key for key in keys if not (dropped(key) or key.startswith(CLIP_PREFIX))), _TO_OURS, _OWNER)
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official state dictionary as our segmenter names it, its tuned CLIP included.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    clip = pack_projections(
+        {key.removeprefix(CLIP_PREFIX): tensor for key, tensor in state.items() if key.startswith(CLIP_PREFIX)}
+    )
+    head = {name: state[key] for key, name in names_from_official(state).items()}
+    return head | {OUR_CLIP_PREFIX + key: tensor for key, tensor in clip.items()}
+
+
+def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_official`, without the dropped keys.
+
+    Raises:
+        WeightsError: keys that no rule knows, by name.
+    """
+    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(OUR_CLIP_PREFIX)}
+    clip = _within(tensors, OUR_CLIP_PREFIX)
+    head = {name: own[key] for key, name in rename_all(own, _TO_OFFICIAL, "CAT-Seg's").items()}
+    return head | {CLIP_PREFIX + key: tensor for key, tensor in split_projections(clip).items()}
+
+
+def read_checkpoint(path: str | Path, model: str) -> tuple[dict[str, Tensor], Behaviour]:
+    """The tensors of a checkpoint, official or in our form, as our segmenters name them, and the behaviour they need.
+
+    Raises:
+        WeightsError: missing, damaged, or another model's.
+    """
+    if read_card(path) is None:
+        return from_official(read_state(path, entry="model")), "official"
+    saved = read_weights(path, model=model)
+    return dict(saved.tensors), saved.card.get("behaviour", "official")
+
+
+def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
