@@ -89,6 +89,13 @@ def test_a_bad_file_fails_alone(capsys, picture, tmp_path):
     ]
 
 
+def test_who_names_no_model_learns_what_it_knows(capsys, picture, tmp_path):
+    given = ("segment", picture, "--classes", "dog", "--output", tmp_path)
+    assert "emoji world" in run(capsys, *given)[2]
+    assert run(capsys, *given, "--model", "sam_clip-tiny")[2] == ""
+    assert run(capsys, *given, "--json")[2] == ""
+
+
 def test_a_picture_on_standard_input(capsys, picture, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
     code, out, _ = run(capsys, "segment", "-", "--classes", "dog", "--json")

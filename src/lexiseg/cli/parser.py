@@ -42,7 +42,9 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         "--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file with one class a line"
     )
     parser.add_argument("--task", choices=TASKS, default="panoptic")
-    parser.add_argument("--model", default="sam_clip-tiny", metavar="NAME", help="see 'lexiseg models' (default: %(default)s)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="see 'lexiseg models' (default: sam_clip-tiny, which knows nothing but the emoji world)"
+    )
     parser.add_argument(
         "--weights",
         action="append",
@@ -183,7 +185,7 @@ def _figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="NAME|PATH", help="in place of pictures: a data set, whose truth is drawn, too")
     parser.add_argument("--root", metavar="DIR", help=ROOT)
     parser.add_argument("--limit", type=_positive, default=4, metavar="N", help="pictures of the data set (default: 4)")
-    parser.add_argument("--skip", type=int, default=0, metavar="N", help="begin after so many pictures of it")
+    parser.add_argument("--skip", type=_natural, default=0, metavar="N", help="begin after so many pictures of it")
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--classes", metavar="WORDS", help="as in 'lexiseg segment'")
     words.add_argument("--vocabulary", metavar="NAME|FILE", help="as in 'lexiseg segment'")
@@ -222,6 +224,10 @@ def _number(kind: Callable[[str], float], text: str, fits: Callable[[float], boo
 
 def _unit(text: str) -> float:
     return _number(float, text, lambda value: 0 <= value <= 1, "a number in 0..1")
+
+
+def _natural(text: str) -> int:
+    return int(_number(int, text, lambda value: value >= 0, "a number of 0 or more"))
 
 
 def _positive(text: str) -> int:

@@ -14,10 +14,12 @@ from lexiseg.cli import undisturbed
 from lexiseg.data.images import find_images
 from lexiseg.errors import LexisegError, OutputError, UsageError
 from lexiseg.inference.pipeline import load
+from lexiseg.methods import DEFAULT
 from lexiseg.segmentation import Segmentation
 from lexiseg.text.vocabulary import Vocabulary
 
 DEFAULT_OUTPUT = "lexiseg-output"
+FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', such as sam_clip-vit-b16"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,8 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     if folder is not None:
         _make(folder)
     weights = weights_by_part(arguments.weights)
+    model = arguments.model or DEFAULT
     with undisturbed():
-        segment = load(arguments.model, weights=weights, device=arguments.device, dtype=arguments.dtype)
+        segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype)
     stems, failed = _stems(files), 0
     for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
         try:
@@ -50,13 +53,15 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         if arguments.json:
             print(
-                json.dumps({"model": arguments.model, **result.document(), "files": [str(path) for path in written]}),
+                json.dumps({"model": model, **result.document(), "files": [str(path) for path in written]}),
                 flush=True,
             )
         else:
             tqdm.write(table(result, written), file=sys.stdout)
     if failed:
         print(f"lexiseg: {failed} of {len(files)} pictures failed", file=sys.stderr)
+    elif arguments.model is None and not arguments.json:
+        print(f"note: no --model given, and {DEFAULT} knows nothing but the emoji world. {FOR_PHOTOGRAPHS}", file=sys.stderr)
     return 1 if failed else 0
 
 

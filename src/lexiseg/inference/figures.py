@@ -92,7 +92,7 @@ def attention(models: Models, subjects: Sequence[Subject], task: str, most: int)
                 surest = int(prediction.per_class()[0, :, label].argmax())
                 last = max(int(key.split(".")[1]) for key in trace if key.startswith("attention."))
                 looks = _over_picture(trace[f"attention.{last}"][surest : surest + 1], trace, subject.size)[0]
-                panels.append(heat(subject.pixels, looks / looks.max()))
+                panels.append(heat(subject.pixels, looks / max(looks.max(), 1e-12)))
             rows.append((subject.vocabulary.names[label], panels))
     if not rows:
         raise UsageError("nothing was found in these pictures to show the attention of; ask for other classes")
