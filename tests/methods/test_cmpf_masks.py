@@ -74,7 +74,7 @@ def test_semantic_scores_follow_equation_12(behaviour):
     images, text, side = some_images((60, 80)), words(), 64 if behaviour == "paper" else 512
     segmenter = tiny_cmpf_with_masks("convnext", behaviour=behaviour, epsilon=0.3, side=side)
     generated = generate(segmenter.mask_sam, images.image(0), EVERY_MASK.options, grid_points(2))
-    sam = segmenter.sam_prediction(images.image(0), text, EVERY_MASK)
+    sam = segmenter.sam_prediction(images.image(0), segmenter.look(images.image(0)), text, EVERY_MASK)
     best = sam.classes[0].exp().masked_fill(SEEN & (behaviour == "official"), 0).amax(-1)
     kept, xi = best > best.median(), float(best.median())
     segmenter.xi = xi
@@ -139,7 +139,9 @@ def test_masks_are_named_by_what_clip_sees_under_them(kind):
     image = some_images((64, 128)).image(0)
     left = torch.where(torch.arange(16) < 8, 9.0, -9.0).expand(16, 16)
     whole = Placing((64, 128), (64, 128), (64, 128))
-    names, valid = segmenter.sam_classes(image, torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text)
+    names, valid = segmenter.sam_classes(
+        segmenter.look(image), torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text
+    )
     features = segmenter.clip_features(image[None])
     high, wide = features.grid
     cells = (torch.arange(wide) < wide // 2).float().expand(1, 1, high, wide)
@@ -152,7 +154,9 @@ def test_masks_are_named_by_what_clip_sees_under_them(kind):
 def test_officially_no_object_competes_and_only_a_convnext_names_nothing(kind, valid):
     segmenter, text = tiny_cmpf_with_masks(kind, behaviour="official", side=None), words()
     empty, whole = torch.full((1, 16, 16), -9.0), Placing((512, 512), (512, 512), (512, 512))
-    names, covered = segmenter.sam_classes(some_images((512, 512)).image(0), torch.cat([-empty, empty]), whole, text)
+    names, covered = segmenter.sam_classes(
+        segmenter.look(some_images((512, 512)).image(0)), torch.cat([-empty, empty]), whole, text
+    )
     assert covered.tolist() == [[True, valid]]
     assert names[0, 0].exp().sum() < 0.9999
 
@@ -174,6 +178,14 @@ def test_pictures_with_and_without_masks_share_a_batch(monkeypatch):
     assert_close(sums(together)[1], torch.where(SEEN[:, None, None], model, 0.8 * model))
 
 
+def test_clip_looks_at_a_picture_once(monkeypatch):
+    segmenter, images = tiny_cmpf_with_masks("convnext"), some_images((60, 80), (64, 64))
+    looked, features = [], segmenter.clip.features
+    monkeypatch.setattr(segmenter.clip, "features", lambda pixels: (looked.append(len(pixels)), features(pixels))[1])
+    assert segmenter(images, words()).semantic
+    assert looked == [1, 1]
+
+
 def test_another_sam_makes_the_masks():
     other, images, text = loud_sam(5), some_images((60, 80)), words()
     segmenter, own = tiny_cmpf_with_masks("convnext", mask_sam=other), tiny_cmpf_with_masks("convnext", mask_sam=None)
@@ -190,16 +202,16 @@ def test_masks_come_from_the_cache_the_second_time(tmp_path, monkeypatch):
     image, text = some_images((60, 80)).image(0), words()
     kept = replace(EVERY_MASK, cache=tmp_path, identity="a")
     segmenter = tiny_cmpf_with_masks("convnext", masks=kept)
-    first = segmenter.sam_prediction(image, text, kept)
+    first = segmenter.sam_prediction(image, segmenter.look(image), text, kept)
     assert len(list(tmp_path.iterdir())) == 1
-    plain = segmenter.sam_prediction(image, text, EVERY_MASK)
+    plain = segmenter.sam_prediction(image, segmenter.look(image), text, EVERY_MASK)
     monkeypatch.setattr(type(segmenter.mask_sam), "encode_with_skips", None)
-    second = segmenter.sam_prediction(image, text, kept)
+    second = segmenter.sam_prediction(image, segmenter.look(image), text, kept)
     for one in (second, plain):
         assert torch.equal(first.masks, one.masks)
         assert torch.equal(first.classes, one.classes)
     with pytest.raises(TypeError):
-        segmenter.sam_prediction(image, text, replace(kept, identity="b"))
+        segmenter.sam_prediction(image, segmenter.look(image), text, replace(kept, identity="b"))
     with pytest.raises(UsageError, match="give identity"):
         SamMasks(cache=tmp_path)
 

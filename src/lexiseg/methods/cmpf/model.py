@@ -24,10 +24,11 @@ from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet
 from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.backbones.sam import SAM_MEAN, SAM_STD, SamFamily
 from lexiseg.ensembles import Behaviour, classify_masks, classify_vectors, mask_ensemble
+from lexiseg.methods.base import check_trace
 from lexiseg.methods.cmpf.injectors import FeatureInjector, QueryInjector, SamInjection
 from lexiseg.methods.cmpf.sam_features import SamFeatures
 from lexiseg.methods.cmpf.sam_masks import OUTSIDE, SamMasks, cells_of, official_cells
-from lexiseg.methods.fcclip.model import FcClip
+from lexiseg.methods.fcclip.model import FcClip, Look, join
 from lexiseg.postprocess import Placing
 from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
@@ -116,31 +117,33 @@ class Cmpf(FcClip):
 
         A trace also gets ``sam`` [C, g, g], SAM's image embedding, and ``sam_features`` [C, h, w], what features attend to.
         """
-        prediction = super().forward(images, text, trace=trace)
+        check_trace(images, trace)
+        looks = [self.look(images.image(index)) for index in range(len(images))]
+        prediction = join([self._segment(look, text, trace) for look in looks])
         if self.masks is None or self.epsilon == 0:
             return prediction
-        found = [self.sam_prediction(images.image(index), text, self.masks) for index in range(len(images))]
+        found = [self.sam_prediction(images.image(index), look, text, self.masks) for index, look in enumerate(looks)]
         seen = torch.zeros(len(text), dtype=torch.bool, device=prediction.classes.device) if text.seen is None else text.seen
         return mask_ensemble(  # Eq. (12)
             prediction, _join(found), seen, epsilon=self.epsilon, xi=self.xi, behaviour=self.behaviour
         )
 
     @torch.no_grad()
-    def sam_prediction(self, image: Tensor, text: TextEmbeddings, asked: SamMasks) -> MaskPrediction:
-        """SAM's masks of an image [3, H, W], with the classes CLIP gives them."""
+    def sam_prediction(self, image: Tensor, look: Look, text: TextEmbeddings, asked: SamMasks) -> MaskPrediction:
+        """SAM's masks of an image [3, H, W], with the classes CLIP gives them, which has looked at it already."""
         sam = self.sam if self.mask_sam is None else self.mask_sam
         generated = asked.of(sam, image)
         geometry = sam.geometry(generated.size)
         place = Placing(geometry.input_size, geometry.resized, generated.size)
         masks = generated.image_logits()
-        classes, valid = self.sam_classes(image, masks, place, text)
+        classes, valid = self.sam_classes(look, masks, place, text)
         return MaskPrediction(masks[None], classes, False, (place.size,), (place.extent,), valid, inner=(place.inner,))
 
-    def sam_classes(self, image: Tensor, masks: Tensor, place: Placing, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
-        """What CLIP calls masks of an image, at which it looks once more.
+    def sam_classes(self, look: Look, masks: Tensor, place: Placing, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+        """What CLIP calls masks of an image.
 
         Args:
-            image: [3, H, W].
+            look: what it sees of the image.
             masks: logits [N, m, m].
             place: how they lie on the image.
             text: K classes.
@@ -150,11 +153,10 @@ class Cmpf(FcClip):
         """
         if len(masks) == 0:
             return masks.new_zeros((1, 0, len(text))), torch.zeros(1, 0, dtype=torch.bool, device=masks.device)
-        pixels, inner = self.network_input(image)
-        features = self.clip_features(pixels)
+        features, inner = look.features, look.inner
         if self.behaviour == "official":
             return self._official_sam_classes(features, official_cells(masks, place, features.grid), text)
-        covered = pixels.shape[-2] / inner[0], pixels.shape[-1] / inner[1]
+        covered = look.pixels.shape[-2] / inner[0], look.pixels.shape[-1] / inner[1]
         cells = cells_of(masks, place, features.grid, covered)
         return classify_masks(self.clip, features, cells, text)  # Eq. (10)-(11)
 

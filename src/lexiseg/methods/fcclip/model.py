@@ -14,7 +14,7 @@ CMPF (FrozenSeg) is this model with what SAM sees injected into features and que
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,23 @@ from lexiseg.methods.base import Segmenter, check_trace
 from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace
 
 STRIDE = 32  # sides of the network's input are multiples of it
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the frozen CLIP sees of one image, for all who ask.
+
+    Attributes:
+        pixels: network input [1, 3, H', W'].
+        inner: (height, width) of the image in it.
+        size: (height, width) of the image itself.
+        features: of ``pixels``.
+    """
+
+    pixels: Tensor
+    inner: Size
+    size: Size
+    features: ClipFeatures
 
 
 class FcClip(Segmenter):
@@ -107,7 +124,7 @@ class FcClip(Segmenter):
         ``attention.1`` to ``attention.L`` [Q, h, w], where each query looks (shares that sum to 1, mean over the heads).
         """
         check_trace(images, trace)
-        return join([self._segment(images.image(index), text, trace) for index in range(len(images))])
+        return join([self._segment(self.look(images.image(index)), text, trace) for index in range(len(images))])
 
     def loss(
         self,
@@ -128,6 +145,12 @@ class FcClip(Segmenter):
         features = self.clip_features(images.pixels)
         decoded = self.decode(images.pixels, images.sizes[0], features, text, auxiliary=True)
         return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions(), draw)
+
+    @torch.no_grad()
+    def look(self, image: Tensor) -> Look:
+        """What CLIP sees of an image [3, H, W]."""
+        pixels, inner = self.network_input(image)
+        return Look(pixels, inner, (int(image.shape[-2]), int(image.shape[-1])), self.clip_features(pixels))
 
     @torch.no_grad()
     def clip_features(self, pixels: Tensor) -> ClipFeatures:
@@ -178,18 +201,16 @@ class FcClip(Segmenter):
         padded[:, : inner[0], : inner[1]] = image
         return padded[None], inner
 
-    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
-        pixels, inner = self.network_input(image)
-        features = self.clip_features(pixels)
-        decoded = self.decode(pixels, inner, features, text, trace=trace)
+    def _segment(self, seen: Look, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
+        decoded = self.decode(seen.pixels, seen.inner, seen.features, text, trace=trace)
         if trace is not None:
-            trace["clip"] = features.levels[-1][0]
-            trace.share = inner[0] / pixels.shape[-2], inner[1] / pixels.shape[-1]
-        prediction = _prediction(decoded, ((int(image.shape[-2]), int(image.shape[-1])),), (inner,))
-        names, covered = self._clip_classes(features, decoded.masks, text)
-        seen = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
+            trace["clip"] = seen.features.levels[-1][0]
+            trace.share = seen.inner[0] / seen.pixels.shape[-2], seen.inner[1] / seen.pixels.shape[-1]
+        prediction = _prediction(decoded, (seen.size,), (seen.inner,))
+        names, covered = self._clip_classes(seen.features, decoded.masks, text)
+        known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
         return class_ensemble(
-            prediction, names, seen, alpha=self.alpha, beta=self.beta, behaviour=self.behaviour, covered=covered
+            prediction, names, known, alpha=self.alpha, beta=self.beta, behaviour=self.behaviour, covered=covered
         )
 
     def _clip_classes(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor | None]:
