@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lexiseg.backbones import sam2_weights
 from lexiseg.backbones.hub import expect_hub
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
@@ -146,9 +147,10 @@ def load_sam(source: str | Path) -> SamFamily:
     """SAM, HQ-SAM, MobileSAM or SAM 2 with its weights, float32, evaluation mode, on the CPU.
 
     Args:
-        source: a file as published (``sam_vit_b_01ec64.pth``, ``sam_hq_vit_l.pth``, ``mobile_sam.pt``, or safetensors with
-            those names); a folder of transformers or of ``lexiseg convert`` (``config.json`` and ``model.safetensors``); or a
-            hub id (``facebook/sam-vit-base``), which is fetched unless it is in the cache already.
+        source: a file as published (``sam_vit_b_01ec64.pth``, ``sam_hq_vit_l.pth``, ``mobile_sam.pt``,
+            ``sam2.1_hiera_tiny.pt``, or safetensors with those names); a folder of transformers or of ``lexiseg convert``
+            (``config.json`` and ``model.safetensors``); or a hub id (``facebook/sam-vit-base``), which is fetched unless it is
+            in the cache already.
 
     Raises:
         WeightsError: nothing there, unreadable, or of another model; the message says what to put where.
@@ -157,7 +159,7 @@ def load_sam(source: str | Path) -> SamFamily:
     if path.is_dir():
         return _from_transformers(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
     if path.is_file():
-        return from_official_state(read_state(path), str(path))
+        return from_official_state(read_state(path, entry="model"), str(path))
     name = str(source)
     if path.suffix in {".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
@@ -168,7 +170,7 @@ def load_sam(source: str | Path) -> SamFamily:
 
 
 def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | None = None) -> SamFamily:
-    """SAM, HQ-SAM or MobileSAM from an official state dictionary.
+    """SAM, HQ-SAM, MobileSAM or SAM 2 from an official state dictionary.
 
     Args:
         state: official key -> tensor.
@@ -178,6 +180,8 @@ def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | 
     Raises:
         WeightsError: keys or shapes that are not SAM's.
     """
+    if sam2_weights.SAM2_KEY in state:
+        return _filled(_empty(config or sam2_weights.sam2_config(state, source)), sam2_weights.from_official(state), source)
     ours = from_official(state)
     if MOBILE_KEY in ours:
         return _filled(mobile_sam(), ours, source)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import SamConfig
+from transformers import Sam2Config, SamConfig, SamHQConfig
 
+from lexiseg.backbones import sam2_weights
 from lexiseg.backbones.mask_generator import (
     MaskGeneratorOptions,
     crop_boxes,
@@ -19,7 +20,7 @@ from lexiseg.backbones.mask_generator import (
     remove_regions,
     suppress,
 )
-from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.sam import SamFamily, Skips
 from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, from_official_state, sam_vit
 from lexiseg.backbones.sam_weights import check_keys, from_official, names_from_official, names_to_official
 from lexiseg.ops.masks import GridGeometry, box_nms, boxes_of_masks, near_crop_edge, remove_small_regions, stability_score
@@ -289,4 +290,93 @@ def manifest(path: Path) -> list[Row]:
     ]
 
 
-CASES = {"sam_tiny*": tiny, "sam_amg*": generator, "manifest_sam_vit_*": manifest}
+@torch.no_grad()
+def tiny_hq(path: Path) -> list[Row]:
+    """HQ-SAM's encoder with its early map, and its decoder with points, boxes and masks."""
+    tensors, document = load_case(path)
+    state = {key.removeprefix("sd."): tensor for key, tensor in tensors.items() if key.startswith("sd.")}
+    parts = official_config(document["config"]).to_dict()
+    config = SamHQConfig(
+        vision_config=parts["vision_config"],
+        prompt_encoder_config=parts["prompt_encoder_config"],
+        mask_decoder_config={**parts["mask_decoder_config"], "vit_dim": document["config"]["embed_dim"]},
+    )
+    backbone = from_official_state(state, path.name, config)
+    embeddings, skips = backbone.encode_with_skips(tensors["in.image"])
+    return [
+        Row(path.name, "embedding", max_difference(embeddings, tensors["out.embedding"]), TOLERANCE),
+        *_answers(backbone, embeddings, skips, tensors, path.name),
+    ]
+
+
+@torch.no_grad()
+def tiny_sam2(path: Path) -> list[Row]:
+    """SAM 2's encoder with its finer maps, and its decoder with points, boxes and masks."""
+    tensors, document = load_case(path)
+    state = {key.removeprefix("sd."): tensor for key, tensor in tensors.items() if key.startswith("sd.")}
+    sizes = document["config"]
+    widths = [sizes["embed_dim"] * 2**stage for stage in range(4)]
+    side, width = sizes["img_size"], sizes["channels"]
+    trunk = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": widths[0],
+        "image_size": [side, side],
+        "blocks_per_stage": sizes["stages"],
+        "embed_dim_per_stage": widths,
+        "num_attention_heads_per_stage": [1, 2, 4, 8],
+        "window_size_per_stage": sizes["window_spec"],
+        "global_attention_blocks": sizes["global_att_blocks"],
+        "window_positional_embedding_background_size": sizes["background"],
+    }
+    vision = {
+        "model_type": "sam2_vision_model",
+        "backbone_config": trunk,
+        "backbone_channel_list": widths[::-1],
+        "backbone_feature_sizes": [[side // stride] * 2 for stride in (4, 8, 16)],
+        "fpn_hidden_size": width,
+    }
+    prompts = {"hidden_size": width, "image_size": side, "patch_size": 16, "mask_input_channels": sizes["mask_in_chans"]}
+    masks = {
+        "hidden_size": width,
+        "mlp_dim": sizes["mlp_dim"],
+        "num_attention_heads": sizes["num_heads"],
+        "iou_head_hidden_dim": sizes["iou_head_hidden_dim"],
+    }
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=masks)
+    backbone = from_official_state(state, path.name, config)
+    back = sam2_weights.to_official(sam2_weights.from_official(state))
+    embeddings, skips = backbone.encode_with_skips(tensors["in.image"])
+    return [
+        Row(path.name, "names there and back", len(back.keys() ^ state.keys()), 0),
+        Row(path.name, "embedding", max_difference(embeddings, tensors["out.embedding"]), TOLERANCE),
+        Row(path.name, "fine", max_difference(skips[0], tensors["out.fine"]), TOLERANCE),
+        Row(path.name, "middle", max_difference(skips[1], tensors["out.middle"]), TOLERANCE),
+        *_answers(backbone, embeddings, skips, tensors, path.name, 3e-5),  # of logits up to 40
+    ]
+
+
+def _answers(
+    backbone: SamFamily, embeddings: Tensor, skips: Skips, tensors: dict[str, Tensor], case: str, tolerance: float = TOLERANCE
+) -> list[Row]:
+    """The decoder's logits and qualities for each kind of prompt that was recorded."""
+    rows = []
+    for kind in sorted({key.split(".")[1] for key in tensors if key.endswith(".logits")}):
+        names = {"points": ("points", "labels"), "boxes": ("boxes",), "masks": ("masks",)}
+        given = names.get(kind, ("points", "labels", "masks"))
+        for mode in ("multi", "single"):
+            prompts = {name: tensors[f"in.{name}"] for name in given}
+            found = backbone.decode(embeddings, **prompts, multimask=mode == "multi", skips=skips)
+            rows += [
+                Row(case, f"{kind}.{mode}.{name}", max_difference(one, tensors[f"out.{kind}.{mode}.{name}"]), tolerance)
+                for name, one in zip(("logits", "quality"), found, strict=True)
+            ]
+    return rows
+
+
+CASES = {
+    "sam_tiny*": tiny,
+    "sam_hq_tiny*": tiny_hq,
+    "sam2_tiny*": tiny_sam2,
+    "sam_amg*": generator,
+    "manifest_sam_vit_*": manifest,
+}
