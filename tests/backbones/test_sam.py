@@ -227,9 +227,12 @@ def test_missing_and_damaged_weights(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(WeightsError, match="cannot read weights from"):
             load_sam(tmp_path / name)
-    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
+    torch.save({"weights": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
     with pytest.raises(WeightsError, match="no dictionary of tensors"):
         load_sam(tmp_path / "nested.pth")
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pth")  # as SAM 2 is published, but none of its names
+    with pytest.raises(WeightsError, match="1 keys are none of official SAM's"):
+        load_sam(tmp_path / "other.pth")
     save_file({"image_encoder.pos_embed": torch.zeros(1, 2, 2, 8)}, tmp_path / "small.safetensors")
     with pytest.raises(WeightsError, match="width 8"):
         load_sam(tmp_path / "small.safetensors")
