@@ -123,6 +123,17 @@ class ClipBackbone(nn.Module, ABC):
         empty = weights.amax((-2, -1)) == 0
         return self._embed_cells(features, weights).masked_fill(empty[..., None], 0.0)
 
+    def padded(self, image: Tensor, multiple: int) -> Tensor:
+        """An image [3, H, W] in the top-left corner of one whose sides are multiples of ``multiple``, [3, H', W'].
+
+        What is beyond has CLIP's mean colour, which is zero once normalised.
+        """
+        height, width = (int(length) for length in image.shape[-2:])
+        high, wide = (-(-length // multiple) * multiple for length in (height, width))
+        whole = image.new_tensor(self.mean)[:, None, None].expand(3, high, wide).clone()
+        whole[:, :height, :width] = image
+        return whole
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokens [S, context_length] of S texts; what is too long is cut off before its end token."""
         return self._tokenizer(list(texts))

@@ -13,6 +13,7 @@ from lexiseg.cli.segment import weights_by_part
 from lexiseg.data import catalogue
 from lexiseg.data.images import find_images, read_image
 from lexiseg.errors import UsageError
+from lexiseg.inference.evaluation import best_truth
 from lexiseg.inference.figures import FIGURES, Subject
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.ops.files import write_png
@@ -49,7 +50,7 @@ def _subjects(arguments: argparse.Namespace) -> list[Subject]:
         words = Vocabulary.load(arguments.vocabulary) if arguments.classes is None else Vocabulary.parse(arguments.classes)
         return [Subject(Path(file).stem, read_image(file), words) for file in find_images(arguments.pictures)]
     dataset = catalogue.open_dataset(arguments.data, arguments.root)
-    task = next(task for task in ("panoptic", "instance", "semantic") if task in dataset.tasks)
+    task = best_truth(dataset)
     return [
         Subject(sample.key, read_image(sample.image), sample.vocabulary or dataset.vocabulary, dataset.truth(sample, task))
         for sample in islice(dataset.samples, arguments.skip, arguments.skip + arguments.limit)

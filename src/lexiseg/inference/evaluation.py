@@ -184,13 +184,13 @@ def measure(
     pipeline: Pipeline, dataset: Dataset, protocol: Protocol, sample: Sample, number: int
 ) -> tuple[Metrics, results.ByTask]:
     """Predict one picture, the ``number``-th, and measure it: it counts for all its tasks, or an error for none."""
-    needed = set(protocol.tasks) if protocol.oracle is None else {*protocol.tasks, _best_truth(dataset)}
+    needed = set(protocol.tasks) if protocol.oracle is None else {*protocol.tasks, best_truth(dataset)}
     truths: dict[str, Any] = {task: dataset.truth(sample, task) for task in dataset.tasks if task in needed}
     pixels, vocabulary = _picture(sample, protocol), sample.vocabulary or dataset.vocabulary
     text = pipeline.embed(vocabulary)
     prediction = pipeline.predict(pixels, text)
     if protocol.oracle is not None:
-        prediction = oracle.apply(protocol.oracle, prediction, truths[_best_truth(dataset)])
+        prediction = oracle.apply(protocol.oracle, prediction, truths[best_truth(dataset)])
     policy = Policy(
         threshold=protocol.threshold,
         overlap=pipeline.segmenter.overlap,
@@ -212,7 +212,7 @@ def measure(
     return metrics, found
 
 
-def _best_truth(dataset: Dataset) -> str:
+def best_truth(dataset: Dataset) -> str:
     """The task whose truth says most of a picture's regions."""
     return next(task for task in ("panoptic", "instance", "semantic") if task in dataset.tasks)
 

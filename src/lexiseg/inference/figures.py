@@ -23,7 +23,7 @@ from lexiseg.data.dataset import Truth
 from lexiseg.data.images import Pixels
 from lexiseg.errors import UsageError
 from lexiseg.inference.oracle import true_regions
-from lexiseg.inference.pipeline import Pipeline, as_segmentation, regions_of
+from lexiseg.inference.pipeline import Pipeline, as_segmentation, as_tensor, regions_of
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Placing, Policy, Region, resized
 from lexiseg.segmentation import Segmentation
@@ -83,15 +83,16 @@ def attention(models: Models, subjects: Sequence[Subject], task: str, most: int)
         for name, (prediction, trace) in zip(models, traces, strict=True):
             if not (isinstance(prediction, MaskPrediction) and any(key.startswith("attention.") for key in trace)):
                 raise UsageError(f"{name} has no queries that look; leave it out")
-        wanted = _true(subject) if subject.truth is not None else _found(list(models.values())[-1], subject, task)
+        last = list(models.values())[-1]
+        wanted = _found(last, subject, task, traces[-1][0]) if subject.truth is None else _true(subject)
         labels = dict.fromkeys(segment.label for segment in wanted.segments)
         for label in list(labels)[:most]:
             panels = [Image.fromarray(subject.pixels)]
             for prediction, trace in traces:
                 assert isinstance(prediction, MaskPrediction)
                 surest = int(prediction.per_class()[0, :, label].argmax())
-                last = max(int(key.split(".")[1]) for key in trace if key.startswith("attention."))
-                looks = _over_picture(trace[f"attention.{last}"][surest : surest + 1], trace, subject.size)[0]
+                layer = max(int(key.split(".")[1]) for key in trace if key.startswith("attention."))
+                looks = _over_picture(trace[f"attention.{layer}"][surest : surest + 1], trace, subject.size)[0]
                 panels.append(heat(subject.pixels, looks / max(looks.max(), 1e-12)))
             rows.append((subject.vocabulary.names[label], panels))
     if not rows:
@@ -152,10 +153,12 @@ def _traced(pipeline: Pipeline, subject: Subject) -> tuple[MaskPrediction | Pixe
     return pipeline.predict(subject.pixels, pipeline.embed(subject.vocabulary), trace), trace
 
 
-def _found(pipeline: Pipeline, subject: Subject, task: str) -> Segmentation:
-    text = pipeline.embed(subject.vocabulary)
-    policy = Policy(overlap=pipeline.segmenter.overlap)
-    regions = regions_of(pipeline.predict(subject.pixels, text), text, task, policy)
+def _found(
+    pipeline: Pipeline, subject: Subject, task: str, prediction: MaskPrediction | PixelPrediction | None = None
+) -> Segmentation:
+    """What a model finds, from its prediction where there is one already."""
+    text, policy = pipeline.embed(subject.vocabulary), Policy(overlap=pipeline.segmenter.overlap)
+    regions = regions_of(prediction or pipeline.predict(subject.pixels, text), text, task, policy)
     return as_segmentation(task, subject.pixels, subject.vocabulary, regions)
 
 
@@ -183,8 +186,7 @@ def _over_picture(maps: Tensor, trace: Trace, size: Size) -> NDArray[np.float32]
 
 def _prompted(sam: SamFamily, subject: Subject, boxes: Tensor) -> Iterator[NDArray[np.float32]]:
     """SAM's surest mask of each box [N, 4], as probabilities [H, W]."""
-    image = torch.from_numpy(subject.pixels).permute(2, 0, 1).to(boxes.device).float() / 255
-    embedding, skips = sam.encode_with_skips(sam.preprocess(image))
+    embedding, skips = sam.encode_with_skips(sam.preprocess(as_tensor(subject.pixels, boxes.device)))
     corners = sam.scale_points(boxes.reshape(-1, 2, 2), subject.size).flatten(1)
     logits, quality = sam.decode(embedding, boxes=corners, skips=skips)
     best = logits[torch.arange(len(logits)), quality.argmax(1)]

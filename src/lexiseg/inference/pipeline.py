@@ -159,9 +159,14 @@ class Pipeline:
     @torch.no_grad()
     def predict(self, pixels: Pixels, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction | PixelPrediction:
         """What the method says of one picture [H, W, 3] uint8, before any post-processing."""
-        image = torch.from_numpy(pixels).permute(2, 0, 1).to(self.device).float() / 255
+        image = as_tensor(pixels, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.segmenter(ImageBatch.of([image]), text, trace=trace)
+
+
+def as_tensor(pixels: Pixels, device: torch.device) -> Tensor:
+    """A picture [H, W, 3] uint8 as methods and backbones take it, [3, H, W] in 0..1."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).to(device).float() / 255
 
 
 @torch.no_grad()

@@ -26,7 +26,10 @@ def heat(image: NDArray[np.uint8], values: NDArray[np.floating]) -> Image.Image:
 
 
 def clusters(features: NDArray[np.floating], count: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """The k-means cluster of each cell, [h, w], of unit feature vectors [C, h, w]; numbered by their size, largest first."""
+    """The k-means cluster of each cell, [h, w], of features [C, h, w] by their directions from the mean.
+
+    Clusters are numbered by their size, the largest first; there are fewer than ``count`` where fewer cells differ.
+    """
     channels, high, wide = features.shape
     rows = features.reshape(channels, -1).T.astype(np.float64)
     rows = rows - rows.mean(0)

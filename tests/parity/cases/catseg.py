@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,22 +21,19 @@ from tests.parity.cases.clip import OPENAI, no_tokenizer
 from tests.parity.report import Row, load_case, max_difference
 
 
-def aggregation_of(config: dict) -> CostAggregation:
-    """Ours, with the sizes an official configuration gives."""
-    return CostAggregation(
-        config["text_guidance_dim"],
-        tuple(config["decoder_guidance_dims"]),
-        width=config["hidden_dim"],
-        appearance=config["appearance_guidance_proj_dim"],
-        text=config["text_guidance_proj_dim"],
-        decoder=tuple(config["decoder_dims"]),
-        decoder_guides=tuple(config["decoder_guidance_proj_dims"]),
-        layers=config["num_layers"],
-        heads=config["nheads"],
-        window=config["window_size"],
-        most=config["pad_len"],
-        attention=config["attention_type"],
-    ).eval()
+def sizes_of(config: Mapping[str, Any], *, width: str, heads: str, window: str) -> dict[str, Any]:
+    """Ours, from an official configuration; aggregator and whole model have other names for three of them."""
+    return {
+        "width": config[width],
+        "appearance": config["appearance_guidance_proj_dim"],
+        "text": config["text_guidance_proj_dim"],
+        "decoder": tuple(config["decoder_dims"]),
+        "decoder_guides": tuple(config["decoder_guidance_proj_dims"]),
+        "layers": config["num_layers"],
+        "heads": config[heads],
+        "window": config[window],
+        "attention": config["attention_type"],
+    }
 
 
 def aggregation(path: Path) -> list[Row]:
@@ -45,7 +43,9 @@ def aggregation(path: Path) -> list[Row]:
     official = {name.removeprefix("sd."): tensor for name, tensor in tensors.items() if name.startswith("sd.")}
     kept = {name: tensor for name, tensor in official.items() if not dropped(name)}
     names = rename_all(kept, compiled(AGGREGATION_RULES, 0), "official CAT-Seg's")
-    model = aggregation_of(config)
+    sizes = sizes_of(config, width="hidden_dim", heads="nheads", window="window_size")
+    guides = tuple(config["decoder_guidance_dims"])
+    model = CostAggregation(config["text_guidance_dim"], guides, most=config["pad_len"], **sizes).eval()
     model.load_state_dict({names[key]: tensor for key, tensor in kept.items()})
     pooling, found = config["pooling_size"][0], []
     for one in range(len(tensors["in.img_feats"])):  # each image has texts of its own in these cases
@@ -103,20 +103,8 @@ def end_to_end(path: Path) -> list[Row]:
     config = document["config"]
     clip = tiny_clip(document["clip_config"])
     clip.level_blocks = (1, 2, 3)  # the official one hooks blocks 1 and 2 of four
-    segmenter = CatSeg(
-        clip,
-        guides=tuple(config["decoder_guidance_dims"]),
-        behaviour="official",
-        width=config["hidden_dims"],
-        appearance=config["appearance_guidance_proj_dim"],
-        text=config["text_guidance_proj_dim"],
-        decoder=tuple(config["decoder_dims"]),
-        decoder_guides=tuple(config["decoder_guidance_proj_dims"]),
-        layers=config["num_layers"],
-        heads=config["num_heads"],
-        window=config["window_sizes"],
-        attention=config["attention_type"],
-    ).eval()
+    sizes = sizes_of(config, width="hidden_dims", heads="num_heads", window="window_sizes")
+    segmenter = CatSeg(clip, guides=tuple(config["decoder_guidance_dims"]), behaviour="official", **sizes).eval()
     official = {name.removeprefix("sd."): tensor for name, tensor in tensors.items() if name.startswith("sd.")}
     segmenter.load_state_dict(from_official(official))
     back = to_official(segmenter.state_dict())

@@ -116,7 +116,7 @@ class CatSeg(Segmenter):
     def _whole(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
         """Probabilities [K, 4h, 4w] of an image [3, H, W] looked at once."""
         if self.behaviour == "official":
-            image = self._padded(image)
+            image = self.clip.padded(image, MULTIPLE)
         return self.logits(image[None], text, trace)[0].sigmoid()
 
     def _mosaic(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
@@ -136,13 +136,6 @@ class CatSeg(Segmenter):
                 crop = _resized(self.logits(canvas[..., rows, columns], text), (CROP, CROP))[0].sigmoid()
                 total[:, rows, columns] += crop / (seen[rows, None] * seen[columns])
         return total / 2
-
-    def _padded(self, image: Tensor) -> Tensor:
-        """An image [3, H, W] with CLIP's mean colour, which is zero once normalised, to the right and below."""
-        high, wide = (-(-int(length) // MULTIPLE) * MULTIPLE for length in image.shape[-2:])
-        padded = image.new_tensor(self.clip.mean)[:, None, None].expand(3, high, wide).clone()
-        padded[:, : image.shape[-2], : image.shape[-1]] = image
-        return padded
 
 
 def _resized(maps: Tensor, size: Size) -> Tensor:

@@ -188,18 +188,12 @@ class FcClip(Segmenter):
         return None
 
     def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
-        """An image [3, H, W] resized and padded, [1, 3, H', W'], and its size inside.
-
-        The padding has CLIP's mean colour, which is zero once normalised.
-        """
+        """An image [3, H, W] resized and padded, [1, 3, H', W'], and its size inside."""
         size = (int(image.shape[-2]), int(image.shape[-1]))
         inner = size if self.side is None else shortest_side(size, self.side, self.longest)
         if inner != size:
             image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
-        high, wide = (-(-length // STRIDE) * STRIDE for length in inner)
-        padded = image.new_tensor(self.clip.mean)[:, None, None].expand(3, high, wide).clone()
-        padded[:, : inner[0], : inner[1]] = image
-        return padded[None], inner
+        return self.clip.padded(image, STRIDE)[None], inner
 
     def _segment(self, seen: Look, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
         decoded = self.decode(seen.pixels, seen.inner, seen.features, text, trace=trace)
