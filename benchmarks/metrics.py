@@ -1,10 +1,10 @@
 """How much faster the metrics are than the official way of counting, on the same images in one run, and what they keep.
 
 ``python benchmarks/metrics.py [--images 500] [--json]`` makes synthetic images of 480 × 640 pixels. Panoptic quality is
-compared with a plain counter that does what panopticapi does between reading two PNGs and the sums (check the ids of the
-result against its list, sort the pixels' pairs of ids, walk through dictionaries); average precision with pycocotools; both
-must give the same numbers. Of each the shortest of a few runs counts. Memory is what the peak of the process and the state
-of a metric grow by from a fifth of the images to all.
+compared with a plain counter that does what panopticapi does from two decoded PNGs to the sums (make ids of the colours,
+check those of the result against its list, count the pixels' pairs of ids, walk through dictionaries); average precision
+with pycocotools; both must give the same numbers. Of each the shortest of a few runs counts. Memory is what the peak of the
+process and the state of a metric grow by from a fifth of the images to all.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from lexiseg.exports import ids_to_colours
 from lexiseg.metrics import AveragePrecision, Metric, PanopticQuality
 from lexiseg.metrics.regions import runs_of_regions
+from lexiseg.ops.colours import ids_of_picture
 from lexiseg.ops.rle import area_of_counts, compress
 from lexiseg.structures import Instance, Instances, PanopticMap, PanopticSegment
 
@@ -81,11 +84,26 @@ Row = dict[str, Any]
 Sums = dict[int, list[float]]  # of each class: IoU, matched, wrong, missed
 
 
-def count_plainly(sums: Sums, truth: PanopticMap, found: PanopticMap, areas: dict[int, int]) -> None:
+Painted = tuple[Image.Image, tuple[PanopticSegment, ...]]
+
+
+def painted(panoptic: PanopticMap) -> Painted:
+    """A map as its PNG holds it, decoded, and its list of segments."""
+    return Image.fromarray(ids_to_colours(panoptic.ids)), panoptic.segments
+
+
+def ids_plainly(picture: Image.Image) -> NDArray[np.uint32]:
+    """The ids in the colours of a PNG, as the official tool computes them."""
+    colours = np.array(picture, dtype=np.uint32)
+    return colours[..., 0] + 256 * colours[..., 1] + 256 * 256 * colours[..., 2]
+
+
+def count_plainly(sums: Sums, truth: Painted, found: Painted, areas: dict[int, int]) -> None:
     """Add one image as the official tool does, with dictionaries of pairs; it reads the areas of the truth from a file."""
-    there, results = ({segment.id: segment for segment in each.segments} for each in (truth, found))
+    there, results = ({segment.id: segment for segment in segments} for _, segments in (truth, found))
+    truth_ids, found_ids = (ids_plainly(picture) for picture, _ in (truth, found))
     found_areas, without_pixels = {}, set(results)
-    for number, count in zip(*np.unique(found.ids, return_counts=True), strict=True):
+    for number, count in zip(*np.unique(found_ids, return_counts=True), strict=True):
         if number == 0:
             continue
         if number not in results:
@@ -94,7 +112,7 @@ def count_plainly(sums: Sums, truth: PanopticMap, found: PanopticMap, areas: dic
         without_pixels.remove(number)
     if without_pixels:
         raise KeyError(f"segments {without_pixels} have no pixels")
-    codes = truth.ids.astype(np.uint64) * SHIFT + found.ids.astype(np.uint64)
+    codes = truth_ids.astype(np.uint64) * SHIFT + found_ids.astype(np.uint64)
     shared = {(code // SHIFT, code % SHIFT): count for code, count in zip(*np.unique(codes, return_counts=True), strict=True)}
     matched_there, matched_found = set(), set()
     for (first, second), count in shared.items():
@@ -108,10 +126,10 @@ def count_plainly(sums: Sums, truth: PanopticMap, found: PanopticMap, areas: dic
             sums[there[first].label][1] += 1
             matched_there.add(first)
             matched_found.add(second)
-    crowds = {segment.label: segment.id for segment in truth.segments if segment.crowd}
-    for segment in truth.segments:
+    crowds = {segment.label: segment.id for segment in there.values() if segment.crowd}
+    for segment in there.values():
         sums[segment.label][3] += segment.id not in matched_there and not segment.crowd
-    for segment in found.segments:
+    for segment in results.values():
         if segment.id not in matched_found:
             excused = shared.get((0, segment.id), 0)
             if segment.label in crowds:
@@ -163,17 +181,22 @@ def best_time(work: Callable[[], object], times: int = 3) -> float:
 
 
 def panoptic_speed(images: int) -> Row:
-    """PQ of both, image by image."""
+    """PQ of both, image by image, from the colours of two pictures."""
+
+    def counted(truth: Painted, found: Painted) -> None:
+        metric.count(*(PanopticMap(ids_of_picture(picture), segments) for picture, segments in (truth, found)))
+
     sums: Sums = {label: [0.0, 0.0, 0.0, 0.0] for label in range(CLASSES)}
     spare: Sums = {label: [0.0, 0.0, 0.0, 0.0] for label in range(CLASSES)}
     metric, slow, fast = PanopticQuality(CLASSES, [label < CLASSES // 2 for label in range(CLASSES)]), 0.0, 0.0
     for image in range(images):
-        truth, found = panoptic_pair(image)
-        areas = dict(zip(*(values.tolist() for values in np.unique(truth.ids, return_counts=True)), strict=True))
+        maps = panoptic_pair(image)
+        truth, found = map(painted, maps)
+        areas = dict(zip(*(values.tolist() for values in np.unique(maps[0].ids, return_counts=True)), strict=True))
         slow += best_time(partial(count_plainly, spare, truth, found, areas), 5)
-        fast += best_time(partial(metric.count, truth, found), 5)
+        fast += best_time(partial(counted, truth, found), 5)
         count_plainly(sums, truth, found, areas)
-        metric.update(image, truth, found)
+        metric.update(image, *maps)
     qualities = [
         iou / (right + wrong / 2 + missed / 2) for iou, right, wrong, missed in sums.values() if right + wrong + missed
     ]

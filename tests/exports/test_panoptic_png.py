@@ -12,7 +12,6 @@ from PIL import Image
 from lexiseg.errors import OutputError, UsageError
 from lexiseg.exports import (
     categories,
-    colours_to_ids,
     ids_to_colours,
     image_record,
     panoptic_annotation,
@@ -20,6 +19,7 @@ from lexiseg.exports import (
     write_panoptic_json,
     write_panoptic_png,
 )
+from lexiseg.ops.colours import ids_of_picture
 from lexiseg.structures import Segment
 
 IDS = np.array([[0, 1, 255], [256, 65535, 65536], [70001, 3_226_105, (1 << 24) - 1]])
@@ -28,7 +28,16 @@ IDS = np.array([[0, 1, 255], [256, 65535, 65536], [70001, 3_226_105, (1 << 24) -
 def test_colours_are_the_digits_of_the_id_in_base_256() -> None:
     for id, colour in zip(IDS.flatten(), ids_to_colours(IDS).reshape(-1, 3).tolist(), strict=True):
         assert colour[0] + 256 * colour[1] + 256 * 256 * colour[2] == id
-    assert np.array_equal(colours_to_ids(ids_to_colours(IDS)), IDS)
+    assert np.array_equal(ids_of_picture(Image.fromarray(ids_to_colours(IDS))), IDS)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_a_picture_kept_in_another_way_has_the_same_ids(mode: str) -> None:
+    picture = Image.fromarray(ids_to_colours(IDS)).convert("RGBA")
+    if mode == "P":  # a palette of as many colours as there are
+        picture = picture.convert("RGB").quantize(IDS.size, dither=Image.Dither.NONE)
+        assert np.array_equal(np.asarray(picture.convert("RGB")), ids_to_colours(IDS))
+    assert np.array_equal(ids_of_picture(picture), IDS)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32])

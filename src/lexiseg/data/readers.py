@@ -31,6 +31,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from lexiseg.data.dataset import Dataset, Sample, Truth
 from lexiseg.data.polygons import polygon_counts
 from lexiseg.errors import DataError, UsageError
+from lexiseg.ops.colours import ids_of_picture
 from lexiseg.ops.rle import decode_counts, decompress, encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 from lexiseg.text.vocabulary import ClassName, Vocabulary
@@ -170,7 +171,9 @@ def read_values(path: Path) -> NDArray[Any]:
     with _opened(path) as opened:
         if opened.mode not in ("1", "L", "P") and not opened.mode.startswith("I"):
             raise DataError(f"{path}: is a colour picture ({opened.mode}); a label map has one channel, a class id a pixel")
-        return _pixels(opened, path)
+        with _decoding(path):
+            values = np.array(opened)
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
@@ -179,8 +182,8 @@ def read_colours(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: if the file is missing or damaged.
     """
-    with _opened(path) as opened:
-        return _pixels(opened if opened.mode == "RGB" else _converted(opened, path, "RGB"), path)
+    with _opened(path) as opened, _decoding(path):
+        return np.array(opened if opened.mode == "RGB" else opened.convert("RGB"))
 
 
 def read_ids(path: Path) -> NDArray[np.int32]:
@@ -189,7 +192,8 @@ def read_ids(path: Path) -> NDArray[np.int32]:
     Raises:
         DataError: if the file is missing or damaged.
     """
-    return read_colours(path).astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
+    with _opened(path) as opened, _decoding(path):
+        return ids_of_picture(opened)
 
 
 def picture_size(path: Path) -> Size:
@@ -535,18 +539,11 @@ def _opened(path: Path) -> Image.Image:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
 
 
-def _pixels(opened: Image.Image, path: Path) -> NDArray[Any]:
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
     try:
-        pixels = np.array(opened)
+        yield
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged data
-        raise DataError(f"{path}: is damaged or cut off ({error}); fetch it again") from None
-    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
-
-
-def _converted(opened: Image.Image, path: Path, mode: str) -> Image.Image:
-    try:
-        return opened.convert(mode)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{path}: is damaged or cut off ({error}); fetch it again") from None
 
 

@@ -3,7 +3,6 @@
 from lexiseg.exports.coco import categories, image_record, instance_annotations, write_ground_truth, write_predictions
 from lexiseg.exports.labels import read_labels, write_classes, write_labels
 from lexiseg.exports.panoptic_png import (
-    colours_to_ids,
     ids_to_colours,
     panoptic_annotation,
     read_panoptic_png,
@@ -14,7 +13,6 @@ from lexiseg.exports.panoptic_png import (
 
 __all__ = [
     "categories",
-    "colours_to_ids",
     "ids_to_colours",
     "image_record",
     "instance_annotations",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from lexiseg.errors import UsageError
 from lexiseg.exports.coco import Record, segment_record
+from lexiseg.ops.colours import ids_of_picture
 from lexiseg.ops.files import write_json, write_png
 from lexiseg.structures import Segment
 
@@ -31,11 +32,6 @@ def ids_to_colours(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
     return (ids.astype(np.int32)[..., None] >> np.array([0, 8, 16], np.int32) & 255).astype(np.uint8)
 
 
-def colours_to_ids(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """RGB [H, W, 3] as segment ids [H, W]."""
-    return colours.astype(np.int32) @ np.array([1, 1 << 8, 1 << 16], np.int32)
-
-
 def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
     """Write segment ids [H, W] as a panoptic PNG.
 
@@ -49,7 +45,7 @@ def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
 def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:
     """The segment ids [H, W] in a panoptic PNG."""
     with Image.open(path) as opened:
-        return colours_to_ids(np.asarray(opened.convert("RGB")))
+        return ids_of_picture(opened)
 
 
 def segments_info(segments: Sequence[Segment], category_ids: Sequence[int] | None = None) -> list[Record]:

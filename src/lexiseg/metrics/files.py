@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from lexiseg.metrics.base import Metric
 from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
+from lexiseg.ops.colours import ids_of_picture
 from lexiseg.ops.rle import area_of_counts, decompress
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 
@@ -194,10 +196,11 @@ def score_panoptic(
 
 
 def _panoptic(record: Record, folder: Path, labels: Mapping[int, int], place: str) -> PanopticMap:
-    colours = _read_png(folder / str(_field(record, "file_name", place)))
-    if colours.ndim != 3 or colours.shape[2] not in (3, 4):
-        raise DataError(f"{folder / record['file_name']}: is not in colour; a panoptic PNG holds ids as R + 256 G + 65536 B")
-    red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
+    path = folder / str(_field(record, "file_name", place))
+    with _picture(path) as picture:
+        if picture.mode not in ("RGB", "RGBA"):
+            raise DataError(f"{path}: is not in colour; a panoptic PNG holds ids as R + 256 G + 65536 B")
+        ids = ids_of_picture(picture)
     segments = tuple(
         PanopticSegment(
             _whole(segment, "id", place),
@@ -207,7 +210,7 @@ def _panoptic(record: Record, folder: Path, labels: Mapping[int, int], place: st
         )
         for segment in _list(record, "segments_info", place)
     )
-    return PanopticMap(red | green << 8 | blue << 16, segments)
+    return PanopticMap(ids, segments)
 
 
 def _png_folder(path: Path) -> Path:
@@ -268,7 +271,8 @@ def _label_files(folder: str | Path) -> dict[str, Path]:
 
 
 def _labels_of(path: Path, void: int, value: int) -> NDArray[np.int32]:
-    labels = _read_png(path)
+    with _picture(path) as picture:
+        labels = np.asarray(picture)
     if labels.ndim != 2:
         raise DataError(f"{path}: is in colour; a label map has grey values or palette indices")
     return np.where(labels == void, value, labels.astype(np.int32))
@@ -290,10 +294,11 @@ def _read_json(path: str | Path, kind: type[Document]) -> Document:
     return document
 
 
-def _read_png(path: Path) -> NDArray[Any]:
+@contextmanager
+def _picture(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as opened:
-            return np.asarray(opened)
+            yield opened
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged data
