@@ -17,7 +17,10 @@ from lexiseg.methods.base import Model
 from lexiseg.methods.catseg import variants
 from lexiseg.methods.catseg.model import CANVAS, CROP, STRIDE, CatSeg
 from lexiseg.methods.catseg.weights import dropped, from_official, names_from_official, to_official
-from lexiseg.structures import Trace
+from lexiseg.methods.recipe import Stage
+from lexiseg.structures import ImageBatch, MaskTarget, Trace
+from lexiseg.text.embed import embed_names
+from lexiseg.training.optimiser import optimiser_of
 from tests.laws.builders import some_images, some_text, tiny_catseg
 
 
@@ -70,14 +73,64 @@ def test_only_the_official_behaviour_pads_a_whole_picture() -> None:
 
 def test_what_it_trains() -> None:
     segmenter = tiny_catseg()
-    trained = dict(segmenter.trained_parameters())
-    clip = {name: values for name, values in trained.items() if name.startswith("clip.")}
+    trained = {one.name: one for one in segmenter.trained_parameters()}
+    clip = [one for name, one in trained.items() if name.startswith("clip.")]
     towers = (segmenter.clip.clip_model.visual.transformer, segmenter.clip.clip_model.transformer)
-    assert len(clip) == 2 * sum(len(tower.resblocks) for tower in towers)
-    block = towers[0].resblocks[0].attn
-    packed, width = block.in_proj_weight, block.embed_dim
-    name = next(name for name in clip if name.endswith("visual.transformer.resblocks.0.attn.in_proj_weight.value"))
-    assert torch.equal(clip[name], packed[2 * width :])
+    assert {id(one.parameter) for one in clip} == {
+        id(block.attn.in_proj_weight) for tower in towers for block in tower.resblocks
+    }
+    assert all(one.kept == slice(len(one.parameter) // 3, len(one.parameter) // 3 * 2) for one in clip)
+    rest = [one for name, one in trained.items() if not name.startswith("clip.")]
+    assert all(one.kept is None for one in rest)
+    assert len(rest) == len([*segmenter.enlarge.parameters(), *segmenter.aggregation.parameters()])
+
+
+def test_a_step_leaves_the_keys_alone() -> None:
+    """Neither gradient nor weight decay moves what is not trained, the keys between the queries and the values included."""
+    segmenter, text, images = tiny_catseg(), some_text(), some_images((64, 64), (64, 64))
+    before = {name: values.clone() for name, values in segmenter.state_dict().items()}
+    optimiser = optimiser_of(segmenter, Stage(3, rate=1e-2, weight_decay=0.5))
+    targets = [MaskTarget(torch.ones(1, 64, 64, dtype=torch.bool), torch.tensor([label])) for label in (0, 2)]
+    names = [f"thing {number}" for number in range(len(text.owner))]
+    for _ in range(3):
+        optimiser.zero_grad()
+        vectors = embed_names(segmenter.clip, names, ["{}"])
+        losses = segmenter.loss(images, replace(text, vectors=vectors), targets)
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        optimiser.step()
+    last = f"visual.transformer.resblocks.{segmenter.clip.depth - 1}.attn.in_proj_weight"
+    for name, values in segmenter.state_dict().items():
+        if not name.startswith("clip."):
+            continue
+        if name.endswith("attn.in_proj_weight"):
+            width = len(values) // 3
+            query, key, value = (
+                (now - then).abs().max() for now, then in zip(values.split(width), before[name].split(width), strict=True)
+            )
+            assert key == 0, name
+            assert value > 1e-3, name
+            assert query > 1e-3 or name.endswith(last), name
+        else:
+            assert torch.equal(values, before[name]), name
+
+
+def test_it_learns() -> None:
+    """The left half of a picture is one class, the right half another: a few steps are enough to see it."""
+    segmenter, text = tiny_catseg(sliding=False, most=0), some_text()
+    half = torch.zeros(2, 64, 64, dtype=torch.bool)
+    half[0, :, :32], half[1, :, 32:] = True, True
+    pixels = torch.where(half[0], 0.9, 0.1).expand(1, 3, 64, 64).contiguous()
+    images, target = ImageBatch(pixels, ((64, 64),)), MaskTarget(half, torch.tensor([0, 2]))
+    optimiser = optimiser_of(segmenter.train(), Stage(60, rate=1e-2, multipliers={"clip": 0.01}))
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = segmenter.loss(images, text, [target])["pixels"]
+        loss.backward()
+        optimiser.step()
+    found = segmenter.eval()(images, text).logits[0].argmax(0)
+    middle = found.shape[-1] // 2
+    assert (found[:, : middle - 1] == 0).float().mean() > 0.95
+    assert (found[:, middle + 1 :] == 2).float().mean() > 0.95
 
 
 @pytest.fixture

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lexiseg.losses.pixel_loss import PixelLossOptions
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.recipe import Jitter, Recipe, Stage, changed
 from lexiseg.training.loop import train
-from tests.laws.builders import SIZES, tiny_clip
+from tests.laws.builders import SIZES, tiny_catseg, tiny_clip
 
 
 def build(_: Mapping[str, str], options: Mapping[str, Any]) -> Segmenter:
@@ -35,6 +37,25 @@ def recipe(*settings: str) -> Recipe:
         loss=SetLossOptions(points=64),
         save_every=2,
         log_every=3,
+    )
+    return changed(made, settings)
+
+
+def build_catseg(_: Mapping[str, str], options: Mapping[str, Any]) -> Segmenter:
+    return tiny_catseg(sliding=False, most=0, templates="none", **options)
+
+
+def catseg_recipe(*settings: str) -> Recipe:
+    """The same of a method that tunes both towers of its CLIP, and is asked for some of the names."""
+    made = replace(
+        recipe(),
+        name="catseg-test",
+        build=build_catseg,
+        skeleton=lambda options: build_catseg({}, options),
+        stages=(Stage(6, rate=2e-3, multipliers={"clip": 0.1}, cosine=True),),
+        model={},
+        loss=PixelLossOptions(),
+        classes=12,
     )
     return changed(made, settings)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from lexiseg.errors import DataError, UsageError
 from lexiseg.methods.recipe import Jitter
 from lexiseg.structures import PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
-from lexiseg.training.augment import jittered
+from lexiseg.training.augment import jittered, recoloured
 from lexiseg.training.batches import batches, example_at, points_of
 from lexiseg.training.examples import Examples, open_examples
 from lexiseg.training.scenes import write_scenes
@@ -56,6 +58,72 @@ def test_without_variation_the_picture_just_fits():
 def test_mirrored():
     image, _ = jittered(*blocks(), Jitter(side=64, least=1.0, most=1.0, mirror=1.0), np.random.default_rng(0))
     assert torch.equal((image[0, :48] * 255).round(), torch.from_numpy(blocks()[0][:, ::-1, 0].copy()).float())
+
+
+def test_the_shorter_side_fits():
+    """No square has anything beyond the picture, and all of the picture's height is in it."""
+    jitter = Jitter(side=40, least=1.0, most=1.0, mirror=0.0, fit="shorter")
+    wide = blocks()[1].ids
+    for ids in (wide, np.ascontiguousarray(wide.T)):
+        pixels = np.repeat((50 * ids).astype(np.uint8)[..., None], 3, 2)
+        truth = PanopticMap(ids, blocks()[1].segments)
+        starts = set()
+        for seed in range(6):
+            image, target = jittered(pixels, truth, jitter, np.random.default_rng(seed))
+            assert image.shape == (3, 40, 40)
+            assert not ((image * 255).round() == 128).all(0).any()
+            starts.add(int(target.masks[target.labels == 5].sum()))
+        assert len(starts) > 1, "the longer side is cut at random"
+
+
+def test_colours_vary():
+    pixels, truth = blocks()
+    pixels = pixels + np.array([40, 20, 0], np.uint8)
+    plain, coloured = PLAIN, replace(PLAIN, colours=True)
+    there = jittered(pixels, truth, plain, np.random.default_rng(0))
+    found = [jittered(pixels, truth, coloured, np.random.default_rng(seed)) for seed in (*range(8), 0)]
+    assert all(torch.equal(each[1].masks, there[1].masks) for each in found), "the truth stays"
+    assert len({float(image.sum()) for image, _ in found}) > 5
+    assert torch.equal(found[0][0], found[-1][0]), "a function of the seed"
+
+
+def test_recoloured_by_hand():
+    """Each change by itself, against colorsys and plain arithmetic."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(30, 220, (5, 6, 3)).astype(np.uint8)
+
+    class Fixed:
+        """Chances and amounts that are given."""
+
+        def __init__(self, which: int | None, amount: float) -> None:
+            self.chances = np.ones(5)
+            if which is not None:
+                self.chances[which] = 0
+            self.amounts = np.full(4, amount)
+
+        def random(self, _: int) -> np.ndarray:
+            return self.chances
+
+        def uniform(self, *_: int) -> np.ndarray:
+            return self.amounts
+
+    def hsv(change):
+        rows = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*pixel))) for pixel in pixels.reshape(-1, 3) / 255]
+        return np.array(rows).reshape(pixels.shape) * 255
+
+    expected = {
+        None: lambda _: pixels,
+        0: lambda amount: np.clip(pixels + 32.0 * amount, 0, 255),
+        1: lambda amount: np.clip(pixels * (1 + amount / 2), 0, 255),
+        2: lambda amount: hsv(lambda h, s, v: (h, min(1, s * (1 + amount / 2)), v)),
+        3: lambda amount: hsv(lambda h, s, v: ((h + 0.1 * amount) % 1, s, v)),
+    }
+    for which, by_hand in expected.items():
+        for amount in (-0.8, 0.6):
+            found = recoloured(pixels, Fixed(which, amount))  # type: ignore[arg-type]
+            assert found.dtype == np.uint8
+            assert np.abs(found.astype(float) - by_hand(amount)).max() <= 0.51 + (which == 3), which
+    assert np.array_equal(recoloured(np.zeros((2, 2, 3), np.uint8), Fixed(2, 1.0)), np.zeros((2, 2, 3)))  # type: ignore[arg-type]
 
 
 def test_nothing_but_void():

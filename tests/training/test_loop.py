@@ -22,7 +22,7 @@ from lexiseg.methods.weights import fill_from, read_card
 from lexiseg.training import checkpoint, examples, loop
 from lexiseg.training.journal import read_log
 from lexiseg.training.loop import train
-from tests.training.recipes import build, recipe
+from tests.training.recipes import build, build_catseg, catseg_recipe, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMED = {"seconds", "images_per_second"}  # the only numbers of a log that differ between two runs
@@ -72,6 +72,26 @@ def test_killed_and_started_again_is_never_killed(whole, tmp_path):
     train(recipe(), tmp_path, device="cpu", workers=0)
     assert same(weights(tmp_path), weights(whole))
     assert log(tmp_path) == log(whole)
+
+
+def test_a_tuned_clip_goes_on_where_it_stopped(tmp_path):
+    """Both towers learn, all but the keys; a stop changes nothing, and what comes out loads."""
+    for folder, stops in (("one", (6,)), ("two", (3, 6))):
+        for stop in stops:
+            train(catseg_recipe(), tmp_path / folder, device="cpu", workers=0, until=stop)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert same(one, two)
+    before = build_catseg({}, {}).state_dict()
+    moved = {name for name, values in one.items() if not torch.equal(values, before[name])}
+    assert {name for name in moved if name.startswith("clip.")} == {
+        name for name in one if name.startswith("clip.") and name.endswith("attn.in_proj_weight")
+    }
+    for name in (name for name in moved if name.startswith("clip.")):
+        width = len(one[name]) // 3
+        assert torch.equal(one[name][width : 2 * width], before[name][width : 2 * width])
+    fresh = build_catseg({}, {})
+    fill_from(fresh, tmp_path / "two/model", model="catseg-test")
+    assert all(torch.equal(values, one[name]) for name, values in fresh.state_dict().items())
 
 
 @pytest.mark.parametrize("stop", [3, 6, 7])  # within a line of the log, at a checkpoint, before the last step

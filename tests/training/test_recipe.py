@@ -34,6 +34,26 @@ def test_the_papers_numbers():
         assert (loss["loss.void"], loss["loss.oversample"], loss["loss.importance"]) == (0.1, 3.0, 0.75)
 
 
+def test_the_official_numbers_of_catseg():
+    settings = recipe_named("catseg-vit-b16").document()
+    stage = {key.removeprefix("stages.0."): value for key, value in settings.items() if key.startswith("stages.0.")}
+    assert (stage["steps"], stage["rate"], stage["weight_decay"], stage["clip"]) == (80_000, 2e-4, 1e-4, 0.01)
+    assert (stage["cosine"], stage["multipliers.clip"], settings["batch"]) == (True, 0.01, 4)
+    assert (settings["data"], settings["model.behaviour"], settings["precision"]) == ("coco-stuff-train", "official", "float32")
+    jitter = {key.removeprefix("jitter."): value for key, value in settings.items() if key.startswith("jitter.")}
+    assert jitter == {
+        "side": 384, "least": 1.0, "most": 1.0, "mirror": 0.5, "fill": 128, "fit": "shorter", "colours": True,
+    }  # fmt: skip
+    assert recipe_named("catseg-vit-l14").document()["model.side"] == 336
+
+
+def test_cosine():
+    stage = Stage(100, rate=2.0, cosine=True)
+    assert [stage.rate_at(step) for step in (0, 25, 50, 75)] == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5])
+    assert stage.rate_at(99) < 1e-3
+    assert Stage(100, rate=2.0, cosine=True, warmup=10).rate_at(0) == pytest.approx(0.2)
+
+
 def test_the_papers_schedule():
     stage = recipe_named("cmpf-convnext-l").stages[0]
     rates = [stage.rate_at(step) for step in (0, 327_777, 327_778, 355_091, 355_092, 368_749)]

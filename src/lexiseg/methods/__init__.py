@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Model
+from lexiseg.methods.catseg import recipe as catseg_recipes
 from lexiseg.methods.catseg import variants as catseg
 from lexiseg.methods.cmpf import recipe as cmpf_recipes
 from lexiseg.methods.cmpf import variants as cmpf
@@ -14,7 +15,7 @@ from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import variants as sam_clip
 
 MODELS: dict[str, Model] = {**sam_clip.MODELS, **fcclip.MODELS, **cmpf.MODELS, **catseg.MODELS}
-RECIPES: dict[str, Callable[[], Recipe]] = {**fcclip_recipes.RECIPES, **cmpf_recipes.RECIPES}
+RECIPES: dict[str, Callable[[], Recipe]] = {**fcclip_recipes.RECIPES, **cmpf_recipes.RECIPES, **catseg_recipes.RECIPES}
 DEFAULT = "sam_clip-tiny"
 
 

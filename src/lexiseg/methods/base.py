@@ -9,13 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lexiseg.backbones.clip import ClipBackbone
 from lexiseg.errors import UsageError
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings, Trace
 
 ASSETS = Path(__file__).parent.parent / "assets"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter that a recipe trains.
+
+    Attributes:
+        name: its part, a dot, and its name in the part.
+        parameter: the whole of it.
+        kept: the rows that stay as they are; None if all learn.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    kept: slice | None = None
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers learn."""
+        return self.parameter.numel() - (0 if self.kept is None else self.parameter[self.kept].numel())
 
 
 class Segmenter(nn.Module, ABC):
@@ -27,12 +47,14 @@ class Segmenter(nn.Module, ABC):
         overlap: a panoptic region keeps its place if at least this share of its mask is still its own.
         clip: the CLIP whose joint space the text embeddings must come from.
         trained_on: the vocabulary of its training, by which a class counts as seen; None if that makes no difference.
+        tunes_text: its recipe trains CLIP's text tower, too.
     """
 
     tasks: tuple[str, ...]
     templates: str
     overlap: float = 0.8
     trained_on: str | None = None
+    tunes_text: bool = False
     clip: ClipBackbone
 
     @abstractmethod
@@ -54,11 +76,15 @@ class Segmenter(nn.Module, ABC):
         """Names of the parts its recipe trains; the others stay frozen."""
         return frozenset()
 
-    def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and value of what its recipe trains, a parameter or a view of a part of one."""
-        parts, wanted = self.parts(), self.trained_parts()
-        for name in (name for name in parts if name in wanted):
-            yield from ((f"{name}.{key}", parameter) for key, parameter in parts[name].named_parameters())
+    def trainable(self) -> Iterator[Trained]:
+        """What can be trained: all parameters, part by part, but those that no recipe of the method touches."""
+        for name, part in self.parts().items():
+            yield from (Trained(f"{name}.{key}", parameter) for key, parameter in part.named_parameters())
+
+    def trained_parameters(self) -> Iterator[Trained]:
+        """What its recipe trains."""
+        wanted = self.trained_parts()
+        return (one for one in self.trainable() if one.name.split(".", 1)[0] in wanted)
 
 
 def check_trace(images: ImageBatch, trace: Trace | None) -> None:
@@ -119,6 +145,6 @@ class Model:
         with torch.device("meta"):
             segmenter = self.skeleton()
         by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in segmenter.parts().items()}
-        trainable = sum(values.numel() for _, values in segmenter.trained_parameters())
+        trainable = sum(one.numbers for one in segmenter.trained_parameters())
         total = sum(by_part.values())
         return {"total": total, "trainable": trainable, "frozen": total - trainable, "by_part": by_part}

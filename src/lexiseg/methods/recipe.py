@@ -7,6 +7,7 @@ name, ``stages.0.rate=2e-4``; a field of the stage alone is enough where there i
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -49,9 +50,11 @@ class Jitter:
 
     Attributes:
         side: of the square, in pixels.
-        least, most: of the factor, relative to a picture whose longer side just fits into the square.
+        least, most: of the factor, relative to a picture that just fits into the square.
         mirror: probability of a mirrored picture.
         fill: brightness 0..255 of what lies beyond the picture.
+        fit: which side of the picture just fits into the square where the factor is 1.
+        colours: brightness, contrast, saturation and hue change at random, as in SSD (Liu et al., 2016).
     """
 
     side: int = 1024
@@ -59,6 +62,8 @@ class Jitter:
     most: float = 2.0
     mirror: float = 0.5
     fill: int = 128
+    fit: Literal["longer", "shorter"] = "longer"
+    colours: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Stage:
         warmup: steps over which the rate rises from zero.
         milestones: steps from which on the rate is a tenth of what it was.
         cooldown: share of the steps, at the end, over which the rate falls to zero linearly.
+        cosine: the rate falls to zero over all steps like half a cosine.
         weight_decay: of all but norms and embeddings.
         clip: greatest norm of the gradient of all parameters together; 0 switches it off.
     """
@@ -84,6 +90,7 @@ class Stage:
     warmup: int = 0
     milestones: tuple[int, ...] = ()
     cooldown: float = 0.0
+    cosine: bool = False
     weight_decay: float = 0.05
     clip: float = 0.01
 
@@ -91,6 +98,8 @@ class Stage:
         """The learning rate of a step, counted from 0 within the stage."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         fall = min(1.0, (self.steps - step) / (self.cooldown * self.steps)) if self.cooldown else 1.0
+        if self.cosine:
+            fall *= 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.rate * min(rise, fall) * 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
 
@@ -107,6 +116,8 @@ class Recipe:
         stages: one after another.
         model: options of the segmenter's constructor.
         batch: images a step, over all processes.
+        classes: that a batch is asked for: those in its pictures and others drawn at random; 0: all of the data set.
+            Each process, and each part of an accumulated batch, draws its own.
         accumulate: parts into which each process's share of a batch is cut to save memory.
         jitter: how pictures are varied.
         loss: options of the segmenter's ``loss``.
@@ -127,6 +138,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     model: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 16
+    classes: int = 0
     accumulate: int = 1
     jitter: Jitter = Jitter()
     loss: Any = field(default_factory=SetLossOptions)

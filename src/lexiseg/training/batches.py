@@ -22,7 +22,7 @@ from lexiseg.structures import ImageBatch, MaskTarget
 from lexiseg.training.augment import jittered
 from lexiseg.training.examples import Examples
 
-ORDER, VARIATION, POINTS = 1, 2, 3  # what chance is used for; each use has numbers of its own
+ORDER, VARIATION, POINTS, CLASSES = 1, 2, 3, 4  # what chance is used for; each use has numbers of its own
 
 
 @dataclass(frozen=True)

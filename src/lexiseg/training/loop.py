@@ -26,13 +26,11 @@ from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe, Trainable
 from lexiseg.methods.weights import save_segmenter
 from lexiseg.ops.files import write_json
-from lexiseg.structures import TextEmbeddings
-from lexiseg.text.embed import embed_vocabulary
-from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.batches import Batch, batches, points_of, seed_of
 from lexiseg.training.checkpoint import CHECKPOINT, fill_trained, read_checkpoint, trained_state, write_checkpoint
 from lexiseg.training.examples import open_examples
 from lexiseg.training.journal import Journal, Window
+from lexiseg.training.names import Names
 from lexiseg.training.optimiser import optimiser_of, set_rate
 from lexiseg.training.processes import Processes, joined
 from lexiseg.training.validation import Validation
@@ -98,7 +96,7 @@ class _Training:
         self.segmenter = recipe.build(weights, recipe.model).to(processes.device)
         if not isinstance(self.segmenter, Trainable):
             raise UsageError(f"{recipe.name} cannot be trained: nothing in it learns")
-        self.text = training_text(self.segmenter, self.examples.vocabulary).to(processes.device)
+        self.names = Names(self.segmenter, self.examples.vocabulary, processes.device, most=recipe.classes, seed=recipe.seed)
         self.validation = Validation(
             recipe.validation,
             recipe.validate_limit,
@@ -169,7 +167,7 @@ class _Training:
             self.stage = number
             self.optimiser = optimiser_of(self.segmenter, self.recipe.stages[number])
             self.segmenter.train()
-            self.objective: nn.Module = _Objective(self.segmenter, self.text, self.recipe.loss)
+            self.objective: nn.Module = _Objective(self.segmenter, self.names, self.recipe.loss)
             if self.processes.count > 1:
                 self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
         set_rate(self.optimiser, self.recipe.stages[number].rate_at(step))
@@ -304,13 +302,14 @@ class _Training:
 class _Objective(nn.Module):
     """The losses of a batch as a module's forward, which is what `DistributedDataParallel` looks at."""
 
-    def __init__(self, segmenter: Segmenter, text: TextEmbeddings, options: object) -> None:
+    def __init__(self, segmenter: Segmenter, names: Names, options: object) -> None:
         super().__init__()
-        self.segmenter, self.text, self.options = segmenter, text, options
+        self.segmenter, self.names, self.options = segmenter, names, options
 
     def forward(self, batch: Batch, draw: PointSource) -> dict[str, Tensor]:
         assert isinstance(self.segmenter, Trainable)
-        return self.segmenter.loss(batch.images, self.text, batch.targets, self.options, draw)
+        text, targets = self.names.of(batch)
+        return self.segmenter.loss(batch.images, text, targets, self.options, draw)
 
 
 @contextmanager
@@ -329,8 +328,3 @@ def _stopping() -> Iterator[Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def training_text(segmenter: Segmenter, vocabulary: Vocabulary, *, cache: str | Path | None = "default") -> TextEmbeddings:
-    """The embeddings of a training's vocabulary, kept in the cache of texts."""
-    return embed_vocabulary(segmenter.clip, vocabulary, segmenter.templates, cache=cache, progress=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Segmenter
@@ -29,31 +29,51 @@ def trained_parts(segmenter: Segmenter, stage: Stage) -> tuple[str, ...]:
 
 
 def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
-    """AdamW of a stage; parameters of parts it does not train stop asking for gradients.
+    """AdamW of a stage; parameters it does not train stop asking for gradients.
 
     Norms and embeddings do not decay, biases and all else do.
     """
     parts, wanted = segmenter.parts(), trained_parts(segmenter, stage)
     segmenter.requires_grad_(False)
+    trained = {id(one.parameter): one for one in segmenter.trainable()}
     groups: list[dict[str, Any]] = []
     for name in wanted:
-        parts[name].requires_grad_(True)
-        owned = list(_owned(parts[name]))
-        decayed = [parameter for owner, parameter in owned if not isinstance(owner, UNDECAYED)]
-        others = [parameter for owner, parameter in owned if isinstance(owner, UNDECAYED)]
+        owned = [(owner, parameter) for owner, parameter in _owned(parts[name]) if id(parameter) in trained]
+        decayed = [parameter.requires_grad_() for owner, parameter in owned if not isinstance(owner, UNDECAYED)]
+        others = [parameter.requires_grad_() for owner, parameter in owned if isinstance(owner, UNDECAYED)]
         rate = stage.multipliers.get(name, 1.0)
         groups += [
             {"params": members, "weight_decay": decay, "multiplier": rate}
             for members, decay in ((decayed, stage.weight_decay), (others, 0.0))
             if members
         ]
-    return torch.optim.AdamW(groups, lr=stage.rate)
+    optimiser = torch.optim.AdamW(groups, lr=stage.rate)
+    for one in trained.values():
+        if one.kept is not None and one.parameter.requires_grad:
+            _keep(one.parameter, one.kept, optimiser)
+    return optimiser
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next step."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["multiplier"]
+
+
+def _keep(parameter: nn.Parameter, rows: slice, optimiser: torch.optim.Optimizer) -> None:
+    """Some rows of a parameter get no gradient, and no step of the optimiser moves them, nor does weight decay."""
+    before = parameter.detach()[rows].clone()
+
+    def without(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[rows] = 0
+        return gradient
+
+    def restore(*_: object) -> None:
+        parameter.data[rows] = before
+
+    parameter.register_hook(without)
+    optimiser.register_step_post_hook(restore)
 
 
 def _owned(part: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:

@@ -17,7 +17,7 @@ from lexiseg.structures import PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.batches import batches, points_of
 from lexiseg.training.examples import Examples, open_examples
-from lexiseg.training.loop import training_text
+from lexiseg.training.names import Names
 from lexiseg.training.optimiser import optimiser_of
 from lexiseg.training.processes import Processes
 
@@ -44,8 +44,9 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, processes: Processes
     optimiser_of(segmenter, recipe.stages[0])
     first = next(batches(examples, recipe.jitter, seed=recipe.seed, batch=recipe.batch, first=0, steps=1))
     total = sum(parameter.numel() for parameter in segmenter.parameters())
-    trainable = sum(parameter.numel() for parameter in segmenter.parameters() if parameter.requires_grad)
-    weights, state = 4 * total / GIB, 12 * trainable / GIB
+    trained = [one for one in segmenter.trainable() if one.parameter.requires_grad]
+    trainable = sum(one.numbers for one in trained)
+    weights, state = 4 * total / GIB, 12 * sum(one.parameter.numel() for one in trained) / GIB
     kept = kept_of_an_image(recipe, segmenter, examples.vocabulary, processes.device) / GIB
     images = recipe.batch // processes.count // recipe.accumulate
     return {
@@ -66,7 +67,7 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
     """Bytes that the backward pass keeps of one image, in float32."""
     assert isinstance(segmenter, Trainable)
     weights = {parameter.untyped_storage().data_ptr() for parameter in segmenter.parameters()}
-    text = training_text(segmenter, vocabulary, cache=None).to(device)
+    names = Names(segmenter, vocabulary, device, most=recipe.classes, seed=recipe.seed)
     segmenter.train()
     measured = []
     for factor in PROBES:
@@ -81,7 +82,8 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = segmenter.loss(one.images, text, one.targets, recipe.loss, points_of(one.positions, 0, device))
+            text, targets = names.of(one)
+            losses = segmenter.loss(one.images, text, targets, recipe.loss, points_of(one.positions, 0, device))
         measured.append((jitter.side**2, sum(held.values())))
         del losses
     (small, less), (large, more) = measured

@@ -44,7 +44,7 @@ class Validation:
     def __call__(self, segmenter: Segmenter, step: int) -> dict[str, float]:
         """The headline numbers, "data set/number", and those of seen and unseen classes; the same in every process."""
         numbers: dict[str, float] = {}
-        pipeline = Pipeline(segmenter, device=self.processes.device, cache="default")
+        pipeline = Pipeline(segmenter, device=self.processes.device, cache=None if segmenter.tunes_text else "default")
         for name, dataset in self.datasets.items():
             tasks = tuple(task for task in dataset.tasks if task in segmenter.tasks and task != "instance")
             groups = seen_groups([entry.names for entry in dataset.vocabulary.classes], self.training)

@@ -148,11 +148,12 @@ def full_size(path: Path) -> list[Row]:
     official = {key: tuple(shape) for key, shape in document["keys"].items() if not dropped(key)}
     ours = {key: tuple(tensor.shape) for key, tensor in to_official(segmenter.state_dict()).items()}
     differing = [key for key in official.keys() | ours.keys() if official.get(key) != ours.get(key)]
-    trained = sum(values.numel() for _, values in segmenter.trained_parameters())
+    trained = list(segmenter.trained_parameters())
+    tensors = sum(1 if one.kept is None else 2 for one in trained)  # queries and values in one
     return [
         Row(path.name, "names and shapes that differ", len(differing), 0),
-        Row(path.name, "trained numbers", abs(trained - document["trainable_params"]), 0),
-        Row(path.name, "tensors trained", abs(len(dict(segmenter.trained_parameters())) - len(document["trainable_keys"])), 0),
+        Row(path.name, "trained numbers", abs(sum(one.numbers for one in trained) - document["trainable_params"]), 0),
+        Row(path.name, "tensors trained", abs(tensors - len(document["trainable_keys"])), 0),
     ]
 
 

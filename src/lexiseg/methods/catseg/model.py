@@ -11,7 +11,8 @@ classes and decoded pixel by pixel. CLIP is tuned along the way, in the query an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.ensembles import Behaviour
 from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import CostAggregation, correlation
-from lexiseg.methods.base import Segmenter, check_trace
-from lexiseg.structures import ImageBatch, PixelPrediction, Size, TextEmbeddings, Trace
+from lexiseg.losses.matching import PointSource
+from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
+from lexiseg.methods.base import Segmenter, Trained, check_trace
+from lexiseg.structures import ImageBatch, MaskTarget, PixelPrediction, Size, TextEmbeddings, Trace
 
 GUIDES = (256, 128)  # channels of the guides, of twice and four times the resolution of the features
 CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
+POOLING = 2  # cells a side that are one in attention over classes, in training
 MULTIPLE = 32  # the official program pads whole pictures to multiples of it
 
 
@@ -42,10 +46,12 @@ class CatSeg(Segmenter):
         classes_at_once: bounds the memory; the result is the same.
         behaviour: "official" knows the first name of a class only, and pads a picture that is seen whole without taking the
             padding out again; else the best name counts in every cell, and the mean of all guides.
+        trained_on: the vocabulary of its training, by which classes count as seen.
         aggregation: sizes, see `CostAggregation`.
     """
 
     tasks = ("semantic", "panoptic")
+    tunes_text = True
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class CatSeg(Segmenter):
         templates: str = "catseg",
         classes_at_once: int | None = 32,
         behaviour: Behaviour = "paper",
+        trained_on: str | None = None,
         **aggregation: Any,
     ) -> None:
         super().__init__()
@@ -68,7 +75,8 @@ class CatSeg(Segmenter):
             for channels, own, factor in zip(clip.channels, guides, (2, 4), strict=False)
         )
         self.aggregation = CostAggregation(clip.width, guides, classes_at_once=classes_at_once, **aggregation)
-        self.side, self.sliding, self.templates, self.behaviour = side, sliding, templates, behaviour
+        self.side, self.sliding, self.templates = side, sliding, templates
+        self.behaviour, self.trained_on = behaviour, trained_on
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "enlarge": self.enlarge, "aggregation": self.aggregation}
@@ -76,15 +84,14 @@ class CatSeg(Segmenter):
     def trained_parts(self) -> frozenset[str]:
         return frozenset(self.parts())
 
-    def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def trainable(self) -> Iterator[Trained]:
         """Of CLIP the query and value projections; the keys between them in one packed weight stay as they are."""
-        for name, parameter in super().trained_parameters():
-            if not name.startswith("clip."):
-                yield name, parameter
-            elif name.endswith("attn.in_proj_weight"):
-                query, _, value = parameter.chunk(3)
-                yield f"{name}.query", query
-                yield f"{name}.value", value
+        for one in super().trainable():
+            if not one.name.startswith("clip."):
+                yield one
+            elif one.name.endswith("attn.in_proj_weight"):
+                width = len(one.parameter) // 3
+                yield replace(one, kept=slice(width, 2 * width))
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> PixelPrediction:
@@ -97,7 +104,27 @@ class CatSeg(Segmenter):
         found = [look(images.image(index), text, trace) for index in range(len(images))]
         return PixelPrediction(torch.stack(found), images.sizes, images.sizes, link="identity")
 
-    def logits(self, squares: Tensor, text: TextEmbeddings, trace: Trace | None = None) -> Tensor:
+    def loss(
+        self,
+        images: ImageBatch,
+        text: TextEmbeddings,
+        targets: Sequence[MaskTarget],
+        options: PixelLossOptions | None = None,
+        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+    ) -> dict[str, Tensor]:
+        """The loss of a training batch, all its images of one square size.
+
+        Args:
+            images: B images, looked at once.
+            text: the vocabulary of the training, with gradients if the text tower is to learn.
+            targets: what is in each of them.
+            options: see there.
+            draw: not used.
+        """
+        logits = self.logits(images.pixels, text, pooling=POOLING)
+        return {"pixels": pixel_loss(logits, targets, options or PixelLossOptions())}
+
+    def logits(self, squares: Tensor, text: TextEmbeddings, trace: Trace | None = None, *, pooling: int = 1) -> Tensor:
         """Logits [B, K, 4h, 4w] of squares [B, 3, S, S], float RGB in 0..1, seen at ``side`` × ``side``."""
         features = self.clip.features(_resized(squares, (self.side, self.side)))
         dense = self.clip.project(features)
@@ -110,7 +137,7 @@ class CatSeg(Segmenter):
         if trace is not None:
             trace |= {"clip": dense[0], "cost": costs[0]}
         first, second = (enlarge(level) for enlarge, level in zip(self.enlarge, features.levels, strict=False))
-        logits: Tensor = self.aggregation(costs, classes, dense, (first, second))
+        logits: Tensor = self.aggregation(costs, classes, dense, (first, second), pooling=pooling)
         return logits
 
     def _whole(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:

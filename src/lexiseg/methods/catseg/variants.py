@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
-from lexiseg.backbones.clip import build_clip
+from lexiseg.backbones.clip import ClipBackbone, build_clip, load_clip
 from lexiseg.backbones.clip_vit import ClipViT
-from lexiseg.ensembles import Behaviour
 from lexiseg.errors import WeightsError
-from lexiseg.methods.base import Model, Source
+from lexiseg.methods.base import ASSETS, Model, Source
 from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.catseg.weights import read_checkpoint
-from lexiseg.methods.weights import fill
+from lexiseg.methods.weights import fill, fill_from, options_of
 
+TINY_NAME, TINY_CLIP, OPENAI = "catseg-tiny", "clip-tiny-vit", "openai"
+TINY: Mapping[str, Any] = {
+    "side": 256,
+    "sliding": False,
+    "guides": (32, 16),
+    "width": 32,
+    "appearance": 32,
+    "text": 32,
+    "decoder": (16, 16),
+    "decoder_guides": (8, 8),
+    "window": 8,
+    "most": 0,
+    "templates": "single",
+    "trained_on": "emoji-seen",
+}
 PAGE = "https://huggingface.co/spaces/hamacojr/CAT-Seg-weights/tree/main"
 
 
@@ -28,16 +43,43 @@ def published(name: str, architecture: str, side: int, weights: Mapping[str, str
             f"the weights of {name} are no model of the hub: fetch them from {PAGE} and give the file, --weights catseg=FILE"
         )
     tensors, behaviour = read_checkpoint(weights["catseg"], name)
-    segmenter = skeleton(architecture, side, behaviour)
+    segmenter = skeleton(architecture, {"side": side, "behaviour": behaviour})
     fill(segmenter, tensors, weights["catseg"], ())
     return segmenter
 
 
-def skeleton(architecture: str, side: int, behaviour: Behaviour = "official") -> CatSeg:
+def skeleton(architecture: str, options: Mapping[str, Any]) -> CatSeg:
     """The same without weights."""
-    clip = build_clip(architecture)
+    return CatSeg(transformer(build_clip(architecture)), **options)
+
+
+def untrained(architecture: str, weights: Mapping[str, str], options: Mapping[str, Any]) -> CatSeg:
+    """A published model before its training: CLIP as it is on the hub or in the file ``weights["clip"]``."""
+    return CatSeg(transformer(load_clip(architecture, weights.get("clip", OPENAI))), **options)
+
+
+def untrained_tiny(weights: Mapping[str, str], options: Mapping[str, Any]) -> CatSeg:
+    """The tiny model before its training, on the embedded CLIP or the one in the folder ``weights["clip"]``."""
+    return CatSeg(transformer(load_clip(weights.get("clip", ASSETS / TINY_CLIP))), **options)
+
+
+def tiny(weights: Mapping[str, str]) -> CatSeg:
+    """The tiny model, trained; ``weights["catseg"]`` is the folder of another training by its recipe."""
+    folder = weights.get("catseg", ASSETS / TINY_NAME)
+    segmenter = tiny_skeleton(options_of(folder, TINY))
+    fill_from(segmenter, folder, model=TINY_NAME)
+    return segmenter
+
+
+def tiny_skeleton(options: Mapping[str, Any]) -> CatSeg:
+    """The tiny model without weights."""
+    return CatSeg(transformer(build_clip(ASSETS / TINY_CLIP)), **options)
+
+
+def transformer(clip: ClipBackbone) -> ClipViT:
+    """A CLIP whose image tower is a vision transformer."""
     assert isinstance(clip, ClipViT)
-    return CatSeg(clip, side=side, behaviour=behaviour)
+    return clip
 
 
 def _model(name: str, architecture: str, side: int, file: str) -> Model:
@@ -46,11 +88,18 @@ def _model(name: str, architecture: str, side: int, file: str) -> Model:
         CatSeg.tasks,
         (Source("catseg", None, file, "MIT", by_hand=PAGE),),
         partial(published, name, architecture, side),
-        partial(skeleton, architecture, side),
+        partial(skeleton, architecture, {"side": side, "behaviour": "official"}),
     )
 
 
 MODELS: dict[str, Model] = {
+    TINY_NAME: Model(
+        "embedded, works offline: CAT-Seg of the emoji world",
+        CatSeg.tasks,
+        (Source("catseg", None, f"{TINY_NAME}/model.safetensors", "Apache-2.0"),),
+        tiny,
+        partial(tiny_skeleton, TINY),
+    ),
     "catseg-vit-b16": _model("catseg-vit-b16", "ViT-B-16-quickgelu", 384, "model_base.pth"),
     "catseg-vit-l14": _model("catseg-vit-l14", "ViT-L-14-336-quickgelu", 336, "model_large.pth"),
 }

@@ -1,0 +1,63 @@
+"""The names a training asks for: the same ones in each step, or some of them; embedded once, or as often as CLIP changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lexiseg.methods.base import Segmenter
+from lexiseg.structures import MaskTarget, TextEmbeddings
+from lexiseg.text.embed import embed_names, embed_vocabulary
+from lexiseg.text.templates import resolve_templates
+from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.batches import CLASSES, Batch, seed_of
+
+
+def training_text(segmenter: Segmenter, vocabulary: Vocabulary, *, cache: str | Path | None = "default") -> TextEmbeddings:
+    """The embeddings of a training's vocabulary as its CLIP is now, kept in the cache of texts if that CLIP stays so."""
+    cache = None if segmenter.tunes_text else cache
+    return embed_vocabulary(segmenter.clip, vocabulary, segmenter.templates, cache=cache, progress=True)
+
+
+class Names:
+    """The vocabulary of a training, batch by batch.
+
+    Args:
+        segmenter: if it tunes its text tower, names are embedded anew in each batch, and gradients reach the tower.
+        vocabulary: of the training.
+        device: of the embeddings.
+        most: classes a batch is asked for: those in its pictures, and others drawn at random; 0: all.
+        seed: of the training.
+    """
+
+    def __init__(self, segmenter: Segmenter, vocabulary: Vocabulary, device: torch.device, *, most: int, seed: int) -> None:
+        self.segmenter, self.vocabulary, self.most, self.seed = segmenter, vocabulary, most, seed
+        self.text = training_text(segmenter, vocabulary).to(device)
+
+    def of(self, batch: Batch) -> tuple[TextEmbeddings, tuple[MaskTarget, ...]]:
+        """The names for a batch, and its targets, whose labels are positions among them."""
+        text, targets, vocabulary = self.text, batch.targets, self.vocabulary
+        if self.most and self.most < len(text):
+            chosen = self._chosen(batch)
+            place = torch.full((len(text),), -1, device=text.owner.device).index_put((chosen,), _positions(chosen))
+            targets = tuple(MaskTarget(target.masks, place[target.labels]) for target in targets)
+            text, vocabulary = text.select(chosen), vocabulary.select(chosen.tolist())
+        if self.segmenter.tunes_text:
+            sentences = resolve_templates(self.segmenter.templates)
+            text = replace(text, vectors=embed_names(self.segmenter.clip, vocabulary.all_names, sentences))
+        return text, targets
+
+    def _chosen(self, batch: Batch) -> torch.Tensor:
+        """Labels, ascending: a function of the batch alone."""
+        device = self.text.owner.device
+        present = torch.cat([target.labels for target in batch.targets]).unique()
+        generator = torch.Generator().manual_seed(seed_of(self.seed, CLASSES, batch.positions[0]))
+        order = torch.randperm(len(self.text), generator=generator).to(device)
+        others = order[~torch.isin(order, present)]
+        return torch.cat([present, others[: max(0, self.most - len(present))]]).sort().values
+
+
+def _positions(values: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(values), device=values.device)
