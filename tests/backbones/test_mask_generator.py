@@ -64,6 +64,16 @@ def test_batches_do_not_matter(backbone: SamFamily, image: Tensor) -> None:
     assert bool((whole.quality[:-1] >= whole.quality[1:]).all())
 
 
+def test_the_best_mask_of_each_point(backbone: SamFamily, image: Tensor) -> None:
+    every = replace(LOOSE, stability_threshold=0.0, quality_threshold=-100.0)
+    three = generate(backbone, image, every, grid_points(4))
+    best = generate(backbone, image, replace(every, best_of_point=True), grid_points(4))
+    assert len(three) in {16, 48}, "HQ-SAM has one anyway"
+    assert len(best) == 16
+    for point, quality in zip(best.points, best.quality, strict=True):
+        assert quality == three.quality[(three.points == point).all(1)].max()
+
+
 def test_fields_describe_the_masks_in_pixels(backbone: SamFamily, image: Tensor) -> None:
     masks = generate(backbone, image, replace(LOOSE, full_resolution=True), grid_points(3))
     pixels = masks.binary()

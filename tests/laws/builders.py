@@ -19,6 +19,7 @@ from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import SamMasks
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.sam_clip.model import SamClip
+from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.structures import ImageBatch, TextEmbeddings
 
 Model = TypeVar("Model", bound=FcClip)
@@ -95,6 +96,21 @@ def tiny_catseg(**options: Any) -> CatSeg:
     return segmenter.eval()
 
 
+def tiny_sam_mi(**options: Any) -> SamMi:
+    """The same with the masks of a loud SAM."""
+    torch.manual_seed(2)
+    sizes = {"width": 16, "appearance": 8, "text": 8, "decoder": (16, 16), "decoder_guides": (4, 4), "window": 2, "most": 4}
+    clip = tiny_clip("vit")
+    assert isinstance(clip, ClipViT)
+    generator = MaskGeneratorOptions(best_of_point=True, quality_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9)
+    given = {"side": 64, "guides": (8, 8), "classes_at_once": 2, "prompter_width": 8, "generator": generator, **sizes}
+    segmenter = SamMi(clip, loud_sam(), **{**given, **options})
+    with torch.no_grad():
+        segmenter.aggregation.head.weight.mul_(8)
+        segmenter.prompter.point_head.bias.sub_(4)  # few points
+    return segmenter.eval()
+
+
 def loud_sam(seed: int = 7) -> SamFamily:
     """A SAM whose masks differ from each other, and are sure of their pixels."""
     torch.manual_seed(seed)
@@ -132,6 +148,8 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
     **{f"cmpf ({kind})": partial(tiny_cmpf, kind) for kind in ("convnext", "resnet")},
     **{f"cmpf with masks ({kind})": partial(tiny_cmpf_with_masks, kind) for kind in ("convnext", "resnet")},
     "catseg": tiny_catseg,
+    "sam_mi": tiny_sam_mi,
+    "sam_mi (whole pictures, likeliest points)": partial(tiny_sam_mi, sliding=False, asking="top"),
     "catseg (whole pictures, all classes)": partial(tiny_catseg, sliding=False, most=0, classes_at_once=None),
 }
 

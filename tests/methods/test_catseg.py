@@ -30,13 +30,13 @@ def test_every_pixel_counts_its_crops_and_the_whole_alike() -> None:
     rows = torch.linspace(-2, 2, CANVAS)[:, None].expand(CANVAS, CANVAS)
     views = iter([None, *((top, left) for top in (0, STRIDE) for left in (0, STRIDE))])
 
-    def logits(*_: object) -> Tensor:
+    def logits(*_: object, **__: object) -> Tensor:
         place = next(views)
         if place is None:
             return torch.nn.functional.interpolate(rows[None, None], (CROP, CROP), mode="bilinear", align_corners=False)
         return rows[None, None, place[0] : place[0] + CROP, place[1] : place[1] + CROP]
 
-    segmenter.logits = logits  # type: ignore[method-assign,assignment]
+    segmenter.decode = logits  # type: ignore[method-assign,assignment]
     found = segmenter._mosaic(torch.rand(3, 50, 70), some_text(), None)
     assert_close(found[0], rows.sigmoid(), atol=1e-3, rtol=0)
 

@@ -60,6 +60,7 @@ class MaskGeneratorOptions:
     Attributes:
         points_per_batch: points decoded at a time.
         multimask: several masks a point.
+        best_of_point: of these only the one with the highest predicted IoU.
         quality_threshold: predicted IoU must be greater.
         stability_threshold: stability must be at least this.
         stability_offset: logits up and down between which stability is measured.
@@ -74,6 +75,7 @@ class MaskGeneratorOptions:
 
     points_per_batch: int = 64
     multimask: bool = True
+    best_of_point: bool = False
     quality_threshold: float = 0.88
     stability_threshold: float = 0.95
     stability_offset: float = 1.0
@@ -265,6 +267,9 @@ def _generate(
         for some in points.to(device).split(options.points_per_batch):
             prompts = backbone.scale_points(some - some.new_tensor([left, top]), crop_size).float()[:, None]
             logits, quality = backbone.decode(embeddings, points=prompts, multimask=options.multimask, skips=skips)
+            if options.best_of_point:
+                best = quality.argmax(1, keepdim=True)
+                logits, quality = logits.take_along_dim(best[..., None, None], 1), quality.take_along_dim(best, 1)
             owners = some.repeat_interleave(logits.shape[1], dim=0)
             batches.append(
                 filter_masks(

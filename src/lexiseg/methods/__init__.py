@@ -13,9 +13,17 @@ from lexiseg.methods.fcclip import recipe as fcclip_recipes
 from lexiseg.methods.fcclip import variants as fcclip
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import variants as sam_clip
+from lexiseg.methods.sam_mi import recipe as sam_mi_recipes
+from lexiseg.methods.sam_mi import variants as sam_mi
 
-MODELS: dict[str, Model] = {**sam_clip.MODELS, **fcclip.MODELS, **cmpf.MODELS, **catseg.MODELS}
-RECIPES: dict[str, Callable[[], Recipe]] = {**fcclip_recipes.RECIPES, **cmpf_recipes.RECIPES, **catseg_recipes.RECIPES}
+MODELS: dict[str, Model] = {
+    name: model for method in (sam_clip, fcclip, cmpf, catseg, sam_mi) for name, model in method.MODELS.items()
+}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    name: make
+    for method in (fcclip_recipes, cmpf_recipes, catseg_recipes, sam_mi_recipes)
+    for name, make in method.RECIPES.items()
+}
 DEFAULT = "sam_clip-tiny"
 
 

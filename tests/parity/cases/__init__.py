@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.parity.cases import catseg, clip, ensembles, losses, mask_decoder, methods, metrics, names, sam
+from tests.parity.cases import catseg, clip, ensembles, losses, mask_decoder, methods, metrics, names, sam, sam_mi
 from tests.parity.report import Row
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
@@ -18,4 +18,5 @@ CASES: dict[str, Callable[[Path], list[Row]]] = {
     **mask_decoder.CASES,
     **methods.CASES,
     **names.CASES,
+    **sam_mi.CASES,
 }

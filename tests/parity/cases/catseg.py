@@ -81,11 +81,13 @@ def sliding(path: Path) -> list[Row]:
     recorded, looked = list(tensors["in.fake_head_logits"]), []
     segmenter = CatSeg(tiny_clip(CLIP), side=document["kernel"])
 
-    def logits(squares: Tensor, *_: object) -> Tensor:
+    def see(squares: Tensor, _: TextEmbeddings) -> None:
         looked.append(squares[0])
+
+    def decode(*_: object) -> Tensor:
         return recorded[-1 if len(looked) == 1 else len(looked) - 2][None]  # ours looks at the whole picture first
 
-    segmenter.logits = logits  # type: ignore[method-assign]
+    segmenter.see, segmenter.decode = see, decode  # type: ignore[method-assign,assignment]
     size = tuple(document["height_width"])
     probability = segmenter._mosaic(tensors["in.image_uint8"] / 255, nothing(), None)
     mean, std = (torch.tensor(OPENAI[name])[:, None, None] for name in ("mean", "std"))
@@ -119,15 +121,15 @@ def end_to_end(path: Path) -> list[Row]:
     ]
     for name, segmenter.sliding in (("whole", False), ("sliding", True)):
         found = []
-        logits = segmenter.logits
+        decode = segmenter.decode
 
-        def kept(*given: Tensor, inner: Callable[..., Tensor] = logits, into: list[Tensor] = found) -> Tensor:
+        def kept(*given: object, inner: Callable[..., Tensor] = decode, into: list[Tensor] = found) -> Tensor:
             into.append(inner(*given))
             return into[-1]
 
-        segmenter.logits = kept  # type: ignore[method-assign]
+        segmenter.decode = kept  # type: ignore[method-assign,assignment]
         probability = segmenter(ImageBatch.of([image]), text).logits[0]
-        segmenter.logits = logits  # type: ignore[method-assign]
+        segmenter.decode = decode  # type: ignore[method-assign]
         looked = torch.cat([*found[1:], found[0]])
         scores = at_size(probability, tuple(size))
         best, second = scores.topk(2, dim=0).values

@@ -11,8 +11,8 @@ classes and decoded pixel by pixel. CLIP is tuned along the way, in the query an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,28 @@ GUIDES = (256, 128)  # channels of the guides, of twice and four times the resol
 CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
 POOLING = 2  # cells a side that are one in attention over classes, in training
 MULTIPLE = 32  # the official program pads whole pictures to multiples of it
+
+
+UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) in widths and heights of an image
+Masks = Callable[[UnitBox], Tensor]  # the masks [N, s, s] bool in a box of an image
+WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What CLIP makes of B squares and K classes.
+
+    Attributes:
+        dense: [B, D, h, w] features of cells in the joint space.
+        classes: [K, D].
+        costs: [B, K, h, w], how alike each cell and each class are.
+        guides: of the decoder, [B, G, 2h, 2w] and [B, G', 4h, 4w].
+    """
+
+    dense: Tensor
+    classes: Tensor
+    costs: Tensor
+    guides: tuple[Tensor, Tensor]
 
 
 class CatSeg(Segmenter):
@@ -121,11 +143,11 @@ class CatSeg(Segmenter):
             options: see there.
             draw: not used.
         """
-        logits = self.logits(images.pixels, text, pooling=POOLING)
+        logits = self.decode(self.see(images.pixels, text), pooling=POOLING)
         return {"pixels": pixel_loss(logits, targets, options or PixelLossOptions())}
 
-    def logits(self, squares: Tensor, text: TextEmbeddings, trace: Trace | None = None, *, pooling: int = 1) -> Tensor:
-        """Logits [B, K, 4h, 4w] of squares [B, 3, S, S], float RGB in 0..1, seen at ``side`` × ``side``."""
+    def see(self, squares: Tensor, text: TextEmbeddings) -> Seen:
+        """What CLIP sees of squares [B, 3, S, S], float RGB in 0..1, at ``side`` × ``side``."""
         features = self.clip.features(_resized(squares, (self.side, self.side)))
         dense = self.clip.project(features)
         if self.behaviour == "official":
@@ -134,34 +156,60 @@ class CatSeg(Segmenter):
         else:
             classes = text.mean()
             costs = text.per_class(correlation(dense, text.vectors).movedim(1, -1)).movedim(-1, 1)
-        if trace is not None:
-            trace |= {"clip": dense[0], "cost": costs[0]}
         first, second = (enlarge(level) for enlarge, level in zip(self.enlarge, features.levels, strict=False))
-        logits: Tensor = self.aggregation(costs, classes, dense, (first, second), pooling=pooling)
+        return Seen(dense, classes, costs, (first, second))
+
+    def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, pooling: int = 1) -> Tensor:
+        """Logits [B, K, 4h, 4w].
+
+        Args:
+            seen: of B squares.
+            masks: what of each square belongs together, for methods that know.
+            pooling: see `CostAggregation`.
+        """
+        appearance, guides = self.guidance(seen, masks)
+        logits: Tensor = self.aggregation(seen.costs, seen.classes, appearance, guides, pooling=pooling)
         return logits
+
+    def guidance(self, seen: Seen, masks: Sequence[Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # noqa: ARG002
+        """What guides the aggregation over space, and the decoder: CLIP's features alone."""
+        return seen.dense, seen.guides
+
+    def masks_of(self, image: Tensor, seen: Seen, trace: Trace | None) -> Masks | None:  # noqa: ARG002
+        """What in an image [3, H, W] belongs together: nobody says."""
+        return None
 
     def _whole(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
         """Probabilities [K, 4h, 4w] of an image [3, H, W] looked at once."""
         if self.behaviour == "official":
             image = self.clip.padded(image, MULTIPLE)
-        return self.logits(image[None], text, trace)[0].sigmoid()
+        seen = self.see(image[None], text)
+        masks = self.masks_of(image, seen, trace)
+        if trace is not None:
+            trace |= {"clip": seen.dense[0], "cost": seen.costs[0]}
+        return self.decode(seen, masks and [masks(WHOLE)])[0].sigmoid()
 
     def _mosaic(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
         """Probabilities [K, 640, 640] of an image [3, H, W]: half of its crops, half of the whole, each enlarged to pixels.
 
         As published: what CLIP sees are a 640 × 640 version of the picture in four overlapping crops and a 384 × 384 one.
         """
-        whole = self.logits(_resized(image[None], (CROP, CROP)), text, trace)
+        seen = self.see(_resized(image[None], (CROP, CROP)), text)
+        masks = self.masks_of(image, seen, trace)
+        if trace is not None:
+            trace |= {"clip": seen.dense[0], "cost": seen.costs[0]}
+        whole = self.decode(seen, masks and [masks(WHOLE)])
         total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))[0]
         canvas, starts = _resized(image[None], (CANVAS, CANVAS)), range(0, CANVAS - CROP + 1, STRIDE)
-        seen = torch.zeros(CANVAS, device=image.device)
+        times = torch.zeros(CANVAS, device=image.device)
         for start in starts:
-            seen[start : start + CROP] += 1
+            times[start : start + CROP] += 1
         for top in starts:
             for left in starts:
                 rows, columns = slice(top, top + CROP), slice(left, left + CROP)
-                crop = _resized(self.logits(canvas[..., rows, columns], text), (CROP, CROP))[0].sigmoid()
-                total[:, rows, columns] += crop / (seen[rows, None] * seen[columns])
+                box = (left / CANVAS, top / CANVAS, (left + CROP) / CANVAS, (top + CROP) / CANVAS)
+                logits = self.decode(self.see(canvas[..., rows, columns], text), masks and [masks(box)])
+                total[:, rows, columns] += _resized(logits, (CROP, CROP))[0].sigmoid() / (times[rows, None] * times[columns])
         return total / 2
 
 

@@ -14,6 +14,7 @@ from lexiseg.methods.catseg.variants import TINY, skeleton, tiny_skeleton, untra
 from lexiseg.methods.recipe import Jitter, Recipe, Stage
 
 COCO = Stage(80_000, rate=2e-4, multipliers={"clip": 0.01}, cosine=True, weight_decay=1e-4, clip=0.01)
+COCO_JITTER = Jitter(side=384, least=1.0, most=1.0, fit="shorter", colours=True)
 STAGE = Stage(2400, rate=1e-3, multipliers={"clip": 0.05}, warmup=100, cosine=True, weight_decay=1e-4, clip=0.01)
 
 
@@ -66,7 +67,7 @@ def _coco(name: str, architecture: str, side: int) -> Recipe:
         (COCO,),
         model=model,
         batch=4,
-        jitter=Jitter(side=384, least=1.0, most=1.0, fit="shorter", colours=True),
+        jitter=COCO_JITTER,
         loss=PixelLossOptions(),
         validation=("ade20k-150",),
         save_every=5000,

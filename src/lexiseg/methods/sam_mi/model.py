@@ -1,0 +1,222 @@
+"""SAM-MI (Chen et al., "A Mask-Injected Framework for Enhancing Open-Vocabulary Semantic Segmentation with SAM").
+
+CAT-Seg, whose aggregation of costs is guided by SAM's masks, too.
+
+    points     sampled where the costs say that SAM should be asked       `prompter.py`, Sec. 3.2
+    M^sam      a mask a point, of frozen SAM                              `lexiseg.backbones.mask_generator`
+    M          the masks of a class as one                                `aggregation.py`, Sec. 3.3
+    F_mcr, F_h CLIP's maps with these masks injected                      `injection.py`, Sec. 3.4
+    the rest   as it is                                                   `lexiseg.methods.catseg.model`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.mask_generator import (
+    GeneratedMasks,
+    MaskGeneratorOptions,
+    Prompter,
+    generate,
+    given_points,
+    grid_points,
+    random_points,
+)
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.losses.matching import PointSource
+from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
+from lexiseg.methods.catseg.model import GUIDES, POOLING, WHOLE, CatSeg, Masks, Seen, UnitBox
+from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
+from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
+from lexiseg.methods.sam_mi.prompter import SparsePrompter, prompter_losses, sampled_points
+from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+
+ENLARGED = 4  # the decoder's finest guide has so many cells a side for one of the features
+ONE_A_POINT = MaskGeneratorOptions(best_of_point=True)  # thresholds of SAM's automatic generator  # [decided]
+Asking = Literal["chance", "top", "grid", "random"]
+
+
+@dataclass(frozen=True)
+class SamMiLossOptions:
+    """What the loss is made of.
+
+    Attributes:
+        pixels: of L_ce.
+        prompter: lambda_tspp, where more than the prompter learns.
+        mse: lambda_mse.
+        density, limit: g_p and m_p of Eq. (5).
+    """
+
+    pixels: PixelLossOptions = field(default_factory=PixelLossOptions)
+    prompter: float = 0.1
+    mse: float = 0.5
+    density: float = 5.0
+    limit: int = 10
+
+
+class SamMi(CatSeg):
+    """CAT-Seg with SAM's masks injected.
+
+    Args:
+        clip: see `CatSeg`.
+        sam: stays frozen and in evaluation mode.
+        asking: where SAM is asked: at the prompter's points drawn by "chance" or the "top" ones; or, as it was before the
+            prompter, on the "grid" or at "random" points.
+        points: of "random".
+        threshold: alpha_sma, the share of a mask that has to lie in a class for it to join; None joins none.
+        inject: the halves of the injection that are done, "low" and "high".
+        generator: how SAM is asked.
+        prompter_width, heads: of the prompter and of the attention between masks.
+        seed: of the points, at inference.
+        options: of `CatSeg`; its behaviour cannot be the official one.
+    """
+
+    def __init__(
+        self,
+        clip: ClipViT,
+        sam: SamFamily,
+        *,
+        asking: Asking = "chance",
+        points: int = 41,
+        threshold: float | None = 0.5,
+        inject: Sequence[str] = ("low", "high"),
+        generator: MaskGeneratorOptions = ONE_A_POINT,
+        prompter_width: int = 128,
+        heads: int = 4,
+        guides: tuple[int, int] = GUIDES,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(clip, guides=guides, heads=heads, **options)
+        self.sam: SamFamily = sam.requires_grad_(False)
+        self.prompter = SparsePrompter(prompter_width, heads=heads, at_once=self.aggregation.classes_at_once)
+        self.low_injection = LowFrequencyInjection(clip.width, heads)
+        self.high_injection = nn.ModuleList(HighFrequencyInjection(width) for width in guides)
+        self.asking, self.points, self.threshold, self.seed = asking, points, threshold, seed
+        self.inject, self.generator = frozenset(inject), generator
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        names = ("sam", "prompter", "low_injection", "high_injection")
+        return {**super().parts(), **{name: getattr(self, name) for name in names}}
+
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset(self.parts()) - {"sam"}
+
+    def train(self, mode: bool = True) -> SamMi:
+        """As usual, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self.sam.eval()
+        return self
+
+    def loss(
+        self,
+        images: ImageBatch,
+        text: TextEmbeddings,
+        targets: Sequence[MaskTarget],
+        options: SamMiLossOptions | None = None,  # type: ignore[override]
+        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+    ) -> dict[str, Tensor]:
+        """The losses of a training batch; see `CatSeg.loss`.
+
+        Where nothing but the prompter learns (stage 1) they are L_tspp alone, else (stage 2) L_ce + lambda_tspp L_tspp.
+        """
+        options = options or SamMiLossOptions()
+        seen = self.see(images.pixels, text)
+        prompts = self.prompter(seen.costs)
+        losses = prompter_losses(prompts, targets, density=options.density, limit=options.limit, mse=options.mse)
+        if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
+            return losses
+        masks = [
+            self._found(image, prompts.probabilities[number], prompts.text_masks[number], None)(WHOLE)
+            for number, image in enumerate(images.pixels)
+        ]
+        logits = self.decode(seen, masks, pooling=POOLING)
+        return {
+            "pixels": pixel_loss(logits, targets, options.pixels),
+            **{name: options.prompter * value for name, value in losses.items()},
+        }
+
+    def guidance(self, seen: Seen, masks: Sequence[Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """CLIP's features with the masks [N, 4h, 4w] of each image injected."""
+        if masks is None:
+            return seen.dense, seen.guides
+        appearance, (second, first) = seen.dense, seen.guides
+        if "low" in self.inject:
+            pairs = zip(seen.dense, masks, strict=True)
+            appearance = torch.stack([self.low_injection(features, covered(each, ENLARGED)) for features, each in pairs])
+        if "high" in self.inject:
+            coarse, fine = self.high_injection
+            second = torch.stack(
+                [coarse(features, covered(each, 2) >= 0.5) for features, each in zip(second, masks, strict=True)]
+            )
+            first = torch.stack([fine(features, each) for features, each in zip(first, masks, strict=True)])
+        return appearance, (second, first)
+
+    def masks_of(self, image: Tensor, seen: Seen, trace: Trace | None) -> Masks | None:
+        """What of an image [3, H, W] belongs together: SAM's masks, put together by class.
+
+        A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
+        """
+        prompts = self.prompter(seen.costs)
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._found(image, prompts.probabilities[0], prompts.text_masks[0], generator, trace)
+
+    @torch.no_grad()
+    def _found(
+        self,
+        image: Tensor,
+        probabilities: Tensor,
+        text_masks: Tensor,
+        generator: torch.Generator | None,
+        trace: Trace | None = None,
+    ) -> Masks:
+        """SAM's masks in an image, put together by class, for any box of it."""
+        side = ENLARGED * text_masks.shape[-1]
+        found = generate(self.sam, image, self.generator, self._prompts(image, probabilities, generator))
+        groups = torch.eye(len(found), dtype=torch.bool, device=image.device)
+        if self.threshold is not None:
+            covers = covered(in_box(found, WHOLE, side), ENLARGED)
+            groups = members(matching_scores(covers, text_masks), self.threshold)
+        if trace is not None:
+            alone = in_box(found, WHOLE, side)
+            trace |= {"probabilities": probabilities[None], "sam_masks": alone.float()}
+            trace |= {"masks": aggregate(alone, groups).float()}
+        return partial(_grouped, found, groups, side)
+
+    def _prompts(self, image: Tensor, probabilities: Tensor, generator: torch.Generator | None) -> Prompter:
+        if self.asking == "grid":
+            return grid_points(self.prompter.side)
+        if self.asking == "random":
+            return random_points(self.points, self.seed)
+        unit = sampled_points(probabilities, self.asking, generator)
+        return given_points(unit * unit.new_tensor([image.shape[-1], image.shape[-2]]))
+
+
+def _grouped(found: GeneratedMasks, groups: Tensor, side: int, box: UnitBox) -> Tensor:
+    return aggregate(in_box(found, box, side), groups)
+
+
+def in_box(found: GeneratedMasks, box: UnitBox, side: int) -> Tensor:
+    """Masks at the centres of ``side`` × ``side`` cells of a box of their image, [N, side, side] bool."""
+    left, top, right, bottom = box
+    steps = (torch.arange(side, device=found.logits.device) + 0.5) / side
+    high, wide = (inner / extent for inner, extent in zip(found.size, found.extent, strict=True))
+    y, x = (top + steps * (bottom - top)) * high, (left + steps * (right - left)) * wide
+    places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1) * 2 - 1
+    if len(found) == 0:
+        return torch.zeros(0, side, side, dtype=torch.bool, device=found.logits.device)
+    logits = found.image_logits().float()[None]
+    return functional.grid_sample(logits, places[None], padding_mode="border", align_corners=False)[0] > 0
+
+
+def covered(masks: Tensor, factor: int) -> Tensor:
+    """The share of each larger cell that binary masks [N, s, s] cover, [N, s / factor, s / factor]."""
+    return functional.avg_pool2d(masks[:, None].float(), factor)[:, 0] if len(masks) else masks[:, ::factor, ::factor].float()

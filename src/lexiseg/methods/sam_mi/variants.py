@@ -1,0 +1,65 @@
+"""SAM-MI's models: which CLIP and SAM. The authors have not published code or weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lexiseg.backbones.clip import build_clip, load_clip
+from lexiseg.backbones.sam_loading import load_sam, sam_vit
+from lexiseg.errors import WeightsError
+from lexiseg.methods.base import Model, Source
+from lexiseg.methods.catseg.variants import OPENAI, transformer
+from lexiseg.methods.sam_mi.model import SamMi
+from lexiseg.methods.weights import fill_from, options_of
+
+SAM_HUB = "facebook/sam-vit-huge"
+SIZES: Mapping[str, tuple[str, int]] = {
+    "sam_mi-vit-b16": ("ViT-B-16-quickgelu", 384),
+    "sam_mi-vit-l14": ("ViT-L-14-336-quickgelu", 336),
+}
+
+
+def trained(name: str, weights: Mapping[str, str]) -> SamMi:
+    """A model trained here: ``weights["sam_mi"]`` is the folder of its weights, ``weights["sam"]`` SAM's.
+
+    Raises:
+        WeightsError: no folder is given, or it is another model's.
+    """
+    if "sam_mi" not in weights:
+        raise WeightsError(
+            f"nobody has published weights of {name}: train it (`lexiseg train {name}`) and give --weights sam_mi=FOLDER"
+        )
+    architecture, side = SIZES[name]
+    options = options_of(weights["sam_mi"], {"side": side})
+    clip = transformer(build_clip(architecture))
+    segmenter = SamMi(clip, load_sam(weights.get("sam", SAM_HUB)), **options)
+    fill_from(segmenter, weights["sam_mi"], model=name)
+    return segmenter
+
+
+def skeleton(architecture: str, options: Mapping[str, Any]) -> SamMi:
+    """The same without weights, on SAM ViT-H."""
+    return SamMi(transformer(build_clip(architecture)), sam_vit("h"), **options)
+
+
+def untrained(architecture: str, weights: Mapping[str, str], options: Mapping[str, Any]) -> SamMi:
+    """A model before its training: CLIP and SAM as they are on the hub, or in the files "clip" and "sam"."""
+    clip, sam = load_clip(architecture, weights.get("clip", OPENAI)), load_sam(weights.get("sam", SAM_HUB))
+    return SamMi(transformer(clip), sam, **options)
+
+
+def _model(name: str) -> Model:
+    architecture, side = SIZES[name]
+    return Model(
+        f"SAM-MI on a tuned CLIP {architecture.removesuffix('-quickgelu')} and a frozen SAM ViT-H",
+        SamMi.tasks,
+        (Source("sam_mi", None, f"{name}/model.safetensors", "your own", by_hand=f"lexiseg train {name}"),),
+        partial(trained, name),
+        partial(skeleton, architecture, {"side": side}),
+        optional=frozenset({"sam"}),
+    )
+
+
+MODELS: dict[str, Model] = {name: _model(name) for name in SIZES}
