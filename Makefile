@@ -76,10 +76,12 @@ train-tiny: $(READY)
 	$(BIN)/python -m lexiseg.training.pack fcclip-tiny runs/fcclip-tiny
 	$(BIN)/lexiseg train cmpf-tiny --output runs/cmpf-tiny
 	$(BIN)/python -m lexiseg.training.pack cmpf-tiny runs/cmpf-tiny
+	$(BIN)/lexiseg train catseg-tiny --output runs/catseg-tiny
+	$(BIN)/python -m lexiseg.training.pack catseg-tiny runs/catseg-tiny
 
 # The scores of the embedded weights: as under Scores in docs/tiny.md, on more scenes.
 score: $(READY)
-	@for model in sam_clip-tiny sam_clip-tiny-vit sam_clip-tiny-convnext fcclip-tiny cmpf-tiny; do \
+	@for model in sam_clip-tiny sam_clip-tiny-vit sam_clip-tiny-convnext fcclip-tiny cmpf-tiny catseg-tiny; do \
 		$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model $$model || exit 1; done
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.

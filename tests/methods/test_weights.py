@@ -13,6 +13,7 @@ from torch import Tensor
 from lexiseg.errors import OutputError, UsageError, WeightsError
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.weights import (
+    LEAN,
     digest_of,
     fill_from,
     halved,
@@ -22,7 +23,7 @@ from lexiseg.methods.weights import (
     write_safetensors,
     write_weights,
 )
-from tests.laws.builders import BUILDERS, tiny_cmpf, tiny_fcclip, tiny_sam_clip
+from tests.laws.builders import BUILDERS, tiny_catseg, tiny_cmpf, tiny_fcclip, tiny_sam_clip
 
 
 def other(segmenter: Segmenter) -> dict[str, Tensor]:
@@ -49,6 +50,24 @@ def test_what_was_saved_comes_back_and_the_rest_stays(method: str, all_parts: bo
     assert card == written
     assert ("clip" in card["parts"]) == all_parts
     assert card["tensors"] == len(load_file(tmp_path / "a/b/model.safetensors"))
+
+
+def test_a_lean_file_goes_on_the_encoder_it_came_from(tmp_path: Path) -> None:
+    """Of a CLIP that was tuned in part only that part is in the file; a file that is not lean must have everything."""
+    one, two = tiny_catseg(), tiny_catseg()
+    before = other(two)
+    untouched = one.untouched_parameters()
+    assert "clip.clip_model.visual.conv1.weight" in untouched
+    assert not any(name.endswith("in_proj_weight") or not name.startswith("clip.") for name in untouched)
+    kept = {name: value for name, value in one.state_dict().items() if name not in untouched}
+    write_weights(kept, tmp_path / "lean", {"model": "x", LEAN: True})
+    fill_from(two, tmp_path / "lean")
+    for name, value in two.state_dict().items():
+        assert torch.equal(value, before[name] if name in untouched else kept[name]), name
+    write_weights(kept, tmp_path / "short", {"model": "x"})
+    with pytest.raises(WeightsError, match="clip"):
+        fill_from(two, tmp_path / "short")
+    assert not tiny_fcclip("convnext").untouched_parameters()
 
 
 def test_the_file_alone_is_enough(tmp_path: Path) -> None:

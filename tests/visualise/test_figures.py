@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lexiseg.visualise.figures import WIDE, boxed, clusters, heat, painted, sheet
+from lexiseg.visualise.figures import WIDE, boxed, clusters, heat, painted, sheet, stacked
 
 
 def test_heat_is_brighter_where_the_value_is_higher() -> None:
@@ -39,6 +39,13 @@ def test_numbers_and_boxes_are_told_apart() -> None:
     rows, columns = np.nonzero(drawn)
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (2, 3, 10, 12)
     assert not drawn[4:12, 3:10].any()
+
+
+def test_small_masks_lie_over_large_ones() -> None:
+    masks = np.zeros((3, 4, 6), bool)
+    masks[0, 1, 1], masks[1, :3], masks[2, 2:, :2] = True, True, True
+    assert stacked(masks).tolist() == [[2] * 6, [2, 1, 2, 2, 2, 2], [3, 3, 2, 2, 2, 2], [3, 3, 0, 0, 0, 0]]
+    assert not stacked(masks[:0]).any()
 
 
 def test_a_sheet_has_room_for_every_panel() -> None:

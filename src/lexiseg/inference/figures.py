@@ -4,6 +4,7 @@ comparison   CMPF's Fig. 4 to 8 and 12: a picture, its truth if there is one, an
 attention    Fig. 11: where the query of a class looks in the last layer, in each model
 clusters     Fig. 9: k-means of what CLIP, the pixel decoder and SAM see
 prompts      Fig. 10: SAM's mask probabilities, prompted with boxes
+points       SAM-MI's Fig. 9 and what follows from it: where SAM is asked, its masks, and those masks put together
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lexiseg.postprocess import Placing, Policy, Region, resized
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import MaskPrediction, PixelPrediction, Size, Trace
 from lexiseg.text.vocabulary import Vocabulary
-from lexiseg.visualise.figures import boxed, clusters, heat, painted, sheet
+from lexiseg.visualise.figures import boxed, clusters, heat, painted, sheet, stacked
 
 CLUSTERS = 8
 TRACED = {"clip": "CLIP", "pixels": "pixel decoder", "sam": "SAM"}
@@ -140,11 +141,29 @@ def prompts(models: Models, subjects: Sequence[Subject], task: str, most: int) -
     return sheet(["boxes", *(f"box {number}" for number in range(1, max(len(panels) for _, panels in rows)))], rows)
 
 
+def points(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:  # noqa: ARG001
+    """A row a picture and model: how likely SAM is asked where, the masks it makes, and what they are put together to."""
+    rows = []
+    for subject in subjects:
+        for name, pipeline in models.items():
+            trace = _traced(pipeline, subject)[1]
+            if "probabilities" not in trace:
+                raise UsageError(f"{name} does not learn where to ask SAM; leave it out")
+            likely = _over_picture(trace["probabilities"], trace, subject.size)[0]
+            panels = [Image.fromarray(subject.pixels), heat(subject.pixels, likely)]
+            for key in ("sam_masks", "masks"):
+                shown = painted(stacked(trace[key].cpu().numpy() > 0.5))
+                panels.append(shown.resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST))
+            rows.append((subject.name if len(models) == 1 else f"{subject.name}, {name}", panels))
+    return sheet(["picture", "where SAM is asked", "SAM's masks", "put together"], rows)
+
+
 FIGURES: dict[str, Callable[[Models, Sequence[Subject], str, int], Image.Image]] = {
     "comparison": comparison,
     "attention": attention,
     "clusters": clustered,
     "prompts": prompts,
+    "points": points,
 }
 
 

@@ -243,8 +243,9 @@ class CostAggregation(nn.Module):
         decoder: channels of its two stages.
         decoder_guides: channels of its two guides.
         layers, heads, window: of the aggregation; windows are ``window`` cells a side.
-        most: of more classes those are kept in each image that come closest to one of its cells; all others get `NEVER`,
-            fewer are filled up. 0 keeps all and fills nothing.
+        most: of more classes those are kept in each image that come closest to one of its cells; all others get `NEVER`.
+            0 keeps all.
+        filled: fewer classes than ``most`` are filled up with a learnt one, in attention over classes.
         attention: over classes.
         classes_at_once: in space and decoder, and so many rows of cells in attention over classes; None takes all at once.
     """
@@ -263,11 +264,13 @@ class CostAggregation(nn.Module):
         heads: int = 4,
         window: int = 12,
         most: int = 256,
+        filled: bool = True,
         attention: Attention = "linear",
         classes_at_once: int | None = None,
     ) -> None:
         super().__init__()
         self.most, self.classes_at_once = most, classes_at_once
+        length = most if filled else 0
         self.embedding = nn.Conv2d(1, width, 7, padding=3)
         self.appearance = nn.Sequential(nn.Conv2d(joint, appearance, 3, padding=1), nn.ReLU())
         self.text = nn.Sequential(nn.Linear(joint, text), nn.ReLU())
@@ -276,7 +279,7 @@ class CostAggregation(nn.Module):
             for given, own in zip(guides, decoder_guides, strict=True)
         )
         self.layers = nn.ModuleList(
-            AggregationLayer(width, appearance, text, heads=heads, window=window, length=most, attention=attention)
+            AggregationLayer(width, appearance, text, heads=heads, window=window, length=length, attention=attention)
             for _ in range(layers)
         )
         stages = zip((width, decoder[0]), decoder, decoder_guides, strict=True)

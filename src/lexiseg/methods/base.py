@@ -86,6 +86,12 @@ class Segmenter(nn.Module, ABC):
         wanted = self.trained_parts()
         return (one for one in self.trainable() if one.name.split(".", 1)[0] in wanted)
 
+    def untouched_parameters(self) -> frozenset[str]:
+        """Names of what its recipe does not train inside the parts that it trains."""
+        parts, wanted = self.parts(), self.trained_parts()
+        names = {f"{part}.{name}" for part in wanted for name, _ in parts[part].named_parameters()}
+        return frozenset(names) - {one.name for one in self.trained_parameters()}
+
 
 def check_trace(images: ImageBatch, trace: Trace | None) -> None:
     """Raise UsageError if several images were to leave their traces in one place."""

@@ -29,6 +29,7 @@ from lexiseg.ops.files import replacing, write_json
 
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 CARD_KEY = "lexiseg"  # of the safetensors header
+LEAN = "lean"  # in a card: of parts that are trained in part, the file holds that part only
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def fill_from(segmenter: Segmenter, path: str | Path, *, model: str | None = Non
     """Put weights in our form into a segmenter; frozen parts that the file leaves out keep what they have.
 
     Args:
-        segmenter: built as the one that was saved; keeps its device and precision.
+        segmenter: built as the one that was saved, on the same CLIP if the card says that the file is lean; keeps its device
+            and precision.
         path, model: see `read_weights`.
 
     Returns:
@@ -193,7 +195,11 @@ def fill_from(segmenter: Segmenter, path: str | Path, *, model: str | None = Non
         WeightsError: as `read_weights`; and weights missing, left over, or of another shape.
     """
     saved = read_weights(path, model=model)
-    fill(segmenter, saved.tensors, path, frozenset(segmenter.parts()) - segmenter.trained_parts() - saved.parts())
+    tensors = saved.tensors
+    if saved.card.get(LEAN):
+        own = segmenter.state_dict()
+        tensors = {**{name: own[name] for name in segmenter.untouched_parameters()}, **tensors}
+    fill(segmenter, tensors, path, frozenset(segmenter.parts()) - segmenter.trained_parts() - saved.parts())
     return saved.card
 
 

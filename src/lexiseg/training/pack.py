@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lexiseg.methods import RECIPES
-from lexiseg.methods.weights import halved, read_weights, write_safetensors, write_weights
+from lexiseg.methods.weights import LEAN, halved, read_weights, write_safetensors, write_weights
 from lexiseg.ops.files import write_json
 from lexiseg.training.clip_tiny import ASSETS
 from lexiseg.training.journal import read_log
@@ -53,17 +53,23 @@ def main() -> None:
 
 
 def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
-    """Put the weights of a finished training by `lexiseg train` into the package, in half precision. Returns their card."""
+    """Put the weights of a finished training by `lexiseg train` into the package, in half precision. Returns their card.
+
+    Of a part that was trained in part the rest is left out: the package has it in the encoder it comes from.
+    """
     saved = read_weights(run / "model")
+    untouched = RECIPES[saved.card["model"]]().skeleton(saved.card["options"]).untouched_parameters()
     kept = ("model", "options", "behaviour", "step", "recipe")
     rows = read_log(run)
     about = {
         **{key: saved.card[key] for key in kept},
+        **({LEAN: True} if untouched else {}),
         "data": "scenes of the emoji world, styles noto and fluent, seen names only; the style twemoji is held out",
         "licence": "Apache-2.0",
         "curve": [row for row in rows if any("/" in key for key in row)],
     }
-    return write_weights(saved.tensors, folder, about, half=True)
+    tensors = {name: tensor for name, tensor in saved.tensors.items() if name not in untouched}
+    return write_weights(tensors, folder, about, half=True)
 
 
 def card(run: Path, checkpoint: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -48,6 +48,14 @@ def painted(labels: NDArray[np.integer]) -> Image.Image:
     return Image.fromarray(table[labels])
 
 
+def stacked(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Masks [N, h, w] as one map [h, w], small ones over large ones: the number of the topmost one from 1, else 0."""
+    labels = np.zeros(masks.shape[1:], np.int64)
+    for number in np.argsort(-masks.sum((1, 2)), kind="stable"):
+        labels[masks[number]] = number + 1
+    return labels
+
+
 def boxed(image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
     """The picture with boxes (left, top, right, bottom) drawn in."""
     canvas = Image.fromarray(image)

@@ -36,7 +36,7 @@ from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.catseg.model import GUIDES, POOLING, WHOLE, CatSeg, Masks, Seen, UnitBox
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
-from lexiseg.methods.sam_mi.prompter import SparsePrompter, prompter_losses, sampled_points
+from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
 from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
 
 ENLARGED = 4  # the decoder's finest guide has so many cells a side for one of the features
@@ -130,7 +130,7 @@ class SamMi(CatSeg):
         """
         options = options or SamMiLossOptions()
         seen = self.see(images.pixels, text)
-        prompts = self.prompter(seen.costs)
+        prompts = self.prompter(seen.costs)  # of all classes: a target may be none of the nearest
         losses = prompter_losses(prompts, targets, density=options.density, limit=options.limit, mse=options.mse)
         if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
             return losses
@@ -143,6 +143,13 @@ class SamMi(CatSeg):
             "pixels": pixel_loss(logits, targets, options.pixels),
             **{name: options.prompter * value for name, value in losses.items()},
         }
+
+    def prompts(self, seen: Seen) -> Prompts:
+        """Where to ask SAM; of very many classes each image's nearest ones say so, as in the aggregation."""
+        chosen = self.aggregation.nearest(seen.costs)
+        costs = seen.costs if chosen is None else seen.costs.take_along_dim(chosen[..., None, None], 1)
+        found: Prompts = self.prompter(costs)
+        return found
 
     def guidance(self, seen: Seen, masks: Sequence[Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """CLIP's features with the masks [N, 4h, 4w] of each image injected."""
@@ -165,7 +172,7 @@ class SamMi(CatSeg):
 
         A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
         """
-        prompts = self.prompter(seen.costs)
+        prompts = self.prompts(seen)
         generator = torch.Generator().manual_seed(self.seed)
         return self._found(image, prompts.probabilities[0], prompts.text_masks[0], generator, trace)
 

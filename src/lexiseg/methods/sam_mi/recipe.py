@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import partial
 
 from lexiseg.methods.catseg.recipe import COCO, COCO_JITTER
-from lexiseg.methods.recipe import Recipe, Stage
+from lexiseg.methods.recipe import Jitter, Recipe, Stage
 from lexiseg.methods.sam_mi.model import SamMiLossOptions
-from lexiseg.methods.sam_mi.variants import SIZES, skeleton, untrained
+from lexiseg.methods.sam_mi.variants import SIZES, TINY, TINY_NAME, skeleton, tiny_skeleton, untrained, untrained_tiny
 
 PROMPTER = Stage(10_000, rate=2e-4, parts=("prompter",), cosine=True, weight_decay=1e-4, clip=0.01)  # steps  # [decided]
 ALL = Stage(
@@ -20,6 +20,11 @@ ALL = Stage(
     cosine=True,
     weight_decay=COCO.weight_decay,
     clip=COCO.clip,
+)
+
+TINY_PROMPTER = Stage(300, rate=1e-3, parts=("prompter",), warmup=20, cosine=True, weight_decay=1e-4, clip=0.01)
+TINY_ALL = Stage(
+    500, rate=5e-4, multipliers={"clip": 0.05, "prompter": 0.1}, warmup=20, cosine=True, weight_decay=1e-4, clip=0.01
 )
 
 
@@ -39,6 +44,29 @@ def vit_l14() -> Recipe:
     return _coco("sam_mi-vit-l14")
 
 
+def tiny() -> Recipe:
+    """The emoji world, from `catseg-tiny` on: its prompter, then all but SAM. Scores: docs/tiny.md.
+
+    ``lexiseg train sam_mi-tiny --output RUN``
+    """
+    return Recipe(
+        TINY_NAME,
+        untrained_tiny,
+        tiny_skeleton,
+        "world:train",
+        (TINY_PROMPTER, TINY_ALL),
+        model=TINY,
+        batch=4,
+        classes=24,
+        jitter=Jitter(side=256, least=0.6, most=1.5),
+        loss=SamMiLossOptions(),
+        validation=("world:val", "world:style"),
+        validate_every=800,
+        validate_limit=24,
+        save_every=100,
+    )
+
+
 def _coco(name: str) -> Recipe:
     architecture, side = SIZES[name]
     return Recipe(
@@ -56,4 +84,4 @@ def _coco(name: str) -> Recipe:
     )
 
 
-RECIPES = {"sam_mi-vit-b16": vit_b16, "sam_mi-vit-l14": vit_l14}
+RECIPES = {"sam_mi-vit-b16": vit_b16, "sam_mi-vit-l14": vit_l14, TINY_NAME: tiny}

@@ -9,11 +9,14 @@ from typing import Any
 from lexiseg.backbones.clip import build_clip, load_clip
 from lexiseg.backbones.sam_loading import load_sam, sam_vit
 from lexiseg.errors import WeightsError
-from lexiseg.methods.base import Model, Source
+from lexiseg.methods.base import ASSETS, Model, Source
+from lexiseg.methods.catseg import variants as catseg
 from lexiseg.methods.catseg.variants import OPENAI, transformer
 from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.methods.weights import fill_from, options_of
 
+TINY_NAME, TINY_SAM = "sam_mi-tiny", "sam-tiny"
+TINY: Mapping[str, Any] = {**catseg.TINY, "prompter_width": 32}
 SAM_HUB = "facebook/sam-vit-huge"
 SIZES: Mapping[str, tuple[str, int]] = {
     "sam_mi-vit-b16": ("ViT-B-16-quickgelu", 384),
@@ -48,6 +51,34 @@ def untrained(architecture: str, weights: Mapping[str, str], options: Mapping[st
     """A model before its training: CLIP and SAM as they are on the hub, or in the files "clip" and "sam"."""
     clip, sam = load_clip(architecture, weights.get("clip", OPENAI)), load_sam(weights.get("sam", SAM_HUB))
     return SamMi(transformer(clip), sam, **options)
+
+
+def untrained_tiny(weights: Mapping[str, str], options: Mapping[str, Any]) -> SamMi:
+    """The tiny model before its training: the trained `catseg-tiny`, or the one in the folder "catseg", and the tiny SAM."""
+    folder = weights.get("catseg", ASSETS / catseg.TINY_NAME)
+    segmenter = _tiny(weights, options)
+    started = catseg.tiny({**weights, "catseg": str(folder)})
+    for name, part in started.parts().items():
+        segmenter.parts()[name].load_state_dict(part.state_dict())
+    return segmenter
+
+
+def tiny(weights: Mapping[str, str]) -> SamMi:
+    """The tiny model, trained; ``weights["sam_mi"]`` is the folder of another training by its recipe."""
+    folder = weights.get("sam_mi", ASSETS / TINY_NAME)
+    segmenter = _tiny(weights, options_of(folder, TINY))
+    fill_from(segmenter, folder, model=TINY_NAME)
+    return segmenter
+
+
+def tiny_skeleton(options: Mapping[str, Any]) -> SamMi:
+    """The tiny model without weights."""
+    return SamMi(transformer(build_clip(ASSETS / catseg.TINY_CLIP)), load_sam(ASSETS / TINY_SAM), **options)
+
+
+def _tiny(weights: Mapping[str, str], options: Mapping[str, Any]) -> SamMi:
+    clip, sam = (weights.get(part, ASSETS / name) for part, name in (("clip", catseg.TINY_CLIP), ("sam", TINY_SAM)))
+    return SamMi(transformer(load_clip(clip)), load_sam(sam), **options)
 
 
 def _model(name: str) -> Model:
