@@ -41,3 +41,18 @@ def test_both_orders_of_operations_agree():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "results identical" in done.stdout + done.stderr
+
+
+def test_every_way_to_ask_sam_is_measured():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/prompts.py", "--scenes", "2", "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["asking"]: row for row in json.loads(done.stdout)["rows"]}
+    assert list(rows) == ["grid", "random", "chance", "top"]
+    assert rows["grid"]["points"] == 1024 > 5 * rows["chance"]["points"] > 0
+    assert all(0 <= row["put_together"] and 0 <= row["mIoU"] <= 1 for row in rows.values())

@@ -32,9 +32,11 @@ def width(path: Path) -> int:
 
 def test_each_kind_of_a_data_set(world: Path, tmp_path: Path) -> None:
     widths = {}
-    for kind in ("comparison", "attention", "clusters", "prompts"):
+    two = ["--model", "FC:fcclip-tiny", "--model", "cmpf-tiny"]
+    own = {"prompts": ["--model", "cmpf-tiny"], "points": ["--model", "sam_mi-tiny"]}
+    for kind in ("comparison", "attention", "clusters", "prompts", "points"):
         path = tmp_path / "figures" / f"{kind}.png"
-        models = ["--model", "cmpf-tiny"] if kind == "prompts" else ["--model", "FC:fcclip-tiny", "--model", "cmpf-tiny"]
+        models = own.get(kind, two)
         arguments = ["figure", kind, "--data", str(world), "--limit", "1", "--most", "2", *models, "--output", str(path)]
         assert main(arguments) == 0
         widths[kind] = width(path)
@@ -53,6 +55,7 @@ def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
     [
         (["attention", "PICTURE", "--classes", "sky", "--model", "sam_clip-tiny"], "sam_clip-tiny"),
         (["prompts", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "has no SAM"),
+        (["points", "PICTURE", "--classes", "sky", "--model", "cmpf-tiny"], "does not learn where"),
         (["comparison", "PICTURE"], "--classes or --vocabulary"),
         (["comparison", "--classes", "sky"], "either pictures or"),
         (["comparison", "missing.png", "--classes", "sky"], "missing.png"),

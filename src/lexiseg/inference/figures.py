@@ -142,7 +142,10 @@ def prompts(models: Models, subjects: Sequence[Subject], task: str, most: int) -
 
 
 def points(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:  # noqa: ARG001
-    """A row a picture and model: how likely SAM is asked where, the masks it makes, and what they are put together to."""
+    """A row a picture and model: how likely SAM is asked where, the masks it makes, and what they are put together to.
+
+    Yellow is the likeliest place of a picture.
+    """
     rows = []
     for subject in subjects:
         for name, pipeline in models.items():
@@ -150,7 +153,7 @@ def points(models: Models, subjects: Sequence[Subject], task: str, most: int) ->
             if "probabilities" not in trace:
                 raise UsageError(f"{name} does not learn where to ask SAM; leave it out")
             likely = _over_picture(trace["probabilities"], trace, subject.size)[0]
-            panels = [Image.fromarray(subject.pixels), heat(subject.pixels, likely)]
+            panels = [Image.fromarray(subject.pixels), heat(subject.pixels, likely / max(likely.max(), 1e-12))]
             for key in ("sam_masks", "masks"):
                 shown = painted(stacked(trace[key].cpu().numpy() > 0.5))
                 panels.append(shown.resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST))

@@ -97,7 +97,10 @@ MODELS: dict[str, Model] = {
     TINY_NAME: Model(
         "embedded, works offline: CAT-Seg of the emoji world",
         CatSeg.tasks,
-        (Source("catseg", None, f"{TINY_NAME}/model.safetensors", "Apache-2.0"),),
+        (
+            Source("clip", None, f"{TINY_CLIP}/open_clip_model.safetensors", "Apache-2.0"),
+            Source("catseg", None, f"{TINY_NAME}/model.safetensors", "Apache-2.0"),
+        ),
         tiny,
         partial(tiny_skeleton, TINY),
     ),

@@ -12,7 +12,7 @@ CAT-Seg, whose aggregation of costs is guided by SAM's masks, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -73,7 +73,7 @@ class SamMi(CatSeg):
         points: of "random".
         threshold: alpha_sma, the share of a mask that has to lie in a class for it to join; None joins none.
         inject: the halves of the injection that are done, "low" and "high".
-        generator: how SAM is asked.
+        generator: how SAM is asked; or what differs in that from `ONE_A_POINT`, by name.
         prompter_width, heads: of the prompter and of the attention between masks.
         seed: of the points, at inference.
         options: of `CatSeg`; its behaviour cannot be the official one.
@@ -88,7 +88,7 @@ class SamMi(CatSeg):
         points: int = 41,
         threshold: float | None = 0.5,
         inject: Sequence[str] = ("low", "high"),
-        generator: MaskGeneratorOptions = ONE_A_POINT,
+        generator: MaskGeneratorOptions | Mapping[str, Any] = ONE_A_POINT,
         prompter_width: int = 128,
         heads: int = 4,
         guides: tuple[int, int] = GUIDES,
@@ -101,7 +101,8 @@ class SamMi(CatSeg):
         self.low_injection = LowFrequencyInjection(clip.width, heads)
         self.high_injection = nn.ModuleList(HighFrequencyInjection(width) for width in guides)
         self.asking, self.points, self.threshold, self.seed = asking, points, threshold, seed
-        self.inject, self.generator = frozenset(inject), generator
+        self.inject = frozenset(inject)
+        self.generator = replace(ONE_A_POINT, **generator) if isinstance(generator, Mapping) else generator
 
     def parts(self) -> Mapping[str, nn.Module]:
         names = ("sam", "prompter", "low_injection", "high_injection")

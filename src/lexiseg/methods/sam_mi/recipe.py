@@ -22,9 +22,9 @@ ALL = Stage(
     clip=COCO.clip,
 )
 
-TINY_PROMPTER = Stage(300, rate=1e-3, parts=("prompter",), warmup=20, cosine=True, weight_decay=1e-4, clip=0.01)
+TINY_PROMPTER = Stage(600, rate=1e-3, parts=("prompter",), warmup=20, cosine=True, weight_decay=1e-4, clip=0.01)
 TINY_ALL = Stage(
-    500, rate=5e-4, multipliers={"clip": 0.05, "prompter": 0.1}, warmup=20, cosine=True, weight_decay=1e-4, clip=0.01
+    400, rate=5e-4, multipliers={"clip": 0.05, "prompter": 0.1}, warmup=20, cosine=True, weight_decay=1e-4, clip=0.01
 )
 
 
@@ -61,7 +61,7 @@ def tiny() -> Recipe:
         jitter=Jitter(side=256, least=0.6, most=1.5),
         loss=SamMiLossOptions(),
         validation=("world:val", "world:style"),
-        validate_every=800,
+        validate_every=1000,
         validate_limit=24,
         save_every=100,
     )

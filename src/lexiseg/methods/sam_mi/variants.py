@@ -16,7 +16,11 @@ from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.methods.weights import fill_from, options_of
 
 TINY_NAME, TINY_SAM = "sam_mi-tiny", "sam-tiny"
-TINY: Mapping[str, Any] = {**catseg.TINY, "prompter_width": 32}
+TINY: Mapping[str, Any] = {
+    **catseg.TINY,
+    "prompter_width": 32,
+    "generator": {"quality_threshold": 0.3, "stability_threshold": 0.3, "box_nms_threshold": 0.5},  # as in sam_clip-tiny
+}
 SAM_HUB = "facebook/sam-vit-huge"
 SIZES: Mapping[str, tuple[str, int]] = {
     "sam_mi-vit-b16": ("ViT-B-16-quickgelu", 384),
@@ -93,4 +97,17 @@ def _model(name: str) -> Model:
     )
 
 
-MODELS: dict[str, Model] = {name: _model(name) for name in SIZES}
+MODELS: dict[str, Model] = {
+    TINY_NAME: Model(
+        "embedded, works offline: SAM-MI of the emoji world",
+        SamMi.tasks,
+        (
+            Source("clip", None, f"{catseg.TINY_CLIP}/open_clip_model.safetensors", "Apache-2.0"),
+            Source("sam", None, f"{TINY_SAM}/model.safetensors", "Apache-2.0"),
+            Source("sam_mi", None, f"{TINY_NAME}/model.safetensors", "Apache-2.0"),
+        ),
+        tiny,
+        partial(tiny_skeleton, TINY),
+    ),
+    **{name: _model(name) for name in SIZES},
+}

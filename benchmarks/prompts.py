@@ -1,0 +1,89 @@
+"""What it costs and what it brings to ask SAM at few points: SAM-MI with its prompter, and with points as before it.
+
+``python benchmarks/prompts.py [--scenes 24] [--json]`` segments scenes of the emoji world (seed 777) with `sam_mi-tiny`, asked
+at learnt points drawn by chance, at the likeliest ones, at as many random ones, and on the grid of 32 × 32, in one run. Time
+is that of the whole model, the shortest of three looks at each picture, and the ratio is to the grid's. Points are what is
+drawn, mIoU is over all 447 names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from lexiseg.inference.pipeline import Pipeline, load
+from lexiseg.methods.sam_mi.model import Asking, SamMi
+from lexiseg.structures import Trace
+from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.score import whole
+from lexiseg.world import Scene, scenes
+
+LOOKS = 3
+WAYS: tuple[Asking, ...] = ("grid", "random", "chance", "top")
+
+
+def measured(pipeline: Pipeline, chosen: list[Scene], asking: Asking) -> dict[str, Any]:
+    """Points, masks and milliseconds a picture, and mIoU."""
+    segmenter = pipeline.segmenter
+    assert isinstance(segmenter, SamMi)
+    segmenter.asking = asking
+    text = pipeline.embed(Vocabulary.builtin("emoji"))
+    seconds, masks, groups, expected = 0.0, [], [], []
+    for scene in chosen:
+        trace = Trace()
+        pipeline.predict(scene.image, text, trace)
+        expected.append(float(trace["probabilities"].sum()))
+        masks.append(len(trace["sam_masks"]))
+        groups.append(len(trace["masks"]))
+        seconds += shortest(lambda image=scene.image: pipeline.predict(image, text))  # type: ignore[misc]
+    points = {"grid": segmenter.prompter.side**2, "random": segmenter.points}.get(asking, float(np.mean(expected)))
+    return {
+        "asking": asking,
+        "points": points,
+        "masks": float(np.mean(masks)),
+        "put_together": float(np.mean(groups)),
+        "milliseconds": 1000 * seconds / len(chosen),
+        "mIoU": dict(whole(pipeline, chosen, asking))["mIoU"],
+    }
+
+
+def shortest(work: Callable[[], object]) -> float:
+    """Of a few times, in seconds."""
+    found = []
+    for _ in range(LOOKS):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    pipeline = load("sam_mi-tiny", device="cpu")
+    chosen = list(scenes("val", arguments.scenes, seed=777))
+    rows = [measured(pipeline, chosen, asking) for asking in WAYS]
+    for row in rows:
+        row["speedup"] = rows[0]["milliseconds"] / row["milliseconds"]
+    if arguments.json:
+        print(json.dumps({"scenes": arguments.scenes, "threads": torch.get_num_threads(), "rows": rows}))
+        return
+    print(f"sam_mi-tiny on {arguments.scenes} scenes of seed 777, {torch.get_num_threads()} threads")
+    print(f"{'asked at':10s}{'points':>8s}{'masks':>8s}{'put together':>14s}{'ms':>8s}{'speed-up':>10s}{'mIoU':>8s}")
+    for row in rows:
+        print(
+            f"{row['asking']:10s}{row['points']:8.0f}{row['masks']:8.1f}{row['put_together']:14.1f}"
+            f"{row['milliseconds']:8.0f}{row['speedup']:9.1f}×{row['mIoU']:8.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
