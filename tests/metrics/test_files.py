@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from lexiseg.cli import metrics as command
 from lexiseg.errors import DataError, UsageError
 from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
+from lexiseg.metrics.files import _read_ahead
 
 NAMES = ("sky", "dog")
 SQUARE = {"size": [4, 4], "counts": [5, 2, 2, 2, 5]}  # the four pixels in the middle
@@ -276,3 +278,22 @@ def test_a_score_is_plain_json(tmp_path: Path) -> None:
     score = score_panoptic(*panoptic_files(tmp_path))
     assert isinstance(score, Score)
     assert json.loads(json.dumps(score.document(), allow_nan=False)) == score.document()
+
+
+def test_pictures_are_read_a_few_ahead_and_in_order() -> None:
+    started: list[int] = []
+
+    def read(number: int) -> tuple[int, int]:
+        started.append(number)
+        if number == 5:
+            raise DataError("the sixth is damaged")
+        return number, -number
+
+    found = _read_ahead(read, range(1000))
+    assert [pair.result() for _, pair in islice(found, 5)] == [(number, -number) for number in range(5)]
+    number, damaged = next(found)
+    assert number == 5
+    with pytest.raises(DataError, match="sixth"):
+        damaged.result()
+    found.close()  # type: ignore[attr-defined]
+    assert len(started) < 100, "who stops early does not read the rest"

@@ -12,7 +12,10 @@ the measurement, and what was wrong is in `Score.problems`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +39,8 @@ Record = Mapping[str, Any]
 Groups = Mapping[str, Collection[int]]
 ImageId = int | str
 Document = TypeVar("Document", dict[str, Any], list[Any])
+Item = TypeVar("Item")
+Pair = TypeVar("Pair", bound=tuple[Any, Any])
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # LVIS
 VOID_OF_BYTES, VOID_OF_WORDS = 255, 65535
@@ -183,13 +188,16 @@ def score_panoptic(
         raise DataError(f"{path}: has no annotations; nothing can be measured")
     metric = PanopticQuality(len(names), [things[category] for category in labels], groups)
     _report_strangers(results, annotations, Path(predictions), "prediction", problems)
-    for order, (image, record) in enumerate(annotations.items()):
+
+    def read(image: ImageId) -> tuple[PanopticMap, PanopticMap]:
+        if image not in results:
+            raise DataError(f"{predictions}: has no prediction for image {image}; every image of the truth needs one")
+        there = _panoptic(annotations[image], _png_folder(path), labels, f"{path}, image {image}")
+        return there, _panoptic(results[image], _png_folder(Path(predictions)), labels, f"{predictions}, image {image}")
+
+    for order, (image, pair) in enumerate(_read_ahead(read, annotations)):
         try:
-            if image not in results:
-                raise DataError(f"{predictions}: has no prediction for image {image}; every image of the truth needs one")
-            there = _panoptic(record, _png_folder(path), labels, f"{path}, image {image}")
-            found = _panoptic(results[image], _png_folder(Path(predictions)), labels, f"{predictions}, image {image}")
-            metric.update(order, there, found, name=f"{predictions}, image {image}")
+            metric.update(order, *pair.result(), name=f"{predictions}, image {image}")
         except DataError as error:
             problems.add(error)
     return Score(metric, names, tuple(problems.found))
@@ -252,12 +260,15 @@ def score_semantic(
         raise DataError(f"{truth}: has no PNG in it; nothing can be measured")
     metric, problems = SemanticScores(len(names), groups, absent), _Problems(keep_going)
     _report_strangers(results, files, Path(predictions), "prediction", problems)
-    for order, (name, path) in enumerate(files.items()):
+
+    def read(name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        if name not in results:
+            raise DataError(f"{predictions}: has no prediction {name}; every image of the truth needs one")
+        return _labels_of(files[name], void, IGNORED), _labels_of(results[name], void, -1)
+
+    for order, (name, pair) in enumerate(_read_ahead(read, files)):
         try:
-            if name not in results:
-                raise DataError(f"{predictions}: has no prediction {name}; every image of the truth needs one")
-            there, found = _labels_of(path, void, IGNORED), _labels_of(results[name], void, -1)
-            metric.update(order, there, found, name=str(results[name]))
+            metric.update(order, *pair.result(), name=str(results.get(name, name)))
         except DataError as error:
             problems.add(error)
     return Score(metric, tuple(names), tuple(problems.found))
@@ -279,6 +290,23 @@ def _labels_of(path: Path, void: int, value: int) -> NDArray[np.int32]:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read_ahead(read: Callable[[Item], Pair], items: Iterable[Item]) -> Iterator[tuple[Item, Future[Pair]]]:
+    """Items in their order, and what is read of each: threads decode pictures while others are measured, a few ahead."""
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[Item, Future[Pair]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:  # whoever stops early does not wait for the rest
+            for _, left in waiting:
+                left.cancel()
 
 
 def _read_json(path: str | Path, kind: type[Document]) -> Document:
