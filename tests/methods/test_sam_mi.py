@@ -206,7 +206,10 @@ def test_inter_mask_context() -> None:
     inter = inject.attention.out_proj(value)
     intra = intra_mask(features, masks, mask_embeddings(features, masks))
     assert_close(inject(features, masks), intra + inter[:, None, None])
-    assert inject(features, masks[:0]) is features
+    without = inject(features, masks[:0])
+    assert torch.equal(without, features)
+    without.sum().backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in inject.parameters())
 
 
 def test_the_order_of_masks_does_not_matter() -> None:

@@ -90,10 +90,12 @@ def _model(name: str) -> Model:
     return Model(
         f"SAM-MI on a tuned CLIP {architecture.removesuffix('-quickgelu')} and a frozen SAM ViT-H",
         SamMi.tasks,
-        (Source("sam_mi", None, f"{name}/model.safetensors", "your own", by_hand=f"lexiseg train {name}"),),
+        (
+            Source("sam", SAM_HUB, "model.safetensors", "Apache-2.0"),
+            Source("sam_mi", None, f"{name}/model.safetensors", "your own", by_hand=f"lexiseg train {name}"),
+        ),
         partial(trained, name),
         partial(skeleton, architecture, {"side": side}),
-        optional=frozenset({"sam"}),
     )
 
 
