@@ -22,6 +22,7 @@ from lexiseg.methods.sam_mi.model import WHOLE, SamMiLossOptions, in_box
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, cell_labels, prompter_losses, sampled_points
 from lexiseg.methods.sam_mi.targets import expected_points, masks_on_grid, point_weights, target_probabilities
 from lexiseg.structures import ImageBatch, MaskTarget, Trace
+from lexiseg.training.batches import points_of
 from lexiseg.training.optimiser import optimiser_of
 from tests.laws.builders import some_images, some_text, tiny_sam_mi
 
@@ -116,7 +117,7 @@ def test_points_are_drawn_with_their_probability() -> None:
     counts: dict[tuple[float, ...], int] = {}
     generator = torch.Generator().manual_seed(0)
     for _ in range(800):
-        for point in sampled_points(probabilities, generator=generator).tolist():
+        for point in sampled_points(probabilities, torch.rand(16, generator=generator)).tolist():
             counts[tuple(point)] = counts.get(tuple(point), 0) + 1
     assert counts.pop((2.5 / 4, 1.5 / 4)) == 800
     assert counts.pop((0.5 / 4, 3.5 / 4)) == pytest.approx(200, abs=50)
@@ -125,9 +126,10 @@ def test_points_are_drawn_with_their_probability() -> None:
 
 def test_the_likeliest_points() -> None:
     probabilities = torch.tensor([[0.9, 0.1], [0.8, 0.3]])
-    assert sampled_points(probabilities, "top").tolist() == [[0.25, 0.25], [0.25, 0.75]]
+    numbers = torch.full((4,), 0.5)
+    assert sampled_points(probabilities, numbers, "top").tolist() == [[0.25, 0.25], [0.25, 0.75]]
     for how in ("top", "chance"):
-        assert sampled_points(torch.tensor([[0.0, 0.0], [0.0, 1e-9]]), how).tolist() == [[0.75, 0.75]]  # type: ignore[arg-type]
+        assert sampled_points(torch.tensor([[0.0, 0.0], [0.0, 1e-9]]), numbers, how).tolist() == [[0.75, 0.75]]  # type: ignore[arg-type]
 
 
 def test_the_prompters_losses_by_hand() -> None:
@@ -350,6 +352,21 @@ def test_two_stages() -> None:
     }
     assert moved == {"clip", "enlarge", "aggregation", "prompter", "low_injection", "high_injection"}
     assert not segmenter.sam.training
+
+
+def test_an_image_draws_its_points_by_itself() -> None:
+    """However a batch is shared out, the losses of its images are the same."""
+    segmenter, text = tiny_sam_mi().train(), some_text()
+    images, targets = some_images((64, 64), (64, 64)), halves()[1]
+    whole = segmenter.loss(images, text, targets, draw=points_of((8, 9), 3, torch.device("cpu")))
+    parts = [
+        segmenter.loss(
+            ImageBatch.of([images.image(number)]), text, [target], draw=points_of((8 + number,), 3, torch.device("cpu"))
+        )
+        for number, target in enumerate(targets)
+    ]
+    for name, value in whole.items():
+        assert_close(value, torch.stack([part[name] for part in parts]).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_prompter_learns_where_to_ask() -> None:

@@ -123,9 +123,9 @@ class SamMi(CatSeg):
         text: TextEmbeddings,
         targets: Sequence[MaskTarget],
         options: SamMiLossOptions | None = None,  # type: ignore[override]
-        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+        draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a training batch; see `CatSeg.loss`.
+        """The losses of a training batch; see `CatSeg.loss`. Of ``draw`` is what chance asks SAM with.
 
         Where nothing but the prompter learns (stage 1) they are L_tspp alone, else (stage 2) L_ce + lambda_tspp L_tspp.
         """
@@ -135,10 +135,12 @@ class SamMi(CatSeg):
         losses = prompter_losses(prompts, targets, density=options.density, limit=options.limit, mse=options.mse)
         if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
             return losses
-        masks = [
-            self._found(image, prompts.probabilities[number], prompts.text_masks[number], None)(WHOLE)
-            for number, image in enumerate(images.pixels)
-        ]
+        points = self.prompter.side**2
+        masks = []
+        for number, image in enumerate(images.pixels):
+            chance = torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0]
+            found = self._found(image, prompts.probabilities[number], prompts.text_masks[number], chance)
+            masks.append(found(WHOLE))
         logits = self.decode(seen, masks, pooling=POOLING)
         return {
             "pixels": pixel_loss(logits, targets, options.pixels),
@@ -174,8 +176,8 @@ class SamMi(CatSeg):
         A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
         """
         prompts = self.prompts(seen)
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._found(image, prompts.probabilities[0], prompts.text_masks[0], generator, trace)
+        chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.seed))
+        return self._found(image, prompts.probabilities[0], prompts.text_masks[0], chance, trace)
 
     @torch.no_grad()
     def _found(
@@ -183,12 +185,12 @@ class SamMi(CatSeg):
         image: Tensor,
         probabilities: Tensor,
         text_masks: Tensor,
-        generator: torch.Generator | None,
+        chance: Tensor,
         trace: Trace | None = None,
     ) -> Masks:
         """SAM's masks in an image, put together by class, for any box of it."""
         side = ENLARGED * text_masks.shape[-1]
-        found = generate(self.sam, image, self.generator, self._prompts(image, probabilities, generator))
+        found = generate(self.sam, image, self.generator, self._prompts(image, probabilities, chance))
         groups = torch.eye(len(found), dtype=torch.bool, device=image.device)
         if self.threshold is not None:
             covers = covered(in_box(found, WHOLE, side), ENLARGED)
@@ -199,12 +201,12 @@ class SamMi(CatSeg):
             trace |= {"masks": aggregate(alone, groups).float()}
         return partial(_grouped, found, groups, side)
 
-    def _prompts(self, image: Tensor, probabilities: Tensor, generator: torch.Generator | None) -> Prompter:
+    def _prompts(self, image: Tensor, probabilities: Tensor, chance: Tensor) -> Prompter:
         if self.asking == "grid":
             return grid_points(self.prompter.side)
         if self.asking == "random":
             return random_points(self.points, self.seed)
-        unit = sampled_points(probabilities, self.asking, generator)
+        unit = sampled_points(probabilities, chance, self.asking)
         return given_points(unit * unit.new_tensor([image.shape[-1], image.shape[-2]]))
 
 

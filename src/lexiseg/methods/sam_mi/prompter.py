@@ -109,20 +109,17 @@ class SparsePrompter(nn.Module):
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 
-def sampled_points(
-    probabilities: Tensor, how: Literal["chance", "top"] = "chance", generator: torch.Generator | None = None
-) -> Tensor:
+def sampled_points(probabilities: Tensor, numbers: Tensor, how: Literal["chance", "top"] = "chance") -> Tensor:
     """The points SAM is asked at, [P, 2] double on the CPU, (x, y) in 0..1 of the image; at least one.
 
     Args:
         probabilities: p [d_h, d_w].
-        how: "chance" takes each point with its probability, the same ones for the same state of the generator; "top" the
-            likeliest ones, as many as are expected.
-        generator: of chance, on the CPU; torch's own if left out.
+        numbers: [d_h · d_w] in 0..1, what chance is made of.
+        how: "chance" takes each point whose number is below its probability; "top" the likeliest ones, as many as expected.
     """
     flat = probabilities.detach().flatten().cpu().double()
     if how == "chance":
-        chosen = torch.rand(len(flat), generator=generator, dtype=torch.float64) < flat
+        chosen = numbers.cpu() < flat
     else:
         count = max(1, round(float(flat.sum())))  # Eq. (2)
         likeliest = flat.argsort(descending=True, stable=True)[:count]
