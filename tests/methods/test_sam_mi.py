@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import lexiseg
 from lexiseg.backbones.mask_generator import generate, grid_points
-from lexiseg.errors import WeightsError
+from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.recipe import Stage
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
@@ -394,6 +394,13 @@ def test_the_papers_settings() -> None:
     assert loss == {"prompter": 0.1, "mse": 0.5, "density": 5.0, "limit": 10}
     segmenter = tiny_sam_mi()
     assert (segmenter.threshold, segmenter.prompter.side) == (0.5, 32)
+
+
+def test_what_it_cannot_do_is_said() -> None:
+    with pytest.raises(UsageError, match="leave behaviour out"):
+        tiny_sam_mi(behaviour="official")
+    with pytest.raises(UsageError, match="no injection 'lo'; there are low and high"):
+        tiny_sam_mi(inject=("lo",))
 
 
 def test_there_are_no_published_weights() -> None:

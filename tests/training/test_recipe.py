@@ -160,9 +160,11 @@ def test_the_recipes_are_listed(capsys):
     assert told["cmpf-tiny"]["settings"]["model.query_layers"] == [1, 2]
 
 
-def test_a_dry_run_counts(capsys):
+def test_a_dry_run_counts(capsys, monkeypatch, tmp_path):
     """Settings may stand before and after options."""
+    monkeypatch.setenv("LEXISEG_CACHE", str(tmp_path))
     assert main(["train", "fcclip-tiny", "batch=2", "--dry-run", "--json", "accumulate=2"]) == 0
+    assert not list(tmp_path.rglob("*.safetensors")), "names as a model without weights embeds them are not kept"
     told = json.loads(capsys.readouterr().out)
     assert told["batch"]["images"] == [2, 3, 256, 256]
     assert told["images_at_once"] == 1

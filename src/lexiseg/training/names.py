@@ -30,19 +30,28 @@ class Names:
         device: of the embeddings.
         most: classes a batch is asked for: those in its pictures, and others drawn at random; 0: all.
         seed: of the training.
+        cache: see `embed_vocabulary`.
     """
 
-    def __init__(self, segmenter: Segmenter, vocabulary: Vocabulary, device: torch.device, *, most: int, seed: int) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        *,
+        most: int,
+        seed: int,
+        cache: str | Path | None = "default",
+    ) -> None:
         self.segmenter, self.vocabulary, self.most, self.seed = segmenter, vocabulary, most, seed
-        self.text = training_text(segmenter, vocabulary).to(device)
+        self.text = training_text(segmenter, vocabulary, cache=cache).to(device)
 
     def of(self, batch: Batch) -> tuple[TextEmbeddings, tuple[MaskTarget, ...]]:
         """The names for a batch, and its targets, whose labels are positions among them."""
         text, targets, vocabulary = self.text, batch.targets, self.vocabulary
         if self.most and self.most < len(text):
             chosen = self._chosen(batch)
-            place = torch.full((len(text),), -1, device=text.owner.device).index_put((chosen,), _positions(chosen))
-            targets = tuple(MaskTarget(target.masks, place[target.labels]) for target in targets)
+            targets = tuple(MaskTarget(target.masks, torch.searchsorted(chosen, target.labels)) for target in targets)
             text, vocabulary = text.select(chosen), vocabulary.select(chosen.tolist())
         if self.segmenter.tunes_text:
             sentences = resolve_templates(self.segmenter.templates)
@@ -57,7 +66,3 @@ class Names:
         order = torch.randperm(len(self.text), generator=generator).to(device)
         others = order[~torch.isin(order, present)]
         return torch.cat([present, others[: max(0, self.most - len(present))]]).sort().values
-
-
-def _positions(values: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(values), device=values.device)

@@ -67,7 +67,7 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
     """Bytes that the backward pass keeps of one image, in float32."""
     assert isinstance(segmenter, Trainable)
     weights = {parameter.untyped_storage().data_ptr() for parameter in segmenter.parameters()}
-    names = Names(segmenter, vocabulary, device, most=recipe.classes, seed=recipe.seed)
+    names = Names(segmenter, vocabulary, device, most=recipe.classes, seed=recipe.seed, cache=None)
     segmenter.train()
     measured = []
     for factor in PROBES:

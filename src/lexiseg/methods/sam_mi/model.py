@@ -31,6 +31,7 @@ from lexiseg.backbones.mask_generator import (
     random_points,
 )
 from lexiseg.backbones.sam import SamFamily
+from lexiseg.errors import UsageError
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.catseg.model import GUIDES, POOLING, WHOLE, CatSeg, Masks, Seen, UnitBox
@@ -77,6 +78,9 @@ class SamMi(CatSeg):
         prompter_width, heads: of the prompter and of the attention between masks.
         seed: of the points, at inference.
         options: of `CatSeg`; its behaviour cannot be the official one.
+
+    Raises:
+        UsageError: the official behaviour, or a half of the injection that there is not.
     """
 
     def __init__(
@@ -96,6 +100,10 @@ class SamMi(CatSeg):
         **options: Any,
     ) -> None:
         super().__init__(clip, guides=guides, heads=heads, **options)
+        if self.behaviour != "paper":
+            raise UsageError("SAM-MI has no official program whose behaviour could be repeated; leave behaviour out")
+        if unknown := sorted(set(inject) - {"low", "high"}):
+            raise UsageError(f"there is no injection '{unknown[0]}'; there are low and high")
         self.sam: SamFamily = sam.requires_grad_(False)
         self.prompter = SparsePrompter(prompter_width, heads=heads, at_once=self.aggregation.classes_at_once)
         self.low_injection = LowFrequencyInjection(clip.width, heads)
@@ -191,14 +199,13 @@ class SamMi(CatSeg):
         """SAM's masks in an image, put together by class, for any box of it."""
         side = ENLARGED * text_masks.shape[-1]
         found = generate(self.sam, image, self.generator, self._prompts(image, probabilities, chance))
+        alone = in_box(found, WHOLE, side)
         groups = torch.eye(len(found), dtype=torch.bool, device=image.device)
         if self.threshold is not None:
-            covers = covered(in_box(found, WHOLE, side), ENLARGED)
-            groups = members(matching_scores(covers, text_masks), self.threshold)
+            groups = members(matching_scores(covered(alone, ENLARGED), text_masks), self.threshold)
         if trace is not None:
-            alone = in_box(found, WHOLE, side)
-            trace |= {"probabilities": probabilities[None], "sam_masks": alone.float()}
-            trace |= {"masks": aggregate(alone, groups).float()}
+            together = aggregate(alone, groups).float()
+            trace |= {"probabilities": probabilities[None], "sam_masks": alone.float(), "masks": together}
         return partial(_grouped, found, groups, side)
 
     def _prompts(self, image: Tensor, probabilities: Tensor, chance: Tensor) -> Prompter:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.layers.cost_aggregation import linear_attention
-from lexiseg.methods.sam_mi.targets import SIDE, masks_on_grid, target_probabilities
+from lexiseg.methods.sam_mi.targets import SIDE, at_centres, masks_on_grid, target_probabilities
 from lexiseg.ops.points import unit_grid
 from lexiseg.structures import MaskTarget
 
@@ -158,9 +158,7 @@ def prompter_losses(
 
 def cell_labels(target: MaskTarget, side: int) -> Tensor:
     """The class at the centre of each cell, [side, side]; `UNLABELLED` where there is none."""
-    high, wide = target.masks.shape[-2:]
-    rows, columns = ((((torch.arange(side) + 0.5) * length) / side).long() for length in (high, wide))
     labels = torch.full((side, side), UNLABELLED, device=target.masks.device)
-    for label, mask in zip(target.labels, target.masks[:, rows][:, :, columns], strict=True):
+    for label, mask in zip(target.labels, at_centres(target.masks, side), strict=True):
         labels[mask] = label
     return labels

@@ -52,8 +52,12 @@ def point_weights(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def masks_on_grid(target: MaskTarget, side: int = SIDE) -> Tensor:
     """The masks of the classes in an image at the points of a grid, [K', side, side] bool on the CPU, ascending by class."""
-    high, wide = target.masks.shape[-2:]
-    rows, columns = ((((torch.arange(side) + 0.5) * length) / side).long() for length in (high, wide))
-    points = target.masks.cpu()[:, rows][:, :, columns]
+    points = at_centres(target.masks.cpu(), side)
     labels = target.labels.cpu()
     return torch.stack([points[labels == label].any(0) for label in labels.unique()]) if len(labels) else points
+
+
+def at_centres(masks: Tensor, side: int) -> Tensor:
+    """Masks [N, H, W] at the centres of the cells of a grid, [N, side, side]."""
+    rows, columns = ((((torch.arange(side) + 0.5) * length) / side).long() for length in masks.shape[-2:])
+    return masks[:, rows][:, :, columns]
