@@ -231,9 +231,8 @@ def panoptic_speed(images: int) -> list[Row]:
 
 def quality(sums: Sums) -> float:
     """PQ of the sums: the mean over the classes that are there."""
-    return float(
-        np.mean([iou / (right + wrong / 2 + missed / 2) for iou, right, wrong, missed in sums.values() if right + wrong + missed])
-    )
+    there = [row for row in sums.values() if any(row)]
+    return float(np.mean([iou / (right + wrong / 2 + missed / 2) for iou, right, wrong, missed in there]))
 
 
 def precision_speed(images: int) -> Row:
