@@ -15,8 +15,9 @@ import lexiseg
 from lexiseg.errors import WeightsError
 from lexiseg.methods.base import Model
 from lexiseg.methods.catseg import variants
-from lexiseg.methods.catseg.model import CANVAS, CROP, STRIDE, CatSeg
+from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.catseg.weights import dropped, from_official, names_from_official, to_official
+from lexiseg.methods.correlation import CANVAS, CROP, STRIDE
 from lexiseg.methods.recipe import Stage
 from lexiseg.structures import ImageBatch, MaskTarget, Trace
 from lexiseg.text.embed import embed_names

@@ -212,19 +212,24 @@ class AggregationLayer(nn.Module):
         self.classes = ClassAggregation(width, text, heads, length=length, attention=attention)
 
 
+def two_convolutions(given: int, output: int) -> nn.Sequential:
+    """Two 3 × 3 convolutions of maps [N, given, h, w], each with a norm of groups and a ReLU."""
+    stages = [(given, output), (output, output)]
+    return nn.Sequential(
+        *(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.GroupNorm(max(1, b // GROUP), b), nn.ReLU())
+            for a, b in stages
+        )
+    )
+
+
 class UpsamplingDecoder(nn.Module):
     """One enlargement by two, with a guide beside the result, and two convolutions."""
 
     def __init__(self, width: int, output: int, guide: int) -> None:
         super().__init__()
         self.enlarge = nn.ConvTranspose2d(width, width - guide, 2, 2)
-        stages = [(width, output), (output, output)]
-        self.convolutions = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.GroupNorm(max(1, b // GROUP), b), nn.ReLU())
-                for a, b in stages
-            )
-        )
+        self.convolutions = two_convolutions(width, output)
 
     def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
         """Maps [K, C, h, w] of one image, its guide [G, 2h, 2w] -> [K, C', 2h, 2w]."""

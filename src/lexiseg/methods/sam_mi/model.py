@@ -34,7 +34,8 @@ from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
-from lexiseg.methods.catseg.model import GUIDES, POOLING, WHOLE, CatSeg, Masks, Seen, UnitBox
+from lexiseg.methods.catseg.model import GUIDES, POOLING, CatSeg
+from lexiseg.methods.correlation import WHOLE, Masks, Seen, UnitBox
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
@@ -164,9 +165,9 @@ class SamMi(CatSeg):
 
     def guidance(self, seen: Seen, masks: Sequence[Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """CLIP's features with the masks [N, 4h, 4w] of each image injected."""
+        appearance, (second, first) = super().guidance(seen, None)
         if masks is None:
-            return seen.dense, seen.guides
-        appearance, (second, first) = seen.dense, seen.guides
+            return appearance, (second, first)
         if "low" in self.inject:
             pairs = zip(seen.dense, masks, strict=True)
             appearance = torch.stack([self.low_injection(features, covered(each, ENLARGED)) for features, each in pairs])

@@ -1,0 +1,176 @@
+"""What CAT-Seg and its relatives share: CLIP's correlations of cells and classes, and a picture's way through them.
+
+    see        squares of a picture in CLIP's eyes: dense features, class embeddings, and the cosines of both
+    decode     what the method makes of that, logits of every class
+    pixels     the whole picture, or overlapping crops of it, too; probabilities are averaged
+
+CLIP is tuned along the way, in the query and value projections of both its towers.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.ensembles import Behaviour
+from lexiseg.errors import UsageError
+from lexiseg.layers.cost_aggregation import correlation
+from lexiseg.methods.base import Segmenter, Trained, check_trace
+from lexiseg.structures import ImageBatch, PixelPrediction, Size, TextEmbeddings, Trace
+
+CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
+MULTIPLE = 32  # the official program pads whole pictures to multiples of it
+LEVELS = 2  # of CLIP, early ones, guide a decoder
+
+UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) in widths and heights of an image
+Masks = Callable[[UnitBox], Tensor]  # the masks [N, s, s] bool in a box of an image
+WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What CLIP makes of B squares and K classes.
+
+    Attributes:
+        dense: [B, D, h, w] features of cells in the joint space.
+        classes: [K, D].
+        costs: [B, K, h, w], how alike each cell and each class are.
+        levels: [B, C, h, w] each: CLIP's maps after the first and the second third of its blocks.
+    """
+
+    dense: Tensor
+    classes: Tensor
+    costs: Tensor
+    levels: tuple[Tensor, ...]
+
+
+class CorrelationSegmenter(Segmenter):
+    """Logits of every class from the correlations of cells and classes, on a CLIP with a vision transformer.
+
+    Args:
+        clip: its first two levels guide the decoder.
+        side: pixels a side of what CLIP looks at; the picture and its crops are squeezed into such squares.
+        sliding: look at crops, too; else at the whole picture only.
+        templates: the prompts its names are embedded with.
+        behaviour: "official" is CAT-Seg's: the first name of a class only, and a picture that is seen whole is padded without
+            taking the padding out again; else the best name counts in every cell, and the mean of all guides.
+        trained_on: the vocabulary of its training, by which classes count as seen.
+
+    Raises:
+        UsageError: the CLIP has too few levels.
+    """
+
+    tasks = ("semantic", "panoptic")
+    tunes_text = True
+
+    def __init__(
+        self,
+        clip: ClipViT,
+        *,
+        side: int,
+        sliding: bool,
+        templates: str = "catseg",
+        behaviour: Behaviour = "paper",
+        trained_on: str | None = None,
+    ) -> None:
+        super().__init__()
+        if len(clip.channels) < LEVELS:
+            raise UsageError(f"this method takes a CLIP of two levels or more; this one has {len(clip.channels)}")
+        self.clip: ClipViT = clip
+        self.side, self.sliding, self.templates = side, sliding, templates
+        self.behaviour, self.trained_on = behaviour, trained_on
+
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset(self.parts())
+
+    def trainable(self) -> Iterator[Trained]:
+        """Of CLIP the query and value projections; the keys between them in one packed weight stay as they are."""
+        for one in super().trainable():
+            if not one.name.startswith("clip."):
+                yield one
+            elif one.name.endswith("attn.in_proj_weight"):
+                width = len(one.parameter) // 3
+                yield replace(one, kept=slice(width, 2 * width))
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> PixelPrediction:
+        """Probabilities, for each class was asked for by itself.
+
+        A trace gets ``clip`` [D, h, w], the dense features of the whole picture, and ``cost`` [K, h, w], its costs.
+        """
+        check_trace(images, trace)
+        look = self._mosaic if self.sliding else self._whole
+        found = [look(images.image(index), text, trace) for index in range(len(images))]
+        return PixelPrediction(torch.stack(found), images.sizes, images.sizes, link="identity")
+
+    def see(self, squares: Tensor, text: TextEmbeddings) -> Seen:
+        """What CLIP sees of squares [B, 3, S, S], float RGB in 0..1, at ``side`` × ``side``."""
+        features = self.clip.features(_resized(squares, (self.side, self.side)))
+        dense = self.clip.project(features)
+        if self.behaviour == "official":
+            classes = text.first()
+            costs = correlation(dense, classes)
+        else:
+            classes = text.mean()
+            costs = text.per_class(correlation(dense, text.vectors).movedim(1, -1)).movedim(-1, 1)
+        return Seen(dense, classes, costs, features.levels[:LEVELS])
+
+    @abstractmethod
+    def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, trace: Trace | None = None) -> Tensor:
+        """Logits [B, K, 4h, 4w].
+
+        Args:
+            seen: of B squares.
+            masks: what of each square belongs together, for methods that know.
+            trace: of one square.
+        """
+
+    def masks_of(self, image: Tensor, seen: Seen, trace: Trace | None) -> Masks | None:  # noqa: ARG002
+        """What in an image [3, H, W] belongs together: nobody says."""
+        return None
+
+    def _whole(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
+        """Probabilities [K, 4h, 4w] of an image [3, H, W] looked at once."""
+        if self.behaviour == "official":
+            image = self.clip.padded(image, MULTIPLE)
+        return self._at_once(image, self.see(image[None], text), trace)[0][0].sigmoid()
+
+    def _mosaic(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
+        """Probabilities [K, 640, 640] of an image [3, H, W]: half of its crops, half of the whole, each enlarged to pixels.
+
+        As published for CAT-Seg: what CLIP sees are a 640 × 640 version of the picture in four overlapping crops and a
+        384 × 384 one.
+        """
+        whole, masks = self._at_once(image, self.see(_resized(image[None], (CROP, CROP)), text), trace)
+        total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))[0]
+        canvas, starts = _resized(image[None], (CANVAS, CANVAS)), range(0, CANVAS - CROP + 1, STRIDE)
+        times = torch.zeros(CANVAS, device=image.device)
+        for start in starts:
+            times[start : start + CROP] += 1
+        for top in starts:
+            for left in starts:
+                rows, columns = slice(top, top + CROP), slice(left, left + CROP)
+                box = (left / CANVAS, top / CANVAS, (left + CROP) / CANVAS, (top + CROP) / CANVAS)
+                logits = self.decode(self.see(canvas[..., rows, columns], text), masks and [masks(box)])
+                total[:, rows, columns] += _resized(logits, (CROP, CROP))[0].sigmoid() / (times[rows, None] * times[columns])
+        return total / 2
+
+    def _at_once(self, image: Tensor, seen: Seen, trace: Trace | None) -> tuple[Tensor, Masks | None]:
+        """Logits [1, K, 4h, 4w] of the whole image, and what in it belongs together."""
+        masks = self.masks_of(image, seen, trace)
+        if trace is not None:
+            trace |= {"clip": seen.dense[0], "cost": seen.costs[0]}
+        return self.decode(seen, masks and [masks(WHOLE)], trace=trace), masks
+
+
+def _resized(maps: Tensor, size: Size) -> Tensor:
+    """Maps [B, C, h, w] at another size, without antialiasing, as the official program does."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
