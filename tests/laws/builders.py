@@ -17,6 +17,7 @@ from lexiseg.methods.base import Segmenter
 from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import SamMasks
+from lexiseg.methods.escnet.model import EscNet
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.methods.sam_mi.model import SamMi
@@ -45,14 +46,14 @@ def _letters(texts: list[str]) -> torch.Tensor:
     return torch.tensor([row + [0] * (12 - len(row)) for row in rows])
 
 
-def tiny_sam() -> SamFamily:
+def tiny_sam(mask_channels: int = 4) -> SamFamily:
     sam = build_sam(
         SamConfig(
             vision_config={
                 "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_dim": 32, "image_size": 64,
                 "patch_size": 16, "window_size": 0, "global_attn_indexes": [0, 1], "output_channels": 16, "num_pos_feats": 8,
             },
-            prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4},
+            prompt_encoder_config={"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": mask_channels},
             mask_decoder_config={"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
         )
     )  # fmt: skip
@@ -111,10 +112,22 @@ def tiny_sam_mi(**options: Any) -> SamMi:
     return segmenter.eval()
 
 
-def loud_sam(seed: int = 7) -> SamFamily:
+def tiny_escnet(**options: Any) -> EscNet:
+    """Sees 4 × 4 cells, in windows of two."""
+    torch.manual_seed(2)
+    clip = tiny_clip("vit")
+    assert isinstance(clip, ClipViT)
+    sizes = {"side": 64, "width": 16, "decoder": (16, 16), "skips": (4, 4), "window": 2, "regions": 3, "classes_at_once": 2}
+    segmenter = EscNet(clip, loud_sam(mask_channels=16), **{**sizes, **options})
+    with torch.no_grad():
+        segmenter.decoder.head.weight.mul_(8)  # sure of its pixels
+    return segmenter.eval()
+
+
+def loud_sam(seed: int = 7, **options: Any) -> SamFamily:
     """A SAM whose masks differ from each other, and are sure of their pixels."""
     torch.manual_seed(seed)
-    sam = tiny_sam()
+    sam = tiny_sam(**options)
     with torch.no_grad():
         for name, parameter in sam.named_parameters():
             if parameter.dim() > 1 and "iou_prediction_head" not in name:
@@ -150,6 +163,11 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
     "catseg": tiny_catseg,
     "sam_mi": tiny_sam_mi,
     "sam_mi (whole pictures, likeliest points)": partial(tiny_sam_mi, sliding=False, asking="top"),
+    "escnet": tiny_escnet,
+    "escnet (crops, nearest classes, all prompts)": partial(
+        tiny_escnet, sliding=True, most=4, prompts=("points", "boxes", "masks"), probability="space"
+    ),
+    "escnet (without SAM)": partial(tiny_escnet, sam_blocks="none", classes_at_once=None),
     "catseg (whole pictures, all classes)": partial(tiny_catseg, sliding=False, most=0, classes_at_once=None),
 }
 

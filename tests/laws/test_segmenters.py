@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from lexiseg import postprocess
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Segmenter
-from lexiseg.methods.catseg.model import CatSeg
+from lexiseg.methods.correlation import CorrelationSegmenter
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Trace
 from tests.laws.builders import BUILDERS, some_images, some_text
 
@@ -79,7 +79,7 @@ def test_naming_a_class_twice_the_same_changes_nothing(segmenter):
 
 
 def test_a_synonym_never_lowers_its_class(segmenter):
-    if isinstance(segmenter, CatSeg):
+    if isinstance(segmenter, CorrelationSegmenter):
         segmenter.behaviour = "official"  # one name a class; else classes see each other, and nobody can promise anything
     images, text = some_images((60, 80)), some_text()
     extra = torch.nn.functional.normalize(torch.randn(1, text.vectors.shape[1]), dim=-1)

@@ -1,0 +1,1 @@
+"""ESC-Net: CLIP's correlations as prompts of SAM's decoder blocks."""

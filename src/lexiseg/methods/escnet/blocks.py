@@ -1,0 +1,153 @@
+"""The ESC block's two halves after its prompts, and the decoder.
+
+    `PromptedBlocks`        SAM's prompt encoder, and two-way blocks of its mask decoder      Sec. 3.4, Eq. (2)
+    `VisionLanguageFusion`  the correlation of each class over space, then over classes       Sec. 3.5, Fig. 4
+    `UNetDecoder`           enlarged fourfold, with early features of CLIP as skips           Sec. 3.6
+
+Letters: B images, K classes, E channels of the embedded correlations, C SAM's, D CLIP's joint ones, h × w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.layers.cost_aggregation import SpatialAggregation, linear_attention, two_convolutions
+from lexiseg.methods.escnet.prompts import PromptEncoder, PseudoPrompts
+
+
+class SamBlock(nn.Module):
+    """A copy of a block of SAM's two-way transformer, for prompts of many classes at once.
+
+    Args:
+        sam: whose.
+        number: of the block; counted on from the first after the last.
+    """
+
+    def __init__(self, sam: SamFamily, number: int) -> None:
+        super().__init__()
+        layers: Any = sam.model.mask_decoder.transformer.layers
+        self.block = deepcopy(layers[number % len(layers)])
+
+    def forward(self, tokens: Tensor, cells: Tensor, positions: Tensor) -> Tensor:
+        """The cells as each prompt sees them: tokens [N, P, C], cells [N, h · w, C] at positions [h · w, C] -> cells."""
+        _, refined, _ = self.block(
+            queries=tokens[None],
+            keys=cells[None],
+            query_point_embedding=tokens[None],
+            key_point_embedding=positions[None, None],
+            attention_similarity=None,
+        )
+        output: Tensor = refined[0]
+        return output
+
+
+class PromptedBlocks(nn.Module):
+    """What ESC-Net takes from SAM: its prompt encoder, and the blocks of its mask decoder in turns, each a copy.
+
+    Args:
+        sam: whose.
+        blocks: as many.
+        prompts: see `PromptEncoder`.
+        random: forget what SAM has learnt (Table 2 b).
+    """
+
+    def __init__(self, sam: SamFamily, blocks: int, prompts: Collection[str], *, random: bool = False) -> None:
+        super().__init__()
+        self.prompts = PromptEncoder(sam, prompts)
+        self.blocks = nn.ModuleList(SamBlock(sam, number) for number in range(blocks))
+        self.requires_grad_(True)
+        for module in self.modules():
+            if random and hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def forward(self, number: int, names: Tensor, cells: Tensor, prompts: PseudoPrompts) -> Tensor:
+        """The cells as N prompts see them in the block of this number: names [N, C], cells [N, h · h, C] -> cells."""
+        sparse, dense = self.prompts(prompts)
+        tokens = torch.cat([names.unsqueeze(1), sparse], dim=1)  # the text asks like a point  # [decided]
+        positions = self.prompts.grid(dense.shape[-1])
+        block = self.blocks[number]
+        assert isinstance(block, SamBlock)
+        refined: Tensor = block(tokens, cells + dense.flatten(2).mT, positions)
+        return refined
+
+
+class TextAttention(nn.Module):
+    """Each cell's own feature of a class asks the texts of all classes; linear, and without positions (Fig. 4 b).
+
+    What the texts answer with is two sums over them, so classes may be taken in parts with the same result.
+    """
+
+    def __init__(self, width: int, joint: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key, self.value = nn.Linear(joint, width), nn.Linear(joint, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+
+    def forward(self, volume: Tensor, text: Tensor) -> Tensor:
+        """Volume [B, k, h, w, E] of some classes, text [K, D] of all -> volume."""
+        query = self.query(self.attention_norm(volume)).flatten(0, -2)
+        parts = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in (query, self.key(text), self.value(text)))
+        attended = linear_attention(*parts).transpose(0, 1).flatten(1)
+        volume = volume + attended.view_as(volume)
+        output: Tensor = volume + self.perceptron(self.norm(volume))
+        return output
+
+
+class VisionLanguageFusion(nn.Module):
+    """The embedded correlations, guided by the refined image (Fig. 4 a), then by the text (b)."""
+
+    def __init__(self, width: int, joint: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.appearance = nn.Linear(joint, width)
+        self.spatial = SpatialAggregation(width, width, heads, window)
+        self.text = TextAttention(width, joint, heads)
+
+    def forward(self, volume: Tensor, features: Tensor, text: Tensor) -> Tensor:
+        """Volume [B, k, h, w, E] of some classes, features [B, D, h, w], text [K, D] of all classes, unit rows -> volume."""
+        guide = self.appearance(features.movedim(1, -1))
+        output: Tensor = self.text(self.spatial(volume, guide), text)
+        return output
+
+
+class UNetDecoder(nn.Module):
+    """Twice: bilinear enlargement by two, a skip beside the result, two convolutions; then a logit a pixel.
+
+    Args:
+        width: E.
+        given: channels of CLIP's levels, the one for the first enlargement first.
+        skips: channels they are projected to.
+        channels: after each enlargement.
+    """
+
+    def __init__(self, width: int, given: Sequence[int], skips: Sequence[int], channels: Sequence[int]) -> None:
+        super().__init__()
+        self.skips = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(given, skips, strict=True))
+        inputs = (width, *channels[:-1])
+        self.stages = nn.ModuleList(two_convolutions(a + skip, b) for a, skip, b in zip(inputs, skips, channels, strict=True))
+        self.head = nn.Conv2d(channels[-1], 1, 3, padding=1)
+
+    def guides(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """CLIP's levels [B, C, h, w] as skips [B, G, 2h, 2w], [B, G', 4h, 4w]."""
+        return [_enlarged(skip(level), 2 ** (n + 1)) for n, (skip, level) in enumerate(zip(self.skips, levels, strict=True))]
+
+    def forward(self, volume: Tensor, guides: Sequence[Tensor]) -> Tensor:
+        """Volume [B, k, h, w, E], skips of `guides` -> logits [B, k, 4h, 4w]."""
+        batch, classes = volume.shape[:2]
+        maps = volume.flatten(0, 1).movedim(-1, 1)
+        for stage, guide in zip(self.stages, guides, strict=True):
+            maps = stage(torch.cat([_enlarged(maps, 2), guide.repeat_interleave(classes, dim=0)], dim=1))
+        logits: Tensor = self.head(maps)
+        return logits.view(batch, classes, *logits.shape[-2:])
+
+
+def _enlarged(maps: Tensor, factor: int) -> Tensor:
+    return functional.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)

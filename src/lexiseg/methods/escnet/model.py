@@ -1,0 +1,191 @@
+"""ESC-Net (Lee et al., "Effective SAM Combination for Open-Vocabulary Semantic Segmentation", CVPR 2025).
+
+CLIP's correlations of cells and classes become prompts for the blocks of SAM's mask decoder, which look at CLIP's features;
+SAM's image encoder is not needed. What they see refines the correlations, four times; then they are decoded.
+
+    Eq. (1)   correlations                                       `CorrelationSegmenter.see`
+    Sec. 3.3  pseudo prompts: points and masks, k-means          `prompts.py`
+    Eq. (2)   SAM blocks on CLIP's features                      `PromptedBlocks` in `blocks.py`, `EscNet._refined`
+    Sec. 3.5  vision-language fusion                             `VisionLanguageFusion` in `blocks.py`
+    Sec. 3.6  mask prediction decoder                            `UNetDecoder` in `blocks.py`
+
+Classes meet in two sums only, the mean of Eq. (2) and the keys and values of the fusion's linear attention. So they may be
+taken in parts (`classes_at_once`) with the same result, and their order does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.errors import UsageError
+from lexiseg.layers.cost_aggregation import NEVER
+from lexiseg.losses.matching import PointSource
+from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
+from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
+from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLanguageFusion
+from lexiseg.methods.escnet.prompts import Probability, probabilities, pseudo_prompts
+from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+
+LABELLED = PixelLossOptions(unlabelled="ignored")  # [decided]
+SamBlocks = Literal["pretrained", "random", "none"]
+
+
+class EscBlock(nn.Module):
+    """What an ESC block has beside its SAM block.
+
+    Args:
+        joint: D.
+        channels: C, SAM's; 0 without SAM.
+        width: E.
+        heads, window: of the fusion.
+        map: whether another block follows, which takes its prompts from this one's correlations.
+    """
+
+    def __init__(self, joint: int, channels: int, width: int, heads: int, window: int, *, map: bool) -> None:
+        super().__init__()
+        if channels:
+            self.image_to_sam, self.text_to_sam = nn.Linear(joint, channels), nn.Linear(joint, channels)
+            self.sam_to_image = nn.Linear(channels, joint)
+        self.fusion = VisionLanguageFusion(width, joint, heads, window)
+        self.map = nn.Linear(width, 1) if map else None  # C_e -> 1, added to the correlations before it  # [decided]
+
+
+class EscNet(CorrelationSegmenter):
+    """Effective SAM combination.
+
+    Args:
+        clip, side, sliding, templates, trained_on: see `CorrelationSegmenter`; the paper looks at the whole picture only.
+        sam: gives its prompt encoder and the blocks of its mask decoder, which become this model's own.
+        blocks: N.
+        regions: O, pseudo points and masks a class.
+        threshold: alpha.
+        prompts: the kinds that are used, of "points", "boxes" and "masks" (Table 3).
+        probability: what the softmax of the correlations is over, "classes" or "space".
+        sam_blocks: (Table 2) "pretrained"; "random": the same, not trained by anybody yet; "none": images are not refined,
+            and there are no prompts.
+        width: E.
+        heads, window: of the fusion; the grid of cells is cut into windows of ``window`` cells a side.
+        decoder, skips: channels after each enlargement, and of what CLIP adds to it.
+        most: of more classes those are kept in each image that come closest to one of its cells; 0 keeps all.
+        classes_at_once: bounds the memory; the result is the same. None takes all at once.
+
+    Raises:
+        UsageError: unknown prompts, or a SAM that has no such blocks.
+    """
+
+    def __init__(
+        self,
+        clip: ClipViT,
+        sam: SamFamily,
+        *,
+        side: int = 336,
+        sliding: bool = False,
+        templates: str = "catseg",
+        trained_on: str | None = None,
+        blocks: int = 4,
+        regions: int = 5,
+        threshold: float = 0.5,
+        prompts: Collection[str] = ("points", "masks"),
+        probability: Probability = "classes",
+        sam_blocks: SamBlocks = "pretrained",
+        width: int = 128,
+        heads: int = 4,
+        window: int = 12,
+        decoder: Sequence[int] = (64, 32),
+        skips: Sequence[int] = (32, 16),
+        most: int = 0,
+        classes_at_once: int | None = 32,
+    ) -> None:
+        super().__init__(clip, side=side, sliding=sliding, templates=templates, trained_on=trained_on)
+        if blocks < 1 or regions < 1:
+            raise UsageError(f"ESC-Net has one block and one region a class or more, not {blocks} and {regions}")
+        self.regions, self.threshold, self.probability = regions, threshold, probability
+        self.most, self.classes_at_once = most, classes_at_once
+        self.sam: nn.Module = nn.Identity()
+        if sam_blocks != "none":
+            self.sam = PromptedBlocks(sam, blocks, prompts, random=sam_blocks == "random")
+        channels = 0 if sam_blocks == "none" else sam.channels
+        self.embedding = nn.Linear(1, width)
+        self.blocks = nn.ModuleList(
+            EscBlock(clip.width, channels, width, heads, window, map=channels > 0 and number + 1 < blocks)
+            for number in range(blocks)
+        )
+        self.decoder = UNetDecoder(width, clip.channels[:LEVELS][::-1], skips, decoder)
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {name: getattr(self, name) for name in ("clip", "sam", "embedding", "blocks", "decoder")}
+
+    def loss(
+        self,
+        images: ImageBatch,
+        text: TextEmbeddings,
+        targets: Sequence[MaskTarget],
+        options: PixelLossOptions | None = None,
+        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+    ) -> dict[str, Tensor]:
+        """The loss of a training batch, all its images of one square size; see `CatSeg.loss`."""
+        logits = self.decode(self.see(images.pixels, text))
+        return {"pixels": pixel_loss(logits, targets, options or LABELLED)}
+
+    def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, trace: Trace | None = None) -> Tensor:  # noqa: ARG002
+        """Logits [B, K, 4h, 4w]; of many classes each square's nearest ones.
+
+        A trace gets ``correlation_1`` to ``_N``, [K, h, w]: what the prompts of each block are made of; the one of the block
+        after it is what the block made of it.
+        """
+        if not 0 < self.most < seen.costs.shape[1]:
+            return self._decoded(seen, trace)
+        chosen = seen.costs.amax((-2, -1)).topk(self.most, dim=1).indices.sort(dim=1).values
+        found = []
+        for number, nearest in enumerate(chosen):
+            one = slice(number, number + 1)
+            levels = tuple(level[one] for level in seen.levels)
+            logits = self._decoded(Seen(seen.dense[one], seen.classes[nearest], seen.costs[one, nearest], levels), trace)
+            everything = logits.new_full((1, seen.costs.shape[1], *logits.shape[2:]), NEVER)
+            found.append(everything.index_copy(1, nearest, logits))
+        return torch.cat(found)
+
+    def _decoded(self, seen: Seen, trace: Trace | None) -> Tensor:
+        text = functional.normalize(seen.classes, dim=-1)
+        maps, features = seen.costs, seen.dense
+        volume = self.embedding(maps.unsqueeze(-1))
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, EscBlock)
+            if trace is not None:
+                trace[f"correlation_{number + 1}"] = maps[0]
+            features = self._refined(number, block, features, maps, text)
+            volume = self._in_parts(partial(block.fusion, features=features, text=text), volume)
+            if block.map is not None:
+                maps = maps + block.map(volume).squeeze(-1)
+        return self._in_parts(partial(self.decoder, guides=self.decoder.guides(seen.levels[::-1])), volume)
+
+    def _refined(self, number: int, block: EscBlock, features: Tensor, maps: Tensor, text: Tensor) -> Tensor:
+        """CLIP's features [B, D, h, w] after the SAM block of this number, asked for each class (Eq. 2)."""
+        if not isinstance(self.sam, PromptedBlocks):
+            return features
+        side = features.shape[-1]
+        probability = probabilities(maps, self.clip.logit_scale, self.probability)
+        cells, names = block.image_to_sam(features.flatten(2).mT), block.text_to_sam(text)
+        exact = torch.float32 if cells.device.type == "mps" else torch.float64  # so that parts and order change no prompt
+        total, at_once = torch.zeros_like(cells, dtype=exact), self.classes_at_once or len(text)
+        for some, own in zip(probability.split(at_once, dim=1), names.split(at_once), strict=True):
+            prompts = pseudo_prompts(some.flatten(0, 1), self.regions, self.threshold)
+            each = own.repeat(len(cells), 1), cells.repeat_interleave(len(own), dim=0)
+            refined = self.sam(number, *each, prompts)  # Eq. (2), its first line
+            total = total + refined.unflatten(0, (len(cells), -1)).sum(1, dtype=exact)
+        # Eq. (2), its second line: one 1 × 1 convolution for all classes, and their mean, whatever their number  # [decided]
+        return features + block.sam_to_image((total / len(text)).to(cells.dtype)).mT.unflatten(-1, (side, side))
+
+    def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
+        """What ``work`` makes of a volume [B, K, ...], some classes at a time."""
+        if self.classes_at_once is None:
+            return work(volume)
+        return torch.cat([work(part) for part in volume.split(self.classes_at_once, dim=1)], dim=1)

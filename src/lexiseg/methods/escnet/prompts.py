@@ -1,0 +1,147 @@
+"""The Pseudo Prompt Generator (Sec. 3.3, Fig. 3), and SAM's prompt encoder for a grid of any size.
+
+    (a) correlation map of a class -> (b) probabilities -> (c) binary mask -> (d) regions, by k-means over the cells
+    (e) the probabilities in each region: its highest cell is a pseudo point, its map a pseudo mask
+
+Letters: N classes (of all images), O regions of each, h × h cells, C SAM's channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from copy import deepcopy
+from dataclasses import dataclass
+from math import pi
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.sam import Sam2Backbone, SamFamily
+from lexiseg.errors import UsageError
+from lexiseg.ops.kmeans import clusters_of
+from lexiseg.ops.points import unit_grid
+
+Probability = Literal["classes", "space"]
+
+KINDS = ("points", "boxes", "masks")
+MASK_LOGIT = 10.0  # of a cell that is surely inside; SAM's own masks reach about as far  # [decided]
+FINER = 4  # SAM takes masks with four cells a side for one of the image embedding
+
+
+@dataclass(frozen=True)
+class PseudoPrompts:
+    """Where SAM's blocks should look, for N classes.
+
+    Attributes:
+        regions: [N, O, h, h], the probabilities in each region and 0 outside; gradients pass through them, and only them.
+        points: [N, O, 2], (x, y) in widths and heights of the picture, the centre of each region's highest cell.
+        boxes: [N, O, 4], (left, top, right, bottom), the smallest around each region.
+        there: [N, O] bool; where a class has fewer regions, the others are empty.
+    """
+
+    regions: Tensor
+    points: Tensor
+    boxes: Tensor
+    there: Tensor
+
+
+def probabilities(maps: Tensor, scale: Tensor | float, over: Probability = "classes") -> Tensor:
+    """Fig. 3 (b): how probable each class is in each cell, 1 in its best one and 0 in its worst.
+
+    Args:
+        maps: correlations [B, K, h, w].
+        scale: CLIP's, 1 / τ.
+        over: what the softmax is over. The spread over the cells makes a threshold mean the same for any K.  # [decided]
+    """
+    logits = maps * scale
+    spread = logits.softmax(1) if over == "classes" else logits.flatten(2).softmax(-1).view_as(logits)
+    low, high = spread.amin((-2, -1), keepdim=True), spread.amax((-2, -1), keepdim=True)
+    even = high - low <= torch.finfo(spread.dtype).tiny  # one class among one: every cell is as probable as the others
+    return torch.where(even, torch.ones_like(spread), (spread - low) / (high - low).masked_fill(even, 1))
+
+
+def pseudo_prompts(probability: Tensor, regions: int, threshold: float) -> PseudoPrompts:
+    """Fig. 3 (c) to (e), for all classes at once.
+
+    Args:
+        probability: [N, h, h], of `probabilities`.
+        regions: O.
+        threshold: alpha; the best cell of a class is always in its mask.
+    """
+    side, flat = probability.shape[-1], probability.detach().flatten(1)
+    cells = unit_grid(side).to(flat) * side  # their centres, in cells
+    best = flat.argmax(1)
+    inside = (flat > threshold).scatter(1, best[:, None], True)  # (c)
+    members = clusters_of(cells, inside, best, regions)  # (d)
+    points = cells[(flat.unsqueeze(1) * members).masked_fill(~members, -1).argmax(-1)]  # (e)
+    there = members.any(-1)
+    each = torch.where(members.unsqueeze(-1), cells, points.unsqueeze(2))  # [N, O, h · w, 2]
+    boxes = torch.cat([each.amin(2) - 0.5, each.amax(2) + 0.5], dim=-1)
+    own = probability.unsqueeze(1) * members.unflatten(-1, (side, side))
+    return PseudoPrompts(own, points / side, boxes / side, there)
+
+
+class PromptEncoder(nn.Module):
+    """A copy of SAM's prompt encoder, as far as these prompts need it.
+
+    Args:
+        sam: whose; SAM 2's decoder has other parts.
+        kinds: of prompts, of `KINDS`.
+    """
+
+    frequencies: Tensor  # [2, C / 2]
+
+    def __init__(self, sam: SamFamily, kinds: Collection[str] = ("points", "masks")) -> None:
+        super().__init__()
+        if unknown := sorted(set(kinds) - set(KINDS)):
+            raise UsageError(f"there are no prompts '{unknown[0]}'; there are {', '.join(KINDS)}")
+        if not set(kinds) & {"points", "boxes"}:
+            raise UsageError("SAM's blocks take tokens; give points, boxes or both, with or without masks")
+        if isinstance(sam, Sam2Backbone):
+            raise UsageError("ESC-Net takes the blocks of SAM, HQ-SAM or MobileSAM; SAM 2's are others")
+        encoder: Any = sam.model.prompt_encoder
+        self.kinds = frozenset(kinds)
+        self.register_buffer("frequencies", encoder.shared_embedding.positional_embedding.detach().clone())
+        self.nothing: nn.Embedding = deepcopy(encoder.not_a_point_embed)
+        self.inside: nn.Embedding | None = deepcopy(encoder.point_embed[1]) if "points" in kinds else None
+        self.corners = nn.ModuleList(deepcopy(encoder.point_embed[2:4])) if "boxes" in kinds else None
+        self.masks = deepcopy(encoder.mask_embed) if "masks" in kinds else None
+        self.no_mask = None if "masks" in kinds else deepcopy(encoder.no_mask_embed)
+
+    def forward(self, prompts: PseudoPrompts) -> tuple[Tensor, Tensor]:
+        """Sparse tokens [N, P, C] and dense embeddings [N, C, h, h], the mean over each class's regions.
+
+        A region that is not there is SAM's "not a point" among the tokens, and in no mean.
+        """
+        nowhere, tokens = self.nothing.weight, []
+        there = prompts.there.unsqueeze(-1)
+        if self.inside is not None:
+            tokens.append(torch.where(there, self.positions(prompts.points) + self.inside.weight, nowhere))
+            if self.corners is None:
+                tokens.append(nowhere.expand(len(there), -1, -1))  # SAM closes a list of points with it
+        if self.corners is not None:
+            corners = (corner.weight for corner in self.corners if isinstance(corner, nn.Embedding))
+            for corner, places in zip(corners, prompts.boxes.split(2, dim=-1), strict=True):
+                tokens.append(torch.where(there, self.positions(places) + corner, nowhere))
+        return torch.cat(tokens, dim=1), self._dense(prompts)
+
+    def positions(self, points: Tensor) -> Tensor:
+        """SAM's Fourier features [..., C] of points [..., 2], (x, y) in 0..1."""
+        angles = 2 * pi * ((2 * points - 1) @ self.frequencies)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def grid(self, side: int) -> Tensor:
+        """The same of the centres of ``side`` × ``side`` cells, [side², C]."""
+        return self.positions(unit_grid(side).to(self.frequencies))
+
+    def _dense(self, prompts: PseudoPrompts) -> Tensor:
+        if self.masks is None:
+            assert self.no_mask is not None
+            return self.no_mask.weight[..., None, None].expand(len(prompts.there), -1, *prompts.regions.shape[-2:])
+        logits = MASK_LOGIT * (2 * prompts.regions.flatten(0, 1).unsqueeze(1) - 1)
+        fine = functional.interpolate(logits, scale_factor=FINER, mode="bilinear", align_corners=False)
+        embedded = self.masks(fine).unflatten(0, prompts.there.shape)
+        weights = prompts.there.to(embedded.dtype)
+        return torch.einsum("nochw,no->nchw", embedded, weights / weights.sum(1, keepdim=True))
