@@ -64,8 +64,9 @@ class PromptedBlocks(nn.Module):
         self.blocks = nn.ModuleList(SamBlock(sam, number) for number in range(blocks))
         self.requires_grad_(True)
         for module in self.modules():
-            if random and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            forget = getattr(module, "reset_parameters", None)
+            if random and callable(forget):
+                forget()
 
     def forward(self, number: int, names: Tensor, cells: Tensor, prompts: PseudoPrompts) -> Tensor:
         """The cells as N prompts see them in the block of this number: names [N, C], cells [N, h · h, C] -> cells."""
