@@ -34,7 +34,8 @@ def test_each_kind_of_a_data_set(world: Path, tmp_path: Path) -> None:
     widths = {}
     two = ["--model", "FC:fcclip-tiny", "--model", "cmpf-tiny"]
     own = {"prompts": ["--model", "cmpf-tiny"], "points": ["--model", "sam_mi-tiny"]}
-    for kind in ("comparison", "attention", "clusters", "prompts", "points"):
+    own |= {kind: ["--model", "escnet-tiny"] for kind in ("pseudo", "correlation")}
+    for kind in ("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation"):
         path = tmp_path / "figures" / f"{kind}.png"
         models = own.get(kind, two)
         arguments = ["figure", kind, "--data", str(world), "--limit", "1", "--most", "2", *models, "--output", str(path)]
@@ -56,6 +57,7 @@ def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
         (["attention", "PICTURE", "--classes", "sky", "--model", "sam_clip-tiny"], "sam_clip-tiny"),
         (["prompts", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "has no SAM"),
         (["points", "PICTURE", "--classes", "sky", "--model", "cmpf-tiny"], "does not learn where"),
+        (["pseudo", "PICTURE", "--classes", "sky", "--model", "catseg-tiny"], "does not make prompts of correlations"),
         (["comparison", "PICTURE"], "--classes or --vocabulary"),
         (["comparison", "--classes", "sky"], "either pictures or"),
         (["comparison", "missing.png", "--classes", "sky"], "missing.png"),

@@ -302,6 +302,15 @@ def test_a_trace_has_the_correlations_of_every_block() -> None:
     assert torch.equal(maps[0], trace["cost"])
     assert all((one - other).abs().max() > 1e-3 for one, other in pairwise(maps))
     assert "correlation_5" not in trace
+    regions = trace["regions_1"]
+    assert set(regions.flatten().tolist()) == {0, 1, 2, 3}
+    assert torch.equal(regions > 0, trace["probability_1"] > segmenter.threshold)
+    few = Trace()
+    tiny_escnet(most=3)(some_images((60, 80)), text, trace=few)
+    kept = few["probability_1"].amax((-2, -1)) > 0
+    assert int(kept.sum()) == 3
+    assert torch.equal(few["correlation_1"][kept], trace["cost"][kept])
+    assert (few["correlation_1"][~kept] == 0).all()
 
 
 def halves() -> tuple[ImageBatch, list[MaskTarget]]:

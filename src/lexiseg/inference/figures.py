@@ -5,6 +5,8 @@ attention    Fig. 11: where the query of a class looks in the last layer, in eac
 clusters     Fig. 9: k-means of what CLIP, the pixel decoder and SAM see
 prompts      Fig. 10: SAM's mask probabilities, prompted with boxes
 points       SAM-MI's Fig. 9 and what follows from it: where SAM is asked, its masks, and those masks put together
+pseudo       ESC-Net's Fig. 3: from the correlations of a class to its pseudo prompts, in each block
+correlation  ESC-Net's Fig. 6: the correlations of a class before each block, and what is decoded of the last
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from lexiseg.postprocess import Placing, Policy, Region, resized
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import MaskPrediction, PixelPrediction, Size, Trace
 from lexiseg.text.vocabulary import Vocabulary
-from lexiseg.visualise.figures import boxed, clusters, heat, painted, sheet, stacked
+from lexiseg.visualise.figures import boxed, clusters, dotted, heat, painted, sheet, stacked
 
 CLUSTERS = 8
 TRACED = {"clip": "CLIP", "pixels": "pixel decoder", "sam": "SAM"}
@@ -85,9 +87,7 @@ def attention(models: Models, subjects: Sequence[Subject], task: str, most: int)
             if not (isinstance(prediction, MaskPrediction) and any(key.startswith("attention.") for key in trace)):
                 raise UsageError(f"{name} has no queries that look; leave it out")
         last = list(models.values())[-1]
-        wanted = _found(last, subject, task, traces[-1][0]) if subject.truth is None else _true(subject)
-        labels = dict.fromkeys(segment.label for segment in wanted.segments)
-        for label in list(labels)[:most]:
+        for label in _labels(last, subject, task, traces[-1][0], most):
             panels = [Image.fromarray(subject.pixels)]
             for prediction, trace in traces:
                 assert isinstance(prediction, MaskPrediction)
@@ -161,18 +161,99 @@ def points(models: Models, subjects: Sequence[Subject], task: str, most: int) ->
     return sheet(["picture", "where SAM is asked", "SAM's masks", "put together"], rows)
 
 
+def pseudo(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+    """A row a class and block: correlations, probabilities, binary mask, regions, and the pseudo points on the picture."""
+    rows = []
+    for subject, caption, trace, label, _ in _classes(models, subjects, task, most):
+        for block in _blocks(trace):
+            correlation, probability, regions = (
+                trace[f"{name}_{block}"][label] for name in ("correlation", "probability", "regions")
+            )
+            numbers = regions.cpu().numpy().round().astype(np.int64)
+            cells = [painted(values) for values in ((numbers > 0).astype(np.int64), numbers)]
+            shown = [one.resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST) for one in cells]
+            places = [
+                _place(probability, regions == number, subject.size) for number in range(1, int(numbers.max(initial=0)) + 1)
+            ]
+            heats = [heat(subject.pixels, _spread(values, subject.size)) for values in (correlation, probability)]
+            rows.append((f"{caption}, block {block}", [*heats, *shown, dotted(subject.pixels, places)]))
+    return _sheet_of_classes(["correlation", "probability", "binary mask", "regions", "pseudo points"], rows)
+
+
+def correlation(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+    """A row a class and model: its correlations before each block, and its probabilities at the end."""
+    rows, blocks = [], 0
+    for subject, caption, trace, label, prediction in _classes(models, subjects, task, most):
+        names = [f"correlation_{block}" for block in _blocks(trace)]
+        blocks = max(blocks, len(names))
+        maps = [_spread(trace[name][label], subject.size) for name in names]
+        last = functional.interpolate(prediction.logits[:, label : label + 1].float(), subject.size, mode="bilinear")[0, 0]
+        panels = [heat(subject.pixels, values) for values in [*maps, last.cpu().numpy()]]
+        rows.append((caption, [Image.fromarray(subject.pixels), *panels]))
+    return _sheet_of_classes(["picture", *(f"before block {n}" for n in range(1, blocks + 1)), "decoded"], rows)
+
+
 FIGURES: dict[str, Callable[[Models, Sequence[Subject], str, int], Image.Image]] = {
     "comparison": comparison,
     "attention": attention,
     "clusters": clustered,
     "prompts": prompts,
     "points": points,
+    "pseudo": pseudo,
+    "correlation": correlation,
 }
 
 
 def _traced(pipeline: Pipeline, subject: Subject) -> tuple[MaskPrediction | PixelPrediction, Trace]:
     trace = Trace()
     return pipeline.predict(subject.pixels, pipeline.embed(subject.vocabulary), trace), trace
+
+
+def _labels(
+    pipeline: Pipeline, subject: Subject, task: str, prediction: MaskPrediction | PixelPrediction, most: int
+) -> list[int]:
+    """The classes of the truth or, without one, those that the model finds."""
+    wanted = _found(pipeline, subject, task, prediction) if subject.truth is None else _true(subject)
+    return list(dict.fromkeys(segment.label for segment in wanted.segments))[:most]
+
+
+Row = tuple[Subject, str, Trace, int, PixelPrediction]
+
+
+def _classes(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Iterator[Row]:
+    """The classes of each picture with the trace of each model that asks SAM's blocks for them, and a caption."""
+    for subject in subjects:
+        for name, pipeline in models.items():
+            prediction, trace = _traced(pipeline, subject)
+            if not (isinstance(prediction, PixelPrediction) and _blocks(trace)):
+                raise UsageError(f"{name} does not make prompts of correlations; leave it out")
+            for label in _labels(pipeline, subject, task, prediction, most):
+                caption = subject.vocabulary.names[label] + ("" if len(models) == 1 else f", {name}")
+                yield subject, caption, trace, label, prediction
+
+
+def _blocks(trace: Trace) -> range:
+    """The numbers of the blocks that a trace knows of, from 1."""
+    return range(1, 1 + sum(name.startswith("correlation_") for name in trace))
+
+
+def _sheet_of_classes(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    if not rows:
+        raise UsageError("nothing was found in these pictures to show the correlations of; ask for other classes")
+    return sheet(columns, rows)
+
+
+def _spread(values: Tensor, size: Size) -> NDArray[np.float32]:
+    """A map [h, w] of any values at the pixels of the picture, 0 for the lowest and 1 for the highest."""
+    low, high = values.min(), values.max()
+    share = (values - low) / (high - low).clamp(min=1e-12)
+    return functional.interpolate(share[None, None].float(), size, mode="bilinear")[0, 0].cpu().numpy()
+
+
+def _place(values: Tensor, region: Tensor, size: Size) -> tuple[float, float]:
+    """The centre of the highest cell [h, w] of a region, (x, y) in pixels of the picture."""
+    row, column = divmod(int(values.masked_fill(~region, -torch.inf).argmax()), values.shape[1])
+    return (column + 0.5) / values.shape[1] * size[1], (row + 0.5) / values.shape[0] * size[0]
 
 
 def _found(

@@ -65,6 +65,16 @@ def boxed(image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, f
     return canvas
 
 
+def dotted(image: NDArray[np.uint8], points: Sequence[tuple[float, float]]) -> Image.Image:
+    """The picture with points (x, y) drawn in, each in a colour of its own."""
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    radius = max(2, image.shape[1] // 50)
+    for number, point in enumerate(points):
+        draw.circle(point, radius, fill=class_colour(number + 1), outline="white", width=max(1, radius // 3))
+    return canvas
+
+
 def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     """Panels in a grid, a title above each column and a caption at the left of each row; all panels become `WIDE` wide."""
     panels = [(caption, [_fitted(panel) for panel in row]) for caption, row in rows]

@@ -138,19 +138,26 @@ class EscNet(CorrelationSegmenter):
     def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, trace: Trace | None = None) -> Tensor:  # noqa: ARG002
         """Logits [B, K, 4h, 4w]; of many classes each square's nearest ones.
 
-        A trace gets ``correlation_1`` to ``_N``, [K, h, w]: what the prompts of each block are made of; the one of the block
-        after it is what the block made of it.
+        A trace gets of each block, numbered from 1: ``correlation_1`` [K, h, w], what its prompts are made of (and the block
+        before made); ``probability_1`` [K, h, w], and ``regions_1`` [K, h, w], the number of the region of each cell from 1,
+        or 0. All are 0 for classes that are left out.
         """
-        if not 0 < self.most < seen.costs.shape[1]:
+        classes = seen.costs.shape[1]
+        if not 0 < self.most < classes:
             return self._decoded(seen, trace)
         chosen = seen.costs.amax((-2, -1)).topk(self.most, dim=1).indices.sort(dim=1).values
         found = []
         for number, nearest in enumerate(chosen):
-            one = slice(number, number + 1)
+            one, inner = slice(number, number + 1), None if trace is None else Trace()
             levels = tuple(level[one] for level in seen.levels)
-            logits = self._decoded(Seen(seen.dense[one], seen.classes[nearest], seen.costs[one, nearest], levels), trace)
-            everything = logits.new_full((1, seen.costs.shape[1], *logits.shape[2:]), NEVER)
+            logits = self._decoded(Seen(seen.dense[one], seen.classes[nearest], seen.costs[one, nearest], levels), inner)
+            everything = logits.new_full((1, classes, *logits.shape[2:]), NEVER)
             found.append(everything.index_copy(1, nearest, logits))
+            if trace is not None:
+                trace |= {
+                    name: maps.new_zeros(classes, *maps.shape[1:]).index_copy(0, nearest, maps)
+                    for name, maps in (inner or {}).items()
+                }
         return torch.cat(found)
 
     def _decoded(self, seen: Seen, trace: Trace | None) -> Tensor:
@@ -159,20 +166,25 @@ class EscNet(CorrelationSegmenter):
         volume = self.embedding(maps.unsqueeze(-1))
         for number, block in enumerate(self.blocks):
             assert isinstance(block, EscBlock)
-            if trace is not None:
-                trace[f"correlation_{number + 1}"] = maps[0]
-            features = self._refined(number, block, features, maps, text)
+            features = self._refined(number, block, features, maps, text, trace)
             volume = self._in_parts(partial(block.fusion, features=features, text=text), volume)
             if block.map is not None:
                 maps = maps + block.map(volume).squeeze(-1)
         return self._in_parts(partial(self.decoder, guides=self.decoder.guides(seen.levels[::-1])), volume)
 
-    def _refined(self, number: int, block: EscBlock, features: Tensor, maps: Tensor, text: Tensor) -> Tensor:
+    def _refined(
+        self, number: int, block: EscBlock, features: Tensor, maps: Tensor, text: Tensor, trace: Trace | None
+    ) -> Tensor:
         """CLIP's features [B, D, h, w] after the SAM block of this number, asked for each class (Eq. 2)."""
         if not isinstance(self.sam, PromptedBlocks):
             return features
         side = features.shape[-1]
         probability = probabilities(maps, self.clip.logit_scale, self.probability)
+        if trace is not None:
+            members = pseudo_prompts(probability[0], self.regions, self.threshold).members
+            numbers = torch.arange(1, self.regions + 1, device=members.device)[:, None, None]
+            traced = {"correlation": maps[0], "probability": probability[0], "regions": (members * numbers).sum(1).float()}
+            trace |= {f"{name}_{number + 1}": values for name, values in traced.items()}
         cells, names = block.image_to_sam(features.flatten(2).mT), block.text_to_sam(text)
         exact = torch.float32 if cells.device.type == "mps" else torch.float64  # so that parts and order change no prompt
         total, at_once = torch.zeros_like(cells, dtype=exact), self.classes_at_once or len(text)

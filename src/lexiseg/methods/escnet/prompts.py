@@ -35,12 +35,14 @@ class PseudoPrompts:
     """Where SAM's blocks should look, for N classes.
 
     Attributes:
-        regions: [N, O, h, h], the probabilities in each region and 0 outside; gradients pass through them, and only them.
+        members: [N, O, h, h] bool, the cells of each region.
+        regions: [N, O, h, h], their probabilities and 0 elsewhere; gradients pass through them, and only them.
         points: [N, O, 2], (x, y) in widths and heights of the picture, the centre of each region's highest cell.
         boxes: [N, O, 4], (left, top, right, bottom), the smallest around each region.
         there: [N, O] bool; where a class has fewer regions, the others are empty.
     """
 
+    members: Tensor
     regions: Tensor
     points: Tensor
     boxes: Tensor
@@ -79,8 +81,8 @@ def pseudo_prompts(probability: Tensor, regions: int, threshold: float) -> Pseud
     there = members.any(-1)
     each = torch.where(members.unsqueeze(-1), cells, points.unsqueeze(2))  # [N, O, h · w, 2]
     boxes = torch.cat([each.amin(2) - 0.5, each.amax(2) + 0.5], dim=-1)
-    own = probability.unsqueeze(1) * members.unflatten(-1, (side, side))
-    return PseudoPrompts(own, points / side, boxes / side, there)
+    members = members.unflatten(-1, (side, side))
+    return PseudoPrompts(members, probability.unsqueeze(1) * members, points / side, boxes / side, there)
 
 
 class PromptEncoder(nn.Module):
