@@ -197,7 +197,13 @@ class EscNet(CorrelationSegmenter):
         return features + block.sam_to_image((total / len(text)).to(cells.dtype)).mT.unflatten(-1, (side, side))
 
     def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
-        """What ``work`` makes of a volume [B, K, ...], some classes at a time."""
+        """What ``work`` makes of a volume [B, K, ...], some classes at a time; in its place where that is possible."""
         if self.classes_at_once is None:
             return work(volume)
-        return torch.cat([work(part) for part in volume.split(self.classes_at_once, dim=1)], dim=1)
+        parts = volume.split(self.classes_at_once, dim=1)
+        first = work(parts[0])
+        if torch.is_grad_enabled() or first.shape != parts[0].shape:
+            return torch.cat([first, *map(work, parts[1:])], dim=1)
+        for part in parts:
+            part.copy_(first if part is parts[0] else work(part))
+        return volume
