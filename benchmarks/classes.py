@@ -1,9 +1,9 @@
 """How memory and time of a decoder of correlations grow with the number of classes, all at once and some at a time.
 
 ``python benchmarks/classes.py [--model escnet-vit-b16] [--classes 150 600 2000] [--at-once 32] [--json]`` decodes what CLIP
-sees of one picture with a full-size model of random weights (so the numbers are right and the answers are not), each row in a
-process of its own. Memory is what the peak of the process grows by while it decodes; of it the embedded correlations of all
-classes are what no splitting saves.
+might see of one picture with a full-size model, all of it random (so the costs are right and the answers are not), each row
+in a process of its own. Memory is what the peak of the process grows by while it decodes; of it the embedded correlations of
+all classes are what no splitting saves.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import time
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from lexiseg.errors import UsageError
+from lexiseg.layers.cost_aggregation import correlation
 from lexiseg.methods import model_named
 from lexiseg.methods.catseg.model import CatSeg
-from lexiseg.methods.correlation import CorrelationSegmenter
+from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
 from lexiseg.methods.escnet.model import EscNet
-from lexiseg.structures import TextEmbeddings
 
 MIB = 2**20
 
@@ -46,10 +45,9 @@ def measured(name: str, classes: int, at_once: int) -> dict[str, Any]:
         segmenter.aggregation.most, segmenter.aggregation.classes_at_once = 0, at_once or None
     elif isinstance(segmenter, EscNet):
         segmenter.classes_at_once = at_once or None
-    vectors = functional.normalize(torch.randn(classes, segmenter.clip.width), dim=-1)
-    names = tuple(map(str, range(classes)))
-    text = TextEmbeddings(vectors, torch.arange(classes), names, torch.ones(classes, dtype=torch.bool))
-    seen = segmenter.see(torch.rand(1, 3, segmenter.side, segmenter.side), text)
+    cells, vectors = segmenter.side // segmenter.clip.strides[0], torch.randn(classes, segmenter.clip.width)
+    dense, *levels = (torch.randn(1, width, cells, cells) for width in (vectors.shape[1], *segmenter.clip.channels[:LEVELS]))
+    seen = Seen(dense, vectors, correlation(dense, vectors), tuple(levels))
     before, start = peak(), time.perf_counter()
     logits = segmenter.decode(seen)
     return {

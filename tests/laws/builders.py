@@ -11,6 +11,7 @@ from transformers import SamConfig
 
 from lexiseg.backbones.clip import ClipBackbone, ClipViT, assemble_clip
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
+from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.sam_loading import build_sam
 from lexiseg.methods.base import Segmenter
@@ -19,6 +20,8 @@ from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import SamMasks
 from lexiseg.methods.escnet.model import EscNet
 from lexiseg.methods.fcclip.model import FcClip
+from lexiseg.methods.fovseg.model import FovSeg
+from lexiseg.methods.maskclip.model import MaskClip
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.structures import ImageBatch, TextEmbeddings
@@ -124,6 +127,44 @@ def tiny_escnet(**options: Any) -> EscNet:
     return segmenter.eval()
 
 
+def tiny_maskclip(**options: Any) -> MaskClip:
+    """Sees 4 × 4 patches; relative mask attention in its last block."""
+    torch.manual_seed(2)
+    clip = tiny_clip("vit")
+    assert isinstance(clip, ClipViT)
+    given = {"classifier_side": 64, "side": 64, "relative": (1,), "masks_at_once": 3}
+    return MaskClip(clip, SomeProposals(), **{**given, **options}).eval()
+
+
+def tiny_fovseg(**options: Any) -> FovSeg:
+    """The same with names to ask, as if it had learnt."""
+    torch.manual_seed(2)
+    clip = tiny_clip("vit")
+    assert isinstance(clip, ClipViT)
+    given = {"classifier_side": 96, "side": 64, "bottleneck": 8, "masks_at_once": 3}
+    segmenter = FovSeg(clip, SomeProposals(), **{**given, **options})
+    with torch.no_grad():
+        for name, parameter in segmenter.named_parameters():
+            if name.startswith(("teva", "adapter")) and parameter.count_nonzero() == 0:
+                parameter.normal_()
+    return segmenter.eval()
+
+
+class SomeProposals(MaskProposer):
+    """Masks of a picture by its colours, from a picture padded to multiples of 32."""
+
+    queries = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colours = torch.nn.Conv2d(3, self.queries, 4, 4)
+
+    def forward(self, images: torch.Tensor) -> Proposals:
+        high, wide = (-(-side // 32) * 32 for side in images.shape[-2:])
+        whole = torch.nn.functional.pad(images - 0.5, (0, wide - images.shape[-1], 0, high - images.shape[-2]))
+        return Proposals(20 * self.colours(whole), (high, wide))
+
+
 def loud_sam(seed: int = 7, **options: Any) -> SamFamily:
     """A SAM whose masks differ from each other, and are sure of their pixels."""
     torch.manual_seed(seed)
@@ -168,6 +209,9 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
         tiny_escnet, sliding=True, most=4, prompts=("points", "boxes", "masks"), probability="space"
     ),
     "escnet (without SAM)": partial(tiny_escnet, sam_blocks="none", classes_at_once=None),
+    "maskclip": tiny_maskclip,
+    "maskclip (plain attention)": partial(tiny_maskclip, relative=(), masks_at_once=None),
+    "fovseg": tiny_fovseg,
     "catseg (whole pictures, all classes)": partial(tiny_catseg, sliding=False, most=0, classes_at_once=None),
 }
 

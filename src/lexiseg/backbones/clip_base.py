@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lexiseg.errors import UsageError
 from lexiseg.structures import Size
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -138,16 +139,36 @@ class ClipBackbone(nn.Module, ABC):
         """Tokens [S, context_length] of S texts; what is too long is cut off before its end token."""
         return self._tokenizer(list(texts))
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Unit embeddings [S, D] of tokens [S, L], which may be on any device."""
+    @property
+    def token_width(self) -> int:
+        """The width of the text tower's tokens."""
+        width: int = self.clip_model.token_embedding.embedding_dim
+        return width
+
+    def encode_text(self, tokens: Tensor, *, covered: Tensor | None = None) -> Tensor:
+        """Unit embeddings [S, D] of tokens [S, L], which may be on any device.
+
+        Args:
+            tokens: of `tokenize`.
+            covered: [`token_width`], what stands for every token between start and end; None leaves the words as they are.
+
+        Raises:
+            UsageError: words are to be covered in a text tower that is not CLIP's own.
+        """
         model = self.clip_model
         tokens = tokens.to(model.logit_scale.device)
         if not self._causal_text:
+            if covered is not None:
+                raise UsageError("words can be covered in CLIP's own text tower only; take another CLIP")
             return functional.normalize(model.encode_text(tokens), dim=-1)
         # No token sees a later one, so what follows the last text's end changes nothing and is not computed.
         end = tokens.argmax(-1)
         longest = int(end.max()) + 1
-        hidden = model.token_embedding(tokens[:, :longest]) + model.positional_embedding[:longest]
+        words = model.token_embedding(tokens[:, :longest])
+        if covered is not None:
+            place = torch.arange(longest, device=end.device)
+            words = torch.where(((place > 0) & (place < end[:, None])).unsqueeze(-1), covered, words)
+        hidden = words + model.positional_embedding[:longest]
         hidden = model.transformer(hidden, attn_mask=model.attn_mask[:longest, :longest])
         hidden = model.ln_final(hidden)[torch.arange(len(tokens), device=tokens.device), end]
         return functional.normalize(hidden @ model.text_projection, dim=-1)

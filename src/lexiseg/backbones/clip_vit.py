@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,11 @@ from torch.nn import functional
 
 from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Tokenizer
 from lexiseg.structures import Size
+
+# number of the block, the block, mask tokens [B, Q, C], what they may see of the image (the class token, then the patches,
+# normed, [B, 1 + h·w, C]), mask logits -> what the tokens take from it [B, Q, C], mask logits
+Attend = Callable[[int, Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Interpolation = Literal["bicubic", "bilinear"]
 
 OPEN_SHARE = 0.1  # a mask token sees a patch if its region fills this share of what it fills of its best one  # [decided]
 
@@ -22,7 +28,10 @@ class ClipViT(ClipBackbone):
     Attributes:
         depth: number of blocks.
         level_blocks: which blocks' outputs are levels, from 0.
+        interpolation: of the positions, for another patch grid than CLIP's own.
     """
+
+    interpolation: Interpolation = "bicubic"
 
     def __init__(
         self,
@@ -89,20 +98,39 @@ class ClipViT(ClipBackbone):
         return embedded
 
     def _embed_cells(self, features: ClipFeatures, weights: Tensor) -> Tensor:
-        """Mask tokens (MaskCLIP, ICML'23): copies of the class token that see it and the patches of their region.
+        """Mask tokens that see the patches of which their region fills a good share."""
 
-        Nobody sees a mask token, so the image's tokens are those of `features`, whatever the regions.
+        def attend(_: int, block: Any, tokens: Tensor, image: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            return attended(block, tokens, image, visible(weights >= OPEN_SHARE)), weights
+
+        return self.mask_tokens(features, weights, attend)[0]
+
+    def mask_tokens(self, features: ClipFeatures, masks: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+        """Embeddings of masks by tokens of their own (MaskCLIP, ICML'23), which start as copies of the class token.
+
+        Nobody sees a mask token, so the image's tokens are those of `features`, whatever the masks.
+
+        Args:
+            features: of B images.
+            masks: [B, Q, ...], in the form that ``attend`` takes.
+            attend: what a token takes from the image in each block.
+
+        Returns:
+            Embeddings [B, Q, D] of any length, and the masks as the last block left them.
         """
         tower = self.clip_model.visual
-        seen = functional.pad((weights >= OPEN_SHARE).flatten(2), (1, 0), value=True)  # the class token, then the patches
-        tokens = features.last[:, 0, :1].expand(-1, weights.shape[1], -1)
+        tokens = features.last[:, 0, :1].expand(-1, masks.shape[1], -1)
         for number, block in enumerate(tower.transformer.resblocks):
-            image = block.ln_1(features.last[:, number])
-            blocked = (~seen).repeat_interleave(block.attn.num_heads, dim=0)
-            attended, _ = block.attn(block.ln_1(tokens), image, image, attn_mask=blocked, need_weights=False)
-            tokens = tokens + block.ls_1(attended)
+            taken, masks = attend(number, block, tokens, block.ln_1(features.last[:, number]), masks)
+            tokens = tokens + block.ls_1(taken)
             tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         embedded: Tensor = tower.ln_post(tokens) @ tower.proj
+        return embedded, masks
+
+    def patch_tokens(self, features: ClipFeatures) -> Tensor:
+        """The patches after the last block in the joint space, [B, h · w, D]: it attends here, other than in `project`."""
+        tower = self.clip_model.visual
+        embedded: Tensor = tower.ln_post(tower.transformer.resblocks[-1](features.last[:, -1])[:, 1:]) @ tower.proj
         return embedded
 
     def _embed_patches(self, images: Tensor) -> tuple[Tensor, Size]:
@@ -112,21 +140,51 @@ class ClipViT(ClipBackbone):
         height, width = patches.shape[-2:]
         classes = tower.class_embedding.expand(len(images), 1, -1)
         tokens = torch.cat([classes, patches.flatten(2).mT], dim=1)
-        return tower.ln_pre(tokens + resized_positions(tower.positional_embedding, tower.grid_size, (height, width))), (
-            height,
-            width,
-        )
+        positions = resized_positions(tower.positional_embedding, tower.grid_size, (height, width), self.interpolation)
+        return tower.ln_pre(tokens + positions), (height, width)
 
 
-def resized_positions(table: Tensor, native: Size, grid: Size) -> Tensor:
+def visible(patches: Tensor) -> Tensor:
+    """What mask tokens may see, [B, Q, 1 + h·w] bool: the class token, and these patches [B, Q, h, w] bool."""
+    return functional.pad(patches.flatten(2), (1, 0), value=True)
+
+
+def attended(block: Any, tokens: Tensor, image: Tensor, seen: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What tokens [B, Q, C] take from an image in a block of CLIP's, by its own attention, [B, Q, C].
+
+    Args:
+        block: of open_clip.
+        tokens: not normed yet.
+        image: [B, 1 + h·w, C], normed.
+        seen: [B, Q, 1 + h·w] bool, of `visible`.
+        bias: [B, Q, 1 + h·w], added to the scores.
+    """
+    query, key, value = projected(block.attn, block.ln_1(tokens), image)
+    mask = seen if bias is None else bias.masked_fill(~seen, -torch.inf)
+    taken = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.unsqueeze(1))
+    output: Tensor = block.attn.out_proj(taken.transpose(1, 2).flatten(2))
+    return output
+
+
+def projected(attention: Any, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of tokens [B, Q, C], keys and values of an image [B, N, C], by heads: [B, heads, ., C / heads]."""
+    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    query, key, value = (
+        functional.linear(given, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for given, weight, bias in zip((tokens, image, image), weights, biases, strict=True)
+    )
+    return query, key, value
+
+
+def resized_positions(table: Tensor, native: Size, grid: Size, interpolation: Interpolation = "bicubic") -> Tensor:
     """A position table [1 + H·W, C] for another patch grid, [1 + h·w, C].
 
-    Bicubic without antialiasing, as CAT-Seg's (open_clip's own resize antialiases); the class token keeps its row.
+    Without antialiasing, as CAT-Seg's (open_clip's own resize antialiases); the class token keeps its row.
     """
     if grid == native:
         return table
     cells = table[1:].mT.unflatten(-1, native)[None]
-    cells = functional.interpolate(cells, grid, mode="bicubic", align_corners=False, antialias=False)
+    cells = functional.interpolate(cells, grid, mode=interpolation, align_corners=False, antialias=False)
     return torch.cat([table[:1], cells[0].flatten(1).mT])
 
 

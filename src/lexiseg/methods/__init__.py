@@ -13,17 +13,22 @@ from lexiseg.methods.escnet import recipe as escnet_recipes
 from lexiseg.methods.escnet import variants as escnet
 from lexiseg.methods.fcclip import recipe as fcclip_recipes
 from lexiseg.methods.fcclip import variants as fcclip
+from lexiseg.methods.fovseg import recipe as fovseg_recipes
+from lexiseg.methods.fovseg import variants as fovseg
+from lexiseg.methods.maskclip import variants as maskclip
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import variants as sam_clip
 from lexiseg.methods.sam_mi import recipe as sam_mi_recipes
 from lexiseg.methods.sam_mi import variants as sam_mi
 
 MODELS: dict[str, Model] = {
-    name: model for method in (sam_clip, fcclip, cmpf, catseg, sam_mi, escnet) for name, model in method.MODELS.items()
+    name: model
+    for method in (sam_clip, fcclip, cmpf, catseg, sam_mi, escnet, maskclip, fovseg)
+    for name, model in method.MODELS.items()
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {
     name: make
-    for method in (fcclip_recipes, cmpf_recipes, catseg_recipes, sam_mi_recipes, escnet_recipes)
+    for method in (fcclip_recipes, cmpf_recipes, catseg_recipes, sam_mi_recipes, escnet_recipes, fovseg_recipes)
     for name, make in method.RECIPES.items()
 }
 DEFAULT = "sam_clip-tiny"

@@ -76,6 +76,10 @@ class Segmenter(nn.Module, ABC):
         """Names of the parts its recipe trains; the others stay frozen."""
         return frozenset()
 
+    def dropped_parts(self) -> frozenset[str]:
+        """Names of the parts that are of use in training only: they are in checkpoints, but not among the saved weights."""
+        return frozenset()
+
     def trainable(self) -> Iterator[Trained]:
         """What can be trained: all parameters, part by part, but those that no recipe of the method touches."""
         for name, part in self.parts().items():

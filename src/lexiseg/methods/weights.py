@@ -70,7 +70,7 @@ def save_segmenter(
         UsageError: nothing is trained, and ``all_parts`` is False.
         OutputError: the folder cannot be written.
     """
-    wanted = frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()
+    wanted = (frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()) - segmenter.dropped_parts()
     if not wanted:
         raise UsageError("no part of this model is trained: there is nothing to save, except all parts")
     return write_weights(_state(segmenter, wanted), folder, card, half=half)

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.parity.cases import catseg, clip, ensembles, losses, mask_decoder, methods, metrics, names, sam, sam_mi
+from tests.parity.cases import (
+    catseg,
+    clip,
+    ensembles,
+    losses,
+    mask2former,
+    mask_decoder,
+    maskclip,
+    methods,
+    metrics,
+    names,
+    sam,
+    sam_mi,
+)
 from tests.parity.report import Row
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
@@ -15,7 +28,9 @@ CASES: dict[str, Callable[[Path], list[Row]]] = {
     **ensembles.CASES,
     **losses.CASES,
     **metrics.CASES,
+    **mask2former.CASES,
     **mask_decoder.CASES,
+    **maskclip.CASES,
     **methods.CASES,
     **names.CASES,
     **sam_mi.CASES,

@@ -84,7 +84,7 @@ def sliding(path: Path) -> list[Row]:
     def see(squares: Tensor, _: TextEmbeddings) -> None:
         looked.append(squares[0])
 
-    def decode(*_: object) -> Tensor:
+    def decode(*_: object, **__: object) -> Tensor:
         return recorded[-1 if len(looked) == 1 else len(looked) - 2][None]  # ours looks at the whole picture first
 
     segmenter.see, segmenter.decode = see, decode  # type: ignore[method-assign,assignment]
@@ -123,8 +123,8 @@ def end_to_end(path: Path) -> list[Row]:
         found = []
         decode = segmenter.decode
 
-        def kept(*given: object, inner: Callable[..., Tensor] = decode, into: list[Tensor] = found) -> Tensor:
-            into.append(inner(*given))
+        def kept(*given: Any, inner: Callable[..., Tensor] = decode, into: list[Tensor] = found, **options: Any) -> Tensor:
+            into.append(inner(*given, **options))
             return into[-1]
 
         segmenter.decode = kept  # type: ignore[method-assign,assignment]

@@ -230,19 +230,23 @@ def shortest_side(size: Size, side: int, longest: int) -> Size:
 def join(predictions: Sequence[MaskPrediction]) -> MaskPrediction:
     """Predictions of one image each as that of a batch; smaller grids repeat their edges, which nobody sees."""
     high, wide = (max(one.masks.shape[axis] for one in predictions) for axis in (-2, -1))
-    masks = [
-        functional.pad(one.masks, (0, wide - one.masks.shape[-1], 0, high - one.masks.shape[-2]), mode="replicate")
-        for one in predictions
-    ]
-    scales = [one.extents[0][0] // one.masks.shape[-2] for one in predictions]
+    whole = [one if one.masks.shape[-2:] == (high, wide) else _enlarged(one, (high, wide)) for one in predictions]
     return replace(
-        predictions[0],
-        masks=torch.cat(masks),
-        classes=torch.cat([one.classes for one in predictions]),
-        sizes=tuple(one.sizes[0] for one in predictions),
-        extents=tuple((high * scale, wide * scale) for scale in scales),
-        inner=tuple(one.inner[0] for one in predictions if one.inner is not None),
+        whole[0],
+        masks=torch.cat([one.masks for one in whole]),
+        classes=torch.cat([one.classes for one in whole]),
+        sizes=tuple(one.sizes[0] for one in whole),
+        extents=tuple(one.extents[0] for one in whole),
+        inner=tuple(one.inner[0] for one in whole if one.inner is not None),
     )
+
+
+def _enlarged(prediction: MaskPrediction, grid: Size) -> MaskPrediction:
+    """The prediction of an image on a larger grid of the same cells."""
+    missing = [cells - own for cells, own in zip(grid, prediction.masks.shape[-2:], strict=True)]
+    scale = prediction.extents[0][0] // prediction.masks.shape[-2]
+    masks = functional.pad(prediction.masks, (0, missing[1], 0, missing[0]), mode="replicate")
+    return replace(prediction, masks=masks, extents=((grid[0] * scale, grid[1] * scale),))
 
 
 def _prediction(decoded: DecodedMasks, sizes: tuple[Size, ...], inner: tuple[Size, ...] | None) -> MaskPrediction:

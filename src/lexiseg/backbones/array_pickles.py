@@ -1,0 +1,147 @@
+"""Pickles of NumPy arrays, the form in which detectron2 publishes weights, read without running anything.
+
+A pickle is a program that has functions called by their names. Here the few names that arrays need stand for methods that
+only take notes, every other name is refused, and the arrays are made afterwards, from the bytes that were noted.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lexiseg.errors import WeightsError
+
+_KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}  # of numbers, as NumPy writes them
+_DAMAGED = (  # what the unpickler raises on damaged data
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+)
+
+
+class _ForeignNameError(pickle.UnpicklingError):
+    """A pickle names what no array needs."""
+
+
+def read_arrays(path: str | Path, *, entry: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a pickled dictionary of arrays, in their own number types.
+
+    Args:
+        path: the file.
+        entry: where in a training checkpoint the arrays are; a file without it holds nothing else.
+
+    Raises:
+        WeightsError: missing, damaged, made of other Python objects, or no dictionary of arrays.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"the weights {path} do not exist; give the path of the checkpoint as published")
+    try:
+        with path.open("rb") as file:
+            document = _ArrayUnpickler(file, encoding="latin1").load()
+        if entry is not None and isinstance(document, dict):
+            document = document.get(entry, document)
+        if not isinstance(document, dict) or not document or not all(isinstance(value, _Array) for value in document.values()):
+            raise WeightsError(f"{path} is no dictionary of arrays; give the checkpoint as published")
+        return {str(name): array.tensor() for name, array in document.items()}
+    except _ForeignNameError as error:
+        raise WeightsError(
+            f"cannot read weights from {path}: it holds Python objects ({error}), and no code of a file is run here; where you "
+            "trust it, unpickle it and save its tensors alone, with safetensors or torch.save"
+        ) from error
+    except _DAMAGED as error:
+        raise WeightsError(f"cannot read weights from {path}: damaged or no pickle of arrays; fetch it again") from error
+
+
+@dataclass
+class _Kind:
+    """A noted number type."""
+
+    code: str
+    order: str = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def dtype(self) -> np.dtype[Any]:
+        if self.code not in _KINDS or self.order not in {"<", ">", "=", "|"}:
+            raise ValueError(f"no number type {self.order}{self.code}")
+        return np.dtype(self.order + self.code)
+
+
+@dataclass
+class _Array:
+    """A noted array: its numbers' type, shape and bytes, and whether its first index runs fastest."""
+
+    kind: _Kind | None = None
+    shape: tuple[int, ...] = ()
+    data: bytes | bytearray | str = b""
+    fortran: bool = False
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, self.kind, self.fortran, self.data = state
+
+    def tensor(self) -> Tensor:
+        if not isinstance(self.kind, _Kind):
+            raise ValueError("an array without a number type")
+        kind = self.kind.dtype()
+        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data  # as Python 2 wrote bytes
+        numbers = np.frombuffer(data, kind)
+        shaped = numbers.reshape(self.shape, order="F" if self.fortran else "C")
+        return torch.from_numpy(np.array(shaped, kind.newbyteorder("="), order="C"))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Dictionaries, lists, strings, numbers, and notes of arrays.
+
+    What is given for a name is a method, a string or a built-in type: a pickle can set no attribute of those.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module.replace("numpy.core", "numpy._core"), name:  # before NumPy 2 and since
+            case "numpy", "ndarray":
+                return name
+            case "numpy", "dtype":
+                return self._kind
+            case "numpy._core.multiarray", "_reconstruct":
+                return self._array
+            case "numpy._core.multiarray", "scalar":
+                return self._scalar
+            case "numpy._core.numeric", "_frombuffer":
+                return self._from_buffer
+            case "_codecs", "encode":
+                return self._encode
+            case "collections", "OrderedDict":
+                return dict
+        raise _ForeignNameError(f"{module}.{name}")
+
+    def _kind(self, code: str, *_: object) -> _Kind:
+        return _Kind(code)
+
+    def _array(self, *_: object) -> _Array:
+        return _Array()
+
+    def _scalar(self, kind: _Kind, data: bytes) -> _Array:
+        return _Array(kind, (), data)
+
+    def _from_buffer(self, data: bytes, kind: _Kind, shape: tuple[int, ...], order: str, *_: object) -> _Array:
+        if order not in {"C", "F"}:
+            raise ValueError(f"an array in order {order}")
+        return _Array(kind, shape, data, fortran=order == "F")
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise ValueError(f"bytes written as {encoding}")
+        return text.encode(encoding)

@@ -1,0 +1,175 @@
+"""FOV-Seg: FiSeR and TeVA on a frozen mask generator and CLIP's mask tokens.
+
+MaskCLIP without its relative attention, in whose every block the mask tokens ask the names before they look at their patches.
+Of CLIP the query projections of the vision tower learn, and only they.
+
+    Eq. (1)-(6)    FiSeR, in training                            `lexiseg.losses.fiser`
+    Eq. (7), (8)   mask-image attention: CLIP's own              `lexiseg.backbones.clip_vit.attended`
+    Eq. (9), (10)  mask-target attention                         `MaskTargetAttention` in `teva.py`
+    Eq. (11)       which patches a mask sees                     `lexiseg.methods.maskclip.model.touched`
+    Eq. (12)       both losses                                   `FovSeg.loss`
+    Sec. V-C       distribution adapter                          `DistributionAdapter` in `teva.py`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lexiseg.backbones.clip_base import ClipFeatures
+from lexiseg.backbones.clip_vit import ClipViT, attended, visible
+from lexiseg.backbones.proposals import MaskProposer
+from lexiseg.errors import UsageError
+from lexiseg.losses.fiser import Fiser
+from lexiseg.losses.matching import PointSource, uniform_points
+from lexiseg.losses.set_loss import SetLossOptions, set_loss
+from lexiseg.methods.base import Trained
+from lexiseg.methods.fovseg.teva import DistributionAdapter, MaskTargetAttention, bias_of
+from lexiseg.methods.maskclip.model import MaskClip, padded_to, touched
+from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, TextEmbeddings
+
+
+@dataclass(frozen=True)
+class FovSegLossOptions:
+    """What the loss is made of.
+
+    Attributes:
+        fiser: lambda_FiSeR.
+        classes: lambda_CE, and how proposals are matched; proposals do not learn, so its masks have no weight.
+    """
+
+    fiser: float = 1.0
+    classes: SetLossOptions = field(default_factory=lambda: SetLossOptions(mask=0.0, dice=0.0))
+
+
+class FovSeg(MaskClip):
+    """Mask tokens that ask the names.
+
+    Args:
+        clip, proposer, side, longest, overlap, templates, masks_at_once: see `MaskClip`.
+        classifier_side: see there; CLIP's positions are resized to it bilinearly.
+        teva: mask tokens ask the names.
+        bottleneck: of that, see `MaskTargetAttention`.
+        adapter: convolutions of the distribution adapter, 0 to 3; 0 leaves it out.
+        fiser: layers of FiSeR's predictor, for training; 0 leaves it out, as for inference.
+        trained_on: the vocabulary of its training, by which classes count as seen.
+
+    Raises:
+        UsageError: another number of convolutions.
+    """
+
+    def __init__(
+        self,
+        clip: ClipViT,
+        proposer: MaskProposer,
+        *,
+        classifier_side: int = 896,
+        side: int | None = 800,
+        longest: int = 1333,
+        overlap: float = 0.8,
+        templates: str = "single",
+        masks_at_once: int | None = 25,
+        teva: bool = True,
+        bottleneck: int = 64,
+        adapter: int = 2,
+        fiser: int = 0,
+        trained_on: str | None = "coco",
+    ) -> None:
+        if not 0 <= adapter <= 3:
+            raise UsageError(f"the distribution adapter has 0 to 3 convolutions, not {adapter}")
+        super().__init__(
+            clip,
+            proposer,
+            classifier_side=classifier_side,
+            relative=(),
+            side=side,
+            longest=longest,
+            overlap=overlap,
+            templates=templates,
+            masks_at_once=masks_at_once,
+        )
+        clip.interpolation = "bilinear"
+        width = clip.channels[0]
+        self.teva = nn.ModuleList(MaskTargetAttention(width, clip.width, bottleneck) for _ in range(clip.depth if teva else 0))
+        self.adapter: nn.Module = DistributionAdapter(adapter) if adapter else nn.Identity()
+        self.fiser: nn.Module = Fiser(clip, fiser) if fiser else nn.Identity()
+        self.void = nn.Embedding(1, clip.width)
+        self.trained_on = trained_on
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        names = ("clip", "proposer", "teva", "adapter", "fiser", "void")
+        return {name: getattr(self, name) for name in names}
+
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset(self.parts()) - {"proposer"}
+
+    def dropped_parts(self) -> frozenset[str]:
+        return frozenset({"fiser"})
+
+    def trainable(self) -> Iterator[Trained]:
+        """Of CLIP the queries of the vision tower (f_q); keys and values in one packed weight with them stay as they are."""
+        for one in super().trainable():
+            if not one.name.startswith("clip."):
+                yield one
+            elif ".visual." in one.name and one.name.endswith(("attn.in_proj_weight", "attn.in_proj_bias")):
+                width = len(one.parameter) // 3
+                yield replace(one, kept=slice(width, 3 * width))
+
+    def train(self, mode: bool = True) -> FovSeg:
+        """As usual, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self.proposer.eval()
+        return self
+
+    def void_vector(self) -> Tensor | None:
+        """The learnt vector [D] of "no object"."""
+        return self.void.weight[0]
+
+    def loss(
+        self,
+        images: ImageBatch,
+        text: TextEmbeddings,
+        targets: Sequence[MaskTarget],
+        options: FovSegLossOptions | None = None,
+        draw: PointSource | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of a training batch, all its images of one size; Eq. (12).
+
+        Args:
+            images: B images.
+            text: the vocabulary of the training.
+            targets: what is in each of them.
+            options: see there.
+            draw: of the points of the matching, and of the name that FiSeR covers.
+        """
+        options, draw = options or FovSegLossOptions(), draw or uniform_points(images.pixels.device)
+        with torch.no_grad():
+            proposals = self.proposer(images.pixels)
+        features = self.look(padded_to(images.pixels, proposals.extent, self.clip.mean))
+        classes, masks = self.names(features, proposals.masks, text)
+        extents = (proposals.extent,) * len(images)
+        prediction = MaskPrediction(masks, classes, True, images.sizes, extents)
+        losses = {"class": set_loss(prediction, targets, options.classes, draw)["class"]}
+        if isinstance(self.fiser, Fiser):
+            chance = torch.stack([draw(number, 1, 1)[0, 0, 0] for number in range(len(images))])
+            patches = self.clip.patch_tokens(features)
+            losses["fiser"] = options.fiser * self.fiser(self.clip, patches, text, targets, chance)
+        return losses
+
+    def _embedded(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+        seen = visible(touched(masks, features.grid))  # Eq. (11)
+        adapted = isinstance(self.adapter, DistributionAdapter)
+        bias = bias_of(self.adapter(masks, features.grid)) if adapted else None
+        targets = text.mean()
+
+        def attend(number: int, block: Any, tokens: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+            if not len(self.teva):
+                return attended(block, tokens, image, seen, bias), masks
+            asked = self.teva[number](tokens, targets)
+            return asked + attended(block, tokens + asked, image, seen, bias), masks  # Eq. (7), Eq. (8)
+
+        return self.clip.mask_tokens(features, masks, attend)

@@ -1,0 +1,1 @@
+"""MaskCLIP (ICML 2023): class tokens of CLIP that look through masks."""

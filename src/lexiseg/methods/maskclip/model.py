@@ -1,0 +1,177 @@
+"""MaskCLIP (Ding et al., "Open-Vocabulary Universal Image Segmentation with MaskCLIP", ICML 2023).
+
+A frozen generator proposes masks of everything; CLIP names them. Each mask has a class token of its own in CLIP's vision
+transformer, which sees the patches its mask touches and is seen by nobody; so the image's tokens are CLIP's.
+
+    masks         Mask2Former's, without its classes                              `backbones/mask2former.py`
+    tokens        copies of the class token, through all blocks                   `ClipViT.mask_tokens`
+    attention     to touched patches; in four blocks relative to the mask,        `relative.py`
+                  which is drawn again there
+    classes       cosines with the names / 0.01
+
+FOV-Seg is this model without the relative attention and with tokens that ask the names, too: see `lexiseg.methods.fovseg`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lexiseg.backbones.clip_base import ClipFeatures
+from lexiseg.backbones.clip_vit import ClipViT, attended, visible
+from lexiseg.backbones.proposals import MaskProposer
+from lexiseg.ensembles import Behaviour, classify_vectors
+from lexiseg.errors import UsageError
+from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.methods.fcclip.model import join, shortest_side
+from lexiseg.methods.maskclip.relative import RelativeMaskAttention
+from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
+
+TEMPERATURE = 0.01
+RELATIVE = (5, 11, 17, 23)  # blocks of ViT-L, from 0
+
+
+class MaskClip(Segmenter):
+    """Mask tokens of a CLIP with a vision transformer on the masks of a frozen generator.
+
+    Args:
+        clip: names the masks; frozen.
+        proposer: proposes them; frozen, and in evaluation mode.
+        classifier_side: pixels a side of the square that CLIP looks at.
+        relative: numbers of the blocks with relative mask attention, from 0; none is plain mask attention.
+        side: pixels of the shorter side of the image that the generator sees; None leaves images as they are.
+        longest: pixels its longer side may have at most.
+        overlap: see `Segmenter`.
+        behaviour: "official" never predicts the last class, as the official program, which takes it for "no object" by
+            mistake (its labels of instances, which drift as a consequence, are not repeated).
+        templates: the prompts its names are embedded with.
+        masks_at_once: bounds the memory; the result is the same. None takes all at once.
+
+    Raises:
+        UsageError: CLIP has no such blocks.
+    """
+
+    tasks = ("panoptic", "semantic", "instance")
+
+    def __init__(
+        self,
+        clip: ClipViT,
+        proposer: MaskProposer,
+        *,
+        classifier_side: int = 336,
+        relative: Sequence[int] = RELATIVE,
+        side: int | None = 640,
+        longest: int = 2560,
+        overlap: float = 0.5,
+        behaviour: Behaviour = "paper",
+        templates: str = "single",
+        masks_at_once: int | None = 25,
+    ) -> None:
+        super().__init__()
+        if wrong := [number for number in relative if not 0 <= number < clip.depth]:
+            raise UsageError(f"this CLIP has blocks 0 to {clip.depth - 1}, and no block {wrong[0]} for relative mask attention")
+        self.clip: ClipViT = clip.requires_grad_(False)
+        self.proposer: MaskProposer = proposer.requires_grad_(False).eval()
+        width, patch = clip.channels[0], clip.strides[0]
+        self.relative = nn.ModuleDict({str(number): RelativeMaskAttention(width, patch) for number in relative})
+        self.classifier_side, self.side, self.longest = classifier_side, side, longest
+        self.overlap, self.behaviour, self.templates, self.masks_at_once = overlap, behaviour, templates, masks_at_once
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"clip": self.clip, "proposer": self.proposer, "relative": self.relative}
+
+    def trained_parts(self) -> frozenset[str]:
+        return frozenset({"relative"} if len(self.relative) else ())
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
+        """Masks with classes. Images of a batch are seen one by one, for padding would change them.
+
+        A trace gets ``clip`` [D, h, w], CLIP's patches in the joint space, and ``masks`` [Q, h, w], the generator's logits.
+        """
+        check_trace(images, trace)
+        return join([self._segment(images.image(index), text, trace) for index in range(len(images))])
+
+    def names(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of classes [B, Q, K], or [B, Q, K + 1] with "no object", and the masks as CLIP leaves them.
+
+        Args:
+            features: of B squares.
+            masks: logits [B, Q, h, w] over the same squares.
+            text: K classes.
+        """
+        vectors, masks = self.embed(features, masks, text)
+        classes = classify_vectors(vectors, text, 1 / TEMPERATURE, self.void_vector())
+        if self.behaviour == "official":
+            never = torch.full_like(classes[..., -1:], -torch.inf)
+            classes = torch.cat([classes[..., :-1], never, classes[..., -1:]], dim=-1)
+        return classes, masks
+
+    def void_vector(self) -> Tensor | None:
+        """The vector [D] of "no object"; None where nothing competes with the names."""
+        return None
+
+    def embed(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+        """Embeddings of masks in the joint space [B, Q, D], and the masks drawn again; see `names`."""
+        parts = masks.split(self.masks_at_once or masks.shape[1], dim=1)
+        found = [self._embedded(features, part, text) for part in parts]
+        vectors, drawn = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+        return vectors, drawn
+
+    def _embedded(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        if len(self.relative):  # masks are drawn again pixel by pixel
+            size = tuple(side * self.clip.strides[0] for side in features.grid)
+            masks = functional.interpolate(masks, size, mode="bilinear", align_corners=False)
+
+        def attend(number: int, block: Any, tokens: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+            seen = visible(touched(masks, features.grid))
+            if str(number) not in self.relative:
+                return attended(block, tokens, image, seen), masks
+            found: tuple[Tensor, Tensor] = self.relative[str(number)](block, tokens, image, seen, masks)
+            return found
+
+        return self.clip.mask_tokens(features, masks, attend)
+
+    def look(self, pixels: Tensor) -> ClipFeatures:
+        """What CLIP sees of pixels [B, 3, H, W], squeezed into its square."""
+        side = (self.classifier_side, self.classifier_side)
+        return self.clip.features(functional.interpolate(pixels, side, mode="bicubic", align_corners=False))
+
+    def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
+        """An image [3, H, W] as the generator sees it, [1, 3, H', W'], and its size."""
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        inner = size if self.side is None else shortest_side(size, self.side, self.longest)
+        if inner != size:
+            image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
+        return image[None], inner
+
+    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
+        pixels, inner = self.network_input(image)
+        proposals = self.proposer(pixels)
+        features = self.look(padded_to(pixels, proposals.extent, self.clip.mean))
+        classes, masks = self.names(features, proposals.masks, text)
+        if trace is not None:
+            trace["clip"] = self.clip.patch_tokens(features)[0].T.unflatten(-1, features.grid)
+            trace["masks"] = proposals.masks[0]
+            trace.share = inner[0] / proposals.extent[0], inner[1] / proposals.extent[1]
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (proposals.extent,), inner=(inner,))
+
+
+def touched(masks: Tensor, grid: Size) -> Tensor:
+    """The patches in which a mask has any pixel, [B, Q, h, w] bool, of logits [B, Q, H, W]."""
+    return functional.adaptive_max_pool2d(masks, grid) >= 0
+
+
+def padded_to(pixels: Tensor, size: Size, colour: Sequence[float]) -> Tensor:
+    """Pixels [B, 3, H, W] in the top-left corner of a larger area of one colour."""
+    high, wide = pixels.shape[-2:]
+    if (high, wide) == size:
+        return pixels
+    whole = pixels.new_tensor(colour)[:, None, None].expand(len(pixels), 3, *size).clone()
+    whole[..., :high, :wide] = pixels
+    return whole

@@ -1,0 +1,118 @@
+"""What must hold for MaskCLIP beyond the laws of all methods (against the official program: tests/parity/cases/maskclip.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lexiseg.backbones.clip_vit import attended, visible
+from lexiseg.errors import UsageError
+from lexiseg.methods.maskclip.model import touched
+from lexiseg.methods.maskclip.weights import relative_from_official
+from lexiseg.structures import ImageBatch, Trace
+from tests.laws.builders import some_images, some_text, tiny_clip, tiny_maskclip
+
+
+def features_of(segmenter: Any) -> Any:
+    return segmenter.look(some_images((64, 64)).pixels)
+
+
+def test_a_patch_is_touched_by_a_single_pixel() -> None:
+    masks = torch.full((1, 2, 16, 16), -1.0)
+    masks[0, 0, 5, 9] = 0.0
+    found = touched(masks, (4, 4))
+    assert found[0, 0].nonzero().tolist() == [[1, 2]]
+    assert not found[0, 1].any()
+
+
+def test_attention_is_clips_own() -> None:
+    """Torch's own attention with the same mask gives the same."""
+    clip: Any = tiny_clip("vit")
+    block = clip.clip_model.visual.transformer.resblocks[0]
+    tokens, image, patches = torch.randn(2, 3, 32), torch.randn(2, 5, 32), torch.rand(2, 3, 2, 2) < 0.5
+    blocked = (~visible(patches)).repeat_interleave(block.attn.num_heads, dim=0)
+    expected, _ = block.attn(block.ln_1(tokens), image, image, attn_mask=blocked, need_weights=False)
+    assert_close(attended(block, tokens, image, visible(patches)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_over_everything_is_the_class_token() -> None:
+    """It sees what the class token sees, as copies of it; so its embedding is that of the picture."""
+    segmenter = tiny_maskclip(relative=())
+    image = some_images((64, 64)).pixels
+    everything = torch.ones(1, 2, 8, 8)
+    vectors, _ = segmenter.embed(segmenter.clip.features(image), everything, some_text())
+    assert_close(vectors, segmenter.clip.encode_image(image).expand(1, 2, -1), atol=1e-4, rtol=1e-4)
+
+
+def test_nobody_sees_a_mask_token() -> None:
+    """What a mask is called does not depend on the other masks, nor the image on any."""
+    segmenter, text = tiny_maskclip(), some_text()
+    features, masks = features_of(segmenter), torch.randn(1, 5, 16, 16)
+    together, _ = segmenter.embed(features, masks, text)
+    alone, _ = segmenter.embed(features, masks[:, 3:4], text)
+    assert_close(together[:, 3:4], alone, atol=1e-5, rtol=1e-5)
+    assert torch.equal(features.last, features_of(segmenter).last)
+
+
+def test_masks_are_drawn_again_where_they_are_relative() -> None:
+    plain, relative, text = tiny_maskclip(relative=()), tiny_maskclip(), some_text()
+    masks = torch.randn(1, 2, 16, 16)
+    assert torch.equal(plain.embed(features_of(plain), masks, text)[1], masks)
+    drawn = relative.embed(features_of(relative), masks, text)[1]
+    assert drawn.shape == (1, 2, 64, 64)
+    enlarged = torch.nn.functional.interpolate(masks, (64, 64), mode="bilinear")
+    assert (drawn - enlarged).abs().max() > 1e-3
+    with torch.no_grad():
+        relative.relative["1"].refinement.weight.zero_()  # type: ignore[union-attr,operator]
+        relative.relative["1"].refinement.bias.zero_()  # type: ignore[union-attr,operator]
+    assert_close(relative.embed(features_of(relative), masks, text)[1], enlarged)
+
+
+def test_the_official_program_never_predicts_the_last_class() -> None:
+    images, text = some_images((60, 80)), some_text()
+    paper, official = tiny_maskclip()(images, text), tiny_maskclip(behaviour="official")(images, text)
+    assert official.void
+    assert not paper.void
+    assert (official.per_class()[..., -1] == -torch.inf).all()
+    assert_close(official.per_class()[..., :-1], paper.per_class()[..., :-1])
+    assert_close(official.classes[..., -1], paper.per_class()[..., -1])
+
+
+def test_masks_lie_where_the_generator_put_them() -> None:
+    """The picture is resized and padded for the generator, and CLIP sees the same area."""
+    segmenter, trace = tiny_maskclip(relative=(), side=64), Trace()
+    found = segmenter(some_images((50, 90)), some_text(), trace=trace)
+    assert found.inner == ((64, 115),)
+    assert found.extents == ((64, 128),)
+    assert found.masks.shape == (1, 7, 16, 32)
+    assert torch.equal(found.masks[0], trace["masks"])
+    assert trace.share == (1.0, 115 / 128)
+    relative = tiny_maskclip(side=64)(ImageBatch.of([torch.rand(3, 50, 90), torch.rand(3, 90, 50)]), some_text())
+    assert relative.masks.shape == (2, 7, 64, 64)
+    assert relative.extents == ((64, 128), (128, 64))
+
+
+def test_only_what_is_relative_learns() -> None:
+    segmenter = tiny_maskclip()
+    assert {one.name.split(".")[0] for one in segmenter.trained_parameters()} == {"relative"}
+    assert tiny_maskclip(relative=()).trained_parts() == frozenset()
+    with pytest.raises(UsageError, match="blocks 0 to 1, and no block 23"):
+        tiny_maskclip(relative=(1, 23))
+
+
+def test_official_names_are_ours() -> None:
+    state = {"visual.proj": torch.zeros(1)}
+    for order, block in enumerate((5, 11)):
+        for name in ("q_prime_norm", "k_prime_proj_weight"):
+            state[f"visual.transformer.resblocks.{block}.attn.{name}_added_params.weight"] = torch.tensor(float(block))
+        for number in (1, 3):
+            state[f"visual.transformer.conv{number}_added_params.{order}.bias"] = torch.tensor(float(order))
+    relative, rest = relative_from_official(state)
+    assert set(rest) == {"visual.proj"}
+    assert {name: float(tensor) for name, tensor in relative.items()} == {
+        "5.query_norm.weight": 5, "5.key.weight": 5, "11.query_norm.weight": 11, "11.key.weight": 11,
+        "5.mask_embedding.bias": 0, "11.mask_embedding.bias": 1, "5.refinement.bias": 0, "11.refinement.bias": 1,
+    }  # fmt: skip

@@ -1,0 +1,57 @@
+"""MaskCLIP's mask tokens: relative mask attention and refinement in four blocks of a deep CLIP, and what is shipped after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from lexiseg.backbones.clip import ClipViT, assemble_clip
+from lexiseg.ensembles import classify_vectors
+from lexiseg.methods.maskclip.model import MaskClip
+from lexiseg.methods.maskclip.weights import relative_from_official
+from lexiseg.structures import TextEmbeddings
+from tests.laws.builders import SomeProposals
+from tests.parity.cases.clip import no_tokenizer
+from tests.parity.report import Row, load_case, max_difference
+
+
+def tokens(path: Path) -> list[Row]:
+    """From pictures and mask logits to embeddings, classes and redrawn masks; all masks at once and some at a time."""
+    tensors, document = load_case(path)
+    config = document["config"]
+    vision = {
+        "layers": config["layers"],
+        "width": config["width"],
+        "head_width": document["head_dim"],
+        "patch_size": config["patch_size"],
+        "image_size": config["input_resolution"],
+    }
+    text = {"context_length": 8, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
+    model = {"embed_dim": config["output_dim"], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    clip = assemble_clip(model, no_tokenizer, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    assert isinstance(clip, ClipViT)
+    official = {name.removeprefix("sd."): tensor for name, tensor in tensors.items() if name.startswith("sd.")}
+    segmenter = MaskClip(clip, SomeProposals(), classifier_side=config["input_resolution"], masks_at_once=None).eval()
+    relative, rest = relative_from_official(official)
+    segmenter.relative.load_state_dict(relative)
+    clip.clip_model.load_state_dict({**clip.clip_model.state_dict(), **rest})
+    features = clip.features(tensors["in.image"])
+    unit = functional.normalize(tensors["in.txt_embed"], dim=-1)
+    names = TextEmbeddings(unit, torch.arange(7), tuple("abcdefg"), torch.ones(7, dtype=torch.bool))
+    vectors, masks = segmenter.embed(features, tensors["in.masks"], names)
+    cosines = classify_vectors(vectors, names, 1 / config["temperature"])
+    expected = tensors["out.pred_logits"].log_softmax(-1)
+    segmenter.masks_at_once = 7
+    parts, _ = segmenter.embed(features, tensors["in.masks"], names)
+    return [
+        Row(path.name, "embeddings of masks", max_difference(vectors, tensors["out.mask_embeds"]), 1e-4),
+        Row(path.name, "log-probabilities", max_difference(cosines, expected), 1e-3),
+        Row(path.name, "masks drawn again", max_difference(masks, tensors["out.pred_masks"]), 1e-3),
+        Row(path.name, "seven masks at once", max_difference(parts, vectors), 1e-5),
+    ]
+
+
+CASES: dict[str, Callable[[Path], list[Row]]] = {"maskclip_tiny": tokens}
