@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from lexiseg.errors import WeightsError
+
 PATIENCE = 10.0  # seconds for an answer
 
 
@@ -19,3 +23,20 @@ def expect_hub(repository: str, *files: str) -> None:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
     except Exception as error:  # of whatever HTTP library it uses
         raise OSError(f"{constants.ENDPOINT} does not answer ({error})") from error
+
+
+def fetched(repository: str, file: str, advice: str) -> Path:
+    """A file of a repository on this machine; it is fetched unless it is in the cache already.
+
+    Raises:
+        WeightsError: it cannot be had; ``advice`` says what to do offline.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        expect_hub(repository, file)
+        return Path(hf_hub_download(repository, file))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot fetch {file} of {repository}: {reason}. {advice}") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.array_pickles import read_arrays
-from lexiseg.backbones.hub import expect_hub
+from lexiseg.backbones.hub import fetched
 from lexiseg.backbones.mask2former_weights import from_official, from_transformers, mask2former_config, official_config
 from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.backbones.sam_weights import check_keys
@@ -203,15 +203,9 @@ def _file_in(folder: Path, name: str) -> Path:
 
 
 def _from_hub(name: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        expect_hub(name, file)
-        return Path(hf_hub_download(name, file))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"cannot fetch {file} of {name}: {reason}. Offline, put config.json and model.safetensors of {name} in a folder "
-            "and give that folder, or give an official file (model_final_94dc52.pkl)"
-        ) from error
+    return fetched(
+        name,
+        file,
+        f"Offline, put config.json and model.safetensors of {name} in a folder and give that folder, or give an official file "
+        "(model_final_94dc52.pkl)",
+    )

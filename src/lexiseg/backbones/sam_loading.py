@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lexiseg.backbones import sam2_weights
-from lexiseg.backbones.hub import expect_hub
+from lexiseg.backbones.hub import fetched
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
 from lexiseg.backbones.sam_weights import MOBILE_KEY, TIED, check_keys, from_official
@@ -255,15 +255,9 @@ def _file_in(folder: Path, name: str) -> Path:
 
 
 def _from_hub(name: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        expect_hub(name, file)
-        return Path(hf_hub_download(name, file))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"cannot fetch {file} of {name}: {reason}. Offline, put config.json and model.safetensors of {name} in a folder "
-            "and give that folder, give an official file (sam_vit_b_01ec64.pth), or use a tiny model, whose weights are here"
-        ) from error
+    return fetched(
+        name,
+        file,
+        f"Offline, put config.json and model.safetensors of {name} in a folder and give that folder, give an official file "
+        "(sam_vit_b_01ec64.pth), or use a tiny model, whose weights are here",
+    )

@@ -9,9 +9,14 @@ import torch
 from torch.nn import functional
 
 from lexiseg.backbones.clip import ClipViT, assemble_clip
+from lexiseg.backbones.mask2former import Mask2Former
+from lexiseg.backbones.mask2former_weights import from_official as proposer_from_official
+from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.ensembles import classify_vectors
 from lexiseg.methods.maskclip.model import MaskClip
-from lexiseg.methods.maskclip.weights import relative_from_official
+from lexiseg.methods.maskclip.variants import MODELS
+from lexiseg.methods.maskclip.weights import relative_from_official, taken_apart
+from lexiseg.methods.weights import check
 from lexiseg.structures import TextEmbeddings
 from tests.laws.builders import SomeProposals
 from tests.parity.cases.clip import no_tokenizer
@@ -54,4 +59,24 @@ def tokens(path: Path) -> list[Row]:
     ]
 
 
-CASES: dict[str, Callable[[Path], list[Row]]] = {"maskclip_tiny": tokens}
+def manifest(path: Path) -> list[Row]:
+    """The published checkpoint's keys and shapes: all consumed, none of our parameters without a source."""
+    _, document = load_case(path)
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, shape in document["keys"].items()}
+        segmenter = MODELS["maskclip-vit-l14"].skeleton()
+    assert isinstance(segmenter, MaskClip)
+    checkpoint = taken_apart(state, path.name)
+    own = segmenter.clip.clip_model.state_dict()
+    check(checkpoint.vision, {name: own[name] for name in own if name.startswith("visual.")}, path.name)
+    check(checkpoint.relative, segmenter.relative.state_dict(), path.name)
+    assert isinstance(segmenter.proposer, Mask2Former)
+    check_keys(proposer_from_official(checkpoint.proposer), segmenter.proposer.model.state_dict(), path.name)
+    learnt = sum(parameter.numel() for parameter in segmenter.relative.parameters())
+    return [Row(path.name, "what is trained", float(abs(learnt - document["trainable_params"])), 0)]
+
+
+CASES: dict[str, Callable[[Path], list[Row]]] = {
+    "maskclip_tiny": tokens,
+    "manifest_maskclip_r50_vitl336_coco": manifest,
+}
