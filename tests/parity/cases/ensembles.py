@@ -21,7 +21,7 @@ STRIDE = 32  # padding of FC-CLIP's images
 MASK_STEP, SCORE_STEP = 5, 3  # how the recorded maps were thinned
 
 
-def _text(names_per_class: list[int], vectors: Tensor, seen: Tensor, things: list[int]) -> TextEmbeddings:
+def text_of(names_per_class: list[int], vectors: Tensor, seen: Tensor, things: list[int]) -> TextEmbeddings:
     owner = torch.arange(len(names_per_class)).repeat_interleave(torch.tensor(names_per_class))
     is_thing = torch.tensor([label in things for label in range(len(names_per_class))])
     return TextEmbeddings(vectors, owner, tuple(map(str, range(len(names_per_class)))), is_thing, seen.bool())
@@ -63,7 +63,7 @@ def official_class_ensemble(path: Path) -> list[Row]:
     """From pooled features to the ensembled classes, the resized masks and the semantic scores."""
     tensors, document = load_case(path)
     seen = tensors["category_overlapping_mask"].bool()
-    text = _text(document["num_templates"], tensors["text_classifier"][: sum(document["num_templates"])], seen, [])
+    text = text_of(document["num_templates"], tensors["text_classifier"][: sum(document["num_templates"])], seen, [])
     size: Size = (document["image_hw"][0], document["image_hw"][1])
     output: Size = (document["output_hw"][0], document["output_hw"][1])
     masks, grid = tensors["pred_masks"], tensors["clip_vis_dense"]
@@ -102,21 +102,35 @@ def official_inference(path: Path) -> list[Row]:
     prediction = MaskPrediction(masks, classes, True, (size,), (size,))
     seen = tensors["category_overlapping_mask"].bool()
     names = [1] * document["num_classes"]
-    text = _text(names, torch.eye(len(names)), seen, document["things_contiguous"])
-    rows = _compare_scores(path.name, "sem_seg", prediction, tensors["sem_seg"])
+    text = text_of(names, torch.eye(len(names)), seen, document["things_contiguous"])
+    rows = compare_scores(path.name, "sem_seg", prediction, tensors["sem_seg"])
     for name, segments in document["segments_info"].items():
         least, overlap = (float(part[2:].lstrip("t")) for part in name.removeprefix("panoptic_").split("_"))
-        numbers, regions = panoptic(prediction, text, replace(MASK2FORMER, threshold=least, overlap=overlap))[0]
-        rows.append(Row(path.name, name, max_difference(numbers, tensors[name]), 0))
-        found = [(number, region.label, bool(text.things[region.label])) for number, region in enumerate(regions, start=1)]
-        expected = [(segment["id"], segment["category_id"], segment["isthing"]) for segment in segments]
-        rows.append(Row(path.name, f"{name} segments", float(found != expected), 0))
+        rows += compare_panoptic(path.name, name, prediction, text, (least, overlap), (tensors[name], segments))
     rows += _instances(path.name, prediction, text, tensors)
     rows += _sam(path.name, prediction, seen, tensors, document)
     return rows
 
 
-def _compare_scores(case: str, name: str, prediction: MaskPrediction, reference: Tensor) -> list[Row]:
+def compare_panoptic(
+    case: str,
+    name: str,
+    prediction: MaskPrediction,
+    text: TextEmbeddings,
+    thresholds: tuple[float, float],
+    expected: tuple[Tensor, list[dict[str, Any]]],
+) -> list[Row]:
+    """The panoptic map and its segments, of a least score and a least overlap."""
+    numbers, regions = panoptic(prediction, text, replace(MASK2FORMER, threshold=thresholds[0], overlap=thresholds[1]))[0]
+    found = [(number, region.label, bool(text.things[region.label])) for number, region in enumerate(regions, start=1)]
+    segments = [(segment["id"], segment["category_id"], segment["isthing"]) for segment in expected[1]]
+    return [
+        Row(case, name, max_difference(numbers, expected[0]), 0),
+        Row(case, f"{name} segments", float(found != segments), 0),
+    ]
+
+
+def compare_scores(case: str, name: str, prediction: MaskPrediction, reference: Tensor) -> list[Row]:
     scores, label = next(semantic_scores(prediction, divide=False)), next(semantic_best(prediction))[1]
     relative = max_difference(scores, reference) / max(1.0, float(reference.abs().max()))
     return [
@@ -164,10 +178,10 @@ def _sam(
         kept = kept_masks(sam, seen, behaviour="official")[0]
         rows.append(Row(case, f"{name}: kept", max_difference(kept, tensors[f"sam_ensemble_{name}.kept"]), 0))
         both = mask_ensemble(prediction, sam, seen, epsilon=document["alpha_mask"], behaviour="official")
-        rows += _compare_scores(case, f"sam_ensemble_{name}.sem_seg", both, tensors[f"sam_ensemble_{name}.sem_seg"])
+        rows += compare_scores(case, f"sam_ensemble_{name}.sem_seg", both, tensors[f"sam_ensemble_{name}.sem_seg"])
         if name == "mixed":
             half = mask_ensemble(prediction, sam, seen, epsilon=0.5, behaviour="official")
-            rows += _compare_scores(case, "sam_ensemble_alpha0.5.sem_seg", half, tensors["sam_ensemble_alpha0.5.sem_seg"])
+            rows += compare_scores(case, "sam_ensemble_alpha0.5.sem_seg", half, tensors["sam_ensemble_alpha0.5.sem_seg"])
     return rows
 
 

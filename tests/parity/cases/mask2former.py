@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +11,9 @@ import torch
 from lexiseg.backbones.mask2former import MEAN, STD, Architecture, from_official_state, mask2former
 from lexiseg.backbones.mask2former_weights import dropped, from_official, names_from_official, to_official
 from lexiseg.backbones.sam_weights import check_keys
+from lexiseg.postprocess import MASK2FORMER, instances
+from lexiseg.structures import MaskPrediction
+from tests.parity.cases.ensembles import compare_panoptic, compare_scores, text_of
 from tests.parity.report import Row, load_case, max_difference
 
 TOLERANCE = 1e-5
@@ -49,6 +53,29 @@ def tiny(path: Path) -> list[Row]:
     ]
 
 
+def results(path: Path) -> list[Row]:
+    """Semantic, panoptic and instance results of fixed masks and classes."""
+    tensors, document = load_case(path)
+    masks, size = tensors["in.mask_pred"][None], tuple(tensors["in.mask_pred"].shape[-2:])
+    count = tensors["in.mask_cls"].shape[-1] - 1
+    prediction = MaskPrediction(masks, tensors["in.mask_cls"].log_softmax(-1)[None], True, (size,), (size,))
+    text = text_of([1] * count, torch.eye(count), torch.zeros(count), document["things"])
+    rows = compare_scores(path.name, "semantic", prediction, tensors["out.semantic"])
+    for name, segments in document["segments"].items():
+        least, overlap = (float(part) for part in name.removeprefix("panoptic_").split("_"))
+        rows += compare_panoptic(path.name, name, prediction, text, (least, overlap), (tensors[f"out.{name}"], segments))
+    everything = replace(text, things=torch.ones_like(text.things))
+    for name, words in (("instance_panopticTrue", text), ("instance_panopticFalse", everything)):
+        found = instances(prediction, words, replace(MASK2FORMER, detections=document["topk"]))[0]
+        ours = {(region.label, int(region.mask.sum())): region.score for region in found}
+        areas = tensors[f"out.{name}.masks"].flatten(1).sum(1).tolist()
+        labels, scores = tensors[f"out.{name}.classes"].tolist(), tensors[f"out.{name}.scores"].tolist()
+        theirs = dict(zip(zip(labels, areas, strict=True), scores, strict=True))
+        rows.append(Row(path.name, f"{name}: other instances", float(len(ours.keys() ^ theirs.keys())), 0))
+        rows.append(Row(path.name, f"{name}: scores", max(abs(ours.get(key, 9.0) - theirs[key]) for key in theirs), TOLERANCE))
+    return rows
+
+
 def manifest(path: Path) -> list[Row]:
     """A published checkpoint's keys and shapes: all consumed, none of our parameters without a source."""
     _, document = load_case(path)
@@ -71,5 +98,6 @@ def manifest(path: Path) -> list[Row]:
 
 CASES = {
     "mask2former_tiny*": tiny,
+    "mask2former_postprocess": results,
     "manifest_mask2former_*": manifest,
 }

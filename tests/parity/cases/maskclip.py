@@ -13,13 +13,15 @@ from lexiseg.backbones.mask2former import Mask2Former
 from lexiseg.backbones.mask2former_weights import from_official as proposer_from_official
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.ensembles import classify_vectors
-from lexiseg.methods.maskclip.model import MaskClip
+from lexiseg.methods.maskclip.model import MaskClip, without_last
 from lexiseg.methods.maskclip.variants import MODELS
 from lexiseg.methods.maskclip.weights import relative_from_official, taken_apart
 from lexiseg.methods.weights import check
-from lexiseg.structures import TextEmbeddings
+from lexiseg.postprocess import semantic_scores
+from lexiseg.structures import MaskPrediction, TextEmbeddings
 from tests.laws.builders import SomeProposals
 from tests.parity.cases.clip import no_tokenizer
+from tests.parity.cases.ensembles import compare_panoptic, text_of
 from tests.parity.report import Row, load_case, max_difference
 
 
@@ -59,6 +61,24 @@ def tokens(path: Path) -> list[Row]:
     ]
 
 
+def shipped(path: Path) -> list[Row]:
+    """Semantic and panoptic results of fixed logits; the last class is in the second only."""
+    tensors, document = load_case(path)
+    logits, masks = tensors["in.mask_cls"], tensors["in.mask_pred"][None]
+    size, count = (int(masks.shape[-2]), int(masks.shape[-1])), logits.shape[-1]
+    plain = MaskPrediction(masks, logits.log_softmax(-1)[None], False, (size,), (size,))
+    prediction = without_last(plain)
+    text = text_of([1] * count, torch.eye(count), torch.zeros(count), document["things"])
+    scores = next(semantic_scores(prediction, divide=False))
+    thresholds = document["obj_thr"], document["overlap"]
+    expected = tensors["out.panoptic"], document["segments"]
+    return [
+        Row(path.name, "semantic", max_difference(scores[:-1], tensors["out.semantic"]), 1e-5),
+        Row(path.name, "the last class", float(scores[-1].abs().max()), 0),
+        *compare_panoptic(path.name, "panoptic", prediction, text, thresholds, expected),
+    ]
+
+
 def manifest(path: Path) -> list[Row]:
     """The published checkpoint's keys and shapes: all consumed, none of our parameters without a source."""
     _, document = load_case(path)
@@ -78,5 +98,6 @@ def manifest(path: Path) -> list[Row]:
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
     "maskclip_tiny": tokens,
+    "maskclip_postprocess": shipped,
     "manifest_maskclip_r50_vitl336_coco": manifest,
 }

@@ -15,6 +15,7 @@ FOV-Seg is this model without the relative attention and with tokens that ask th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ class MaskClip(Segmenter):
         side: pixels of the shorter side of the image that the generator sees; None leaves images as they are.
         longest: pixels its longer side may have at most.
         overlap: see `Segmenter`.
-        behaviour: "official" never predicts the last class, as the official program, which takes it for "no object" by
-            mistake (its labels of instances, which drift as a consequence, are not repeated).
+        behaviour: "official" leaves the last class out of semantic results, as the official program, which takes it for
+            "no object" by mistake (so it does with instances, whose labels drift as a consequence; that is not repeated).
         templates: the prompts its names are embedded with.
         masks_at_once: bounds the memory; the result is the same. None takes all at once.
 
@@ -94,7 +95,8 @@ class MaskClip(Segmenter):
         A trace gets ``clip`` [D, h, w], CLIP's patches in the joint space, and ``masks`` [Q, h, w], the generator's logits.
         """
         check_trace(images, trace)
-        return join([self._segment(images.image(index), text, trace) for index in range(len(images))])
+        prediction = join([self._segment(images.image(index), text, trace) for index in range(len(images))])
+        return without_last(prediction) if self.behaviour == "official" else prediction
 
     def names(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
         """Log-probabilities of classes [B, Q, K], or [B, Q, K + 1] with "no object", and the masks as CLIP leaves them.
@@ -106,9 +108,6 @@ class MaskClip(Segmenter):
         """
         vectors, masks = self.embed(features, masks, text)
         classes = classify_vectors(vectors, text, 1 / TEMPERATURE, self.void_vector())
-        if self.behaviour == "official":
-            never = torch.full_like(classes[..., -1:], -torch.inf)
-            classes = torch.cat([classes[..., :-1], never, classes[..., -1:]], dim=-1)
         return classes, masks
 
     def void_vector(self) -> Tensor | None:
@@ -160,6 +159,13 @@ class MaskClip(Segmenter):
             trace.share = inner[0] / proposals.extent[0], inner[1] / proposals.extent[1]
         size = (int(image.shape[-2]), int(image.shape[-1]))
         return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (proposals.extent,), inner=(inner,))
+
+
+def without_last(prediction: MaskPrediction) -> MaskPrediction:
+    """A prediction without "no object" whose last class has no place in semantic results."""
+    classes = prediction.classes.clone()
+    classes[..., -1] = -torch.inf
+    return replace(prediction, semantic=(replace(prediction, classes=classes),))
 
 
 def touched(masks: Tensor, grid: Size) -> Tensor:
