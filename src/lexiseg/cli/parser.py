@@ -178,7 +178,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 def _figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
-        choices=("comparison", "attention", "clusters", "prompts", "points"),
+        choices=("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation"),
         help="what models find beside each other; where they look for a class; k-means of what they see; SAM asked with boxes; "
         "where SAM-MI asks SAM, and its masks",
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from lexiseg.backbones.clip import ClipViT, assemble_clip
@@ -13,7 +15,7 @@ from lexiseg.backbones.mask2former import Mask2Former
 from lexiseg.backbones.mask2former_weights import from_official as proposer_from_official
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.ensembles import classify_vectors
-from lexiseg.methods.maskclip.model import MaskClip, without_last
+from lexiseg.methods.maskclip.model import RELATIVE, MaskClip, without_last
 from lexiseg.methods.maskclip.variants import MODELS
 from lexiseg.methods.maskclip.weights import relative_from_official, taken_apart
 from lexiseg.methods.weights import check
@@ -25,9 +27,8 @@ from tests.parity.cases.ensembles import compare_panoptic, text_of
 from tests.parity.report import Row, load_case, max_difference
 
 
-def tokens(path: Path) -> list[Row]:
-    """From pictures and mask logits to embeddings, classes and redrawn masks; all masks at once and some at a time."""
-    tensors, document = load_case(path)
+def loaded(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> MaskClip:
+    """Ours with the official weights of a case."""
     config = document["config"]
     vision = {
         "layers": config["layers"],
@@ -38,13 +39,23 @@ def tokens(path: Path) -> list[Row]:
     }
     text = {"context_length": 8, "vocab_size": 10, "width": 8, "heads": 1, "layers": 1}
     model = {"embed_dim": config["output_dim"], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    clip = assemble_clip(model, no_tokenizer, mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    clip = assemble_clip(model, no_tokenizer, mean=(0, 0, 0), std=(1, 1, 1)).eval()  # images come normalised
     assert isinstance(clip, ClipViT)
     official = {name.removeprefix("sd."): tensor for name, tensor in tensors.items() if name.startswith("sd.")}
-    segmenter = MaskClip(clip, SomeProposals(), classifier_side=config["input_resolution"], masks_at_once=None).eval()
     relative, rest = relative_from_official(official)
-    segmenter.relative.load_state_dict(relative)
     clip.clip_model.load_state_dict({**clip.clip_model.state_dict(), **rest})
+    blocks = [number for number in RELATIVE if number < config["layers"]]
+    side = config["input_resolution"]
+    segmenter = MaskClip(clip, SomeProposals(), classifier_side=side, relative=blocks, masks_at_once=None).eval()
+    segmenter.relative.load_state_dict(relative)
+    return segmenter
+
+
+def tokens(path: Path) -> list[Row]:
+    """From pictures and mask logits to embeddings, classes and redrawn masks; all masks at once and some at a time."""
+    tensors, document = load_case(path)
+    segmenter, config = loaded(tensors, document), document["config"]
+    clip = segmenter.clip
     features = clip.features(tensors["in.image"])
     unit = functional.normalize(tensors["in.txt_embed"], dim=-1)
     names = TextEmbeddings(unit, torch.arange(7), tuple("abcdefg"), torch.ones(7, dtype=torch.bool))
@@ -59,6 +70,26 @@ def tokens(path: Path) -> list[Row]:
         Row(path.name, "masks drawn again", max_difference(masks, tensors["out.pred_masks"]), 1e-3),
         Row(path.name, "seven masks at once", max_difference(parts, vectors), 1e-5),
     ]
+
+
+@torch.no_grad()
+def first_blocks(path: Path) -> list[Row]:
+    """The tokens after some of the first blocks, the relative one among them, and the masks that one draws."""
+    tensors, document = load_case(path)
+    rows, count = [], tensors["in.masks"].shape[1]
+    for number in (0, 5, 6):
+        recorded = tensors[f"out.block{number}"].transpose(0, 1)
+        segmenter = loaded(tensors, document)
+        tower: Any = segmenter.clip.clip_model.visual
+        features = segmenter.clip.features(tensors["in.image"])
+        after = tower.transformer.resblocks[number](features.last[:, number])
+        tower.transformer.resblocks = tower.transformer.resblocks[: number + 1]
+        tower.ln_post, tower.proj = torch.nn.Identity(), torch.nn.Parameter(torch.eye(tower.proj.shape[0]))
+        own, masks = segmenter.clip.mask_tokens(features, tensors["in.masks"], segmenter.attend(features.grid))
+        rows.append(Row(path.name, f"mask tokens after block {number}", max_difference(own, recorded[:, :count]), 1e-4))
+        rows.append(Row(path.name, f"image tokens after block {number}", max_difference(after, recorded[:, count:]), 1e-4))
+    rows.append(Row(path.name, "masks drawn again", max_difference(masks[:1], tensors["out.masks_before_block11"]), 1e-4))
+    return rows
 
 
 def shipped(path: Path) -> list[Row]:
@@ -98,6 +129,7 @@ def manifest(path: Path) -> list[Row]:
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {
     "maskclip_tiny": tokens,
+    "maskclip_first_blocks": first_blocks,
     "maskclip_postprocess": shipped,
     "manifest_maskclip_r50_vitl336_coco": manifest,
 }

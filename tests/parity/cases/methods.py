@@ -55,7 +55,9 @@ def full(path: Path) -> list[Row]:
     rows.append(row("class logits", decoded.classes, tensors["record.pred_logits"]))
     rows.append(row("masks", decoded.masks, tensors["record.pred_masks"]))
     rows.append(row("class ensemble", prediction.classes[0], tensors["record.semantic_inference.arg0"]))
-    rows.append(row("semantic", next(semantic_scores(prediction, divide=False)), tensors["outputs.sem_seg"]))
+    step = document.get("sem_seg_step", 1)  # the copy in the repository is thinned
+    semantic = next(semantic_scores(prediction, divide=False))[:, ::step, ::step]
+    rows.append(row("semantic", semantic, tensors["outputs.sem_seg"]))
     numbers, regions = panoptic(prediction, text, MASK2FORMER)[0]
     rows.append(row("panoptic map", numbers, tensors["outputs.panoptic_seg"], 0.0))
     named = [[number, region.label] for number, region in enumerate(regions, start=1)]

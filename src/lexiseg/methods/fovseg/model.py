@@ -157,7 +157,7 @@ class FovSeg(MaskClip):
         if isinstance(self.fiser, Fiser):
             chance = torch.stack([draw(number, 1, 1)[0, 0, 0] for number in range(len(images))])
             patches = self.clip.patch_tokens(features)
-            losses["fiser"] = options.fiser * self.fiser(self.clip, patches, text, targets, chance)
+            losses["fiser"] = options.fiser * self.fiser(self.clip, patches, text, targets, chance)  # Eq. (12)
         return losses
 
     def _embedded(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.clip_base import ClipFeatures
-from lexiseg.backbones.clip_vit import ClipViT, attended, visible
+from lexiseg.backbones.clip_vit import Attend, ClipViT, attended, visible
 from lexiseg.backbones.proposals import MaskProposer
 from lexiseg.ensembles import Behaviour, classify_vectors
 from lexiseg.errors import UsageError
@@ -126,14 +126,19 @@ class MaskClip(Segmenter):
             size = tuple(side * self.clip.strides[0] for side in features.grid)
             masks = functional.interpolate(masks, size, mode="bilinear", align_corners=False)
 
-        def attend(number: int, block: Any, tokens: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-            seen = visible(touched(masks, features.grid))
+        return self.clip.mask_tokens(features, masks, self.attend(features.grid))
+
+    def attend(self, grid: Size) -> Attend:
+        """What mask tokens take from a picture of h × w patches, of masks as logits [B, Q, H, W]; see `ClipViT.mask_tokens`."""
+
+        def take(number: int, block: Any, tokens: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+            seen = visible(touched(masks, grid))
             if str(number) not in self.relative:
                 return attended(block, tokens, image, seen), masks
             found: tuple[Tensor, Tensor] = self.relative[str(number)](block, tokens, image, seen, masks)
             return found
 
-        return self.clip.mask_tokens(features, masks, attend)
+        return take
 
     def look(self, pixels: Tensor) -> ClipFeatures:
         """What CLIP sees of pixels [B, 3, H, W], squeezed into its square."""
