@@ -1,10 +1,15 @@
-"""CMPF's Tables 6 and 7 on the emoji world: what each module adds, by trainings with equal budgets and several seeds.
+"""The papers' ablations on the emoji world: what each module adds, by trainings with equal budgets and several seeds.
 
-``python benchmarks/ablation.py --output runs/ablation [--seeds 0 1 2] [--rows none both] [--json]`` trains `cmpf-tiny` once
-a row and seed, in the same few steps on the same scenes, and measures it on scenes it never saw, in the styles of the
-training and in a new one. What is there already is not done again. A row without modules is FC-CLIP. The ensemble of masks
-needs no training: it is switched on in rows that are there. Shown are means over the seeds and their standard deviation, and
-the same of the difference to the row without modules with the same seed, whose scenes and order of scenes are equal.
+``python benchmarks/ablation.py --output runs/ablation [--study cmpf] [--seeds 0 1 2] [--rows none both] [--json]`` trains the
+tiny model of a method once a row and seed, in the same few steps on the same scenes, and measures it on scenes it never saw,
+in the styles of the training and in a new one. What is there already is not done again. Shown are means over the seeds and
+their standard deviation, and the same of the difference to the study's first row with the same seed, whose scenes and order of
+scenes are equal.
+
+    cmpf     Tables 6 and 7; the row without modules is FC-CLIP. Its ensemble of masks needs no training: it is switched on
+             in rows that are there
+    escnet   Tables 2 and 3
+    fovseg   Table IV a and f
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,17 +38,74 @@ from lexiseg.training.loop import train
 from lexiseg.training.processes import joined
 from lexiseg.training.validation import Validation
 
-STEPS, BATCH, SCENES = 1200, 4, 200
-NONE = ("model.query_layers=[]", "model.feature_layers=[]")
-ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "none": ("no module (FC-CLIP)", NONE),
-    "qi": ("Query Injector", ("model.feature_layers=[]",)),
-    "fi": ("Feature Injector", ("model.query_layers=[]",)),
-    "both": ("both injectors", ()),
-    "q1": ("both, Query Injector after layer 1 only", ("model.query_layers=[1]",)),
-    "q2": ("both, Query Injector after layer 2 only", ("model.query_layers=[2]",)),
+BATCH, SCENES = 4, 200
+
+
+@dataclass(frozen=True)
+class Study:
+    """The ablation of a method.
+
+    Attributes:
+        model: what is trained.
+        steps: of a training, if nobody says otherwise.
+        rows: by a short name, the title and what is changed in the recipe; the others are compared with the first.
+        precision: of the trainings.
+    """
+
+    model: str
+    steps: int
+    rows: Mapping[str, tuple[str, tuple[str, ...]]]
+    precision: str = "float32"
+
+    @property
+    def plain(self) -> str:
+        """The title of the row that the others are compared with."""
+        return next(iter(self.rows.values()))[0]
+
+
+STUDIES = {
+    "cmpf": Study(
+        "cmpf-tiny",
+        1200,
+        {
+            "none": ("no module (FC-CLIP)", ("model.query_layers=[]", "model.feature_layers=[]")),
+            "qi": ("Query Injector", ("model.feature_layers=[]",)),
+            "fi": ("Feature Injector", ("model.query_layers=[]",)),
+            "both": ("both injectors", ()),
+            "q1": ("both, Query Injector after layer 1 only", ("model.query_layers=[1]",)),
+            "q2": ("both, Query Injector after layer 2 only", ("model.query_layers=[2]",)),
+        },
+        "bfloat16",
+    ),
+    "escnet": Study(
+        "escnet-tiny",
+        400,
+        {
+            "none": ("without SAM", ("model.sam_blocks=none",)),
+            "random": ("SAM blocks, random", ("model.sam_blocks=random",)),
+            "pretrained": ("SAM blocks, pretrained (points and masks)", ()),
+            "points": ("points", ("model.prompts=['points']",)),
+            "boxes": ("boxes", ("model.prompts=['boxes']",)),
+            "points_boxes": ("points and boxes", ("model.prompts=['points', 'boxes']",)),
+            "boxes_masks": ("boxes and masks", ("model.prompts=['boxes', 'masks']",)),
+            "all": ("points, boxes and masks", ("model.prompts=['points', 'boxes', 'masks']",)),
+        },
+    ),
+    "fovseg": Study(
+        "fovseg-tiny",
+        600,
+        {
+            "none": ("queries of CLIP alone", ("model.teva=False", "model.adapter=0", "model.fiser=0")),
+            "fiser": ("FiSeR", ("model.teva=False", "model.adapter=0")),
+            "teva": ("TeVA", ("model.fiser=0",)),
+            "both": ("FiSeR and TeVA", ()),
+            "a0": ("both, no adapter", ("model.adapter=0",)),
+            "a1": ("both, adapter of 1 layer", ("model.adapter=1",)),
+            "a3": ("both, adapter of 3 layers", ("model.adapter=3",)),
+        },
+    ),
 }
-ENSEMBLES = ("none", "both")  # rows that are measured with the ensemble of masks, too
+ENSEMBLES = ("none", "both")  # rows of CMPF that are measured with the ensemble of masks, too
 NUMBERS = {
     "PQ": "world:val/PQ",
     "mIoU": "world:val/mIoU",
@@ -53,10 +116,11 @@ NUMBERS = {
 Scores = Mapping[str, float]
 
 
-def recipe_of(settings: Sequence[str], seed: int, steps: int, scenes: int) -> Recipe:
+def recipe_of(study: Study, settings: Sequence[str], seed: int, steps: int, scenes: int) -> Recipe:
     """A row's training."""
-    budget = (f"steps={steps}", f"batch={BATCH}", "precision=bfloat16", f"validate_every={steps}", f"validate_limit={scenes}")
-    return changed(recipe_named("cmpf-tiny"), [*budget, f"seed={seed}", *settings])
+    budget = (f"steps={steps}", f"batch={BATCH}", f"precision={study.precision}")
+    validation = (f"validate_every={steps}", f"validate_limit={scenes}")
+    return changed(recipe_named(study.model), [*budget, *validation, f"seed={seed}", *settings])
 
 
 def trained(folder: Path, recipe: Recipe) -> Scores:
@@ -98,17 +162,19 @@ def sam_clip() -> SamClip:
 
 def rows(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Scores]]]:
     """(what, scores of each seed) of every line of the table."""
-    output: Path = arguments.output
-    yield "SAM's masks only (SAM + CLIP, nothing trained)", [measured("sam_clip", sam_clip, output, arguments.scenes)]
+    output, study = arguments.output, STUDIES[arguments.study]
+    masks = arguments.study == "cmpf" and not arguments.without_masks
+    if arguments.study == "cmpf":
+        yield "SAM's masks only (SAM + CLIP, nothing trained)", [measured("sam_clip", sam_clip, output, arguments.scenes)]
     for row in arguments.rows:
-        title, settings = ROWS[row]
+        title, settings = study.rows[row]
         folders = [output / f"{row}-{seed}" for seed in arguments.seeds]
         found = [
-            trained(folder, recipe_of(settings, seed, arguments.steps, arguments.scenes))
+            trained(folder, recipe_of(study, settings, seed, arguments.steps, arguments.scenes))
             for folder, seed in zip(folders, arguments.seeds, strict=True)
         ]
         yield title, found
-        if row in ENSEMBLES and not arguments.without_masks:
+        if row in ENSEMBLES and masks:
             builders = {folder.name: partial(with_masks, folder, output / "masks") for folder in folders}
             again = [measured(f"{name}-masks", build, output, arguments.scenes) for name, build in builders.items()]
             yield f"{title}, ensemble of masks", again
@@ -139,13 +205,18 @@ def spread(values: Sequence[float], *, sign: str = "") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the trainings; what is there is not done again")
+    parser.add_argument("--study", choices=STUDIES, default="cmpf")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the study only")
+    parser.add_argument("--steps", type=int, help="of each training (cmpf: 1200, escnet: 400, fovseg: 600)")
     parser.add_argument("--scenes", type=int, default=SCENES, help="of each style, to measure on")
     parser.add_argument("--without-masks", action="store_true", help="leave out the ensemble of masks")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    study = STUDIES[arguments.study]
+    arguments.rows, arguments.steps = arguments.rows or list(study.rows), arguments.steps or study.steps
+    if unknown := [row for row in arguments.rows if row not in study.rows]:
+        parser.error(f"the study {arguments.study} has no row '{unknown[0]}'; it has {', '.join(study.rows)}")
     torch.set_num_threads(1)
     found = dict(rows(arguments))
     if arguments.json:
@@ -155,7 +226,7 @@ def main() -> None:
         print(json.dumps(numbers))
         return
     print(f"{arguments.steps} steps of {BATCH} scenes, seeds {arguments.seeds}; measured on {arguments.scenes} scenes a style")
-    print("\n".join(table(found, ROWS["none"][0])))
+    print("\n".join(table(found, study.plain)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ TINY_NAME, TINY_SAM = "escnet-tiny", "sam-tiny"
 TINY: Mapping[str, Any] = {
     "side": 256,
     "blocks": 2,  # as many as SAM has
+    "sam_blocks": "pretrained",
+    "prompts": ("points", "masks"),
     "width": 32,
     "window": 8,
     "decoder": (16, 16),

@@ -17,7 +17,7 @@ from lexiseg.methods.maskclip import variants as maskclip
 from lexiseg.methods.weights import fill_from, options_of
 
 TINY_NAME = "fovseg-tiny"
-TINY: Mapping[str, Any] = {**maskclip.TINY, "trained_on": "emoji-seen"}
+TINY: Mapping[str, Any] = {**maskclip.TINY, "teva": True, "adapter": 2, "trained_on": "emoji-seen"}
 
 
 PROPOSER_HUB = "facebook/mask2former-swin-base-coco-panoptic"
