@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/methods.py --tiny
 	$(BIN)/python benchmarks/prompts.py
+	$(BIN)/python benchmarks/classes.py
 
 docs: $(DOCS_READY)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
@@ -81,10 +82,15 @@ train-tiny: $(READY)
 	$(BIN)/python -m lexiseg.training.pack catseg-tiny runs/catseg-tiny
 	$(BIN)/lexiseg train sam_mi-tiny --output runs/sam_mi-tiny
 	$(BIN)/python -m lexiseg.training.pack sam_mi-tiny runs/sam_mi-tiny
+	$(BIN)/lexiseg train escnet-tiny --output runs/escnet-tiny
+	$(BIN)/python -m lexiseg.training.pack escnet-tiny runs/escnet-tiny
+	$(BIN)/lexiseg train fovseg-tiny --output runs/fovseg-tiny
+	$(BIN)/python -m lexiseg.training.pack fovseg-tiny runs/fovseg-tiny
 
 # The scores of the embedded weights: as under Scores in docs/tiny.md, on more scenes.
 score: $(READY)
-	@for model in sam_clip-tiny sam_clip-tiny-vit sam_clip-tiny-convnext fcclip-tiny cmpf-tiny catseg-tiny sam_mi-tiny; do \
+	@for model in sam_clip-tiny sam_clip-tiny-vit sam_clip-tiny-convnext fcclip-tiny cmpf-tiny catseg-tiny sam_mi-tiny \
+		escnet-tiny maskclip-tiny fovseg-tiny; do \
 		$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model $$model || exit 1; done
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.

@@ -180,7 +180,7 @@ def _figure(parser: argparse.ArgumentParser) -> None:
         "kind",
         choices=("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation"),
         help="what models find beside each other; where they look for a class; k-means of what they see; SAM asked with boxes; "
-        "where SAM-MI asks SAM, and its masks",
+        "where SAM-MI asks SAM, and its masks; how ESC-Net makes prompts; its correlations before each block",
     )
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files or globs")
     parser.add_argument("--data", metavar="NAME|PATH", help="in place of pictures: a data set, whose truth is drawn, too")
