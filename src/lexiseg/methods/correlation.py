@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.ensembles import Behaviour
 from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import correlation
+from lexiseg.losses.matching import PointSource
+from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.base import Segmenter, Trained, check_trace
-from lexiseg.structures import ImageBatch, PixelPrediction, Size, TextEmbeddings, Trace
+from lexiseg.structures import ImageBatch, MaskTarget, PixelPrediction, Size, TextEmbeddings, Trace
 
 CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
 MULTIPLE = 32  # the official program pads whole pictures to multiples of it
@@ -68,6 +71,7 @@ class CorrelationSegmenter(Segmenter):
 
     tasks = ("semantic", "panoptic")
     tunes_text = True
+    loss_options: PixelLossOptions = PixelLossOptions()
 
     def __init__(
         self,
@@ -108,6 +112,30 @@ class CorrelationSegmenter(Segmenter):
         look = self._mosaic if self.sliding else self._whole
         found = [look(images.image(index), text, trace) for index in range(len(images))]
         return PixelPrediction(torch.stack(found), images.sizes, images.sizes, link="identity")
+
+    def loss(
+        self,
+        images: ImageBatch,
+        text: TextEmbeddings,
+        targets: Sequence[MaskTarget],
+        options: Any = None,
+        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+    ) -> dict[str, Tensor]:
+        """The loss of a training batch, all its images of one square size.
+
+        Args:
+            images: B images, looked at once.
+            text: the vocabulary of the training, with gradients if the text tower is to learn.
+            targets: what is in each of them.
+            options: a `PixelLossOptions`; the method's own if left out.
+            draw: not used.
+        """
+        logits = self.logits_in_training(self.see(images.pixels, text))
+        return {"pixels": pixel_loss(logits, targets, options or self.loss_options)}
+
+    def logits_in_training(self, seen: Seen) -> Tensor:
+        """As `decode`, but for what a method does otherwise in training."""
+        return self.decode(seen)
 
     def see(self, squares: Tensor, text: TextEmbeddings) -> Seen:
         """What CLIP sees of squares [B, 3, S, S], float RGB in 0..1, at ``side`` × ``side``."""

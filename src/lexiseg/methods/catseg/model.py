@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.ensembles import Behaviour
 from lexiseg.layers.cost_aggregation import CostAggregation
-from lexiseg.losses.matching import PointSource
-from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.correlation import CorrelationSegmenter, Seen
-from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+from lexiseg.structures import Trace
 
 GUIDES = (256, 128)  # channels of the guides, of twice and four times the resolution of the features
 POOLING = 2  # cells a side that are one in attention over classes, in training
@@ -61,25 +59,8 @@ class CatSeg(CorrelationSegmenter):
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "enlarge": self.enlarge, "aggregation": self.aggregation}
 
-    def loss(
-        self,
-        images: ImageBatch,
-        text: TextEmbeddings,
-        targets: Sequence[MaskTarget],
-        options: PixelLossOptions | None = None,
-        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
-    ) -> dict[str, Tensor]:
-        """The loss of a training batch, all its images of one square size.
-
-        Args:
-            images: B images, looked at once.
-            text: the vocabulary of the training, with gradients if the text tower is to learn.
-            targets: what is in each of them.
-            options: see there.
-            draw: not used.
-        """
-        logits = self.decode(self.see(images.pixels, text), pooling=POOLING)
-        return {"pixels": pixel_loss(logits, targets, options or PixelLossOptions())}
+    def logits_in_training(self, seen: Seen) -> Tensor:
+        return self.decode(seen, pooling=POOLING)
 
     def decode(
         self,

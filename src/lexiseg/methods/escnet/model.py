@@ -27,12 +27,11 @@ from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import NEVER
-from lexiseg.losses.matching import PointSource
-from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
+from lexiseg.losses.pixel_loss import PixelLossOptions
 from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
 from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLanguageFusion
 from lexiseg.methods.escnet.prompts import Probability, probabilities, pseudo_prompts
-from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+from lexiseg.structures import Trace
 
 LABELLED = PixelLossOptions(unlabelled="ignored")  # [decided]
 SamBlocks = Literal["pretrained", "random", "none"]
@@ -81,6 +80,8 @@ class EscNet(CorrelationSegmenter):
         UsageError: unknown prompts, or a SAM that has no such blocks.
     """
 
+    loss_options = LABELLED
+
     def __init__(
         self,
         clip: ClipViT,
@@ -122,18 +123,6 @@ class EscNet(CorrelationSegmenter):
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {name: getattr(self, name) for name in ("clip", "sam", "embedding", "blocks", "decoder")}
-
-    def loss(
-        self,
-        images: ImageBatch,
-        text: TextEmbeddings,
-        targets: Sequence[MaskTarget],
-        options: PixelLossOptions | None = None,
-        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
-    ) -> dict[str, Tensor]:
-        """The loss of a training batch, all its images of one square size; see `CatSeg.loss`."""
-        logits = self.decode(self.see(images.pixels, text))
-        return {"pixels": pixel_loss(logits, targets, options or LABELLED)}
 
     def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, trace: Trace | None = None) -> Tensor:  # noqa: ARG002
         """Logits [B, K, 4h, 4w]; of many classes each square's nearest ones.

@@ -131,7 +131,7 @@ class SamMi(CatSeg):
         images: ImageBatch,
         text: TextEmbeddings,
         targets: Sequence[MaskTarget],
-        options: SamMiLossOptions | None = None,  # type: ignore[override]
+        options: SamMiLossOptions | None = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
         """The losses of a training batch; see `CatSeg.loss`. Of ``draw`` is what chance asks SAM with.
