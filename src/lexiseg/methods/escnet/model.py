@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.sam import SamFamily
@@ -177,21 +178,38 @@ class EscNet(CorrelationSegmenter):
         cells, names = block.image_to_sam(features.flatten(2).mT), block.text_to_sam(text)
         exact = torch.float32 if cells.device.type == "mps" else torch.float64  # so that parts and order change no prompt
         total, at_once = torch.zeros_like(cells, dtype=exact), self.classes_at_once or len(text)
+        ask = partial(self._asked, self.sam, number, cells, exact)
         for some, own in zip(probability.split(at_once, dim=1), names.split(at_once), strict=True):
-            prompts = pseudo_prompts(some.flatten(0, 1), self.regions, self.threshold)
-            each = own.repeat(len(cells), 1), cells.repeat_interleave(len(own), dim=0)
-            refined = self.sam(number, *each, prompts)  # Eq. (2), its first line
-            total = total + refined.unflatten(0, (len(cells), -1)).sum(1, dtype=exact)
+            total = total + self._one_of_many(ask, some, own, alone=at_once >= len(text))
         # Eq. (2), its second line: one 1 × 1 convolution for all classes, and their mean, whatever their number  # [decided]
         return features + block.sam_to_image((total / len(text)).to(cells.dtype)).mT.unflatten(-1, (side, side))
+
+    def _asked(
+        self, sam: PromptedBlocks, number: int, cells: Tensor, exact: torch.dtype, probability: Tensor, names: Tensor
+    ) -> Tensor:
+        """The sum of the cells [B, h · w, C] as some classes see them, of probabilities [B, k, h, w] and names [k, C]."""
+        prompts = pseudo_prompts(probability.flatten(0, 1), self.regions, self.threshold)
+        each = names.repeat(len(cells), 1), cells.repeat_interleave(len(names), dim=0)
+        refined = sam(number, *each, prompts)  # Eq. (2), its first line
+        return refined.unflatten(0, (len(cells), -1)).sum(1, dtype=exact)
+
+    @staticmethod
+    def _one_of_many(work: Callable[..., Tensor], *given: Tensor, alone: bool) -> Tensor:
+        """``work`` on a part of the classes. In training its steps are not kept but done again, unless it is all of them."""
+        if alone or not torch.is_grad_enabled():
+            return work(*given)
+        found: Tensor = checkpoint(work, *given, use_reentrant=False)
+        return found
 
     def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
         """What ``work`` makes of a volume [B, K, ...], some classes at a time; in its place where that is possible."""
         if self.classes_at_once is None:
             return work(volume)
         parts = volume.split(self.classes_at_once, dim=1)
+        if torch.is_grad_enabled():
+            return torch.cat([self._one_of_many(work, part, alone=len(parts) == 1) for part in parts], dim=1)
         first = work(parts[0])
-        if torch.is_grad_enabled() or first.shape != parts[0].shape:
+        if first.shape != parts[0].shape:
             return torch.cat([first, *map(work, parts[1:])], dim=1)
         for part in parts:
             part.copy_(first if part is parts[0] else work(part))
