@@ -46,16 +46,16 @@ class EscBlock(nn.Module):
         channels: C, SAM's; 0 without SAM.
         width: E.
         heads, window: of the fusion.
-        map: whether another block follows, which takes its prompts from this one's correlations.
+        followed: whether another block follows, which takes its prompts from this one's correlations.
     """
 
-    def __init__(self, joint: int, channels: int, width: int, heads: int, window: int, *, map: bool) -> None:
+    def __init__(self, joint: int, channels: int, width: int, heads: int, window: int, *, followed: bool) -> None:
         super().__init__()
         if channels:
             self.image_to_sam, self.text_to_sam = nn.Linear(joint, channels), nn.Linear(joint, channels)
             self.sam_to_image = nn.Linear(channels, joint)
         self.fusion = VisionLanguageFusion(width, joint, heads, window)
-        self.map = nn.Linear(width, 1) if map else None  # C_e -> 1, added to the correlations before it  # [decided]
+        self.map = nn.Linear(width, 1) if followed else None  # C_e -> 1, added to the correlations before it  # [decided]
 
 
 class EscNet(CorrelationSegmenter):
@@ -117,7 +117,7 @@ class EscNet(CorrelationSegmenter):
         channels = 0 if sam_blocks == "none" else sam.channels
         self.embedding = nn.Linear(1, width)
         self.blocks = nn.ModuleList(
-            EscBlock(clip.width, channels, width, heads, window, map=channels > 0 and number + 1 < blocks)
+            EscBlock(clip.width, channels, width, heads, window, followed=channels > 0 and number + 1 < blocks)
             for number in range(blocks)
         )
         self.decoder = UNetDecoder(width, clip.channels[:LEVELS][::-1], skips, decoder)

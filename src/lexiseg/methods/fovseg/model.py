@@ -50,7 +50,8 @@ class FovSeg(MaskClip):
     """Mask tokens that ask the names.
 
     Args:
-        clip, proposer, side, longest, overlap, templates, masks_at_once: see `MaskClip`.
+        clip, proposer, side, longest, overlap, templates: see `MaskClip`.
+        masks_at_once: see there; each part computes the keys and values of the picture again.
         classifier_side: see there; CLIP's positions are resized to it bilinearly.
         teva: mask tokens ask the names.
         bottleneck: of that, see `MaskTargetAttention`.
@@ -72,7 +73,7 @@ class FovSeg(MaskClip):
         longest: int = 1333,
         overlap: float = 0.8,
         templates: str = "single",
-        masks_at_once: int | None = 25,
+        masks_at_once: int | None = None,
         teva: bool = True,
         bottleneck: int = 64,
         adapter: int = 2,
