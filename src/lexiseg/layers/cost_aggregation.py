@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.errors import UsageError
+from lexiseg.layers.memory import part_of
 from lexiseg.structures import Size
 
 Attention = Literal["linear", "full"]
@@ -187,7 +188,8 @@ class ClassAggregation(nn.Module):
         if missing > 0:
             tokens = torch.cat([tokens, self.filling.expand(len(tokens), missing, -1)], dim=1)
             text = torch.cat([text, self.filling_guide[0].expand(missing, -1)])
-        parts = [self._refined(part, text)[:, :classes] for part in tokens.split(cells_at_once or len(tokens))]
+        rows = tokens.split(cells_at_once or len(tokens))
+        parts = [part_of(self._refined, part, text, alone=len(rows) == 1)[:, :classes] for part in rows]
         refined = torch.cat(parts).transpose(0, 1).unflatten(1, small.shape[1:3])
         if pooling > 1:
             grown = functional.interpolate(refined.movedim(-1, 1), tuple(size), mode="bilinear", align_corners=True)
@@ -346,4 +348,5 @@ class CostAggregation(nn.Module):
         """What ``work`` makes of a volume [B, K, ...], some classes at a time."""
         if self.classes_at_once is None:
             return work(volume)
-        return torch.cat([work(part) for part in volume.split(self.classes_at_once, dim=1)], dim=1)
+        parts = volume.split(self.classes_at_once, dim=1)
+        return torch.cat([part_of(work, part, alone=len(parts) == 1) for part in parts], dim=1)

@@ -22,12 +22,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import NEVER
+from lexiseg.layers.memory import part_of
 from lexiseg.losses.pixel_loss import PixelLossOptions
 from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
 from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLanguageFusion
@@ -180,7 +180,7 @@ class EscNet(CorrelationSegmenter):
         total, at_once = torch.zeros_like(cells, dtype=exact), self.classes_at_once or len(text)
         ask = partial(self._asked, self.sam, number, cells, exact)
         for some, own in zip(probability.split(at_once, dim=1), names.split(at_once), strict=True):
-            total = total + self._one_of_many(ask, some, own, alone=at_once >= len(text))
+            total = total + part_of(ask, some, own, alone=at_once >= len(text))
         # Eq. (2), its second line: one 1 × 1 convolution for all classes, and their mean, whatever their number  # [decided]
         return features + block.sam_to_image((total / len(text)).to(cells.dtype)).mT.unflatten(-1, (side, side))
 
@@ -193,21 +193,13 @@ class EscNet(CorrelationSegmenter):
         refined = sam(number, *each, prompts)  # Eq. (2), its first line
         return refined.unflatten(0, (len(cells), -1)).sum(1, dtype=exact)
 
-    @staticmethod
-    def _one_of_many(work: Callable[..., Tensor], *given: Tensor, alone: bool) -> Tensor:
-        """``work`` on a part of the classes. In training its steps are not kept but done again, unless it is all of them."""
-        if alone or not torch.is_grad_enabled():
-            return work(*given)
-        found: Tensor = checkpoint(work, *given, use_reentrant=False)
-        return found
-
     def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
         """What ``work`` makes of a volume [B, K, ...], some classes at a time; in its place where that is possible."""
         if self.classes_at_once is None:
             return work(volume)
         parts = volume.split(self.classes_at_once, dim=1)
         if torch.is_grad_enabled():
-            return torch.cat([self._one_of_many(work, part, alone=len(parts) == 1) for part in parts], dim=1)
+            return torch.cat([part_of(work, part, alone=len(parts) == 1) for part in parts], dim=1)
         first = work(parts[0])
         if first.shape != parts[0].shape:
             return torch.cat([first, *map(work, parts[1:])], dim=1)
