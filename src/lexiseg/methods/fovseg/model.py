@@ -120,12 +120,6 @@ class FovSeg(MaskClip):
                 width = len(one.parameter) // 3
                 yield replace(one, kept=slice(width, 3 * width))
 
-    def train(self, mode: bool = True) -> FovSeg:
-        """As usual, but what is frozen stays in evaluation mode."""
-        super().train(mode)
-        self.proposer.eval()
-        return self
-
     def void_vector(self) -> Tensor | None:
         """The learnt vector [D] of "no object"."""
         return self.void.weight[0]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,12 @@ class MaskClip(Segmenter):
 
     def trained_parts(self) -> frozenset[str]:
         return frozenset({"relative"} if len(self.relative) else ())
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self.proposer.eval()
+        return self
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
