@@ -35,7 +35,8 @@ def test_each_kind_of_a_data_set(world: Path, tmp_path: Path) -> None:
     two = ["--model", "FC:fcclip-tiny", "--model", "cmpf-tiny"]
     own = {"prompts": ["--model", "cmpf-tiny"], "points": ["--model", "sam_mi-tiny"]}
     own |= {kind: ["--model", "escnet-tiny"] for kind in ("pseudo", "correlation")}
-    for kind in ("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation"):
+    own["similarity"] = ["--model", "maskclip-tiny", "--model", "fovseg-tiny"]
+    for kind in ("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation", "similarity"):
         path = tmp_path / "figures" / f"{kind}.png"
         models = own.get(kind, two)
         arguments = ["figure", kind, "--data", str(world), "--limit", "1", "--most", "2", *models, "--output", str(path)]
@@ -58,6 +59,7 @@ def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
         (["prompts", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "has no SAM"),
         (["points", "PICTURE", "--classes", "sky", "--model", "cmpf-tiny"], "does not learn where"),
         (["pseudo", "PICTURE", "--classes", "sky", "--model", "catseg-tiny"], "does not make prompts of correlations"),
+        (["similarity", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "does not compare patches with names"),
         (["comparison", "PICTURE"], "--classes or --vocabulary"),
         (["comparison", "--classes", "sky"], "either pictures or"),
         (["comparison", "missing.png", "--classes", "sky"], "missing.png"),

@@ -178,9 +178,10 @@ def _convert(parser: argparse.ArgumentParser) -> None:
 def _figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
-        choices=("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation"),
+        choices=("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation", "similarity"),
         help="what models find beside each other; where they look for a class; k-means of what they see; SAM asked with boxes; "
-        "where SAM-MI asks SAM, and its masks; how ESC-Net makes prompts; its correlations before each block",
+        "where SAM-MI asks SAM, and its masks; how ESC-Net makes prompts; its correlations before each block; how alike "
+        "CLIP's patches and a class are",
     )
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files or globs")
     parser.add_argument("--data", metavar="NAME|PATH", help="in place of pictures: a data set, whose truth is drawn, too")

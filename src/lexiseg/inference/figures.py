@@ -6,6 +6,7 @@ clusters     Fig. 9: k-means of what CLIP, the pixel decoder and SAM see
 prompts      Fig. 10: SAM's mask probabilities, prompted with boxes
 points       SAM-MI's Fig. 9 and what follows from it: where SAM is asked, its masks, and those masks put together
 pseudo       ESC-Net's Fig. 3: from the correlations of a class to its pseudo prompts, in each block
+similarity   FOV-Seg's Fig. 6: how alike CLIP's patches and a class are, in each model
 correlation  ESC-Net's Fig. 6: the correlations of a class before each block, and what is decoded of the last
 """
 
@@ -193,6 +194,30 @@ def correlation(models: Models, subjects: Sequence[Subject], task: str, most: in
     return _sheet_of_classes(["picture", *(f"before block {n}" for n in range(1, blocks + 1)), "decoded"], rows)
 
 
+def similarity(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+    """A row a class: how alike the patches of each model's CLIP and the class are, from the least to the most alike.
+
+    The classes are those of the truth or, without one, those that the last model finds.
+    """
+    rows = []
+    for subject in subjects:
+        seen = {name: (pipeline, *_traced(pipeline, subject)) for name, pipeline in models.items()}
+        text = {name: pipeline.embed(subject.vocabulary) for name, pipeline in models.items()}
+        for name, (_, _, trace) in seen.items():
+            if "clip" not in trace or len(trace["clip"]) != text[name].vectors.shape[1]:
+                raise UsageError(f"{name} does not compare patches with names; leave it out")
+        pipeline, prediction, _ = list(seen.values())[-1]
+        for label in _labels(pipeline, subject, task, prediction, most):
+            panels = [Image.fromarray(subject.pixels)]
+            for name, (_, _, trace) in seen.items():
+                patches = functional.normalize(trace["clip"].float(), dim=0)
+                alike = torch.einsum("dhw,d->hw", patches, text[name].mean()[label].float())
+                shown = _over_picture(alike[None], trace, subject.size)[0]
+                panels.append(heat(subject.pixels, _spread(torch.from_numpy(shown), subject.size)))
+            rows.append((subject.vocabulary.names[label], panels))
+    return _sheet_of_classes(["picture", *models], rows)
+
+
 FIGURES: dict[str, Callable[[Models, Sequence[Subject], str, int], Image.Image]] = {
     "comparison": comparison,
     "attention": attention,
@@ -201,6 +226,7 @@ FIGURES: dict[str, Callable[[Models, Sequence[Subject], str, int], Image.Image]]
     "points": points,
     "pseudo": pseudo,
     "correlation": correlation,
+    "similarity": similarity,
 }
 
 
