@@ -112,11 +112,13 @@ def test_weights_have_a_card_that_says_how_they_came_to_be(name):
 
 @pytest.mark.parametrize(
     ("name", "pixels", "things"),
-    [  # the last two do not tell things of a class apart
+    [  # the last three do not tell things of a class apart
         ("fcclip-tiny", 0.25, 0.2),
         ("cmpf-tiny", 0.25, 0.2),
+        ("fovseg-tiny", 0.25, 0.2),
         ("catseg-tiny", 0.2, 0.05),
         ("sam_mi-tiny", 0.2, 0.05),
+        ("escnet-tiny", 0.25, 0.05),
     ],
 )
 def test_what_was_taught_to_segment(name, pixels, things):
