@@ -8,7 +8,8 @@ import torch
 
 from lexiseg.errors import UsageError
 from lexiseg.inference import oracle
-from lexiseg.inference.pipeline import regions_of
+from lexiseg.inference.evaluation import _prediction as measured_prediction
+from lexiseg.inference.pipeline import load, regions_of
 from lexiseg.ops.rle import encode_masks
 from lexiseg.postprocess import Policy, semantic
 from lexiseg.structures import (
@@ -21,6 +22,7 @@ from lexiseg.structures import (
     PixelPrediction,
     TextEmbeddings,
 )
+from lexiseg.text.vocabulary import Vocabulary
 
 SIZE = (8, 12)
 TEXT = TextEmbeddings(torch.eye(3), torch.arange(3), ("a", "b", "c"), torch.tensor([True, True, False]))
@@ -38,6 +40,17 @@ def rough(names: list[list[float]], *, void: bool = True) -> MaskPrediction:
     masks = torch.full((1, 2, *SIZE), -9.0)
     masks[0, 0, :, :4], masks[0, 1, :, 6:] = 9.0, 9.0
     return MaskPrediction(masks, torch.tensor([names]).log(), void, (SIZE,), (SIZE,))
+
+
+def test_who_names_any_masks_is_given_the_true_ones():
+    pipeline, pixels = load("maskclip-tiny", device="cpu"), np.zeros((*SIZE, 3), np.uint8)
+    text = pipeline.embed(Vocabulary.parse("sky; grass; dog"))
+    found = measured_prediction(pipeline, pixels, text, "masks", halves())
+    assert isinstance(found, MaskPrediction)
+    assert torch.equal(found.masks[0] > 0, oracle.true_regions(halves())[0])
+    assert found.per_class().shape == (1, 2, 3)
+    own = measured_prediction(pipeline, pixels, text, None, halves())
+    assert own.per_class().shape == (1, 24, 3)
 
 
 def test_given_masks_leave_the_names_to_the_method():

@@ -9,8 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from lexiseg.backbones.clip_vit import attended, visible
+from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.errors import UsageError
-from lexiseg.methods.maskclip.model import touched
+from lexiseg.methods.maskclip.model import SURE, touched
 from lexiseg.methods.maskclip.weights import relative_from_official
 from lexiseg.postprocess import semantic_scores
 from lexiseg.structures import ImageBatch, Trace
@@ -94,6 +95,29 @@ def test_masks_lie_where_the_generator_put_them() -> None:
     relative = tiny_maskclip(side=64)(ImageBatch.of([torch.rand(3, 50, 90), torch.rand(3, 90, 50)]), some_text())
     assert relative.masks.shape == (2, 7, 64, 64)
     assert relative.extents == ((64, 128), (128, 64))
+
+
+class Halves(MaskProposer):
+    """The left and the right half of any picture, and nothing."""
+
+    queries = 3
+
+    def forward(self, images: torch.Tensor) -> Proposals:
+        masks = torch.full((len(images), 3, *images.shape[-2:]), -SURE)
+        middle = images.shape[-1] // 2
+        masks[:, 0, :, :middle] = masks[:, 1, :, middle:] = SURE
+        return Proposals(masks, (images.shape[-2], images.shape[-1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"relative": ()}, {"behaviour": "official"}])
+def test_given_masks_are_named_as_if_they_were_proposed(options: dict[str, Any]) -> None:
+    segmenter, text, images = tiny_maskclip(side=None, **options), some_text(), some_images((64, 96))
+    segmenter.proposer = Halves()
+    regions = Halves()(images.pixels).masks[0] > 0
+    found = segmenter.name_regions(images.image(0), regions, text)
+    assert_close(found.classes, segmenter(images, text).classes, atol=1e-5, rtol=1e-5)
+    assert torch.equal(found.masks[0] > 0, regions)
+    assert segmenter.name_regions(images.image(0), regions[:0], text).classes.shape == (1, 0, 5)
 
 
 def test_only_what_is_relative_learns() -> None:

@@ -1,8 +1,9 @@
 """Oracles: what a method would score if one half of its work were perfect.
 
 ``masks``: every true region is given, and takes the classes of the predicted mask that overlaps it most: what remains is
-how well the method names. ``labels``: every predicted mask is named after the true region it overlaps most: what remains
-is how well it finds regions. Both take a prediction and give one, so that all tasks and metrics work on them.
+how well the method names. (A method that names any masks, `lexiseg.methods.base.NamesRegions`, is asked for these instead.)
+``labels``: every predicted mask is named after the true region it overlaps most: what remains is how well it finds regions.
+Both take a prediction and give one, so that all tasks and metrics work on them.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from lexiseg import postprocess
 from lexiseg.data.images import Pixels, as_pixels
 from lexiseg.errors import RunError, UsageError
 from lexiseg.methods import DEFAULT, model_named
-from lexiseg.methods.base import Segmenter
+from lexiseg.methods.base import NamesRegions, Segmenter
 from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Policy, Region
@@ -162,6 +162,12 @@ class Pipeline:
         image = as_tensor(pixels, self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.segmenter(ImageBatch.of([image]), text, trace=trace)
+
+    def name_regions(self, pixels: Pixels, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
+        """What the method calls regions [R, H, W] bool of a picture; of methods that are `NamesRegions`."""
+        assert isinstance(self.segmenter, NamesRegions)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.segmenter.name_regions(as_tensor(pixels, self.device), regions.to(self.device), text)
 
 
 def as_tensor(pixels: Pixels, device: torch.device) -> Tensor:

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lexiseg.backbones.clip import ClipBackbone
 from lexiseg.errors import UsageError
@@ -95,6 +95,15 @@ class Segmenter(nn.Module, ABC):
         parts, wanted = self.parts(), self.trained_parts()
         names = {f"{part}.{name}" for part in wanted for name, _ in parts[part].named_parameters()}
         return frozenset(names) - {one.name for one in self.trained_parameters()}
+
+
+@runtime_checkable
+class NamesRegions(Protocol):
+    """A method that names whatever masks it is given; it finds its own elsewhere."""
+
+    def name_regions(self, image: Tensor, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
+        """An image [3, H, W], float RGB in 0..1, with regions [R, H, W] bool as its masks; they stay as they are."""
+        ...
 
 
 def check_trace(images: ImageBatch, trace: Trace | None) -> None:

@@ -34,6 +34,7 @@ from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings,
 
 TEMPERATURE = 0.01
 RELATIVE = (5, 11, 17, 23)  # blocks of ViT-L, from 0
+SURE = 20.0  # logit of a cell of a mask that is given
 
 
 class MaskClip(Segmenter):
@@ -103,6 +104,17 @@ class MaskClip(Segmenter):
         check_trace(images, trace)
         prediction = join([self._segment(images.image(index), text, trace) for index in range(len(images))])
         return without_last(prediction) if self.behaviour == "official" else prediction
+
+    @torch.no_grad()
+    def name_regions(self, image: Tensor, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
+        """What the regions [R, H, W] bool of an image [3, H, W] are called; see `NamesRegions`."""
+        size = (int(image.shape[-2]), int(image.shape[-1]))
+        masks = torch.where(regions, SURE, -SURE)[None]
+        if len(regions) == 0:
+            classes = image.new_zeros(1, 0, len(text))
+            return MaskPrediction(masks, classes, False, (size,), (size,))
+        classes, _ = self.names(self.look(self.network_input(image)[0]), masks, text)
+        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (size,))
 
     def names(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
         """Log-probabilities of classes [B, Q, K], or [B, Q, K + 1] with "no object", and the masks as CLIP leaves them.
