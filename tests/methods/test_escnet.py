@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lexiseg
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.layers.cost_aggregation import NEVER
+from lexiseg.losses.pixel_loss import class_loss
 from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.escnet.blocks import PromptedBlocks, SamBlock, TextAttention
-from lexiseg.methods.escnet.model import EscNet
+from lexiseg.methods.escnet.model import EscNet, EscNetLossOptions
 from lexiseg.methods.escnet.prompts import (
     FINER,
     MASK_LOGIT,
@@ -351,6 +352,35 @@ def test_everything_but_clips_rest_learns() -> None:
         if not name.startswith("clip."):
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0 or "key.bias" in name or "k_proj.bias" in name, name
+
+
+def test_before_it_has_learnt_all_prompts_are_made_of_cosines() -> None:
+    clip, sam = tiny_escnet().clip, loud_sam(mask_channels=16)
+    trace = Trace()
+    EscNet(clip, sam, side=64, width=16, window=2, decoder=(16, 16), skips=(4, 4))(
+        some_images((60, 80)), some_text(), trace=trace
+    )
+    assert all(torch.equal(trace[f"correlation_{number}"], trace["cost"]) for number in range(2, 5))
+
+
+def test_correlations_between_blocks_answer_for_their_classes() -> None:
+    """The halves of a picture: cross-entropy of the cells, one cell with half of its pixels unlabelled among them."""
+    logits, truth = torch.randn(1, 3, 2, 2), torch.zeros(1, 3, 8, 8)
+    truth[0, 0, :, :4], truth[0, 2, :, 4:] = 1, 1
+    truth[0, 0, :2, :4] = 0
+    entropy = -logits.log_softmax(1)
+    expected = (entropy[0, 0, 0, 0] / 2 + entropy[0, 0, 1, 0] + entropy[0, 2, 0, 1] + entropy[0, 2, 1, 1]) / 4
+    assert_close(class_loss(logits, truth), expected)
+
+    segmenter, (images, targets) = tiny_escnet().train(), halves()
+    losses = segmenter.loss(images, some_text(), targets, EscNetLossOptions(maps=0.5))
+    assert_close(losses["maps"], 5 * segmenter.loss(images, some_text(), targets, EscNetLossOptions(maps=0.1))["maps"])
+    assert set(segmenter.loss(images, some_text(), targets, EscNetLossOptions(maps=0.0))) == {"pixels"}
+    assert set(tiny_escnet(sam_blocks="none").loss(images, some_text(), targets)) == {"pixels"}
+    losses["maps"].backward()
+    heads = [block.map for block in segmenter.blocks if isinstance(block.map, torch.nn.Linear)]
+    assert len(heads) == 3
+    assert all(head.weight.grad is not None and head.weight.grad.abs().max() > 0 for head in heads)
 
 
 def test_it_learns() -> None:

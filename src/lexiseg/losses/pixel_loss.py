@@ -44,6 +44,18 @@ def pixel_loss(logits: Tensor, targets: Sequence[MaskTarget], options: PixelLoss
     return functional.binary_cross_entropy_with_logits(logits, truth, weight=truth.amax(1, keepdim=True))
 
 
+def class_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of cells over the classes, the mean over all cells; those of no class have a loss of zero.
+
+    Args:
+        logits: [B, K, h, w].
+        truth: [B, K, H, W] in 0..1, which classes each pixel is of; a cell's classes are its pixels' means.
+    """
+    shares = functional.adaptive_avg_pool2d(truth, (logits.shape[-2], logits.shape[-1]))
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=1)  # segments may overlap
+    return -(shares * logits.log_softmax(1)).sum(1).mean()
+
+
 def class_masks(target: MaskTarget, classes: int) -> Tensor:
     """Where each class is, [K, H, W] bool."""
     masks = torch.zeros((classes, *target.masks.shape[1:]), dtype=torch.bool, device=target.masks.device)

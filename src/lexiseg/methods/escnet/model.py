@@ -16,6 +16,7 @@ taken in parts (`classes_at_once`) with the same result, and their order does no
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -28,13 +29,30 @@ from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import NEVER
 from lexiseg.layers.memory import part_of
-from lexiseg.losses.pixel_loss import PixelLossOptions
+from lexiseg.losses.matching import PointSource
+from lexiseg.losses.pixel_loss import PixelLossOptions, class_loss, class_masks, pixel_loss
 from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
 from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLanguageFusion
 from lexiseg.methods.escnet.prompts import Probability, probabilities, pseudo_prompts
-from lexiseg.structures import Trace
+from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
 
 LABELLED = PixelLossOptions(unlabelled="ignored")  # [decided]
+
+
+@dataclass(frozen=True)
+class EscNetLossOptions:
+    """What the loss is made of.
+
+    Attributes:
+        pixels: of the decoded classes, the paper's.
+        maps: weight of the correlations between blocks, whose softmax over the classes the prompts are made of; without a loss
+            of their own nothing tells them from their opposite.  # [decided]
+    """
+
+    pixels: PixelLossOptions = LABELLED
+    maps: float = 0.1
+
+
 SamBlocks = Literal["pretrained", "random", "none"]
 
 
@@ -56,6 +74,9 @@ class EscBlock(nn.Module):
             self.sam_to_image = nn.Linear(channels, joint)
         self.fusion = VisionLanguageFusion(width, joint, heads, window)
         self.map = nn.Linear(width, 1) if followed else None  # C_e -> 1, added to the correlations before it  # [decided]
+        if self.map is not None:
+            nn.init.zeros_(self.map.weight)  # before it has learnt, correlations stay what CLIP says
+            nn.init.zeros_(self.map.bias)
 
 
 class EscNet(CorrelationSegmenter):
@@ -80,8 +101,6 @@ class EscNet(CorrelationSegmenter):
     Raises:
         UsageError: unknown prompts, or a SAM that has no such blocks.
     """
-
-    loss_options = LABELLED
 
     def __init__(
         self,
@@ -125,6 +144,25 @@ class EscNet(CorrelationSegmenter):
     def parts(self) -> Mapping[str, nn.Module]:
         return {name: getattr(self, name) for name in ("clip", "sam", "embedding", "blocks", "decoder")}
 
+    def loss(
+        self,
+        images: ImageBatch,
+        text: TextEmbeddings,
+        targets: Sequence[MaskTarget],
+        options: EscNetLossOptions | None = None,
+        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+    ) -> dict[str, Tensor]:
+        """See `CorrelationSegmenter.loss`."""
+        options = options or EscNetLossOptions()
+        seen, between = self.see(images.pixels, text), list[Tensor]()
+        logits = self._decoded(seen, between=between)
+        losses = {"pixels": pixel_loss(logits, targets, options.pixels)}
+        if between and options.maps:
+            truth = torch.stack([class_masks(target, logits.shape[1]) for target in targets]).to(logits.dtype)
+            each = [self.clip.logit_scale * maps for maps in between]
+            losses["maps"] = options.maps * sum((class_loss(maps, truth) for maps in each), logits.new_zeros(())) / len(each)
+        return losses
+
     def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, trace: Trace | None = None) -> Tensor:  # noqa: ARG002
         """Logits [B, K, 4h, 4w]; of many classes each square's nearest ones.
 
@@ -134,13 +172,13 @@ class EscNet(CorrelationSegmenter):
         """
         classes = seen.costs.shape[1]
         if not 0 < self.most < classes:
-            return self._decoded(seen, trace)
+            return self._decoded(seen, trace=trace)
         chosen = seen.costs.amax((-2, -1)).topk(self.most, dim=1).indices.sort(dim=1).values
         found = []
         for number, nearest in enumerate(chosen):
             one, inner = slice(number, number + 1), None if trace is None else Trace()
             levels = tuple(level[one] for level in seen.levels)
-            logits = self._decoded(Seen(seen.dense[one], seen.classes[nearest], seen.costs[one, nearest], levels), inner)
+            logits = self._decoded(Seen(seen.dense[one], seen.classes[nearest], seen.costs[one, nearest], levels), trace=inner)
             everything = logits.new_full((1, classes, *logits.shape[2:]), NEVER)
             found.append(everything.index_copy(1, nearest, logits))
             if trace is not None:
@@ -150,7 +188,7 @@ class EscNet(CorrelationSegmenter):
                 }
         return torch.cat(found)
 
-    def _decoded(self, seen: Seen, trace: Trace | None) -> Tensor:
+    def _decoded(self, seen: Seen, *, trace: Trace | None = None, between: list[Tensor] | None = None) -> Tensor:
         text = functional.normalize(seen.classes, dim=-1)
         maps, features = seen.costs, seen.dense
         volume = self.embedding(maps.unsqueeze(-1))
@@ -160,6 +198,8 @@ class EscNet(CorrelationSegmenter):
             volume = self._in_parts(partial(block.fusion, features=features, text=text), volume)
             if block.map is not None:
                 maps = maps + block.map(volume).squeeze(-1)
+                if between is not None:
+                    between.append(maps)
         return self._in_parts(partial(self.decoder, guides=self.decoder.guides(seen.levels[::-1])), volume)
 
     def _refined(

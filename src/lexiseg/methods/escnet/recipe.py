@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from lexiseg.methods.catseg.recipe import COCO, COCO_JITTER, STAGE
-from lexiseg.methods.escnet.model import LABELLED
+from lexiseg.methods.escnet.model import EscNetLossOptions
 from lexiseg.methods.escnet.variants import SIZES, TINY, TINY_NAME, skeleton, tiny_skeleton, untrained, untrained_tiny
 from lexiseg.methods.recipe import Jitter, Recipe
 
@@ -50,7 +50,7 @@ def tiny() -> Recipe:
         batch=4,
         classes=24,
         jitter=Jitter(side=256, least=0.6, most=1.5),
-        loss=LABELLED,
+        loss=EscNetLossOptions(),
         validation=("world:val", "world:style"),
         validate_every=800,
         validate_limit=24,
@@ -69,7 +69,7 @@ def _coco(name: str) -> Recipe:
         model=options,
         batch=4,
         jitter=COCO_JITTER,
-        loss=LABELLED,
+        loss=EscNetLossOptions(),
         validation=("ade20k-150",),
         save_every=5000,
     )
