@@ -84,6 +84,7 @@ STUDIES = {
             "none": ("without SAM", ("model.sam_blocks=none",)),
             "random": ("SAM blocks, random", ("model.sam_blocks=random",)),
             "pretrained": ("SAM blocks, pretrained (points and masks)", ()),
+            "unanchored": ("the same, no loss between blocks", ("loss.maps=0.0",)),
             "points": ("points", ("model.prompts=['points']",)),
             "boxes": ("boxes", ("model.prompts=['boxes']",)),
             "points_boxes": ("points and boxes", ("model.prompts=['points', 'boxes']",)),

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.ablation import NUMBERS, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,3 +58,23 @@ def test_every_way_to_ask_sam_is_measured():
     assert list(rows) == ["grid", "random", "chance", "top"]
     assert rows["grid"]["points"] == 1024 > 5 * rows["chance"]["points"] > 0
     assert all(row["put_together"] >= 0 and 0 <= row["mIoU"] <= 1 for row in rows.values())
+
+
+def test_classes_in_parts_decode_the_same():
+    command = [
+        sys.executable,
+        "benchmarks/classes.py",
+        "--model",
+        "escnet-tiny",
+        "--classes",
+        "20",
+        "--at-once",
+        "0",
+        "3",
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    whole, parts = json.loads(done.stdout)["rows"]
+    assert (whole["classes"], whole["at_once"], parts["at_once"]) == (20, 0, 3)
+    assert whole["check"] == pytest.approx(parts["check"], rel=1e-4)

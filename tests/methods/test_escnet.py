@@ -357,9 +357,8 @@ def test_everything_but_clips_rest_learns() -> None:
 def test_before_it_has_learnt_all_prompts_are_made_of_cosines() -> None:
     clip, sam = tiny_escnet().clip, loud_sam(mask_channels=16)
     trace = Trace()
-    EscNet(clip, sam, side=64, width=16, window=2, decoder=(16, 16), skips=(4, 4))(
-        some_images((60, 80)), some_text(), trace=trace
-    )
+    segmenter = EscNet(clip, sam, side=64, width=16, window=2, decoder=(16, 16), skips=(4, 4))
+    segmenter(some_images((60, 80)), some_text(), trace=trace)
     assert all(torch.equal(trace[f"correlation_{number}"], trace["cost"]) for number in range(2, 5))
 
 
