@@ -222,26 +222,6 @@ def test_parts_change_nothing(probability: Any) -> None:
         assert_close(other, found[0], atol=1e-4, rtol=1e-4)
 
 
-def test_parts_learn_the_same_and_keep_less() -> None:
-    """In training, what a part of the classes needed is computed again on the way back."""
-    (images, targets), text = halves(), some_text(9)
-    gradients, kept = [], []
-    for at_once in (None, 2):
-        segmenter, held = tiny_escnet(classes_at_once=at_once).train(), [0]
-
-        def count(tensor: Tensor, held: list[int] = held) -> Tensor:
-            held[0] += tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = segmenter.loss(images, text, targets)["pixels"]
-        loss.backward()
-        kept.append(held[0])
-        gradients.append([p.grad for name, p in segmenter.named_parameters() if not name.startswith("clip.")])
-    assert kept[1] < 0.5 * kept[0]
-    assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-3)
-
-
 class Largest(TorchDispatchMode):
     """How many numbers the largest tensor has that an operation made."""
 

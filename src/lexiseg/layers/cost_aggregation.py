@@ -45,6 +45,18 @@ def correlation(image: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bdhw,bkd->bkhw", functional.normalize(image, dim=1), text)
 
 
+def nearest_classes(costs: Tensor, most: int) -> Tensor | None:
+    """The ``most`` classes of each image that come closest to one of its cells, [B, most], ascending; None for all.
+
+    Args:
+        costs: [B, K, h, w].
+        most: 0 keeps all.
+    """
+    if not 0 < most < costs.shape[1]:
+        return None
+    return costs.amax((-2, -1)).topk(most, dim=1).indices.sort(dim=1).values
+
+
 def windows(cells: Tensor, side: int) -> Tensor:
     """Maps [N, h, w, C] cut into windows, [N · windows, side · side, C]."""
     count, high, wide, channels = cells.shape
@@ -326,10 +338,8 @@ class CostAggregation(nn.Module):
         return everything.scatter(1, chosen[..., None, None].expand_as(logits), logits)
 
     def nearest(self, volume: Tensor) -> Tensor | None:
-        """The ``most`` classes of each image that come closest to one of its cells, [B, most], ascending; None for all."""
-        if not 0 < self.most < volume.shape[1]:
-            return None
-        return volume.amax((-2, -1)).topk(self.most, dim=1).indices.sort(dim=1).values
+        """The classes of each image that are kept, see `nearest_classes`."""
+        return nearest_classes(volume, self.most)
 
     def _embedded(self, volume: Tensor) -> Tensor:
         """[B, K, h, w] -> [B, K, h, w, C]."""

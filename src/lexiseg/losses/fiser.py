@@ -57,14 +57,13 @@ class Fiser(nn.Module):
             return 0.0 * (patches.sum() + sum(parameter.sum() for parameter in self.parameters()))
         places = torch.stack([(chance[n] * len(there[n])).long().clamp(max=len(there[n]) - 1) for n in kept])
         truth = torch.stack([there[n][place] for n, place in zip(kept, places, strict=True)])
-        names, classes = [text.names[int(label)] for label in truth], functional.normalize(text.mean(), dim=-1)
+        names, classes = [text.names[int(label)] for label in truth], text.mean()
         hidden = clip.encode_text(clip.tokenize(names), covered=self.covered)  # Eq. (2)
         rows = [classes[there[n]] for n in kept]
         order = torch.arange(len(kept), device=patches.device)
         tokens = pad_sequence(rows, batch_first=True).index_put((order, places), hidden)
-        absent = (
-            torch.arange(tokens.shape[1], device=patches.device) >= torch.tensor([len(row) for row in rows]).to(places)[:, None]
-        )
+        lengths = torch.tensor([len(row) for row in rows], device=patches.device)
+        absent = torch.arange(tokens.shape[1], device=patches.device) >= lengths[:, None]
         seen = patches[kept]  # Eq. (1)
         blocked = torch.cat([absent, absent.new_zeros(seen.shape[:2])], dim=1)
         predicted = self.predictor(torch.cat([tokens, seen], dim=1), src_key_padding_mask=blocked)  # Eq. (3)

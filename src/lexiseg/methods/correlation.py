@@ -71,7 +71,6 @@ class CorrelationSegmenter(Segmenter):
 
     tasks = ("semantic", "panoptic")
     tunes_text = True
-    loss_options: PixelLossOptions = PixelLossOptions()
 
     def __init__(
         self,
@@ -127,11 +126,11 @@ class CorrelationSegmenter(Segmenter):
             images: B images, looked at once.
             text: the vocabulary of the training, with gradients if the text tower is to learn.
             targets: what is in each of them.
-            options: a `PixelLossOptions`; the method's own if left out.
+            options: a `PixelLossOptions`.
             draw: not used.
         """
         logits = self.logits_in_training(self.see(images.pixels, text))
-        return {"pixels": pixel_loss(logits, targets, options or self.loss_options)}
+        return {"pixels": pixel_loss(logits, targets, options or PixelLossOptions())}
 
     def logits_in_training(self, seen: Seen) -> Tensor:
         """As `decode`, but for what a method does otherwise in training."""

@@ -27,7 +27,7 @@ from torch.nn import functional
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
-from lexiseg.layers.cost_aggregation import NEVER
+from lexiseg.layers.cost_aggregation import NEVER, nearest_classes
 from lexiseg.layers.memory import part_of
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, class_loss, class_masks, pixel_loss
@@ -170,10 +170,9 @@ class EscNet(CorrelationSegmenter):
         before made); ``probability_1`` [K, h, w], and ``regions_1`` [K, h, w], the number of the region of each cell from 1,
         or 0. All are 0 for classes that are left out.
         """
-        classes = seen.costs.shape[1]
-        if not 0 < self.most < classes:
+        classes, chosen = seen.costs.shape[1], nearest_classes(seen.costs, self.most)
+        if chosen is None:
             return self._decoded(seen, trace=trace)
-        chosen = seen.costs.amax((-2, -1)).topk(self.most, dim=1).indices.sort(dim=1).values
         found = []
         for number, nearest in enumerate(chosen):
             one, inner = slice(number, number + 1), None if trace is None else Trace()

@@ -104,7 +104,6 @@ class PromptEncoder(nn.Module):
         if isinstance(sam, Sam2Backbone):
             raise UsageError("ESC-Net takes the blocks of SAM, HQ-SAM or MobileSAM; SAM 2's are others")
         encoder: Any = sam.model.prompt_encoder
-        self.kinds = frozenset(kinds)
         self.register_buffer("frequencies", encoder.shared_embedding.positional_embedding.detach().clone())
         self.nothing: nn.Embedding = deepcopy(encoder.not_a_point_embed)
         self.inside: nn.Embedding | None = deepcopy(encoder.point_embed[1]) if "points" in kinds else None
