@@ -47,9 +47,11 @@ def test_each_kind_of_a_data_set(world: Path, tmp_path: Path) -> None:
 
 def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
     picture = next((world / "images").iterdir())
-    arguments = ["figure", "comparison", str(picture), "--vocabulary", "emoji", "--output", str(tmp_path / "one.png")]
+    arguments = ["figure", "comparison", str(picture), "--vocabulary", "emoji", "--output", str(tmp_path / "one.webp")]
     assert main(arguments) == 0
-    assert width(tmp_path / "one.png") < 3 * 260  # no column for a truth nobody knows
+    assert width(tmp_path / "one.webp") < 3 * 260  # no column for a truth nobody knows
+    with Image.open(tmp_path / "one.webp") as drawn:
+        assert drawn.format == "WEBP"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
         (["comparison", "--classes", "sky"], "either pictures or"),
         (["comparison", "missing.png", "--classes", "sky"], "missing.png"),
         (["comparison", "PICTURE", "--classes", "sky", "--model", "cmpf-tiny,cmpf"], "PART=FILE"),
-        (["comparison", "PICTURE", "--classes", "sky", "--output", "figure.jpg"], "ends in .png"),
+        (["comparison", "PICTURE", "--classes", "sky", "--output", "figure.jpg"], "ends in .png or .webp"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(
