@@ -171,3 +171,62 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "the picture a.jpg is not beside it" in refusal(tmp_path / "truth.json")
     (tmp_path / "truth.json").write_text(json.dumps({**document, "images": []}))
     assert "lists no pictures" in refusal(tmp_path / "truth.json")
+
+
+LEAVING = ("/elsewhere/a.jpg", "../a.jpg", "..\\..\\a.jpg", "C:/a.jpg", "a\0.jpg", "a//b.jpg", 7, None)
+
+
+@pytest.mark.parametrize("name", LEAVING)
+@pytest.mark.parametrize("named", ["images", "annotations"])
+def test_a_name_in_a_json_never_leaves_its_folder(named: str, name: object, tmp_path: Path) -> None:
+    MINIATURES["coco-panoptic"].build(tmp_path)
+    coco = tmp_path / "coco"
+    folders = {"images": coco / "val2017", "labels": coco / "panoptic_val2017"}
+    sources = ["panoptic_val2017.json"] + (["instances_val2017.json"] if named == "images" else [])
+    for file in sources:
+        source = coco / "annotations" / file
+        document = json.loads(source.read_text())
+        document[named][1]["file_name"] = name
+        source.write_text(json.dumps(document))
+        image = document[named][1]["id" if named == "images" else "image_id"]
+        with pytest.raises(DataError, match=rf"{file}, image {image}[,:].*(the name|stands where)"):
+            open_own(source, **folders)
+        if named == "images":
+            document["images"] = document["images"][1:]
+            source.write_text(json.dumps(document))
+            with pytest.raises(DataError, match=rf"{file}, the first image: .*(the name|stands where)"):
+                open_own(source)
+
+
+def test_a_picture_outside_of_the_folder_of_pictures_is_refused_although_it_is_there(tmp_path: Path) -> None:
+    MINIATURES["coco-panoptic"].build(tmp_path)
+    source = tmp_path / "coco/annotations/instances_val2017.json"
+    document = json.loads(source.read_text())
+    picture(tmp_path / "coco/private.jpg")
+    for name in ("../private.jpg", str(tmp_path / "coco/private.jpg")):
+        document["images"][0]["file_name"] = name
+        source.write_text(json.dumps(document))
+        with pytest.raises(DataError, match=r"instances_val2017\.json, image \d+: the name"):
+            open_own(source, images=tmp_path / "coco/val2017")
+
+
+def test_names_as_windows_writes_them_are_found(tmp_path: Path) -> None:
+    MINIATURES["coco-panoptic"].build(tmp_path)
+    source = tmp_path / "coco/annotations/instances_val2017.json"
+    document = json.loads(source.read_text())
+    for entry in document["images"]:
+        entry["file_name"] = f".\\val2017\\{entry['file_name']}"
+    source.write_text(json.dumps(document))
+    sample = open_own(source, images=tmp_path / "coco").samples[0]
+    assert sample.key.startswith("val2017/")
+    assert sample.image.is_file()
+
+
+def test_pictures_that_differ_only_in_their_ending_are_told_so(tmp_path: Path) -> None:
+    MINIATURES["coco-panoptic"].build(tmp_path)
+    source = tmp_path / "coco/annotations/instances_val2017.json"
+    document = json.loads(source.read_text())
+    document["images"][1]["file_name"] = document["images"][0]["file_name"].replace(".jpg", ".png")
+    source.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="differ only in their ending"):
+        open_own(source, images=tmp_path / "coco/val2017")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,21 @@ def test_folders_that_are_missing_or_empty_are_named(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match="images: holds no file that ends in"):
         pair_samples(tmp_path / "images", tmp_path / "truths")
+
+
+@pytest.mark.parametrize("key", ["../a", "/a", "a\\b", "./a", "a\n", "", "C:a"])
+def test_no_sample_has_a_key_that_could_name_a_file_elsewhere(key: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png(, |: )its key"):
+        Sample(key, tmp_path / "a.png", 1, None)
+
+
+@pytest.mark.skipif("\\" in (os.sep, os.altsep), reason="such a file cannot be")
+def test_a_backslash_in_the_name_of_a_picture_is_no_way_into_another_folder(tmp_path: Path) -> None:
+    for name in ("x\\a", "x\\..\\..\\b"):
+        picture(tmp_path / f"images/{name}.jpg")
+        write(tmp_path / f"truths/{name}.png", np.zeros((4, 6), np.uint8))
+    with pytest.raises(DataError, match=r"'\.\.'"):
+        pair_samples(tmp_path / "images", tmp_path / "truths")
+    (tmp_path / "images/x\\..\\..\\b.jpg").unlink()
+    (sample,) = pair_samples(tmp_path / "images", tmp_path / "truths")
+    assert (sample.key, sample.annotation["semantic"]) == ("x/a", tmp_path / "truths/x\\a.png")

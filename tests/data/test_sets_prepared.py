@@ -359,3 +359,34 @@ def test_a_missing_picture_and_a_split_without_expressions(tmp_path: Path) -> No
     (tmp_path / "coco/train2014/COCO_train2014_000000000009.jpg").unlink()
     with pytest.raises(DataError, match=r"3 samples lack their picture, such as .*0009\.jpg"):
         ROWS["refcoco-val"].open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new"),
+    [
+        ("mess-mhp-v1", "LV-MHP-v1/test_list.txt", None, "../{}"),
+        ("mess-kvasir-instrument", "kvasir-instrument/test.txt", None, "../{}"),
+        ("mess-paxray-lungs", "paxray_dataset/paxray.json", "images/", "/images/"),
+        ("mess-cub-200", "CUB_200_2011/images.txt", " 0", " ../0"),
+        ("pascal-context-459", "VOCdevkit/VOC2010/ImageSets/Main/val.txt", None, "../{}"),
+        ("pascal-context-59", "VOCdevkit/VOC2010/trainval_merged.json", '"file_name": "', '"file_name": "../'),
+        ("voc-20", "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt", None, "/{}"),
+    ],
+)
+def test_a_name_in_a_list_never_leaves_its_folder(name: str, file: str, old: str | None, new: str, tmp_path: Path) -> None:
+    row = ROWS[name]
+    BUILDERS[name](tmp_path)
+    text = (tmp_path / file).read_text()
+    changed = "".join(new.format(line) for line in text.splitlines(keepends=True)) if old is None else text.replace(old, new)
+    assert changed != text
+    (tmp_path / file).write_text(changed)
+    with pytest.raises(DataError, match=rf"{Path(file).name}, .*the name .* (is absolute|'\.\.')"):
+        (row.prepare or row.open)(tmp_path)
+
+
+def test_a_picture_of_refcoco_never_lies_elsewhere(tmp_path: Path) -> None:
+    row, _ = ready("refcoco-val", tmp_path)
+    source = tmp_path / "refcoco/instances.json"
+    source.write_text(source.read_text().replace('"file_name": "', '"file_name": "../'))
+    with pytest.raises(DataError, match=r"instances\.json, image \d+: the name"):
+        row.open(tmp_path)

@@ -205,6 +205,28 @@ def test_predictions_are_written_and_score_the_same(dataset, tmp_path):
     assert {record["image_id"] for record in json.loads(written[1].read_text())} <= set(range(100, 100 + PICTURES))
 
 
+@pytest.mark.parametrize("key", ["../p0", "/p0", "a/../../p0", "..\\p0"])
+def test_predictions_are_never_written_elsewhere(dataset, tmp_path, key):
+    pipeline, sample = Pipeline(Colours()), dataset.samples[0]
+    by_task = {task: pipeline(sample.image, NAMES, task=task) for task in TASKS}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    object.__setattr__(sample, "key", key)  # no reader makes such a sample; this is the second look
+    for task in ("semantic", "panoptic"):
+        with pytest.raises(DataError, match=r"p0\.png, its key: the name"):
+            results.write_chunk(tmp_path / "out/predictions", dataset, [(sample, {task: by_task[task]})], 0)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize("other", ["P3", "\N{KELVIN SIGN}", "e\u0301"])
+def test_keys_that_some_disks_do_not_tell_apart_are_refused_if_predictions_are_kept(dataset, tmp_path, other):
+    first = {"P3": "p3", "\N{KELVIN SIGN}": "k", "e\u0301": "\u00e9"}[other]
+    renamed = [replace(sample, key=key) for sample, key in zip(dataset.samples, (first, other), strict=False)]
+    doubtful = replace(dataset, samples=tuple(renamed))
+    with pytest.raises(DataError, match=r"p0\.png and .*p1\.png: their predictions would be the same file"):
+        evaluate(Pipeline(Colours()), doubtful, PROTOCOL, tmp_path / "out", keep_predictions=True)
+    evaluate(Pipeline(Colours()), doubtful, PROTOCOL, tmp_path / "out")
+
+
 def test_a_hypernym_is_forgiven_only_where_it_is_one():
     truth = np.array([[0, 0, 1, 1, IGNORED]], np.int32)
     found = np.array([[1, -1, 0, 1, 2]], np.int32)

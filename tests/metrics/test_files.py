@@ -192,6 +192,15 @@ def test_what_is_wrong_with_a_panoptic_image(tmp_path: Path, change: Callable[[P
     assert (score.metric.result()["PQ"], score.metric.result()["images"]) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["../truth/a.png", "..\\truth\\a.png", "/etc/a.png", 3])
+def test_a_png_of_another_folder_is_refused(tmp_path: Path, name: Any) -> None:
+    files = panoptic_files(tmp_path)
+    edit(files[0], lambda found: found["annotations"][0].update(file_name=name))
+    with pytest.raises(DataError, match=r"found\.json, image a: .*(the name|stands where)"):
+        score_panoptic(*files)
+    assert len(score_panoptic(*files, keep_going=True).problems) == 1
+
+
 def label_maps(folder: Path) -> tuple[Path, Path]:
     for name, values in (("found", [[0, 1], [1, 255]]), ("truth", [[0, 1], [255, 1]])):
         (folder / name / "city").mkdir(parents=True)

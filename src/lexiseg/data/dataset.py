@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lexiseg.errors import DataError
+from lexiseg.ops.names import relative_name
 from lexiseg.structures import Instances, PanopticMap
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -24,7 +26,8 @@ class Sample:
     """One picture of a data set.
 
     Attributes:
-        key: its name within the split, unique and stable; results are resumed by it.
+        key: its name within the split, unique and stable; results are resumed by it, and files called so, therefore it is
+            a name as `lexiseg.ops.names.relative_name` gives it. Readers ask that themselves, to say where a bad one stands.
         image: the file.
         image_id: what prediction files call it (COCO's number where there is one).
         annotation: what the data set's reader needs to find the truth; nobody else looks at it.
@@ -36,6 +39,10 @@ class Sample:
     image_id: int | str
     annotation: Any = field(repr=False)
     vocabulary: Vocabulary | None = None
+
+    def __post_init__(self) -> None:
+        if relative_name(self.key, f"{self.image}, its key") != self.key:
+            raise DataError(f"{self.image}: its key {self.key!r:.80} is not as `relative_name` gives it")
 
 
 @dataclass(frozen=True)

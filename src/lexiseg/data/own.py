@@ -35,6 +35,7 @@ from lexiseg.data.readers import (
     semantic_dataset,
 )
 from lexiseg.errors import DataError, UsageError
+from lexiseg.ops.names import relative_name
 from lexiseg.text.vocabulary import Vocabulary
 
 PAIRS = (  # folders of pictures, folders of label maps
@@ -212,7 +213,8 @@ def _images_of(document: CocoDocument) -> Path:
     """The folder beside or above the JSON in which its first picture lies."""
     if not document.images or "file_name" not in document.images[0]:
         raise DataError(f"{document.source}: lists no pictures with a 'file_name'; is it a COCO JSON of a truth?")
-    first, near = document.images[0]["file_name"], document.source.parent
+    near = document.source.parent
+    first = relative_name(document.images[0]["file_name"], f"{document.source}, the first image")
     names = sorted({one for one, _ in PAIRS})
     places = [near, *(near / name for name in names), *(near.parent / name for name in names)]
     for place in places:

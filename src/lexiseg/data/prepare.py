@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lexiseg.errors import DataError
 from lexiseg.ops.files import write_atomically
+from lexiseg.ops.names import relative_name
 
 UNFINISHED = ".lexiseg-unfinished"
 TILE = 1024  # pixels; MESS cuts pictures of the earth into squares of this side
@@ -95,6 +96,15 @@ def read_lines(path: Path) -> list[str]:
     if not any(lines):
         raise DataError(f"{path}: is empty; fetch it again")
     return [line for line in lines if line]
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of files that a text file lists, one a line.
+
+    Raises:
+        DataError: as `read_lines` and `lexiseg.ops.names.relative_name`.
+    """
+    return [relative_name(line, f"{path}, entry {number}") for number, line in enumerate(read_lines(path), start=1)]
 
 
 def write_picture(path: Path, values: NDArray[Any]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from lexiseg.data.dataset import Dataset, Sample, Truth
 from lexiseg.data.polygons import polygon_counts
 from lexiseg.errors import DataError, UsageError
 from lexiseg.ops.colours import ids_of_picture
+from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.rle import decode_counts, decompress, encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 from lexiseg.text.vocabulary import ClassName, Vocabulary
@@ -263,15 +264,16 @@ def pair_samples(
         Samples with ``annotation = {"semantic": path}``; the key is the relative name without ending.
 
     Raises:
-        DataError: if a folder is missing or empty, or pictures have no label map; the first few are named.
+        DataError: if a folder is missing or empty, pictures have no label map, the first few of which are named, or a name
+            is none that `relative_name` takes.
     """
     pictures = find_pictures(images, image_ending)
-    found = {_name(path, images, image_ending): path for path in pictures}
+    found = {relative_name(_name(path, images, image_ending), str(path)): path for path in pictures}
     if len(found) < len(pictures):
         raise DataError(f"{images}: holds pictures that differ only in their ending; keep one of each")
     wanted = list(found) if names is None else list(names)
     refuse_missing([name for name in wanted if name not in found], f"not in {images}, but in the list of the split")
-    paths = {name: truths / f"{name}{truth_ending}" for name in wanted}
+    paths = {name: truths / f"{_name(found[name], images, image_ending)}{truth_ending}" for name in wanted}
     missing = [str(found[name]) for name, path in paths.items() if not path.is_file()]
     refuse_missing(missing, f"without a label map *{truth_ending} of the same name in {truths}")
     return tuple(Sample(name, found[name], name, {"semantic": paths[name]}) for name in wanted)
@@ -288,7 +290,8 @@ def instance_samples(
         file_of: the path below ``images`` of an entry of the JSON's ``images``; None for its ``file_name``.
 
     Raises:
-        DataError: if entries lack fields or do not belong together, or pictures are missing; it names the JSON.
+        DataError: if entries lack fields or do not belong together, pictures are missing, or a name is none that
+            `relative_name` takes, so that it would leave its folder; it names the JSON.
     """
     source, samples = document.source, []
     with _complete(source):
@@ -298,7 +301,8 @@ def instance_samples(
                 raise DataError(f"{source}: annotation {annotation['id']} is of image {annotation['image_id']}, not listed")
             by_image[annotation["image_id"]].append(annotation)
         for entry in document.images:
-            file, found = Path(file_of(entry) if file_of else entry["file_name"]), tuple(by_image[entry["id"]])
+            place, found = f"{source}, image {entry['id']}", tuple(by_image[entry["id"]])
+            file = relative_name(file_of(entry) if file_of else entry["file_name"], place)
             record = InstanceRecord(
                 found,
                 (entry["height"], entry["width"]),
@@ -306,7 +310,7 @@ def instance_samples(
                 _checked(entry, found),
                 frozenset(entry.get("not_exhaustive_category_ids", ())),
             )
-            samples.append(Sample(_stem(file), images / file, entry["id"], {"instance": record}))
+            samples.append(Sample(_key(file, place), images / file, entry["id"], {"instance": record}))
     return _with_pictures(samples, source)
 
 
@@ -322,18 +326,20 @@ def panoptic_samples(
         picture_ending: ends the pictures' names where it is not as the JSON states (``.jpg``).
 
     Raises:
-        DataError: if entries lack fields or do not belong together, or pictures are missing; it names the JSON.
+        DataError: if entries lack fields or do not belong together, pictures are missing, or a name is none that
+            `relative_name` takes, so that it would leave its folder; it names the JSON.
     """
     source, samples = document.source, []
     with _complete(source):
-        files = {entry["id"]: Path(entry["file_name"]) for entry in document.images}
+        files = {entry["id"]: relative_name(entry["file_name"], f"{source}, image {entry['id']}") for entry in document.images}
         for annotation in document.annotations:
             if annotation["image_id"] not in files:
                 raise DataError(f"{source}: an annotation is of image {annotation['image_id']}, which is not listed")
-            file = files[annotation["image_id"]]
-            picture = images / (file.with_suffix(picture_ending) if picture_ending else file)
-            record = PanopticRecord(truths / annotation["file_name"], annotation["segments_info"], source)
-            samples.append(Sample(_stem(file), picture, annotation["image_id"], {"panoptic": record}))
+            file, place = files[annotation["image_id"]], f"{source}, image {annotation['image_id']}"
+            key, png = _key(file, place), below(truths, annotation["file_name"], f"{place}, its PNG")
+            record = PanopticRecord(png, annotation["segments_info"], source)
+            picture = images / (f"{key}{picture_ending}" if picture_ending else file)
+            samples.append(Sample(key, picture, annotation["image_id"], {"panoptic": record}))
     bare = [str(sample.image) for sample in samples if not sample.annotation["panoptic"].png.is_file()]
     refuse_missing(bare, f"without the PNG in {truths} that {source} lists")
     return _with_pictures(samples, source)
@@ -583,7 +589,9 @@ def _with_pictures(samples: Sequence[Sample], source: Path) -> tuple[Sample, ...
     if not samples:
         raise DataError(f"{source}: lists no pictures; is it the right file?")
     if len({sample.key for sample in samples}) < len(samples):
-        raise DataError(f"{source}: lists a picture twice; give each an entry of its own")
+        raise DataError(
+            f"{source}: lists a picture twice, or two that differ only in their ending; give each one entry and its own name"
+        )
     refuse_missing([str(sample.image) for sample in samples if not sample.image.is_file()], f"missing, but {source} lists them")
     return tuple(samples)
 
@@ -594,8 +602,9 @@ def _name(path: Path, folder: Path, ending: str | tuple[str, ...]) -> str:
     return relative[: -max(len(end) for end in endings if relative.lower().endswith(end.lower()))]
 
 
-def _stem(file: Path) -> str:
-    return file.with_suffix("").as_posix()
+def _key(file: str, place: str) -> str:
+    """A picture's name without its ending."""
+    return relative_name(file.removesuffix(PurePosixPath(file).suffix), place)
 
 
 def _checked(entry: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> frozenset[int] | None:

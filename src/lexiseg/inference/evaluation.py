@@ -116,12 +116,15 @@ def evaluate(
     Raises:
         UsageError: a task that model or data set does not have, or a folder with an evaluation of another protocol.
         DataError, ImageError: a damaged file, unless ``keep_going``.
+        DataError: two pictures whose predictions would be the same file, if these are kept.
     """
     for task in protocol.tasks:
         for owner, known in ((protocol.model, pipeline.segmenter.tasks), (protocol.data, dataset.tasks)):
             if task not in known:
                 raise UsageError(f"{owner} has no task '{task}'; it has {', '.join(known)}")
     samples = _samples(dataset, protocol)
+    if keep_predictions:
+        results.refuse_shared_names(samples)
     _claim(folder, {**protocol.document(), **fingerprint(pipeline, samples)})
     chunks = range(0, len(samples), CHUNK)[share.number :: share.count]
     todo = [start for start in chunks if not _part(folder, start).is_file()]

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from lexiseg.data.dataset import Dataset, Sample
+from lexiseg.errors import DataError
 from lexiseg.exports import coco, panoptic_png
 from lexiseg.exports.labels import write_labels
 from lexiseg.ops.files import write_json
+from lexiseg.ops.names import below, same_on_some_disk
 from lexiseg.ops.rle import encode_masks
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Instance, Instances, PanopticMap, PanopticSegment
@@ -36,22 +38,35 @@ def measurable(found: Segmentation) -> Any:
     )
 
 
+def refuse_shared_names(samples: Sequence[Sample]) -> None:
+    """Raise DataError if the results of two samples would be one file where letters' case or form is not told apart."""
+    known: dict[str, Sample] = {}
+    for sample in samples:
+        other = known.setdefault(same_on_some_disk(sample.key), sample)
+        if other is not sample:
+            raise DataError(
+                f"{other.image} and {sample.image}: their predictions would be the same file on some disks; rename one of them"
+            )
+
+
 def write_chunk(folder: Path, dataset: Dataset, found: Sequence[tuple[Sample, ByTask]], start: int) -> None:
     """Write the results of some pictures: PNGs at once, JSON records as a fragment that `assemble` joins.
 
     ``semantic/KEY.png`` are label maps, ``panoptic/KEY.png`` COCO's coloured ids.
 
     Raises:
+        DataError: a key is none that may name a file.
         OutputError: a file cannot be written.
     """
     records: dict[str, list[Any]] = {"images": [], "panoptic": [], "instance": []}
     for sample, by_task in found:
         for task, result in by_task.items():
             name = f"{sample.key}.png"
+            path = below(folder / task, name, f"{sample.image}, its key")
             if task == "semantic":
-                write_labels(folder / task / name, result.semantic, len(result.names))
+                write_labels(path, result.semantic, len(result.names))
             elif task == "panoptic":
-                panoptic_png.write_panoptic_png(folder / task / name, result.panoptic)
+                panoptic_png.write_panoptic_png(path, result.panoptic)
                 records[task].append(
                     panoptic_png.panoptic_annotation(sample.image_id, name, result.segments, dataset.category_ids)
                 )

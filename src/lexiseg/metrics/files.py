@@ -32,6 +32,7 @@ from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
 from lexiseg.ops.colours import ids_of_picture
+from lexiseg.ops.names import below
 from lexiseg.ops.rle import area_of_counts, decompress
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 
@@ -204,7 +205,7 @@ def score_panoptic(
 
 
 def _panoptic(record: Record, folder: Path, labels: Mapping[int, int], place: str) -> PanopticMap:
-    path = folder / str(_field(record, "file_name", place))
+    path = below(folder, _field(record, "file_name", place), place)
     with _picture(path) as picture:
         if picture.mode not in ("RGB", "RGBA"):
             raise DataError(f"{path}: is not in colour; a panoptic PNG holds ids as R + 256 G + 65536 B")

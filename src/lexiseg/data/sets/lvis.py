@@ -43,7 +43,7 @@ def open_val(root: Path) -> Dataset:
 
 
 def _file_of(entry: Mapping[str, Any]) -> str:
-    return PurePosixPath(*PurePosixPath(entry["coco_url"]).parts[-2:]).as_posix()  # "val2017/000000000139.jpg"
+    return PurePosixPath(*PurePosixPath(str(entry["coco_url"])).parts[-2:]).as_posix()  # "val2017/000000000139.jpg"
 
 
 def _class_of(entry: Mapping[str, Any]) -> ClassName:

@@ -29,6 +29,7 @@ from lexiseg.data.prepare import (
     labels_of_values,
     raw_files,
     read_lines,
+    read_names,
     refuse_unfinished,
     same_size,
     tiles,
@@ -37,6 +38,7 @@ from lexiseg.data.prepare import (
 from lexiseg.data.readers import pair_samples, read_colours, read_json, read_values, semantic_dataset
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
+from lexiseg.ops.names import below, relative_name
 from lexiseg.text.vocabulary import Vocabulary
 
 Labels = NDArray[np.uint8]
@@ -69,7 +71,7 @@ class Piece:
     """One raw picture.
 
     Attributes:
-        key: its name when prepared, without ending.
+        key: its name when prepared, without ending: one that `relative_name` takes.
         picture: its file; None if the raw one is used.
         truth: the file of its truth, or the first of them.
         labels: reads the truth.
@@ -79,6 +81,9 @@ class Piece:
     picture: Path | None
     truth: Path
     labels: Callable[[], Labels]
+
+    def __post_init__(self) -> None:
+        relative_name(self.key, f"{self.truth}, its picture")
 
 
 def open_mess(root: Path, *, name: str, layout: Layout) -> Dataset:
@@ -126,7 +131,8 @@ def prepare_mess(
     write, first = (_write_tiles, "_0") if tiled else (_write_whole, "")
     truths = root / layout.truths
     work = [
-        Work(truths / f"{piece.key}{first}{layout.truth_ending}", partial(write, piece, root, layout)) for piece in pieces(root)
+        Work(below(truths, f"{piece.key}{first}{layout.truth_ending}", name), partial(write, piece, root, layout))
+        for piece in pieces(root)
     ]
     carry_out(name, truths, work)
 
@@ -136,8 +142,8 @@ def _write_whole(piece: Piece, root: Path, layout: Layout) -> None:
     if piece.picture is not None:
         picture = read_colours(piece.picture)
         same_size(picture, labels, piece.truth)
-        write_picture(root / layout.images / f"{piece.key}{layout.image_ending}", picture)
-    write_picture(root / layout.truths / f"{piece.key}{layout.truth_ending}", labels)
+        write_picture(below(root / layout.images, f"{piece.key}{layout.image_ending}", str(piece.truth)), picture)
+    write_picture(below(root / layout.truths, f"{piece.key}{layout.truth_ending}", str(piece.truth)), labels)
 
 
 def _write_tiles(piece: Piece, root: Path, layout: Layout) -> None:
@@ -146,8 +152,8 @@ def _write_tiles(piece: Piece, root: Path, layout: Layout) -> None:
     same_size(picture, labels, piece.truth)
     pairs = list(enumerate(zip(tiles(picture, 0), tiles(labels, VOID), strict=True)))
     for number, (part, part_labels) in reversed(pairs):  # number 0, by which the piece is known to be done, comes last
-        write_picture(root / layout.images / f"{piece.key}_{number}{layout.image_ending}", part)
-        write_picture(root / layout.truths / f"{piece.key}_{number}{layout.truth_ending}", part_labels)
+        write_picture(below(root / layout.images, f"{piece.key}_{number}{layout.image_ending}", str(piece.truth)), part)
+        write_picture(below(root / layout.truths, f"{piece.key}_{number}{layout.truth_ending}", str(piece.truth)), part_labels)
 
 
 # --- truths of several sets -------------------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ MHP_V1_RAW = ("LV-MHP-v1/test_list.txt", "LV-MHP-v1/images/*.jpg", "LV-MHP-v1/an
 
 def _mhp_v1(root: Path) -> Iterator[Piece]:
     folder = root / "LV-MHP-v1"
-    for file in read_lines(folder / "test_list.txt"):
+    for file in read_names(folder / "test_list.txt"):
         key = Path(file).stem
         persons = raw_files(folder, f"annotations/{key}_*.png")
         yield Piece(key, folder / "images" / file, persons[0], partial(_mhp_v1_labels, persons))
@@ -396,7 +402,7 @@ KVASIR_RAW = tuple(f"kvasir-instrument/{files}" for files in ("test.txt", "image
 
 def _kvasir(root: Path) -> Iterator[Piece]:
     folder = root / "kvasir-instrument"
-    for key in read_lines(folder / "test.txt"):
+    for key in read_names(folder / "test.txt"):
         truth = folder / f"masks/{key}.png"
         yield Piece(key, folder / f"images/{key}.jpg", truth, partial(_white, truth))
 
@@ -437,7 +443,10 @@ PAXRAY_RAW = tuple(f"paxray_dataset/{files}" for files in ("paxray.json", "image
 def _paxray(root: Path, *, region: str) -> Iterator[Piece]:
     source = root / PAXRAY_RAW[0]
     try:
-        entries = [(entry["image"], entry["target"]) for entry in read_json(source)["test"]]
+        entries = [
+            tuple(relative_name(entry[field], f"{source}, test, entry {number}") for field in ("image", "target"))
+            for number, entry in enumerate(read_json(source)["test"], start=1)
+        ]
     except (KeyError, TypeError) as error:
         raise DataError(f"{source}: is not PAXRay's list of pictures ({error!r}); fetch it again") from None
     for image, target in entries:
@@ -498,7 +507,8 @@ def _cub_200(root: Path) -> Iterator[Piece]:
     folder = root / "CUB_200_2011"
     split = folder / "train_test_split.txt"
     try:
-        files = [line.split(" ")[1] for line in read_lines(folder / "images.txt")]
+        listed = [line.split(" ")[1] for line in read_lines(folder / "images.txt")]
+        files = [relative_name(file, f"{folder / 'images.txt'}, entry {number}") for number, file in enumerate(listed, start=1)]
         training = [line.split(" ")[1] == "1" for line in read_lines(split)]
         chosen = [(file, int(file.split(".")[0])) for file, skip in zip(files, training, strict=True) if not skip]
     except (IndexError, ValueError) as error:

@@ -24,10 +24,11 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from lexiseg.data.dataset import Dataset
-from lexiseg.data.prepare import Work, carry_out, read_lines, refuse_unfinished, write_picture
+from lexiseg.data.prepare import Work, carry_out, read_names, refuse_unfinished, write_picture
 from lexiseg.data.readers import LabelTable, pair_samples, read_json, semantic_dataset
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError, UsageError
+from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.rle import decode_counts, decompress
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
@@ -62,7 +63,7 @@ def open_voc(root: Path, *, name: str) -> Dataset:
         "voc-21": (Vocabulary.builtin("voc21"), LabelTable.counted(21, ignored=[VOID_8])),
     }[name]
     samples = pair_samples(
-        root / VOC / "JPEGImages", root / VOC / "SegmentationClass", image_ending=".jpg", names=read_lines(root / VOC_LIST)
+        root / VOC / "JPEGImages", root / VOC / "SegmentationClass", image_ending=".jpg", names=read_names(root / VOC_LIST)
     )
     return semantic_dataset(name, vocabulary, samples, table)
 
@@ -93,7 +94,7 @@ def open_context(root: Path, *, name: str) -> Dataset:
         truths,
         image_ending=".jpg",
         truth_ending=ending,
-        names=read_lines(root / CONTEXT_LIST),
+        names=read_names(root / CONTEXT_LIST),
     )
     vocabulary = Vocabulary.builtin(name)
     return semantic_dataset(name, vocabulary, samples, context_table(vocabulary))
@@ -117,7 +118,10 @@ def prepare_context_59(root: Path) -> None:
     document = read_json(source)
     try:
         sizes = {
-            entry["image_id"]: (entry["file_name"], (entry["height"], entry["width"]))
+            entry["image_id"]: (
+                relative_name(entry["file_name"], f"{source}, image {entry['image_id']}"),
+                (entry["height"], entry["width"]),
+            )
             for entry in document["images"]
             if entry["phase"] == "val"
         }
@@ -128,7 +132,7 @@ def prepare_context_59(root: Path) -> None:
     except (KeyError, TypeError) as error:
         raise DataError(f"{source}: is not the JSON of PASCAL Context ({error!r}); fetch it again") from None
     work = [
-        Work(done := truths / f"{Path(file).stem}.png", partial(_write_59, done, masks[image], size, source))
+        Work(done := below(truths, f"{Path(file).stem}.png", str(source)), partial(_write_59, done, masks[image], size, source))
         for image, (file, size) in sizes.items()
     ]
     carry_out("pascal-context-59", truths, work)
@@ -154,8 +158,11 @@ def prepare_context_459(root: Path) -> None:
     """
     truths = root / TRUTHS_459
     work = [
-        Work(done := truths / f"{name}.tif", partial(_write_459, done, root / CONTEXT / "trainval" / f"{name}.mat"))
-        for name in read_lines(root / CONTEXT_LIST)
+        Work(
+            done := below(truths, f"{name}.tif", str(root / CONTEXT_LIST)),
+            partial(_write_459, done, root / CONTEXT / "trainval" / f"{name}.mat"),
+        )
+        for name in read_names(root / CONTEXT_LIST)
     ]
     carry_out("pascal-context-459", truths, work)
 

@@ -23,6 +23,7 @@ from lexiseg.data.dataset import Dataset, Sample, Truth
 from lexiseg.data.readers import InstanceRecord, LabelTable, coco_document, read_instances
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
+from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.rle import decode_counts
 from lexiseg.structures import Instances
 from lexiseg.text.vocabulary import ClassName, Vocabulary
@@ -56,10 +57,12 @@ def open_refcoco(root: Path, *, name: str, folder: str, split: str) -> Dataset:
                 continue
             image, region = images[reference["image_id"]], annotations[reference["ann_id"]]
             record = InstanceRecord((region,), (image["height"], image["width"]), source)
+            picture = below(root / PICTURES, image["file_name"], f"{source}, image {image['id']}")
             for sentence in reference["sentences"]:
                 vocabulary = Vocabulary((ClassName(sentence["sent"]), REST))
-                number, picture = sentence["sent_id"], root / PICTURES / image["file_name"]
-                samples.append(Sample(str(number), picture, number, {"semantic": record, "instance": record}, vocabulary))
+                number = sentence["sent_id"]
+                key = relative_name(str(number), f"{expressions}, a sentence of image {image['id']}")
+                samples.append(Sample(key, picture, number, {"semantic": record, "instance": record}, vocabulary))
     except (KeyError, TypeError) as error:
         raise DataError(f"{expressions}: lacks {error} or {source} does; are both of the same archive?") from None
     if not samples:
