@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+import transformers
 from open_clip import pretrained
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
@@ -36,12 +38,12 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def folder(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A folder like those of the embedded models: half-precision weights, a vocabulary beside it."""
-    shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", tmp_path / "bpe.txt.gz")
+    """A folder like those of the embedded models: half-precision weights, a vocabulary in it."""
     folder = tmp_path / "clip"
     folder.mkdir()
+    shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", folder / "bpe.txt.gz")
     document = {"model_cfg": MODEL, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
-    (folder / CONFIG_FILE).write_text(json.dumps(document | {"lexiseg": {"bpe": "../bpe.txt.gz"}}), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(document | {"lexiseg": {"bpe": "bpe.txt.gz"}}), encoding="utf-8")
     save_file({name: tensor.half().contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
     return folder
 
@@ -72,9 +74,9 @@ def test_a_folder_is_loaded_with_its_own_vocabulary(folder: Path, state: dict[st
 
 def test_identity_follows_the_vocabulary_and_the_config(folder: Path) -> None:
     before = load_clip(folder).identity
-    shutil.copy(files("open_clip") / "bpe_simple_vocab_16e6.txt.gz", folder.parent / "bpe.txt.gz")
+    shutil.copy(files("open_clip") / "bpe_simple_vocab_16e6.txt.gz", folder / "bpe.txt.gz")
     assert load_clip(folder).identity != before
-    shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", folder.parent / "bpe.txt.gz")
+    shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", folder / "bpe.txt.gz")
     assert load_clip(folder).identity == before
     config = folder / CONFIG_FILE
     document = json.loads(config.read_text(encoding="utf-8"))
@@ -159,13 +161,13 @@ def test_missing_and_foreign_files_are_weights_errors(folder: Path, architecture
         "cut.safetensors": (folder / WEIGHTS_FILE).read_bytes()[:5000],
     }.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(WeightsError, match=f"{name} does not hold weights of {NAME}"):
+        with pytest.raises(WeightsError, match=f"cannot read weights from .*{name}: damaged or no weights file"):
             load_clip(architecture, tmp_path / name)
     torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(WeightsError, match=r"does not hold weights.*Missing key"):
         load_clip(architecture, tmp_path / "other.pt")
     torch.save({"code": Fraction(1, 2)}, tmp_path / "code.pt")  # a pickled class: its constructor must not run
-    with pytest.raises(WeightsError, match="does not hold weights"):
+    with pytest.raises(WeightsError, match=r"it holds Python objects \(fractions\.Fraction\)"):
         load_clip(architecture, tmp_path / "code.pt")
 
 
@@ -174,11 +176,11 @@ def test_incomplete_folders_are_weights_errors(folder: Path) -> None:
     with pytest.raises(WeightsError, match=WEIGHTS_FILE):
         load_clip(folder)
     assert isinstance(build_clip(folder), ClipViT)
-    (folder.parent / "bpe.txt.gz").unlink()
+    (folder / "bpe.txt.gz").unlink()
     with pytest.raises(WeightsError, match=r"bpe\.txt\.gz is missing"):
         load_clip(folder)
     (folder / CONFIG_FILE).write_text('{"model_cfg": {"embed_dim": 24, "unheard_of": 1, "vision_cfg": {}, "text_cfg": {}}}')
-    with pytest.raises(WeightsError, match=r"cannot build the CLIP .*unheard_of"):
+    with pytest.raises(WeightsError, match=r"the key model_cfg\.unheard_of is not allowed"):
         load_clip(folder)
     for content in ("{", "[]", "{}"):
         (folder / CONFIG_FILE).write_text(content)
@@ -193,3 +195,60 @@ def test_full_size_models_are_counted_without_memory() -> None:
     assert sum(parameter.numel() for parameter in clip.parameters()) == 149_620_737
     assert (clip.width, clip.strides, clip.image_size) == (512, (16, 16, 16), 224)
     assert_close(torch.tensor(clip.mean), torch.tensor(open_clip.OPENAI_DATASET_MEAN))
+
+
+def test_a_folder_runs_no_code(folder: Path, tmp_path: Path) -> None:
+    """A tokenizer's program beside the weights was run when the config asked to trust it."""
+    marker = tmp_path / "was-run"
+    (folder / "tokenizer.py").write_text(
+        f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+        "from transformers import BertTokenizer\nclass Own(BertTokenizer):\n    pass\n"
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenizer.Own", None]}})
+    )
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    config = folder / CONFIG_FILE
+    for text in (
+        {"hf_tokenizer_name": "someone/tokenizer", "tokenizer_kwargs": {"trust_remote_code": True}},
+        {"hf_tokenizer_name": "someone/tokenizer"},
+        {"tokenizer_kwargs": {"trust_remote_code": True}},
+    ):
+        config.write_text(json.dumps({"model_cfg": MODEL | {"text_cfg": MODEL["text_cfg"] | text}}))
+        with pytest.raises(WeightsError, match=rf"{CONFIG_FILE}.*model_cfg\.text_cfg\.(hf_tokenizer_name|tokenizer_kwargs)"):
+            load_clip(folder)
+    config.write_text(json.dumps({"model_cfg": MODEL}))
+    assert load_clip(folder).tokenize(["a house"]).max() == 49407, "without a choice it is CLIP's own vocabulary"
+    assert not marker.exists()
+
+
+def test_tokenizers_of_the_hub_run_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named architectures take theirs from repositories: transformers is told not to trust them, or would ask the user."""
+    asked = []
+
+    def from_pretrained(name: str, **options: object) -> None:
+        asked.append((name, options["trust_remote_code"]))
+        raise OSError("not here")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    for name in ("ViT-H-14-worldwide", "roberta-ViT-B-32"):
+        with torch.device("meta"), pytest.raises(WeightsError, match="not here"):
+            build_clip(name)
+    assert asked == [("facebook/xlm-v-base", False), ("roberta-base", False)]
+
+
+def test_a_torchscript_archive_is_refused_unread(tmp_path: Path, architecture: str) -> None:
+    with zipfile.ZipFile(tmp_path / "jit.pt", "w") as archive:
+        archive.writestr("jit/constants.pkl", b"")
+        archive.writestr("jit/data.pkl", b"")
+    with pytest.raises(WeightsError, match=r"jit\.pt: it is a TorchScript archive, which is a program"):
+        load_clip(architecture, tmp_path / "jit.pt")
+
+
+def test_weights_with_numbers_that_are_none_are_refused(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    for bad in ("nan", "inf"):
+        state["ln_final.weight"][3] = float(bad)
+        save_file(state, folder / WEIGHTS_FILE)
+        with pytest.raises(WeightsError, match=rf"{WEIGHTS_FILE}: ln_final\.weight has numbers that are infinite or not"):
+            load_clip(folder)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lexiseg.backbones.state_dicts import finished, unwrapped
 from lexiseg.errors import WeightsError
 
 _KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}  # of numbers, as NumPy writes them
@@ -36,14 +37,14 @@ class _ForeignNameError(pickle.UnpicklingError):
 
 
 def read_arrays(path: str | Path, *, entry: str | None = None) -> dict[str, Tensor]:
-    """Tensors of a pickled dictionary of arrays, in their own number types.
+    """Tensors of a pickled dictionary of arrays, in their own number types, all numbers finite.
 
     Args:
         path: the file.
-        entry: where in a training checkpoint the arrays are; a file without it holds nothing else.
+        entry: as `read_state`.
 
     Raises:
-        WeightsError: missing, damaged, made of other Python objects, or no dictionary of arrays.
+        WeightsError: missing, damaged, made of other Python objects, no dictionary of arrays, or with numbers that are none.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,11 +52,10 @@ def read_arrays(path: str | Path, *, entry: str | None = None) -> dict[str, Tens
     try:
         with path.open("rb") as file:
             document = _ArrayUnpickler(file, encoding="latin1").load()
-        if entry is not None and isinstance(document, dict):
-            document = document.get(entry, document)
-        if not isinstance(document, dict) or not document or not all(isinstance(value, _Array) for value in document.values()):
+        arrays = unwrapped(document, entry)
+        if not isinstance(arrays, dict) or not arrays or not all(isinstance(value, _Array) for value in arrays.values()):
             raise WeightsError(f"{path} is no dictionary of arrays; give the checkpoint as published")
-        return {str(name): array.tensor() for name, array in document.items()}
+        return finished({str(name): array.tensor() for name, array in arrays.items()}, path)
     except _ForeignNameError as error:
         raise WeightsError(
             f"cannot read weights from {path}: it holds Python objects ({error}), and no code of a file is run here; where you "

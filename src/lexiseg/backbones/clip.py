@@ -6,7 +6,9 @@
     build_clip("RN50x64")                                  no weights; inside ``torch.device("meta")`` not even memory
 
 A folder holds ``open_clip_config.json`` and ``open_clip_model.safetensors``. The key ``lexiseg`` of the config, which
-open_clip does not know, may name a byte-pair vocabulary other than CLIP's, relative to the folder: ``{"bpe": "x.txt.gz"}``.
+open_clip does not know, may name a byte-pair vocabulary other than CLIP's, relative to the folder: ``{"bpe": "x.txt.gz"}``. It
+must lie in the folder, or in the assets of this package, where the embedded models share one. What else a config may say is
+listed in `lexiseg.backbones.configs`.
 """
 
 from __future__ import annotations
@@ -17,17 +19,20 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Tokenizer, region_weights
 from lexiseg.backbones.clip_convnext import ClipConvNeXt
 from lexiseg.backbones.clip_resnet import ClipResNet
 from lexiseg.backbones.clip_vit import ClipViT, pack_projections, split_projections
+from lexiseg.backbones.configs import check_clip_config, check_preprocessing, read_config, read_vocabulary
 from lexiseg.backbones.hub import expect_hub
+from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 
 __all__ = [
@@ -57,7 +62,7 @@ def load_clip(name: str | Path, weights: str | Path | None = None, device: torch
         name: an open_clip architecture ("ViT-B-16", "RN50x64", "convnext_large_d_320"), or a folder (see above).
             For weights with a tag, the activation (GELU or QuickGELU) is the one they were trained with, whatever the name
             says; for a file it is the name's ("ViT-B-16-quickgelu").
-        weights: a tag ("openai") or a file (.safetensors, or .pt/.pth/.bin with tensors only). A folder has its own.
+        weights: a tag ("openai") or a file (see `read_state`). A folder has its own.
         device: where to put it.
 
     Raises:
@@ -86,7 +91,7 @@ def build_clip(name: str | Path) -> ClipBackbone:
 
     Raises:
         UsageError: unknown architecture, or an image tower lexiseg has no adapter for.
-        WeightsError: a folder without config or vocabulary.
+        WeightsError: a folder without config or vocabulary, or whose config says what it may not.
     """
     return _build(_source(name)).eval()
 
@@ -104,7 +109,9 @@ def assemble_clip(
 
     Raises:
         UsageError: an image or text tower lexiseg has no adapter for.
+        WeightsError: a key or a value that a config may not have.
     """
+    check_clip_config(model, "the config of a CLIP")
     return _wrapped(_model(model), model, tokenizer, vocabulary, mean=mean, std=std)
 
 
@@ -116,7 +123,7 @@ class _Source:
     model: dict[str, Any]
     preprocessing: dict[str, Any]
     folder: Path | None = None
-    vocabulary: Path | None = None
+    vocabulary: bytes | None = None  # as packed by gzip
 
 
 def _source(name: str | Path) -> _Source:
@@ -136,15 +143,16 @@ def _source(name: str | Path) -> _Source:
 
 def _folder_source(folder: Path) -> _Source:
     path = folder / CONFIG_FILE
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        model, own = document["model_cfg"], document.get("lexiseg", {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is not the config of a CLIP saved by open_clip ({error!r})") from error
-    vocabulary = folder / own["bpe"] if "bpe" in own else None
-    if vocabulary is not None and not vocabulary.is_file():
-        raise WeightsError(f"{vocabulary} is missing, the byte-pair vocabulary that {path} names")
-    return _Source(str(folder), model, document.get("preprocess_cfg", {}), folder, vocabulary)
+    document = read_config(path)
+    model, own, preprocessing = (document.get(key, {}) for key in ("model_cfg", "lexiseg", "preprocess_cfg"))
+    if not (isinstance(model, dict) and model and isinstance(own, dict)):
+        raise WeightsError(f"{path} is not the config of a CLIP saved by open_clip; model_cfg must be in it, an object")
+    check_clip_config(model, path)
+    check_preprocessing(preprocessing, path)
+    if unknown := own.keys() - {"bpe"}:
+        raise WeightsError(f"{path}: the key lexiseg.{min(unknown)} is not known; there is bpe alone")
+    vocabulary = read_vocabulary(folder, own["bpe"], path) if "bpe" in own else None
+    return _Source(str(folder), model, preprocessing, folder, vocabulary)
 
 
 def _build(source: _Source) -> ClipBackbone:
@@ -153,7 +161,9 @@ def _build(source: _Source) -> ClipBackbone:
     try:
         clip_model = _model(source.model)
         tokenizer, vocabulary = _tokenizer(source)
-    except (OSError, RuntimeError, TypeError, KeyError) as error:  # a config of the user's own, a text tower to be fetched
+    except (UsageError, WeightsError):
+        raise
+    except Exception as error:  # sizes that fit no model can raise anything; a text tower may have to be fetched
         raise WeightsError(f"open_clip cannot build the CLIP {source.name}: {error!r}. {OFFLINE}") from error
     mean, std = source.preprocessing.get("mean"), source.preprocessing.get("std")
     return _wrapped(
@@ -184,6 +194,10 @@ def _model(model: Mapping[str, Any]) -> nn.Module:
     if "timm_model_name" in values["vision_cfg"]:
         values["vision_cfg"]["timm_model_pretrained"] = False  # the weights come from elsewhere
     if "hf_model_name" in values["text_cfg"]:
+        from transformers import AutoConfig
+
+        # open_clip asks the same, but would ask at the terminal whether to run code of the repository: here it is refused
+        AutoConfig.from_pretrained(values["text_cfg"]["hf_model_name"], trust_remote_code=False)
         values["text_cfg"]["hf_model_pretrained"] = False
     clip_model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**values)
     _adapter(clip_model)  # an unknown tower is refused before anything is fetched for it
@@ -194,11 +208,13 @@ def _tokenizer(source: _Source) -> tuple[Tokenizer, str]:
     """The tokenizer, and a digest of its vocabulary if that is the folder's own."""
     import open_clip  # heavy
 
-    if source.vocabulary is not None:
-        length = source.model["text_cfg"].get("context_length", 77)
-        digest = sha256(source.vocabulary.read_bytes()).hexdigest()
-        return open_clip.SimpleTokenizer(str(source.vocabulary), context_length=length), digest
-    return open_clip.get_tokenizer(source.name if source.folder is None else f"local-dir:{source.folder}"), ""
+    text = source.model["text_cfg"]
+    if source.folder is None:
+        return open_clip.get_tokenizer(source.name, **({"trust_remote_code": False} if "hf_tokenizer_name" in text else {})), ""
+    options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+    if source.vocabulary is None:
+        return open_clip.SimpleTokenizer(**options), ""
+    return open_clip.SimpleTokenizer(BytesIO(source.vocabulary), **options), sha256(source.vocabulary).hexdigest()
 
 
 def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
@@ -224,17 +240,32 @@ def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
 
 
 def _with_weights(clip: ClipBackbone, file: Path, source: _Source) -> ClipBackbone:
-    import open_clip  # heavy
-
     if not file.is_file():
         raise WeightsError(f"the CLIP weights {file} do not exist; give the path of a weights file of {source.name}. {OFFLINE}")
+    state = read_state(file)
     try:
-        open_clip.load_checkpoint(clip.clip_model, str(file), strict=True, weights_only=True)
-    except Exception as error:  # a damaged or foreign file can raise anything
+        _fill(clip.clip_model, state)
+    except Exception as error:  # open_clip changes the size of positions, in which weights of another model raise anything
         reason = str(error).strip().split("\n")
         detail = " ".join(line.strip() for line in reason[:2])[:300]
         raise WeightsError(f"{file} does not hold weights of {source.name}: {detail or type(error).__name__}") from error
     return clip
+
+
+def _fill(clip_model: Any, state: dict[str, Tensor]) -> None:
+    """Put weights into a model of open_clip as its own ``load_checkpoint`` does, which would also read the file."""
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed  # heavy
+
+    if "positional_embedding" in state and not hasattr(clip_model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    for name in ("logit_scale", "logit_bias"):  # a number or a vector of one
+        own = getattr(clip_model, name)
+        if own is not None and name in state:
+            state[name] = state[name].reshape(own.shape)
+    state.pop("text.transformer.embeddings.position_ids", None)  # no weights; transformers before 4.31 saved them
+    resize_pos_embed(state, clip_model)
+    resize_text_pos_embed(state, clip_model)
+    clip_model.load_state_dict(state)
 
 
 def _tag(source: _Source, tag: str) -> dict[str, Any]:

@@ -1,0 +1,272 @@
+"""What the files beside weights may say: a stranger writes them, so they can choose sizes and nothing else.
+
+open_clip, timm and transformers take names of repositories, of classes and of files out of such configs, fetch what they name,
+and some of it runs. Here what is allowed is listed, and all else is refused (CLIP) or not read at all (transformers).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lexiseg.errors import WeightsError
+
+CONFIG_BYTES, VOCABULARY_BYTES = 2**20, 2**26  # the most that is read; of vocabularies when unpacked
+ASSETS = Path(str(files("lexiseg") / "assets"))
+
+Rule = Callable[[object], bool]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: the file; more than `CONFIG_BYTES` are not read.
+
+    Raises:
+        WeightsError: missing, too large, or no JSON object.
+    """
+    content = _read(path, CONFIG_BYTES, "a config of a model")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is no JSON: {error!r}; fetch it again") from error
+    if not isinstance(document, dict):
+        raise WeightsError(f"{path} is no JSON object but a {type(document).__name__}; fetch it again")
+    return document
+
+
+def read_vocabulary(folder: Path, name: object, config: Path) -> bytes:
+    """A byte-pair vocabulary that the config of a CLIP names, as gzip.
+
+    Args:
+        folder: of the CLIP.
+        name: relative to it.
+        config: what to call the config in messages.
+
+    Raises:
+        WeightsError: outside of the folder and of this package's assets, missing, too large, or no gzip file of UTF-8.
+    """
+    if not isinstance(name, str) or Path(name).is_absolute():
+        raise WeightsError(f"{config}: lexiseg.bpe is {name!r}; it must name a file in the folder, relative to it")
+    path = folder / name
+    try:
+        place = path.resolve()
+        inside = any(place.is_relative_to(room.resolve()) for room in (folder, ASSETS))
+    except (OSError, ValueError, RuntimeError) as error:  # a null character, a loop of links
+        raise WeightsError(f"{config}: lexiseg.bpe is {name!r}, which is no file's name ({error})") from error
+    if not inside:
+        raise WeightsError(f"{config}: lexiseg.bpe is {name!r}, which leads out of the folder; copy that file into it")
+    if not place.is_file():
+        raise WeightsError(f"{path} is missing, the byte-pair vocabulary that {config} names")
+    packed = _read(place, VOCABULARY_BYTES, "a byte-pair vocabulary")
+    try:
+        with gzip.open(io.BytesIO(packed)) as unpacking:
+            text = unpacking.read(VOCABULARY_BYTES + 1)
+        text.decode()
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise WeightsError(f"{path} is no byte-pair vocabulary, text packed with gzip ({error}); fetch it again") from error
+    if len(text) > VOCABULARY_BYTES:
+        raise WeightsError(f"{path} unpacks to more than {VOCABULARY_BYTES >> 20} MiB, too much for a byte-pair vocabulary")
+    return packed
+
+
+def _read(path: Path, most: int, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}; {what} is needed") from error
+    if len(content) > most:
+        raise WeightsError(f"{path} has more than {most >> 20} MiB, too much for {what}; fetch it again")
+    return content
+
+
+# What a value may be.
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= CONFIG_BYTES
+
+
+def _counts(value: object) -> bool:
+    return _count(value) or (isinstance(value, list | tuple) and 1 <= len(value) <= 8 and all(map(_count, value)))
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _or_none(rule: Rule) -> Rule:
+    return lambda value: value is None or rule(value)
+
+
+def _one_of(*choices: str) -> Rule:
+    return lambda value: isinstance(value, str) and value in choices
+
+
+def _only(**rules: Rule) -> Rule:
+    return lambda value: isinstance(value, Mapping) and all(key in rules and rules[key](one) for key, one in value.items())
+
+
+def _colour(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_number, value))
+
+
+def _spread(value: object) -> bool:
+    return _colour(value) and all(number > 0 for number in value)  # type: ignore[attr-defined]
+
+
+def _timm_name(value: object) -> bool:
+    """A model in timm's own table: not ``hf-hub:…`` or ``local-dir:…``, whose configs timm would read."""
+    import timm  # heavy
+
+    return isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)?", value) is not None and timm.is_model(value.split(".")[0])
+
+
+_TOWER: dict[str, Rule] = {
+    "width": _count,
+    "mlp_ratio": _number,
+    "ls_init_value": _or_none(_number),
+    "output_tokens": _flag,
+    "final_ln_after_pool": _flag,
+    "act_kwargs": _or_none(_only(approximate=_one_of("none", "tanh"))),
+    "norm_kwargs": _or_none(_only(eps=_number)),
+    "block_type": _or_none(_one_of("default", "custom")),
+    **dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), _flag),
+}
+_VISION: dict[str, Rule] = _TOWER | {
+    "layers": _counts,
+    "head_width": _count,
+    "patch_size": _or_none(_count),
+    "image_size": _counts,
+    "patch_dropout": _number,
+    "attentional_pool": _flag,
+    "attn_pooler_queries": _count,
+    "attn_pooler_heads": _count,
+    "no_ln_pre": _flag,
+    "pos_embed_type": _one_of("learnable", "sin_cos_2d"),
+    "pool_type": _one_of("tok", "avg", "none"),
+    "timm_model_name": _or_none(_timm_name),
+    "timm_model_pretrained": _flag,  # is not heeded: weights come from the folder
+    "timm_pool": _one_of("", "avg", "abs_attn", "rot_attn", "map", "token"),
+    "timm_proj": _or_none(_one_of("", "linear", "mlp", "none")),
+    "timm_proj_bias": _flag,
+    "timm_drop": _number,
+    "timm_drop_path": _or_none(_number),
+}
+_TEXT: dict[str, Rule] = _TOWER | {
+    "layers": _count,
+    "heads": _count,
+    "context_length": _count,
+    "vocab_size": _count,
+    "embed_cls": _flag,
+    "pad_id": _count,
+    "eos_id": _count,
+    "no_causal_mask": _flag,
+    "pool_type": _one_of("first", "last", "argmax", "eos", "none"),
+    "proj_type": _one_of("linear", "none"),
+    "proj_bias": _flag,
+    "tokenizer_kwargs": _only(clean=_one_of("lower", "whitespace", "canonicalize")),
+}
+_MODEL: dict[str, Rule] = {
+    "embed_dim": _count,
+    "vision_cfg": lambda value: isinstance(value, Mapping),
+    "text_cfg": lambda value: isinstance(value, Mapping),
+    "quick_gelu": _flag,
+    "custom_text": _flag,
+    "init_logit_scale": _number,
+    "init_logit_bias": _or_none(_number),
+    "nonscalar_logit_scale": _flag,
+}
+_PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour), "std": _or_none(_spread)}
+_OF_THE_HUB = (
+    "it is of a text tower or tokenizer of the Hugging Face hub, which no folder may choose; give the name of the architecture "
+    "and the folder's weights file, which takes them from where open_clip says"
+)
+
+
+def check_clip_config(model: Mapping[str, Any], source: str | Path) -> None:
+    """Hold the ``model_cfg`` of a CLIP against what it may say; nothing that passes makes open_clip fetch or run anything.
+
+    Args:
+        model: the values of ``model_cfg``.
+        source: what to call it in messages.
+
+    Raises:
+        WeightsError: a key that is not allowed or missing, or a value that is not allowed.
+    """
+    _check(model, _MODEL, source, "model_cfg")
+    for part, rules in (("vision_cfg", _VISION), ("text_cfg", _TEXT)):
+        if part not in model:
+            raise WeightsError(f"{source}: model_cfg has no {part}; it is no CLIP as open_clip saves it")
+        _check(model[part], rules, source, f"model_cfg.{part}")
+
+
+def check_preprocessing(values: object, source: str | Path) -> None:
+    """Hold the ``preprocess_cfg`` of a CLIP, of which only the colours are used, against what it may say.
+
+    Raises:
+        WeightsError: it is no mapping, or its colours are not three numbers.
+    """
+    if not isinstance(values, Mapping):
+        raise WeightsError(f"{source}: preprocess_cfg must be an object, not {_shown(values)}")
+    _check({key: value for key, value in values.items() if key in _PREPROCESSING}, _PREPROCESSING, source, "preprocess_cfg")
+
+
+def _check(values: Mapping[str, Any], rules: Mapping[str, Rule], source: str | Path, where: str) -> None:
+    for key, value in values.items():
+        if key not in rules:
+            hub = key.startswith("hf_") or key == "tokenizer_mode"
+            why = _OF_THE_HUB if hub else f"remove it if the model does not need it; allowed are {', '.join(sorted(rules))}"
+            raise WeightsError(f"{source}: the key {where}.{key} is not allowed: {why}")
+        if not rules[key](value):
+            raise WeightsError(f"{source}: {where}.{key} must not be {_shown(value)}; here weights come with sizes alone")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def own_options(config_class: type[Any], options: object, source: str | Path, **parts: object) -> dict[str, Any]:
+    """What a ``config.json`` says of a model's own sizes, for the constructor of its configuration.
+
+    What all models of transformers share is not read: there are names of repositories whose code would be fetched and run
+    (``auto_map``, ``attn_implementation``). Nor is the kind of a part: it is ``config_class``.
+
+    Args:
+        config_class: of transformers.
+        options: as read from the file.
+        source: what to call the file, or the part of it, in messages.
+        parts: options that are not taken from there.
+
+    Raises:
+        WeightsError: no object, or a value that is neither number, text nor a list of these.
+    """
+    from transformers import PreTrainedConfig  # heavy
+
+    if not isinstance(options, Mapping):
+        raise WeightsError(f"{source} must be an object, not {_shown(options)}")
+    own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)} - parts.keys()
+    for key in own & options.keys():
+        if not _plain(options[key]):
+            raise WeightsError(f"{source}: {key} must not be {_shown(options[key])}; here weights come with sizes alone")
+    return {key: options[key] for key in own & options.keys()} | parts
+
+
+def _plain(value: object, depth: int = 2) -> bool:
+    if isinstance(value, list):
+        return depth > 0 and all(_plain(one, depth - 1) for one in value)
+    return value is None or isinstance(value, str | int | float | bool)
