@@ -271,18 +271,19 @@ def _generate(
                 best = quality.argmax(1, keepdim=True)
                 logits, quality = logits.take_along_dim(best[..., None, None], 1), quality.take_along_dim(best, 1)
             owners = some.repeat_interleave(logits.shape[1], dim=0)
-            batches.append(
-                filter_masks(
-                    logits.flatten(0, 1),
-                    quality.flatten(),
-                    owners,
-                    geometry=geometry,
-                    crop=crop,
-                    size=size,
-                    extent=backbone.geometry(size).extent,
-                    options=options,
+            with torch.autocast(device.type, enabled=False):  # areas have more digits than half precision
+                batches.append(
+                    filter_masks(
+                        logits.flatten(0, 1).float(),
+                        quality.flatten().float(),
+                        owners,
+                        geometry=geometry,
+                        crop=crop,
+                        size=size,
+                        extent=backbone.geometry(size).extent,
+                        options=options,
+                    )
                 )
-            )
         found.append(suppress(join(batches), options.box_nms_threshold))
     if not found:
         raise UsageError(f"no point prompt lies in the image of {size[1]} × {size[0]} pixels; give points inside it")
