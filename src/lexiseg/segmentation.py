@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lexiseg.errors import OutputError
 from lexiseg.exports import coco, labels, panoptic_png
 from lexiseg.ops.files import write_json, write_png
+from lexiseg.ops.names import below, is_file_of, result_name
 from lexiseg.structures import Segment
 from lexiseg.visualise.overlay import overlay
 
 TASKS = ("panoptic", "semantic", "instance")
+MAPS = {"semantic": ".labels.png", "panoptic": ".panoptic.png"}  # how the name of each task's map of the picture ends
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,22 @@ class Segmentation:
         ``STEM.overlay.png``, ``STEM.json`` (the segments, with their masks as COCO run lengths), and ``STEM.labels.png``
         (class numbers) or ``STEM.panoptic.png`` (COCO's colour-coded ids).
 
+        Args:
+            folder: is made if it is not there.
+            stem: how the files' names begin; None: as `result_name` says, which gives every picture names of its own, or
+                ``image`` where the picture is no file.
+
+        Returns:
+            The files written.
+
         Raises:
-            OutputError: the folder or a file cannot be written.
+            DataError: the stem is not the name of a file in the folder or below it.
+            OutputError: the folder or a file cannot be written, or a file would take the place of the picture.
         """
-        folder = Path(folder)
-        stem = stem or (Path(self.source).stem if self.source else "image")
-        paths = [folder / f"{stem}.overlay.png", folder / f"{stem}.json"]
+        stem = stem or (result_name(self.source) if self.source else "image")
+        paths = result_files(Path(folder), stem, self.task)
+        if self.source and (taken := [path for path in paths if is_file_of(path, self.source)]):
+            raise OutputError(f"{taken[0]}: is the picture itself; choose another folder or another stem")
         write_png(paths[0], np.asarray(self.overlay()))
         annotations = coco.instance_annotations(self.masks, self.segments, image_id=0)
         rows = [
@@ -110,9 +123,17 @@ class Segmentation:
         document = {**self.document(), "classes": list(self.names), "segments": rows}
         write_json(paths[1], document, indent=1)
         if self.task == "semantic":
-            paths.append(folder / f"{stem}.labels.png")
-            labels.write_labels(paths[-1], self.semantic, len(self.names))
+            labels.write_labels(paths[2], self.semantic, len(self.names))
         if self.task == "panoptic":
-            paths.append(folder / f"{stem}.panoptic.png")
-            panoptic_png.write_panoptic_png(paths[-1], self.panoptic)
+            panoptic_png.write_panoptic_png(paths[2], self.panoptic)
         return paths
+
+
+def result_files(folder: Path, stem: str, task: str) -> list[Path]:
+    """The files of one picture's result: overlay, segments, and, unless the task is "instance", the map.
+
+    Raises:
+        DataError: the stem is not the name of a file in the folder or below it.
+    """
+    endings = [".overlay.png", ".json", *([MAPS[task]] if task in MAPS else [])]
+    return [below(folder, f"{stem}{ending}", f"results in {folder}") for ending in endings]

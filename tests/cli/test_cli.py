@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from lexiseg.cli import main
 from lexiseg.exports.panoptic_png import read_panoptic_png
+from lexiseg.ops.names import result_name
 from lexiseg.ops.rle import decode_counts, decompress
 from lexiseg.world import scenes, world_classes
 
@@ -49,11 +51,13 @@ def test_help_needs_nothing_slow():
 def test_segment_writes_a_picture_the_masks_and_a_table(capsys, picture, tmp_path):
     code, out, _ = run(capsys, "segment", picture, "--classes", WORDS, "--output", tmp_path)
     assert code == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"scene.overlay.png", "scene.json", "scene.panoptic.png"}
-    document = json.loads((tmp_path / "scene.json").read_text())
+    name = result_name(picture)
+    assert name.startswith("scene.png-")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.overlay.png", f"{name}.json", f"{name}.panoptic.png"}
+    document = json.loads((tmp_path / f"{name}.json").read_text())
     assert document["classes"] == ["dog", "pizza", "grass", "sky"]
     assert document["segments"], "nothing was found in a picture full of things"
-    ids = read_panoptic_png(tmp_path / "scene.panoptic.png")
+    ids = read_panoptic_png(tmp_path / f"{name}.panoptic.png")
     for segment in document["segments"]:
         mask = decode_counts(decompress(segment["segmentation"]["counts"]), (128, 128)).numpy()
         assert (mask == (ids == segment["id"])).all()
@@ -77,15 +81,14 @@ def test_a_bad_file_fails_alone(capsys, picture, tmp_path):
     bad.write_text("no picture")
     empty = tmp_path / "empty.jpg"
     empty.touch()
-    code, out, err = run(capsys, "segment", bad, empty, tmp_path / "gone.jpg", tmp_path, picture, "--classes", "dog", "--json")
+    code, out, err = run(capsys, "segment", bad, empty, tmp_path / "gone.jpg", picture, "--classes", "dog", "--json")
     assert code == 1
     assert [json.loads(line)["source"] for line in out.splitlines()] == [str(picture)]
     assert [line for line in err.splitlines() if line.startswith("lexiseg:")] == [
         f"lexiseg: {bad}: is not a picture in a format known here; convert it to PNG or JPEG",
         f"lexiseg: {empty}: is empty (0 bytes); fetch or export it again",
         f"lexiseg: {tmp_path / 'gone.jpg'}: no such file",
-        f"lexiseg: {tmp_path}: is a folder; name the pictures in it, for example '{tmp_path}/*.jpg'",
-        "lexiseg: 4 of 5 pictures failed",
+        "lexiseg: 3 of 4 pictures failed",
     ]
 
 
@@ -96,20 +99,82 @@ def test_who_names_no_model_learns_what_it_knows(capsys, picture, tmp_path):
     assert run(capsys, *given, "--json")[2] == ""
 
 
-def test_a_picture_on_standard_input(capsys, picture, monkeypatch):
+def test_a_picture_on_standard_input(capsys, picture, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
-    code, out, _ = run(capsys, "segment", "-", "--classes", "dog", "--json")
+    given = ("--classes", "dog", "--json", "--output", tmp_path)
+    code, out, _ = run(capsys, "segment", "-", "-", *given)
     assert code == 0
-    assert json.loads(out)["source"] == "-"
+    assert json.loads(out)["source"] == "-", "it is read once"
+    assert {path.name for path in tmp_path.iterdir()} == {"stdin.overlay.png", "stdin.json", "stdin.panoptic.png"}
 
 
-def test_files_of_the_same_name_do_not_overwrite_each_other(capsys, picture, tmp_path):
-    other = tmp_path / "elsewhere" / picture.name
-    other.parent.mkdir()
-    other.write_bytes(picture.read_bytes())
-    code, _, _ = run(capsys, "segment", picture, other, "--classes", "dog", "--output", tmp_path / "out")
-    assert code == 0
-    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+ALIKE = ("photo.jpg", "photo.png", "photo-1.jpg", "a/photo.jpg", "b/photo.jpg", "Photo.JPG", "caf\u00e9.png", "cafe\u0301.png")
+
+
+def test_no_two_pictures_share_a_result_and_names_do_not_depend_on_the_others(capsys, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ALIKE:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_bytes(picture.read_bytes())
+    given = ("--classes", "dog", "--model", "fcclip-tiny", "--task", "instance")
+    assert run(capsys, "segment", *ALIKE, *given, "--output", "all")[0] == 0
+    written = {path.name for path in Path("all").iterdir()}
+    assert len({name.casefold() for name in written}) == 2 * len(ALIKE)
+    assert sorted(json.loads(path.read_text())["source"] for path in Path("all").glob("*.json")) == sorted(ALIKE)
+    assert run(capsys, "segment", *reversed(ALIKE), *given, "--output", "all")[0] == 0
+    assert run(capsys, "segment", tmp_path / "a/../photo.jpg", *given, "--output", "all")[0] == 0
+    assert {path.name for path in Path("all").iterdir()} == written, "the same pictures have the same results again"
+
+
+def test_a_picture_is_never_overwritten(capsys, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("--classes", "dog", "--model", "fcclip-tiny", "--output", ".")
+    Path("photo.png").write_bytes(picture.read_bytes())
+    assert run(capsys, "segment", "photo.png", *given)[0] == 0
+    assert Path("photo.png").read_bytes() == picture.read_bytes()
+    drawn = Path(f"{result_name('photo.png')}.overlay.png")
+    before = drawn.read_bytes()
+    Path("link.png").symlink_to(drawn)
+    for second in (drawn, "link.png"):
+        code, _, err = run(capsys, "segment", "photo.png", second, *given)
+        assert code == 2
+        assert f"{second} is a result of photo.png and would be overwritten" in err
+    assert drawn.read_bytes() == before
+    code, _, err = run(capsys, "figure", "comparison", "photo.png", "--classes", "dog", "--output", "./photo.png")
+    assert code == 2
+    assert "photo.png, which it would overwrite" in err
+    assert Path("photo.png").read_bytes() == picture.read_bytes()
+
+
+def test_a_folder_is_its_pictures_without_what_was_made_of_them(capsys, picture, tmp_path):
+    for file in ("a.PNG", "b/c.png", "._a.png", ".thumbnails/a.png"):
+        path = tmp_path / "photos" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture.read_bytes() if file[0] != "." else b"\0\5\x16\7")
+    given = ("--classes", "dog", "--model", "fcclip-tiny", "--json", "--output", tmp_path / "photos")
+    for _ in range(2):
+        code, out, err = run(capsys, "segment", tmp_path / "photos", *given)
+        assert (code, err) == (0, "")
+        assert [json.loads(line)["source"] for line in out.splitlines()] == [
+            str(tmp_path / "photos/a.PNG"),
+            str(tmp_path / "photos/b/c.png"),
+        ]
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(capsys, "segment", tmp_path / "empty", *given)
+    assert code == 2
+    assert f"no picture in the folder '{tmp_path / 'empty'}'" in err
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are Unicode there")
+def test_a_name_that_is_not_utf_8_is_segmented_and_printed(picture, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(odd, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
+        file.write(picture.read_bytes())
+    command = [sys.executable, "-m", "lexiseg", "segment", odd, "--classes", "dog", "--model", "fcclip-tiny"]
+    done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, check=True)
+    assert rb"caf\udce9.png" in done.stdout
+    (document,) = (tmp_path / "out").glob("*.json")
+    assert os.fsencode(json.loads(document.read_text(encoding="utf-8"))["source"]) == odd
 
 
 @pytest.mark.parametrize(
@@ -180,7 +245,7 @@ def test_ctrl_c_keeps_what_is_finished(capsys, picture, tmp_path, monkeypatch):
     code, out, err = run(capsys, "segment", picture, second, "--classes", "dog", "--output", tmp_path / "out")
     assert code == 130
     assert "interrupted" in err
-    assert (tmp_path / "out" / "scene.json").is_file()
+    assert (tmp_path / "out" / f"{result_name(picture)}.json").is_file()
     assert "scene" in out
 
 

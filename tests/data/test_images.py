@@ -161,6 +161,18 @@ def test_find_images_expands_globs_and_keeps_what_is_missing(tmp_path):
         find_images([f"{tmp_path}/*.webp"])
 
 
+def test_a_picture_is_found_once_however_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.jpg", "b.TIF", "c.txt", "._a.jpg", "a.jpg-0123456789ab.overlay.png", "stdin.panoptic.png"):
+        (tmp_path / "photos" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    everything = ["photos/a.jpg", "photos", "./photos/a.jpg", str(tmp_path / "photos/a.jpg"), "photos/*.jpg", "-", "-"]
+    assert find_images(everything) == ["photos/a.jpg", "photos/b.TIF", "-"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no picture in the folder 'empty'"):
+        find_images(["empty"])
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
     odd = tmp_path / "photo[1].jpg"
     odd.touch()

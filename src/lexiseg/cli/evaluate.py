@@ -25,6 +25,7 @@ from lexiseg.inference.evaluation import CHUNK, Protocol, Share, collect, evalua
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.metrics.seen import seen_groups
 from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.ops.names import result_name
 from lexiseg.text.hygiene import Hypernyms, forgiving
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     reports = []
     for name in names:
-        folder = Path(arguments.output) / (name if len(names) > 1 else "")
+        folder = Path(arguments.output) / (_folder_name(name) if len(names) > 1 else "")
         dataset = _dataset(name, arguments)
         protocol = _protocol(name, dataset, pipeline, arguments)
         evaluate(
@@ -82,6 +83,11 @@ def expanded(names: Sequence[str]) -> list[str]:
             raise UsageError(f"no data set fits '{name}'; 'lexiseg data list' has them all")
         found.update(dict.fromkeys(fitting))
     return list(found)
+
+
+def _folder_name(name: str) -> str:
+    """Of one of several data sets: the catalogue's name, or for the user's own, named by a path, as for pictures."""
+    return name if name in {row.name for row in catalogue.rows()} else result_name(name)
 
 
 def _groups() -> dict[str, str]:

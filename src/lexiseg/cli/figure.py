@@ -19,6 +19,7 @@ from lexiseg.inference.evaluation import best_truth
 from lexiseg.inference.figures import FIGURES, Subject
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.ops.files import write_atomically, write_png
+from lexiseg.ops.names import is_file_of
 from lexiseg.text.vocabulary import Vocabulary
 
 
@@ -60,7 +61,12 @@ def _subjects(arguments: argparse.Namespace) -> list[Subject]:
         if arguments.classes is None and arguments.vocabulary is None:
             raise UsageError("pictures need --classes or --vocabulary: the names to look for")
         words = Vocabulary.load(arguments.vocabulary) if arguments.classes is None else Vocabulary.parse(arguments.classes)
-        return [Subject(Path(file).stem, read_image(file), words) for file in find_images(arguments.pictures)]
+        files = find_images(arguments.pictures)
+        if taken := [file for file in files if file != "-" and is_file_of(arguments.output, file)]:
+            raise UsageError(
+                f"--output {arguments.output}: is the picture {taken[0]}, which it would overwrite; choose another"
+            )
+        return [Subject(Path(file).stem, read_image(file), words) for file in files]
     dataset = catalogue.open_dataset(arguments.data, arguments.root)
     task = best_truth(dataset)
     return [

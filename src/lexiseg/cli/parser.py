@@ -33,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _segment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="files, globs ('photos/*.jpg'), or - for standard input")
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="files, folders, globs ('photos/*.jpg'), or - for standard input"
+    )
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument(
         "--classes", metavar="WORDS", help="'dog, puppy; grass; sky': semicolons between classes, commas between synonyms"
@@ -183,7 +185,7 @@ def _figure(parser: argparse.ArgumentParser) -> None:
         "where SAM-MI asks SAM, and its masks; how ESC-Net makes prompts; its correlations before each block; how alike "
         "CLIP's patches and a class are",
     )
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files or globs")
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, folders or globs")
     parser.add_argument("--data", metavar="NAME|PATH", help="in place of pictures: a data set, whose truth is drawn, too")
     parser.add_argument("--root", metavar="DIR", help=ROOT)
     parser.add_argument("--limit", type=_positive, default=4, metavar="N", help="pictures of the data set (default: 4)")

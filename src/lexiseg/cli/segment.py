@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +15,8 @@ from lexiseg.data.images import find_images
 from lexiseg.errors import LexisegError, OutputError, UsageError
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import DEFAULT
-from lexiseg.segmentation import Segmentation
+from lexiseg.ops.names import located, result_name
+from lexiseg.segmentation import Segmentation, result_files
 from lexiseg.text.vocabulary import Vocabulary
 
 DEFAULT_OUTPUT = "lexiseg-output"
@@ -25,15 +26,17 @@ FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', suc
 def run(arguments: argparse.Namespace) -> int:
     """Segment every picture; one that fails is reported and the others are still done."""
     files = find_images(arguments.pictures)
+    names = {file: result_name(file) for file in files}
     vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
     folder = Path(arguments.output) if arguments.output else None if arguments.json else Path(DEFAULT_OUTPUT)
     if folder is not None:
+        _spare_pictures(files, names, folder, arguments.task)
         _make(folder)
     weights = weights_by_part(arguments.weights)
     model = arguments.model or DEFAULT
     with undisturbed():
         segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype)
-    stems, failed = _stems(files), 0
+    failed = 0
     for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
         try:
             result = segment(
@@ -44,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
                 background=arguments.background,
                 progress=True,
             )
-            written = [] if folder is None else result.save(folder, stems[file])
+            written = [] if folder is None else result.save(folder, names[file])
         except LexisegError as error:
             if isinstance(error, UsageError):
                 raise
@@ -100,10 +103,16 @@ def weights_by_part(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def _stems(files: list[str]) -> dict[str, str]:
-    """A name for the results of each file; of files with the same name in different folders none overwrites another."""
-    plain = {file: "stdin" if file == "-" else Path(file).stem for file in files}
-    counts = Counter(plain.values())
-    return {
-        file: stem if counts[stem] == 1 else f"{stem}-{number}" for number, (file, stem) in enumerate(plain.items(), start=1)
-    }
+def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task: str) -> None:
+    """Refuse a call in which the result of one picture would take the place of another.
+
+    Raises:
+        UsageError: it names both.
+    """
+    pictures = {place: file for file in files if file != "-" for place in (Path(os.path.realpath(file)), located(file))}
+    for file, name in names.items():
+        for path in result_files(folder, name, task):
+            if taken := pictures.get(located(path)):
+                raise UsageError(
+                    f"{taken} is a result of {file} and would be overwritten; leave it out, or choose another --output"
+                )

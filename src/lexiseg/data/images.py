@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lexiseg.errors import ImageError, UsageError
+from lexiseg.ops.files import find_files
+from lexiseg.ops.names import is_result, located
 
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
@@ -23,25 +25,36 @@ Pixels = NDArray[np.uint8]
 
 
 def find_images(patterns: Iterable[str]) -> list[str]:
-    """The files that ``patterns`` name: paths, globs, or ``-`` for a picture on standard input; in order, once each.
+    """The files that ``patterns`` name, in order, once each.
 
-    A path that does not exist is kept: reading it says what is wrong, and the other files are still done.
+    Args:
+        patterns: paths, globs, folders, whose pictures (`SUFFIXES`) are taken with those in their sub-folders but for what
+            is hidden or a result of lexiseg, or ``-`` for a picture on standard input. A path that does not exist is kept:
+            reading it says what is wrong, and the other files are still done.
 
     Raises:
-        UsageError: nothing is named, or a glob matches no file.
+        UsageError: nothing is named, a glob matches no file, or a folder holds no picture.
     """
-    found: dict[str, None] = {}
+    found: dict[Path, str] = {}
     for pattern in patterns:
-        if pattern == "-" or Path(pattern).exists() or not glob.has_magic(pattern):
-            found[pattern] = None
-            continue
-        matches = sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
-        if not matches:
-            raise UsageError(f"no file matches '{pattern}'")
-        found.update(dict.fromkeys(matches))
+        names = _matches(pattern)
+        if not names:
+            what = "picture in the folder" if Path(pattern).is_dir() else "file matches"
+            raise UsageError(f"no {what} '{pattern}'")
+        for name in names:
+            found.setdefault(located(name) if name != "-" else Path("-"), name)
     if not found:
-        raise UsageError("no picture given: name files, a glob such as 'photos/*.jpg', or - for standard input")
-    return list(found)
+        raise UsageError("no picture given: name files, folders, a glob such as 'photos/*.jpg', or - for standard input")
+    return list(found.values())
+
+
+def _matches(pattern: str) -> list[str]:
+    path = Path(pattern)
+    if pattern != "-" and path.is_dir():
+        return [str(file) for file in find_files(path, SUFFIXES) if not is_result(file.name)]
+    if pattern == "-" or path.exists() or not glob.has_magic(pattern):
+        return [pattern]
+    return sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
 
 
 def read_image(source: str | Path) -> Pixels:

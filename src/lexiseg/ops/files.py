@@ -1,11 +1,11 @@
-"""Writing files so that a reader finds the old one or the new one, never half of one."""
+"""Finding files, and writing them so that a reader finds the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
 import io
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lexiseg.errors import OutputError
+
+
+def find_files(folder: Path, endings: str | Iterable[str]) -> list[Path]:
+    """The files below a folder whose names end so, in upper or lower case, sorted.
+
+    What is hidden is left out, and what lies in hidden folders: the ``._1.png`` that macOS puts beside ``1.png``, too.
+    """
+    wanted = tuple(ending.lower() for ending in ([endings] if isinstance(endings, str) else endings))
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.name.lower().endswith(wanted)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
 
 
 @contextmanager
@@ -52,10 +67,12 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, document: object, indent: int | None = None) -> None:
     """Write a JSON document in UTF-8, names as they are typed.
 
+    A file's name that is not in UTF-8 has surrogates in Python: they are written as JSON's ``\\udce9``, and read back the same.
+
     Raises:
         OutputError: as `write_atomically`.
     """
-    write_atomically(path, json.dumps(document, ensure_ascii=False, indent=indent).encode())
+    write_atomically(path, json.dumps(document, ensure_ascii=False, indent=indent).encode(errors="backslashreplace"))
 
 
 def write_png(path: str | Path, values: NDArray[Any]) -> None:

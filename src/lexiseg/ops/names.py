@@ -26,6 +26,7 @@ _FAULTS = (  # looked for in this order, in a name with "/" between its parts
     (re.compile(r"(\A|/)[. ]+(/|\Z)"), "has a part of dots or spaces alone, such as '..'"),
     (re.compile(r"(\A|/)(con|prn|aux|nul|com\d|lpt\d)(\.[^/]*)?(/|\Z)", re.IGNORECASE), "is a device on Windows"),
 )
+_RESULT = re.compile(rf"(-[0-9a-f]{{{DIGITS}}}|\Astdin)\.(overlay|labels|panoptic)\.png\Z")
 _UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"/\\|?*]')  # what some file system does not take
 
 
@@ -82,6 +83,11 @@ def located(path: str | Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
+def is_file_of(path: str | Path, other: str | Path) -> bool:
+    """Whether two paths are one place, or the first is what the second, a link, points to."""
+    return located(path) in (located(other), Path(os.path.realpath(other)))
+
+
 def result_name(picture: str | Path) -> str:
     """What the files about a picture are called, before their endings: ``photo.jpg-0f3a5c7e9b1d``.
 
@@ -94,3 +100,8 @@ def result_name(picture: str | Path) -> str:
     place = located(picture)
     shown = unicodedata.normalize("NFC", _UNFIT.sub("_", place.name)).encode()[:SHOWN_BYTES].decode(errors="ignore")
     return f"{shown}-{sha256(str(place).encode('utf-8', 'surrogatepass')).hexdigest()[:DIGITS]}"
+
+
+def is_result(file: str) -> bool:
+    """Whether a file's name is that of a picture which lexiseg wrote about another one, or about one on standard input."""
+    return _RESULT.search(file) is not None
