@@ -120,6 +120,7 @@ def test_a_json_finds_its_folders(tmp_path: Path) -> None:
     (coco / "panoptic_val2017").rename(folder / "panoptic")
     (coco / "annotations/panoptic_val2017.json").rename(folder / "panoptic.json")
     (folder / "classes.json").write_text("[]")
+    (folder / "._panoptic.json").write_bytes(b"\0\5\x16\7")
     for path in (folder, folder / "panoptic.json"):
         dataset = open_own(path)
         assert len(dataset.truth(dataset.samples[0], "panoptic").segments) == 3
@@ -129,6 +130,7 @@ def test_one_json_in_a_folder_is_taken_and_of_two_none(tmp_path: Path) -> None:
     MINIATURES["coco-panoptic"].build(tmp_path)
     (tmp_path / "coco/val2017").rename(tmp_path / "coco/annotations/images")
     (tmp_path / "coco/annotations/panoptic_val2017.json").unlink()
+    (tmp_path / "coco/annotations/._instances_val2017.json").write_bytes(b"\0\5\x16\7")
     assert open_own(tmp_path / "coco/annotations").tasks == ("instance",)
     (tmp_path / "coco/annotations/other.json").write_text("{}")
     with pytest.raises(DataError, match=r"several JSON files \(instances_val2017\.json, other\.json\)"):
@@ -230,3 +232,17 @@ def test_pictures_that_differ_only_in_their_ending_are_told_so(tmp_path: Path) -
     source.write_text(json.dumps(document))
     with pytest.raises(DataError, match="differ only in their ending"):
         open_own(source, images=tmp_path / "coco/val2017")
+
+
+def test_label_maps_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+    label_maps(tmp_path, (0, 1, 255, 1))
+    (tmp_path / "classes.txt").write_text("sky\ndog\n")
+    keys = [sample.key for sample in open_own(tmp_path).samples]
+    (tmp_path / "labels/1.png").rename(tmp_path / "labels/1.PNG")
+    (tmp_path / "labels/._1.png").write_bytes(b"\0\5\x16\7")
+    dataset = open_own(tmp_path)
+    assert [sample.key for sample in dataset.samples] == keys
+    assert dataset.samples[1].annotation["semantic"].name == "1.PNG"
+    (tmp_path / "labels/1.png").write_bytes((tmp_path / "labels/1.PNG").read_bytes())
+    with pytest.raises(DataError, match="differ only in upper and lower case"):
+        open_own(tmp_path)

@@ -217,13 +217,27 @@ def test_label_maps(tmp_path: Path) -> None:
     assert "detectron2" in result["absent_classes_rule"]
 
 
+def test_every_label_map_is_found_and_nothing_hidden_is(tmp_path: Path) -> None:
+    found, truth = label_maps(tmp_path)
+    right = score_semantic(found, truth, NAMES).metric.result()
+    (found / "city/a.png").rename(found / "city/a.PNG")
+    (truth / "city/b.png").rename(truth / "city/b.Png")
+    for hidden in ("._a.png", ".trash/a.png"):
+        (truth / hidden).parent.mkdir(exist_ok=True)
+        (truth / hidden).write_bytes(b"\0\5\x16\7")
+    assert score_semantic(found, truth, NAMES).metric.result() == right
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(truth / "city/b.tif")
+    with pytest.raises(DataError, match=r"label maps of one name"):
+        score_semantic(found, truth, NAMES)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ([[0, 2], [0, 0]], r"city/a\.png: the result has label 2; there are 2 classes"),
         ([[0, 1, 0]], r"city/a\.png: the truth is 2 × 2 pixels, the result 1 × 3"),
         ([[[0, 0, 0]]], r"city/a\.png: is in colour"),
-        (None, r"no prediction city/a\.png"),
+        (None, r"no prediction city/a;"),
     ],
 )
 def test_what_is_wrong_with_a_label_map(tmp_path: Path, values: list[Any] | None, message: str) -> None:
@@ -242,7 +256,7 @@ def test_what_is_wrong_with_a_label_map(tmp_path: Path, values: list[Any] | None
 def test_folders_without_label_maps(tmp_path: Path) -> None:
     found, truth = label_maps(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: has no PNG"):
+    with pytest.raises(DataError, match="empty: has no PNG or TIFF"):
         score_semantic(found, tmp_path / "empty", NAMES, keep_going=True)
     with pytest.raises(DataError, match="nowhere: is no folder"):
         score_semantic(tmp_path / "nowhere", truth, NAMES)

@@ -35,6 +35,7 @@ from lexiseg.data.readers import (
     semantic_dataset,
 )
 from lexiseg.errors import DataError, UsageError
+from lexiseg.ops.files import find_files
 from lexiseg.ops.names import relative_name
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -93,7 +94,7 @@ def open_label_maps(images: Path, labels: Path, classes: tuple[Vocabulary, Label
         DataError: if pictures have no label map.
     """
     vocabulary, table = classes
-    ending = next((end for end in MAP_ENDINGS if any(labels.rglob(f"*{end}"))), MAP_ENDINGS[0])
+    ending = next((end for end in MAP_ENDINGS if find_files(labels, end)), MAP_ENDINGS[0])
     return semantic_dataset(name, vocabulary, pair_samples(images, labels, truth_ending=ending), table)
 
 
@@ -163,7 +164,7 @@ def _json_in(folder: Path) -> Path | None:
     """The COCO JSON of a folder: ``panoptic.json``, or its only JSON that is not our own list of classes."""
     if (folder / "panoptic.json").is_file():
         return folder / "panoptic.json"
-    found = sorted(path for path in folder.glob("*.json") if path.name != "classes.json")
+    found = sorted(path for path in folder.glob("*.json") if path.name != "classes.json" and path.name[0] != ".")
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
         raise DataError(f"{folder}: holds several JSON files ({listed}); name the one you mean")

@@ -70,12 +70,12 @@ def refuse_unfinished(name: str, truths: Path) -> None:
 
 
 def raw_files(root: Path, pattern: str) -> list[Path]:
-    """The files below ``root`` that a glob names, sorted.
+    """The files below ``root`` that a glob names, sorted; hidden ones, such as macOS puts beside others, are left out.
 
     Raises:
         DataError: if there is none.
     """
-    found = sorted(path for path in root.glob(pattern) if path.is_file())
+    found = sorted(path for path in root.glob(pattern) if path.is_file() and not path.name.startswith("."))
     if not found:
         raise DataError(f"{root / pattern}: no such file; `lexiseg data check` says how to get it")
     return found

@@ -32,6 +32,7 @@ from lexiseg.data.dataset import Dataset, Sample, Truth
 from lexiseg.data.polygons import polygon_counts
 from lexiseg.errors import DataError, UsageError
 from lexiseg.ops.colours import ids_of_picture
+from lexiseg.ops.files import find_files
 from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.rle import decode_counts, decompress, encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
@@ -222,18 +223,17 @@ def check_size(size: Size, sample: Sample, source: Path) -> None:
 
 
 def find_pictures(folder: Path, ending: str | tuple[str, ...] = PICTURES) -> list[Path]:
-    """The files below ``folder`` whose names end so (case does not count), sorted.
+    """As `lexiseg.ops.files.find_files`, but there must be some.
 
     Raises:
         DataError: if there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; `lexiseg data check` says how to get it")
-    endings = (ending,) if isinstance(ending, str) else ending
-    lowered = tuple(end.lower() for end in endings)
-    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(lowered) and not path.name.startswith("."))
+    found = find_files(folder, ending)
     if not found:
-        raise DataError(f"{folder}: holds no file that ends in {' or '.join(endings)}; was it unpacked elsewhere?")
+        listed = ending if isinstance(ending, str) else " or ".join(ending)
+        raise DataError(f"{folder}: holds no file that ends in {listed}; was it unpacked elsewhere?")
     return found
 
 
@@ -271,10 +271,16 @@ def pair_samples(
     found = {relative_name(_name(path, images, image_ending), str(path)): path for path in pictures}
     if len(found) < len(pictures):
         raise DataError(f"{images}: holds pictures that differ only in their ending; keep one of each")
+    maps = find_files(truths, truth_ending)
+    by_name = {_name(path, truths, truth_ending): path for path in maps}
+    if len(by_name) < len(maps):
+        raise DataError(
+            f"{truths}: holds label maps that differ only in upper and lower case of their ending; keep one of each"
+        )
     wanted = list(found) if names is None else list(names)
     refuse_missing([name for name in wanted if name not in found], f"not in {images}, but in the list of the split")
-    paths = {name: truths / f"{_name(found[name], images, image_ending)}{truth_ending}" for name in wanted}
-    missing = [str(found[name]) for name, path in paths.items() if not path.is_file()]
+    paths = {name: by_name.get(_name(found[name], images, image_ending)) for name in wanted}
+    missing = [str(found[name]) for name, path in paths.items() if path is None]
     refuse_missing(missing, f"without a label map *{truth_ending} of the same name in {truths}")
     return tuple(Sample(name, found[name], name, {"semantic": paths[name]}) for name in wanted)
 

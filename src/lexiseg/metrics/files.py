@@ -3,7 +3,7 @@
     task        ground truth                                        predictions
     instance    COCO instances JSON, or LVIS's                      COCO results JSON (a list of scored masks)
     panoptic    COCO panoptic JSON, its PNGs in a folder beside it  the same
-    semantic    a folder of label maps (PNG)                        the same, files of the same names
+    semantic    a folder of label maps (PNG, TIFF)                  the same, files of the same names
 
 Anything wrong is a `DataError` that names file and image. With ``keep_going`` an image with something wrong is left out of
 the measurement, and what was wrong is in `Score.problems`.
@@ -32,6 +32,7 @@ from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
 from lexiseg.ops.colours import ids_of_picture
+from lexiseg.ops.files import find_files
 from lexiseg.ops.names import below
 from lexiseg.ops.rle import area_of_counts, decompress
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
@@ -44,6 +45,7 @@ Item = TypeVar("Item")
 Pair = TypeVar("Pair", bound=tuple[Any, Any])
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # LVIS
+LABEL_MAPS = (".png", ".tif", ".tiff")
 VOID_OF_BYTES, VOID_OF_WORDS = 255, 65535
 
 
@@ -243,8 +245,8 @@ def score_semantic(
     """mIoU and its relatives of label maps.
 
     Args:
-        predictions, truth: folders of PNGs with grey values or palette indices 0 to K - 1; a truth has the prediction of
-            the same name in the same sub-folder.
+        predictions, truth: folders of PNGs or TIFFs with grey values or palette indices 0 to K - 1; a truth has the
+            prediction of the same name, whatever its ending, in the same sub-folder.
         names: the K classes.
         ignored: the value of pixels that are not measured, and of void in predictions; None: 255, or 65535 where there are
             more than 255 classes.
@@ -258,7 +260,7 @@ def score_semantic(
     void = ignored if ignored is not None else VOID_OF_BYTES if len(names) <= VOID_OF_BYTES else VOID_OF_WORDS
     files, results = _label_files(truth), _label_files(predictions)
     if not files:
-        raise DataError(f"{truth}: has no PNG in it; nothing can be measured")
+        raise DataError(f"{truth}: has no PNG or TIFF in it; nothing can be measured")
     metric, problems = SemanticScores(len(names), groups, absent), _Problems(keep_going)
     _report_strangers(results, files, Path(predictions), "prediction", problems)
 
@@ -276,10 +278,16 @@ def score_semantic(
 
 
 def _label_files(folder: str | Path) -> dict[str, Path]:
+    """The label maps below a folder, by their names without ending."""
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: is no folder; give the folder with the label maps")
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.png"))}
+    files: dict[str, Path] = {}
+    for path in find_files(folder, LABEL_MAPS):
+        other = files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if other is not path:
+            raise DataError(f"{other} and {path.name} are label maps of one name; keep one of them")
+    return files
 
 
 def _labels_of(path: Path, void: int, value: int) -> NDArray[np.int32]:
