@@ -128,7 +128,7 @@ def _spread(value: object) -> bool:
     return _colour(value) and all(number > 0 for number in value)  # type: ignore[attr-defined]
 
 
-def _timm_name(value: object) -> bool:
+def timm_name(value: object) -> bool:
     """A model in timm's own table: not ``hf-hub:…`` or ``local-dir:…``, whose configs timm would read."""
     import timm  # heavy
 
@@ -158,7 +158,7 @@ _VISION: dict[str, Rule] = _TOWER | {
     "no_ln_pre": _flag,
     "pos_embed_type": _one_of("learnable", "sin_cos_2d"),
     "pool_type": _one_of("tok", "avg", "none"),
-    "timm_model_name": _or_none(_timm_name),
+    "timm_model_name": _or_none(timm_name),
     "timm_model_pretrained": _flag,  # is not heeded: weights come from the folder
     "timm_pool": _one_of("", "avg", "abs_attn", "rot_attn", "map", "token"),
     "timm_proj": _or_none(_one_of("", "linear", "mlp", "none")),
@@ -259,11 +259,13 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
 
     if not isinstance(options, Mapping):
         raise WeightsError(f"{source} must be an object, not {_shown(options)}")
-    own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)} - parts.keys()
-    for key in own & options.keys():
-        if not _plain(options[key]):
-            raise WeightsError(f"{source}: {key} must not be {_shown(options[key])}; here weights come with sizes alone")
-    return {key: options[key] for key in own & options.keys()} | parts
+    shared = {field.name for field in fields(PreTrainedConfig)} | parts.keys()
+    own = [field.name for field in fields(config_class) if field.name not in shared and not field.name.startswith("_")]
+    said = {key: options[key] for key in own if key in options}
+    for key, value in said.items():
+        if not _plain(value):
+            raise WeightsError(f"{source}: {key} must not be {_shown(value)}; here weights come with sizes alone")
+    return said | parts
 
 
 def _plain(value: object, depth: int = 2) -> bool:

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.array_pickles import read_arrays
+from lexiseg.backbones.configs import own_options, read_config
 from lexiseg.backbones.hub import fetched
-from lexiseg.backbones.mask2former_weights import from_official, from_transformers, mask2former_config, official_config
+from lexiseg.backbones.mask2former_weights import (
+    STAGES,
+    from_official,
+    from_transformers,
+    mask2former_config,
+    official_config,
+)
 from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.backbones.state_dicts import read_state
@@ -178,14 +185,36 @@ def from_official_state(state: Mapping[str, Tensor], source: str) -> Mask2Former
 
 
 def _from_folder(config_file: Path, weights_file: Path, source: str) -> Mask2Former:
-    import transformers
-
-    options = transformers.PretrainedConfig.get_config_dict(str(config_file))[0]
+    options = read_config(config_file)
     kind = options.get("model_type")
     if kind != "mask2former":
         raise WeightsError(f"{source} holds a '{kind}' model; give a folder or a hub id of a mask2former")
-    settings = transformers.Mask2FormerConfig.from_dict(options)
-    return _filled(build_mask2former(settings), from_transformers(read_state(weights_file)), source)
+    try:
+        model = build_mask2former(_config(options, config_file))
+    except (UsageError, WeightsError):
+        raise
+    except Exception as error:  # of sizes that fit no model, transformers raises nearly anything
+        raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r}") from error
+    return _filled(model, from_transformers(read_state(weights_file)), source)
+
+
+def _config(options: Mapping[str, Any], config_file: Path) -> Mask2FormerConfig:
+    """A configuration of transformers with the sizes that a ``config.json`` gives; nothing else of that file is heeded."""
+    from transformers import Mask2FormerConfig, ResNetConfig, SwinConfig
+
+    said = options.get("backbone_config")
+    kind = said.get("model_type") if isinstance(said, Mapping) else None
+    if kind not in {"resnet", "swin"}:
+        raise WeightsError(f"{config_file}: this Mask2Former has a '{kind}'; only resnet and swin are known here")
+    backbone: type[Any] = ResNetConfig if kind == "resnet" else SwinConfig
+    sizes = own_options(backbone, said, f"{config_file}, backbone_config")
+    labels = options.get("id2label")
+    if labels is not None and not isinstance(labels, Mapping):
+        raise WeightsError(f"{config_file}: id2label must be an object with the names of the classes, not {labels!r}")
+    named = {} if labels is None else {"id2label": {index: str(index) for index in range(len(labels))}}
+    made = Mask2FormerConfig(**own_options(Mask2FormerConfig, options, config_file, backbone_config=SwinConfig(), **named))
+    made.backbone_config = backbone(**sizes, out_features=list(STAGES))  # not above: it would warn of any but a Swin
+    return made
 
 
 def _filled(backbone: Mask2Former, state: Mapping[str, Tensor], source: str) -> Mask2Former:

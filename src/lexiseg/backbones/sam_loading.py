@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lexiseg.backbones import sam2_weights
+from lexiseg.backbones.configs import own_options, read_config
 from lexiseg.backbones.hub import fetched
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
@@ -32,6 +33,8 @@ _VISION = {
     "l": (1024, 24, 16, (5, 11, 17, 23)),
     "h": (1280, 32, 16, (7, 15, 23, 31)),
 }
+# What ``model_type`` may be, and how transformers begins the names of its classes; those for video hold the image model.
+_FAMILIES = {"sam": "Sam", "sam_hq": "SamHQ", "sam2": "Sam2", "sam2_video": "Sam2"}
 Architecture = Literal["b", "l", "h"]
 MOBILE = "mobile_sam"
 SAM_NAMES = (*(f"{family}-vit-{size}" for family in ("sam", "sam_hq") for size in _VISION), MOBILE)
@@ -197,24 +200,50 @@ def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | 
 
 
 def _from_transformers(config_file: Path, weights_file: Path, source: str) -> SamFamily:
+    options = read_config(config_file)
+    if options.get("model_type") == MOBILE:
+        size = options.get("image_size")
+        if not isinstance(size, int) or not 0 < size <= 4096 or size % STRIDE:
+            raise WeightsError(f"{config_file}: image_size must be a multiple of {STRIDE} up to 4096, not {size!r}")
+        return _filled(mobile_sam(size), read_state(weights_file), source)
+    try:
+        model = _empty(_config(options, config_file, source))
+    except (UsageError, WeightsError):
+        raise
+    except Exception as error:  # of sizes that fit no model, transformers raises nearly anything
+        raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r}") from error
+    return _filled(model, read_state(weights_file), source)
+
+
+def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
+    """A configuration of transformers with the sizes that a ``config.json`` gives; nothing else of that file is heeded."""
     import transformers
 
-    options = transformers.PretrainedConfig.get_config_dict(str(config_file))[0]
-    match options.get("model_type"):
-        case "mobile_sam":
-            return _filled(mobile_sam(options["image_size"]), read_state(weights_file), source)
-        case "sam":
-            config: Any = transformers.SamConfig.from_dict(options)
-            config.mask_decoder_config.layer_norm_eps = DECODER_NORM_EPS
-        case "sam_hq":
-            config = transformers.SamHQConfig.from_dict(options)
-            config.mask_decoder_config.layer_norm_eps = DECODER_NORM_EPS
-        case "sam2" | "sam2_video":  # published for video; the image model is a part of it
-            parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
-            config = transformers.Sam2Config(**{part: options[part] for part in parts if part in options})
-        case other:
-            raise WeightsError(f"{source} holds a '{other}' model; only sam, sam_hq, mobile_sam and sam2 can prompt masks")
-    return _filled(_empty(config), read_state(weights_file), source)
+    family = _FAMILIES.get(str(options.get("model_type")))
+    if family is None:
+        raise WeightsError(
+            f"{source} holds a '{options.get('model_type')}' model; only sam, sam_hq, mobile_sam and sam2 can prompt masks"
+        )
+    parts = {}
+    for name, part in (
+        ("vision_config", "Vision"),
+        ("prompt_encoder_config", "PromptEncoder"),
+        ("mask_decoder_config", "MaskDecoder"),
+    ):
+        said, fixed = options.get(name, {}), dict[str, Any]()
+        if part == "MaskDecoder" and family in {"Sam", "SamHQ"}:
+            fixed["layer_norm_eps"] = DECODER_NORM_EPS
+        if part == "Vision" and family == "Sam2":
+            fixed["backbone_config"] = _trunk(transformers.Sam2HieraDetConfig, said, config_file)
+        config_class = getattr(transformers, f"{family}{part}Config")
+        parts[name] = config_class(**own_options(config_class, said, f"{config_file}, {name}", **fixed))
+    return getattr(transformers, f"{family}Config")(**parts)
+
+
+def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
+    """The configuration of an encoder within the part that is called so."""
+    said = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
+    return config_class(**own_options(config_class, said, f"{config_file}, vision_config.backbone_config"))
 
 
 def _empty(config: Any) -> SamFamily:
