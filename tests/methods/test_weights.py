@@ -13,10 +13,12 @@ from torch import Tensor
 from lexiseg.errors import OutputError, UsageError, WeightsError
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.weights import (
+    CARD_KEY,
     LEAN,
     digest_of,
     fill_from,
     halved,
+    options_of,
     read_card,
     read_weights,
     save_segmenter,
@@ -146,6 +148,26 @@ def test_what_is_no_such_form_is_refused(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=message):
             fill_from(segmenter, tmp_path / name)
     assert read_card(tmp_path / "foreign.safetensors") is None
+
+
+@pytest.mark.parametrize("card", ["{", "[" * 100_000, "[]", "3", '{"model": "x", "options": ["side"]}'])
+def test_a_card_that_is_none_is_refused_by_file(tmp_path: Path, card: str) -> None:
+    write_safetensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {CARD_KEY: card})
+    for read in (read_card, read_weights):
+        with pytest.raises(WeightsError, match=r"the card in .*model\.safetensors"):
+            read(tmp_path)
+    with pytest.raises(WeightsError, match=r"the card in .*model\.safetensors"):
+        options_of(tmp_path, {"side": 3})
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """A training that diverged saves them, and a model with them finds nothing."""
+    segmenter = tiny_fcclip("convnext")
+    with torch.no_grad():
+        segmenter.mask_decoder.void.weight.fill_(float("nan"))
+    save_segmenter(segmenter, tmp_path, {"model": "x"})
+    with pytest.raises(WeightsError, match=r"model\.safetensors: mask_decoder\.void\.weight has numbers that are infinite"):
+        fill_from(segmenter, tmp_path)
 
 
 def test_nothing_trained_is_nothing_to_save_but_for_all_parts(tmp_path: Path) -> None:

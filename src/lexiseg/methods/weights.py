@@ -132,7 +132,7 @@ def read_card(path: str | Path) -> dict[str, Any] | None:
     """The card of weights in our form, a folder or its safetensors file; None if they are of another form.
 
     Raises:
-        WeightsError: missing, a folder without ``model.safetensors``, or damaged.
+        WeightsError: missing, a folder without ``model.safetensors``, damaged, or with a card that is none.
     """
     file = _file(path)
     if not file.is_file():
@@ -144,7 +144,15 @@ def read_card(path: str | Path) -> dict[str, Any] | None:
             header = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"cannot read weights from {file}: damaged or no weights file; fetch it again") from error
-    return json.loads(header[CARD_KEY]) if CARD_KEY in header else None
+    if CARD_KEY not in header:
+        return None
+    try:
+        card = json.loads(header[CARD_KEY])
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"the card in {file} is no JSON ({error!r}); fetch the file again") from error
+    if not isinstance(card, dict) or not isinstance(card.get("options", {}), dict):
+        raise WeightsError(f"the card in {file}, and the options in it, must be JSON objects; fetch the file again")
+    return card
 
 
 def read_weights(path: str | Path, *, model: str | None = None) -> SavedWeights:
