@@ -69,6 +69,7 @@ def test_what_blocks_is_named(tmp_path: Path) -> None:
         ({3: torch.zeros(1)}, "no dictionary of tensors: under 3 is a Tensor"),
         ({"epoch": 3}, "no dictionary of tensors: it has none"),
         ([STATE], "no dictionary of tensors but a list"),
+        ({"a": torch.zeros(1).expand(2**50)}, "a is .* but holds fewer numbers"),
         ({"a": torch.zeros(3, device="meta")}, "a is sparse, quantised, complex or without numbers"),
     ):
         torch.save(document, tmp_path / "weights.pt")

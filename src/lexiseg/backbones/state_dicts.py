@@ -99,6 +99,8 @@ def finished(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
             raise WeightsError(f"{path}: {name} is sparse, quantised, complex or without numbers; save it as a plain tensor")
+        if tensor.untyped_storage().nbytes() < tensor.nbytes:  # a few bytes that say they are terabytes
+            raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)} but holds fewer numbers; save its contiguous form")
         if not name.endswith(_MASK) and not _finite(tensor):
             raise WeightsError(
                 f"{path}: {name} has numbers that are infinite or not a number, so nothing would be found with these weights; "
