@@ -552,24 +552,13 @@ def report(found: dict[str, Any], out: Path) -> None:
     (out / "gpu_check.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def a_picture(folder: Path) -> str:
+def a_picture(folder: Path, side: int) -> str:
     """A scene of the emoji world, or a made-up picture where that fails."""
     import numpy as np
     from PIL import Image
 
-    command = [
-        sys.executable,
-        "-m",
-        "lexiseg",
-        "world",
-        "render",
-        "--count",
-        "1",
-        "--size",
-        "256",
-        "--output",
-        str(folder / "s"),
-    ]
+    command = [sys.executable, "-m", "lexiseg", "world", "render", "--count", "1", "--size", str(side)]
+    command += ["--output", str(folder / "s")]
     subprocess.run(command, cwd=ROOT, capture_output=True, timeout=40)
     rendered = sorted((folder / "s/images").glob("*.png"))
     if rendered:
@@ -613,7 +602,7 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
     }
     os.environ.update(caches)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    picture = a_picture(folder)
+    picture = a_picture(folder, 96 if arguments.tiny else 256)
     for number, phase in enumerate(LANES):
         shares = sum(share for other, share in SHARES.items() if other >= number)
         until = time.time() + (end - time.time()) * SHARES[number] / shares
@@ -631,7 +620,8 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
                 _end(process.pid)
                 process.wait()
                 state = "out of time" if late else "done" if process.returncode == 0 else f"ended with {process.returncode}"
-                found["stages"][name] = _finished(name, state, time.time() - start, folder)
+                stages = {**found["stages"], name: _finished(name, state, time.time() - start, folder)}
+                found["stages"] = {name: stages[name] for name in STAGES if name in stages}
                 report(found, out)
                 print(f"{name}: {state}, {time.time() - start:.0f} s, {len(found['stages'][name]['rows'])} rows", flush=True)
                 del running[place]
