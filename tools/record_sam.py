@@ -3,6 +3,7 @@
     pip install --no-deps --target REFERENCES segment-anything-hq sam2
     PYTHONPATH=REFERENCES python tools/record_sam.py sam_hq tests/parity/data
     PYTHONPATH=REFERENCES python tools/record_sam.py sam2 /tmp/cases
+    python -m tools.pack_parity tests/parity/data/sam_hq_tiny.safetensors --seeds 0 --output tests/parity/data  # and delete it
 
 segment-anything-hq 0.3 is by the authors of HQ-SAM; sam2 1.1.0 on PyPI is a copy of Meta's program by others. Both want
 packages that their models do not need; those are replaced by empty ones. All weights are random.

@@ -17,10 +17,12 @@ import torch
 from tests.parity.cases import CASES
 from tests.parity.report import Row
 
+SUFFIXES = {".json", ".packed", ".safetensors"}
+
 
 def find_cases(folder: Path) -> tuple[list[tuple[Path, Callable[[Path], list[Row]]]], list[str]]:
     """Cases of ``folder`` and of the folders in it as (folder/stem, function), and the files that no case knows."""
-    files = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in {".json", ".safetensors"}]
+    files = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.suffix in SUFFIXES]
     stems = sorted({path.with_suffix("") for path in files})
     known = [(stem, run) for stem in stems for pattern, run in CASES.items() if fnmatchcase(stem.name, pattern)]
     found = {stem for stem, _ in known}
@@ -31,7 +33,7 @@ def find_cases(folder: Path) -> tuple[list[tuple[Path, Callable[[Path], list[Row
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cases, print the table, return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of X.safetensors + X.json")
+    parser.add_argument("folder", type=Path, help="folder of X.safetensors or X.packed + X.json")
     folder: Path = parser.parse_args(arguments).folder
     cases, unknown = find_cases(folder)
     failures = 0

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.parity.packed import unpack
+
 
 @dataclass(frozen=True)
 class Row:
@@ -28,13 +30,15 @@ class Row:
 
 
 def load_case(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and document of the case at ``path`` (folder/stem): stem.safetensors and stem.json.
+    """Tensors and document of the case at ``path`` (folder/stem): stem.safetensors or stem.packed, and stem.json.
 
     A case that is only a document (a manifest) has no tensors.
     """
-    tensors = path.with_name(path.name + ".safetensors")
+    packed, plain = (path.with_name(path.name + suffix) for suffix in (".packed", ".safetensors"))
     document = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-    return (load_file(tensors) if tensors.is_file() else {}), document
+    if packed.is_file():
+        return unpack(packed.read_bytes()), document
+    return (load_file(plain) if plain.is_file() else {}), document
 
 
 def max_difference(ours: Tensor, reference: Tensor, *, equal_nan: bool = False) -> float:
