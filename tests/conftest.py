@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     environment.setenv("LEXISEG_CACHE", f"{caches.name}/lexiseg")
     environment.setenv("HF_HOME", f"{caches.name}/huggingface")  # what this machine has downloaded must not decide a test
     environment.setenv("HF_HUB_OFFLINE", "1")
+    torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions have three digits otherwise, and tests ask for five
     torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny tensors: more threads only wait for each other
     sys.addaudithook(_refuse_network)
 

@@ -15,6 +15,7 @@ one model for all.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -108,6 +109,7 @@ def apart(work: Callable[[dict[str, Any]], None], row: dict[str, Any], seconds: 
 
     def inside() -> None:
         os.setsid()  # what it starts (compilers, loaders) ends with it
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # and it with its stage: PR_SET_PDEATHSIG
         with noted(row):
             work(Told(row, theirs.send))
         theirs.send(row)
@@ -559,7 +561,8 @@ def a_picture(folder: Path, side: int) -> str:
 
     command = [sys.executable, "-m", "lexiseg", "world", "render", "--count", "1", "--size", str(side)]
     command += ["--output", str(folder / "s")]
-    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=40)
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30)
     rendered = sorted((folder / "s/images").glob("*.png"))
     if rendered:
         return str(rendered[0])
@@ -601,7 +604,6 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
         "MPLCONFIGDIR": str(folder),
     }
     os.environ.update(caches)
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     picture = a_picture(folder, 96 if arguments.tiny else 256)
     for number, phase in enumerate(LANES):
         shares = sum(share for other, share in SHARES.items() if other >= number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,44 +14,55 @@ from lexiseg.errors import UsageError
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.correlation import CorrelationSegmenter
 from lexiseg.methods.fovseg.model import FovSeg
-from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Trace
-from tests.laws.builders import BUILDERS, some_images, some_text
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings, Trace
+from tests.laws import builders
+from tests.laws.builders import BUILDERS
 
 Prediction = MaskPrediction | PixelPrediction
 
 
 @pytest.fixture(params=list(BUILDERS))
-def segmenter(request: pytest.FixtureRequest) -> Segmenter:
-    return BUILDERS[request.param]()
+def segmenter(request: pytest.FixtureRequest, device: torch.device) -> Segmenter:
+    return BUILDERS[request.param]().to(device)
+
+
+@pytest.fixture
+def some_images(device: torch.device) -> Callable[..., ImageBatch]:
+    return lambda *sizes: builders.some_images(*sizes).to(device)
+
+
+@pytest.fixture
+def some_text(device: torch.device) -> Callable[..., TextEmbeddings]:
+    return lambda *sizes: builders.some_text(*sizes).to(device)
 
 
 def scores(prediction: Prediction) -> list[torch.Tensor]:
     return list(postprocess.semantic_scores(prediction))
 
 
-def test_it_finds_something_so_that_the_laws_are_not_empty(segmenter):
+def test_it_finds_something_so_that_the_laws_are_not_empty(segmenter, some_images, some_text):
     found = scores(segmenter(some_images((60, 80)), some_text()))[0]
     assert found.shape == (5, 60, 80)
     assert found.max() > 0.1
     assert found.std() > 1e-3
 
 
-def test_batch_of_two_is_two_of_one(segmenter):
+def test_batch_of_two_is_two_of_one(segmenter, some_images, some_text):
     images, text = some_images((60, 80), (72, 48)), some_text()
     together = scores(segmenter(images, text))
     alone = [scores(segmenter(ImageBatch.of([images.image(index)]), text))[0] for index in range(2)]
     assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
-def test_permuting_classes_permutes_the_prediction(segmenter):
+def test_permuting_classes_permutes_the_prediction(segmenter, some_images, some_text):
     images, text = some_images((60, 80)), some_text()
-    order = torch.tensor([3, 0, 4, 1, 2])
+    order = torch.tensor([3, 0, 4, 1, 2], device=images.pixels.device)
     permuted, plain = segmenter(images, text.select(order)), segmenter(images, text)
     assert_close(permuted.per_class(), plain.per_class()[..., order], atol=1e-5, rtol=1e-4)
     assert_close(scores(permuted)[0], scores(plain)[0][order], atol=1e-5, rtol=1e-4)
 
 
-def test_a_trace_changes_nothing(segmenter):
+def test_a_trace_changes_nothing(segmenter, some_images, some_text):
     images, text, trace = some_images((60, 80)), some_text(), Trace()
     traced, plain = segmenter(images, text, trace=trace), segmenter(images, text)
     assert torch.equal(traced.per_class(), plain.per_class())
@@ -59,18 +71,18 @@ def test_a_trace_changes_nothing(segmenter):
     assert all(value.isfinite().all() for value in trace.values())
 
 
-def test_a_trace_is_of_one_image(segmenter):
+def test_a_trace_is_of_one_image(segmenter, some_images, some_text):
     with pytest.raises(UsageError, match="batch of 2"):
         segmenter(some_images((60, 80), (72, 48)), some_text(), trace=Trace())
 
 
-def test_one_class_works(segmenter):
+def test_one_class_works(segmenter, some_images, some_text):
     found = scores(segmenter(some_images((60, 80)), some_text(1)))[0]
     assert found.shape == (1, 60, 80)
     assert found.isfinite().all()
 
 
-def test_naming_a_class_twice_the_same_changes_nothing(segmenter):
+def test_naming_a_class_twice_the_same_changes_nothing(segmenter, some_images, some_text):
     images, text = some_images((60, 80)), some_text()
     first = text.owner == 0
     doubled = replace(
@@ -79,20 +91,20 @@ def test_naming_a_class_twice_the_same_changes_nothing(segmenter):
     assert_close(segmenter(images, doubled).per_class(), segmenter(images, text).per_class(), atol=1e-6, rtol=1e-5)
 
 
-def test_a_synonym_never_lowers_its_class(segmenter):
+def test_a_synonym_never_lowers_its_class(segmenter, some_images, some_text):
     if isinstance(segmenter, CorrelationSegmenter):
         segmenter.behaviour = "official"  # one name a class; else classes see each other, and nobody can promise anything
     if isinstance(segmenter, FovSeg):
         segmenter.teva = torch.nn.ModuleList()  # its masks ask all names before they are named
     images, text = some_images((60, 80)), some_text()
-    extra = torch.nn.functional.normalize(torch.randn(1, text.vectors.shape[1]), dim=-1)
-    richer = replace(text, vectors=torch.cat([text.vectors, extra]), owner=torch.cat([text.owner, torch.tensor([4])]))
+    extra = torch.nn.functional.normalize(torch.randn(1, text.vectors.shape[1]), dim=-1).to(text.vectors)
+    richer = replace(text, vectors=torch.cat([text.vectors, extra]), owner=torch.cat([text.owner, text.owner.new_tensor([4])]))
     before, after = segmenter(images, text).per_class(), segmenter(images, richer).per_class()
     assert (after[..., 4] >= before[..., 4] - 1e-5).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 5)])
-def test_small_and_thin_images_give_finite_results(segmenter, size):
+def test_small_and_thin_images_give_finite_results(segmenter, size, some_images, some_text):
     prediction, text = segmenter(some_images(size), some_text()), some_text()
     assert scores(prediction)[0].isfinite().all()
     for task in ("panoptic", "instance"):
@@ -105,20 +117,20 @@ def test_small_and_thin_images_give_finite_results(segmenter, size):
             assert all(region.mask.shape == size and 0 <= region.score <= 1.0001 for region in regions)
 
 
-def test_without_any_mask_nothing_is_named(segmenter):
+def test_without_any_mask_nothing_is_named(segmenter, some_images, some_text):
     prediction, text = segmenter(some_images((20, 30)), some_text()), some_text()
     if isinstance(prediction, PixelPrediction):
         nothing = postprocess.Policy(threshold=1.0)
         assert (postprocess.semantic(prediction, nothing)[0] == postprocess.VOID).all()
         assert postprocess.panoptic(prediction, text, nothing)[0][1] == []
         return
-    empty = replace(prediction, valid=torch.zeros(prediction.masks.shape[:2], dtype=torch.bool), semantic=())
+    empty = replace(prediction, valid=torch.zeros_like(prediction.masks[..., 0, 0], dtype=torch.bool), semantic=())
     assert (postprocess.semantic(empty)[0] == postprocess.VOID).all()
     assert postprocess.panoptic(empty, text)[0][1] == []
     assert postprocess.instances(empty, text)[0] == []
 
 
-def test_saved_and_loaded_is_the_same(segmenter, tmp_path):
+def test_saved_and_loaded_is_the_same(segmenter, tmp_path, some_images, some_text):
     images, text = some_images((60, 80)), some_text()
     before = segmenter(images, text)
     torch.save(segmenter.state_dict(), tmp_path / "weights.pt")
