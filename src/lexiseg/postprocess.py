@@ -206,21 +206,20 @@ def _panoptic_of_masks(
     numbers = torch.zeros(size, dtype=torch.int32, device=score.device)
     regions: list[Region] = []
     stuff: dict[int, int] = {}
-    for position, row in enumerate(rows.tolist()):
-        name = int(label[row])
+    for position, (name, sureness) in enumerate(zip(label[rows].tolist(), score[rows].tolist(), strict=True)):
         if kept[position] == 0 or won[position] / area[position] < policy.overlap or name in policy.background:
             continue
         mask = own == position
         if name in stuff:
             number = stuff[name]
             merged = regions[number - 1]
-            regions[number - 1] = Region(merged.mask | mask, name, max(merged.score, float(score[row])))
+            regions[number - 1] = Region(merged.mask | mask, name, max(merged.score, sureness))
         else:
-            regions.append(Region(mask, name, float(score[row])))
+            regions.append(Region(mask, name, sureness))
             number = len(regions)
             if not things[name]:
                 stuff[name] = number
-        numbers[mask] = number
+        numbers.masked_fill_(mask, number)
     return numbers, regions
 
 
@@ -249,7 +248,7 @@ def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[T
     regions = class_regions(score, label_map(score, label, policy))
     numbers = torch.zeros(label.shape, dtype=torch.int32, device=label.device)
     for number, region in enumerate(regions, start=1):
-        numbers[region.mask] = number
+        numbers.masked_fill_(region.mask, number)
     return numbers, regions
 
 
@@ -288,8 +287,9 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
         certainties.append((logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1))
     score = score * torch.cat(certainties)[place]
     best, order = score.sort(descending=True, stable=True)
-    kept = order[(best > 0) & (best >= policy.threshold)].tolist()
-    return [Region(masks[int(place[number])], int(label[number]), float(score[number])) for number in kept]
+    kept = order[(best > 0) & (best >= policy.threshold)]
+    numbers = zip(place[kept].tolist(), label[kept].tolist(), score[kept].tolist(), strict=True)  # a GPU is waited for thrice
+    return [Region(masks[mask], name, certainty) for mask, name, certainty in numbers]
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
