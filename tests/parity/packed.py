@@ -27,7 +27,7 @@ BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 BLOCK = 16  # torch draws normals in blocks, half of it radii, half angles
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def stream(seed: int, length: int) -> Array:
     """The first numbers in [0, 1) of torch's generator on the CPU, float32: the lower 24 bits of the twister's outputs."""
     raw = np.random.RandomState(seed).randint(0, 1 << 32, length, dtype=np.uint32)
