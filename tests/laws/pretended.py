@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
+
+Part = TypeVar("Part", bound=nn.Module)
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 BETWEEN = {"aten::_to_copy", "aten::copy_"}  # have to do with two devices
@@ -74,7 +76,7 @@ class PretendedGpu(TorchDispatchMode):
         return _computed(func, args, kwargs or {})
 
 
-def on_gpu(module: nn.Module) -> nn.Module:
+def on_gpu(module: Part) -> Part:
     """A module with its parameters and buffers there, in place; what is shared stays so."""
     moved: dict[int, Tensor] = {}
     for part in module.modules():

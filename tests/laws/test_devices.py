@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from lexiseg import postprocess
-from lexiseg.inference.pipeline import Pipeline, load, regions_of
+from lexiseg.inference.pipeline import Pipeline, regions_of
 from lexiseg.methods.base import NamesRegions, Segmenter
 from lexiseg.methods.recipe import Trainable
 from lexiseg.postprocess import Policy
@@ -81,11 +81,10 @@ def test_its_losses_stay_on_its_device(segmenter):
 
 def test_a_pipeline_takes_pictures_and_names_there():
     pixels = np.kron(np.random.default_rng(0).integers(0, 255, (3, 4, 3)), np.ones((32, 32, 1))).astype(np.uint8)
-    pipeline = load("fcclip-tiny", device="cpu")
-    here = pipeline(pixels, "dog; grass; red heart, heart", task="semantic")
+    segmenter = BUILDERS["fcclip (convnext)"]()
+    here = Pipeline(segmenter)(pixels, "dog; grass; red heart, heart", task="semantic")
     with PretendedGpu():
-        on_gpu(pipeline.segmenter)
-        there = Pipeline(pipeline.segmenter, device=GPU)(pixels, "dog; grass; red heart, heart", task="semantic")
+        there = Pipeline(on_gpu(segmenter), device=GPU)(pixels, "dog; grass; red heart, heart", task="semantic")
     assert np.mean(there.semantic == here.semantic) > 0.999
 
 
