@@ -40,7 +40,7 @@ PACKAGES = "torch torchvision transformers timm open_clip_torch huggingface_hub 
 TESTS = "tests/laws tests/layers tests/ops tests/losses tests/methods tests/backbones tests/test_postprocess.py tests/test_ensembles.py tests/text"
 FIRST = "sam_clip-vit-l14 fcclip-convnext-l cmpf-convnext-l catseg-vit-l14 sam_mi-vit-l14 escnet-vit-l14 maskclip-vit-l14 fovseg-vit-l14 sam_clip-convnext-l"
 NAMES, SIDE, BATCHES, CLASSES = 40, 640, (1, 8), 150
-COMPILING = 30.0  # seconds a model may take to compile
+COMPILING = 30.0  # seconds a compiled model may take in all
 LANES = (("environment", "tests"), ("parity", "waits")), (("full",),), (("training",),)  # lanes of a phase run side by side
 SHARES = {0: 0.36, 1: 0.44, 2: 0.2}  # of the time, a phase
 
@@ -383,7 +383,7 @@ def counting(device: str, segmenter: Any) -> Iterator[tuple[Counter[str], Any]]:
 
 
 def full(stage: Stage) -> None:
-    """A row a model: first all as they are, then compiled while there is time."""
+    """A row a model: one of each method as it is, the same compiled while there is time, then the others."""
     import lexiseg.inference.pipeline  # before the forks, so that it is read once
     from lexiseg.methods import MODELS
 
@@ -393,15 +393,18 @@ def full(stage: Stage) -> None:
     if stage.tiny:
         names = ["fcclip-tiny"]
     rows: Rows = []
-    for compiled in (False, True):
-        for name in names:
-            if stage.left < 6:
-                rows.append({"model": name, "compiled": compiled, "error": "no time left"})
-                continue
-            limit = min(stage.left - 2, COMPILING + 10 if compiled else 25)
-            row = {"model": name, "compiled": compiled}
-            rows.append(apart(lambda told: _measure(stage.device, stage.tiny, told), row, limit))
-            stage.keep(rows)
+    first = [name for name in names if stage.tiny or name in FIRST.split()]
+    jobs = [(name, compiled) for compiled in (False, True) for name in first]
+    jobs += [(name, False) for name in names if name not in first]
+    for name, compiled in jobs:
+        row = {"model": name, "compiled": compiled}
+        if stage.left < 6:
+            row["error"] = "no time left"
+        else:
+            limit = min(stage.left - 2, COMPILING if compiled else 25)
+            row = apart(lambda told: _measure(stage.device, stage.tiny, told), row, limit)
+        rows.append(row)
+        stage.keep(rows)
     stage.keep(rows)
 
 
@@ -638,8 +641,9 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
 def _started(name: str, arguments: argparse.Namespace, until: float, picture: str, folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, __file__, "--stage", name, "--until", str(until), "--picture", picture]
     command += ["--rows", str(folder / f"{name}.json"), *(["--tiny"] if arguments.tiny else [])]
+    own = {"OMP_NUM_THREADS": "4", **os.environ} if name in ("parity", "waits") else None  # for tests run beside them
     with (folder / f"{name}.log").open("wb") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def _finished(name: str, state: str, seconds: float, folder: Path) -> dict[str, Any]:
