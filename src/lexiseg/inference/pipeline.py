@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,17 @@ from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
 from lexiseg.text.embed import embed_vocabulary
+from lexiseg.text.templates import resolve_templates
 from lexiseg.text.vocabulary import Vocabulary
+
+REMEMBERED = 4  # vocabularies whose embeddings a pipeline keeps
+_EMBEDDING = RLock()  # one vocabulary at once in a process: some tokenizers bear no two threads, and a Pipeline stays copyable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Classes = Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
 Picture = str | Path | Image.Image | NDArray[Any]
+_Words = tuple[Vocabulary, tuple[str, ...]]  # and the prompts they are put into
 
 
 def load(
@@ -82,7 +88,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 class Pipeline:
-    """A segmenter with all around it: reading, text embeddings (kept for the next call), post-processing.
+    """A segmenter with all around it: reading, text embeddings (kept for the next calls), post-processing.
+
+    Several threads may call it at the same time; each gets what it would get alone.
 
     Args:
         segmenter: the method, in evaluation mode, on ``device``.
@@ -100,7 +108,8 @@ class Pipeline:
         cache: str | Path | None = None,
     ) -> None:
         self.segmenter, self.device, self.dtype, self.cache = segmenter, torch.device(device), dtype, cache
-        self._text: tuple[Vocabulary, TextEmbeddings] | None = None
+        # The last vocabularies first. It is read once a call and replaced as a whole, so no thread sees another's in its place.
+        self._texts: tuple[tuple[_Words, TextEmbeddings], ...] = ()
 
     def __call__(
         self,
@@ -144,17 +153,25 @@ class Pipeline:
         return replace(result, source=str(picture)) if isinstance(picture, str | Path) else result
 
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
-        """Embeddings of a vocabulary on the model's device; the last vocabulary is remembered."""
-        if self._text is None or self._text[0] != vocabulary:
-            text = embed_vocabulary(
-                self.segmenter.clip, vocabulary, self.segmenter.templates, cache=self.cache, progress=progress
-            )
-            if self.segmenter.trained_on is not None:
-                training = [entry.names for entry in Vocabulary.builtin(self.segmenter.trained_on).classes]
-                seen = seen_classes([entry.names for entry in vocabulary.classes], training)
-                text = replace(text, seen=torch.from_numpy(seen))
-            self._text = vocabulary, text.to(self.device)
-        return self._text[1]
+        """Embeddings of a vocabulary on the model's device; those of the last `REMEMBERED` vocabularies are kept."""
+        words = vocabulary, resolve_templates(self.segmenter.templates)
+        text = self._remembered(words)
+        if text is None:
+            with _EMBEDDING:
+                text = self._remembered(words) or self._embedded(vocabulary, progress)  # another thread may have been faster
+        self._texts = ((words, text), *(pair for pair in self._texts if pair[0] != words))[:REMEMBERED]
+        return text
+
+    def _remembered(self, words: _Words) -> TextEmbeddings | None:
+        return next((text for known, text in self._texts if known == words), None)
+
+    def _embedded(self, vocabulary: Vocabulary, progress: bool) -> TextEmbeddings:
+        text = embed_vocabulary(self.segmenter.clip, vocabulary, self.segmenter.templates, cache=self.cache, progress=progress)
+        if self.segmenter.trained_on is not None:
+            training = [entry.names for entry in Vocabulary.builtin(self.segmenter.trained_on).classes]
+            seen = seen_classes([entry.names for entry in vocabulary.classes], training)
+            text = replace(text, seen=torch.from_numpy(seen))
+        return text.to(self.device)
 
     @torch.no_grad()
     def predict(self, pixels: Pixels, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction | PixelPrediction:
