@@ -7,8 +7,9 @@
 
 A folder holds ``open_clip_config.json`` and ``open_clip_model.safetensors``. The key ``lexiseg`` of the config, which
 open_clip does not know, may name a byte-pair vocabulary other than CLIP's, relative to the folder: ``{"bpe": "x.txt.gz"}``. It
-must lie in the folder, or in the assets of this package, where the embedded models share one. What else a config may say is
-listed in `lexiseg.backbones.configs`.
+must lie in the folder, or in the assets of this package, where the embedded models share one. ``{"text": "x.safetensors"}``
+names a file with the text tower, which then is not in the folder's weights. What else a config may say is listed in
+`lexiseg.backbones.configs`.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Tokenizer, region_weights
-from lexiseg.backbones.clip_convnext import ClipConvNeXt
+from lexiseg.backbones.clip_mean_pooled import ClipConvNeXt, ClipEfficientNet, ClipMeanPooled
 from lexiseg.backbones.clip_resnet import ClipResNet
 from lexiseg.backbones.clip_vit import ClipViT, pack_projections, split_projections
-from lexiseg.backbones.configs import check_clip_config, check_preprocessing, read_config, read_vocabulary
+from lexiseg.backbones.configs import check_clip_config, check_preprocessing, file_named, read_config, read_vocabulary
 from lexiseg.backbones.hub import expect_hub
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
@@ -38,7 +39,9 @@ from lexiseg.errors import UsageError, WeightsError
 __all__ = [
     "ClipBackbone",
     "ClipConvNeXt",
+    "ClipEfficientNet",
     "ClipFeatures",
+    "ClipMeanPooled",
     "ClipResNet",
     "ClipViT",
     "assemble_clip",
@@ -52,7 +55,9 @@ __all__ = [
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # open_clip looks for both
 OFFLINE = "Without any download works the embedded model 'sam_clip-tiny'."
-SUPPORTED = "lexiseg knows ConvNeXt, ResNet with attention pool, and vision transformers read at their class token"
+SUPPORTED = (
+    "lexiseg knows ConvNeXt, EfficientNet, ResNet with attention pool, and vision transformers read at their class token"
+)
 
 
 def load_clip(name: str | Path, weights: str | Path | None = None, device: torch.device | str = "cpu") -> ClipBackbone:
@@ -124,6 +129,7 @@ class _Source:
     preprocessing: dict[str, Any]
     folder: Path | None = None
     vocabulary: bytes | None = None  # as packed by gzip
+    text: Path | None = None  # the file with the text tower, where it is not in the folder's weights
 
 
 def _source(name: str | Path) -> _Source:
@@ -149,10 +155,11 @@ def _folder_source(folder: Path) -> _Source:
         raise WeightsError(f"{path} is not the config of a CLIP saved by open_clip; model_cfg must be in it, an object")
     check_clip_config(model, path)
     check_preprocessing(preprocessing, path)
-    if unknown := own.keys() - {"bpe"}:
-        raise WeightsError(f"{path}: the key lexiseg.{min(unknown)} is not known; there is bpe alone")
+    if unknown := own.keys() - {"bpe", "text"}:
+        raise WeightsError(f"{path}: the key lexiseg.{min(unknown)} is not known; there are bpe and text")
     vocabulary = read_vocabulary(folder, own["bpe"], path) if "bpe" in own else None
-    return _Source(str(folder), model, preprocessing, folder, vocabulary)
+    text = file_named(folder, own["text"], path, "text") if "text" in own else None
+    return _Source(str(folder), model, preprocessing, folder, vocabulary, text)
 
 
 def _build(source: _Source) -> ClipBackbone:
@@ -223,11 +230,14 @@ def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
     from timm.models.convnext import ConvNeXt
+    from timm.models.efficientnet import EfficientNet
 
     tower: Any = clip_model.visual
     if isinstance(tower, TimmModel):
         if isinstance(tower.trunk, ConvNeXt):
             return ClipConvNeXt
+        if isinstance(tower.trunk, EfficientNet):
+            return ClipEfficientNet
         raise UsageError(f"no adapter for the image tower {type(tower.trunk).__name__} of timm; {SUPPORTED}")
     if isinstance(tower, ModifiedResNet):
         return ClipResNet
@@ -243,6 +253,8 @@ def _with_weights(clip: ClipBackbone, file: Path, source: _Source) -> ClipBackbo
     if not file.is_file():
         raise WeightsError(f"the CLIP weights {file} do not exist; give the path of a weights file of {source.name}. {OFFLINE}")
     state = read_state(file)
+    if source.text is not None:
+        state = read_state(source.text) | state
     try:
         _fill(clip.clip_model, state)
     except Exception as error:  # open_clip changes the size of positions, in which weights of another model raise anything

@@ -56,28 +56,44 @@ def read_vocabulary(folder: Path, name: object, config: Path) -> bytes:
     Raises:
         WeightsError: outside of the folder and of this package's assets, missing, too large, or no gzip file of UTF-8.
     """
-    if not isinstance(name, str) or Path(name).is_absolute():
-        raise WeightsError(f"{config}: lexiseg.bpe is {name!r}; it must name a file in the folder, relative to it")
-    path = folder / name
-    try:
-        place = path.resolve()
-        inside = any(place.is_relative_to(room.resolve()) for room in (folder, ASSETS))
-    except (OSError, ValueError, RuntimeError) as error:  # a null character, a loop of links
-        raise WeightsError(f"{config}: lexiseg.bpe is {name!r}, which is no file's name ({error})") from error
-    if not inside:
-        raise WeightsError(f"{config}: lexiseg.bpe is {name!r}, which leads out of the folder; copy that file into it")
-    if not place.is_file():
-        raise WeightsError(f"{path} is missing, the byte-pair vocabulary that {config} names")
+    place = file_named(folder, name, config, "bpe")
     packed = _read(place, VOCABULARY_BYTES, "a byte-pair vocabulary")
     try:
         with gzip.open(io.BytesIO(packed)) as unpacking:
             text = unpacking.read(VOCABULARY_BYTES + 1)
         text.decode()
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise WeightsError(f"{path} is no byte-pair vocabulary, text packed with gzip ({error}); fetch it again") from error
+        raise WeightsError(f"{place} is no byte-pair vocabulary, text packed with gzip ({error}); fetch it again") from error
     if len(text) > VOCABULARY_BYTES:
-        raise WeightsError(f"{path} unpacks to more than {VOCABULARY_BYTES >> 20} MiB, too much for a byte-pair vocabulary")
+        raise WeightsError(f"{place} unpacks to more than {VOCABULARY_BYTES >> 20} MiB, too much for a byte-pair vocabulary")
     return packed
+
+
+def file_named(folder: Path, name: object, config: Path, key: str) -> Path:
+    """The file that the config of a CLIP names under ``lexiseg``, resolved.
+
+    Args:
+        folder: of the CLIP.
+        name: relative to it.
+        config: what to call the config in messages.
+        key: under which the name stands.
+
+    Raises:
+        WeightsError: outside of the folder and of this package's assets, or missing.
+    """
+    if not isinstance(name, str) or Path(name).is_absolute():
+        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}; it must name a file in the folder, relative to it")
+    try:
+        place = (folder / name).resolve()
+        inside = any(place.is_relative_to(room.resolve()) for room in (folder, ASSETS))
+    except (OSError, ValueError, RuntimeError) as error:  # a null character, a loop of links
+        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which is no file's name ({error})") from error
+    if not inside:
+        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which leads out of the folder; copy that file into it")
+    if not place.is_file():
+        what = {"bpe": "the byte-pair vocabulary", "text": "the text tower"}[key]
+        raise WeightsError(f"{folder / name} is missing, {what} that {config} names")
+    return place
 
 
 def _read(path: Path, most: int, what: str) -> bytes:
@@ -180,6 +196,15 @@ _TEXT: dict[str, Rule] = _TOWER | {
     "proj_bias": _flag,
     "tokenizer_kwargs": _only(clean=_one_of("lower", "whitespace", "canonicalize")),
 }
+_TIMM: dict[str, Rule] = {  # arguments of timm's ResNets, as EdgeTAM's config passes them on
+    "in_chans": _count,
+    "features_only": _flag,
+    "out_indices": _counts,
+    "layers": _counts,
+    "channels": _counts,
+    "stem_width": _count,
+    "stem_type": _one_of("", "deep", "deep_tiered"),
+}
 _MODEL: dict[str, Rule] = {
     "embed_dim": _count,
     "vision_cfg": lambda value: isinstance(value, Mapping),
@@ -212,6 +237,18 @@ def check_clip_config(model: Mapping[str, Any], source: str | Path) -> None:
         if part not in model:
             raise WeightsError(f"{source}: model_cfg has no {part}; it is no CLIP as open_clip saves it")
         _check(model[part], rules, source, f"model_cfg.{part}")
+
+
+def check_timm_arguments(values: object, source: str | Path, where: str) -> dict[str, Any]:
+    """Hold the arguments that a config has for a model of timm against what it may say, and return them.
+
+    Raises:
+        WeightsError: no mapping, a key that is not allowed, or a value that is not allowed.
+    """
+    if not isinstance(values, Mapping):
+        raise WeightsError(f"{source}: {where} must be an object, not {_shown(values)}")
+    _check(values, _TIMM, source, where)
+    return dict(values)
 
 
 def check_preprocessing(values: object, source: str | Path) -> None:

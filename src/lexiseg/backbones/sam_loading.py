@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lexiseg.backbones import sam2_weights
-from lexiseg.backbones.configs import own_options, read_config
+from lexiseg.backbones.configs import check_timm_arguments, own_options, read_config, timm_name
 from lexiseg.backbones.hub import fetched
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
@@ -34,7 +34,14 @@ _VISION = {
     "h": (1280, 32, 16, (7, 15, 23, 31)),
 }
 # What ``model_type`` may be, and how transformers begins the names of its classes; those for video hold the image model.
-_FAMILIES = {"sam": "Sam", "sam_hq": "SamHQ", "sam2": "Sam2", "sam2_video": "Sam2"}
+_FAMILIES = {
+    "sam": "Sam",
+    "sam_hq": "SamHQ",
+    "sam2": "Sam2",
+    "sam2_video": "Sam2",
+    "edgetam": "EdgeTam",
+    "edgetam_video": "EdgeTam",
+}
 Architecture = Literal["b", "l", "h"]
 MOBILE = "mobile_sam"
 SAM_NAMES = (*(f"{family}-vit-{size}" for family in ("sam", "sam_hq") for size in _VISION), MOBILE)
@@ -85,8 +92,12 @@ def build_sam(config: SamConfig | SamHQConfig | Any) -> SamFamily:
             return SamHqBackbone(transformers.SamHQModel(config)).eval()
         case "sam2":
             return Sam2Backbone(transformers.Sam2Model(config)).eval()
+        case "edgetam":
+            return Sam2Backbone(transformers.EdgeTamModel(config)).eval()
         case other:
-            raise WeightsError(f"the configuration is of a '{other}' model; only sam, sam_hq and sam2 can prompt masks")
+            raise WeightsError(
+                f"the configuration is of a '{other}' model; only sam, sam_hq, sam2 and edgetam can prompt masks"
+            )
 
 
 def sam_vit(architecture: Architecture) -> SamBackbone:
@@ -222,7 +233,8 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
     family = _FAMILIES.get(str(options.get("model_type")))
     if family is None:
         raise WeightsError(
-            f"{source} holds a '{options.get('model_type')}' model; only sam, sam_hq, mobile_sam and sam2 can prompt masks"
+            f"{source} holds a '{options.get('model_type')}' model; only sam, sam_hq, mobile_sam, sam2 and edgetam can prompt "
+            "masks"
         )
     parts = {}
     for name, part in (
@@ -235,7 +247,11 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
             fixed["layer_norm_eps"] = DECODER_NORM_EPS
         if part == "Vision" and family == "Sam2":
             fixed["backbone_config"] = _trunk(transformers.Sam2HieraDetConfig, said, config_file)
+        if part == "Vision" and family == "EdgeTam":
+            fixed["backbone_config"] = _timm_trunk(said, config_file)
         config_class = getattr(transformers, f"{family}{part}Config")
+        if family == "EdgeTam":
+            print_without_hub()
         parts[name] = config_class(**own_options(config_class, said, f"{config_file}, {name}", **fixed))
     return getattr(transformers, f"{family}Config")(**parts)
 
@@ -244,6 +260,32 @@ def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
     """The configuration of an encoder within the part that is called so."""
     said = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
     return config_class(**own_options(config_class, said, f"{config_file}, vision_config.backbone_config"))
+
+
+def _timm_trunk(vision: object, config_file: Path) -> Any:
+    """EdgeTAM's encoder, of timm: its name must be in timm's own table, for timm reads configs of others' folders, too."""
+    from transformers import TimmWrapperConfig
+
+    said = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
+    name = str(said.get("architecture", "repvit_m1") if isinstance(said, Mapping) else said).removeprefix("timm/")
+    if not timm_name(name):
+        raise WeightsError(f"{config_file}: vision_config.backbone_config.architecture must be a model of timm, not '{name}'")
+    published = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
+    given = said.get("model_args") if isinstance(said, Mapping) else None
+    arguments = check_timm_arguments(given or published, config_file, "vision_config.backbone_config.model_args")
+    return TimmWrapperConfig(architecture=name, model_args=arguments)
+
+
+def print_without_hub() -> None:
+    """Let configurations of EdgeTAM be made without a connection.
+
+    transformers before 5.23 fetches the published encoder's configuration from the hub whenever it prints one of EdgeTAM, and
+    prints it when it checks types.
+    """
+    from transformers import EdgeTamConfig, EdgeTamVisionConfig
+
+    for config_class in (EdgeTamConfig, EdgeTamVisionConfig):
+        config_class.__repr__ = object.__repr__
 
 
 def _empty(config: Any) -> SamFamily:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lexiseg.backbones.eight_bits import from_eight_bits
 from lexiseg.errors import WeightsError
 
 # How a pickle begins, and how the first of the pickles in a file of an old PyTorch.
@@ -68,7 +69,7 @@ def read_state(path: str | Path, *, entry: str | None = None) -> dict[str, Tenso
                 f"{path} is no dictionary of tensors: under {name!r} is a {type(value).__name__}; give the checkpoint as "
                 f"published, or put its tensors under '{WRAPPERS[0]}'"
             )
-    return finished({name: value for name, value in state.items() if isinstance(value, Tensor)}, path)
+    return finished(from_eight_bits({name: value for name, value in state.items() if isinstance(value, Tensor)}, path), path)
 
 
 def unwrapped(document: object, entry: str | None = None) -> object:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lexiseg.backbones.eight_bits import STEP
 from lexiseg.backbones.state_dicts import read_state, some
 from lexiseg.errors import OutputError, UsageError, WeightsError
 from lexiseg.methods.base import Segmenter
@@ -96,8 +97,8 @@ def write_weights(
         "lexiseg": _version(),
         "date": datetime.now(UTC).date().isoformat(),
         "parts": sorted({_part(name) for name in held}),
-        "tensors": len(held),
-        "numbers": sum(tensor.numel() for tensor in held.values()),
+        "tensors": sum(not name.endswith(STEP) for name in held),
+        "numbers": sum(tensor.numel() for name, tensor in held.items() if not name.endswith(STEP)),
         "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in held.values()}),
     }
     file = Path(folder) / MODEL_FILE

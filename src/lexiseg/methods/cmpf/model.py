@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet
+from lexiseg.backbones.clip import ClipMeanPooled, ClipResNet
 from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.backbones.sam import SAM_MEAN, SAM_STD, SamFamily
 from lexiseg.ensembles import Behaviour, classify_masks, classify_vectors, mask_ensemble
@@ -53,7 +53,7 @@ class Cmpf(FcClip):
 
     def __init__(
         self,
-        clip: ClipConvNeXt | ClipResNet,
+        clip: ClipMeanPooled | ClipResNet,
         sam: SamFamily,
         *,
         query_layers: Sequence[int] = (3, 6, 9),
@@ -166,7 +166,7 @@ class Cmpf(FcClip):
         void = self.mask_decoder.void.weight[0]
         classes = classify_vectors(vectors, text, self.clip.logit_scale, void)[..., :-1]
         inside = functional.interpolate(cells, features.grid, mode="bilinear", align_corners=False) > 0
-        return classes, inside.any(-1).any(-1) | isinstance(self.clip, ClipConvNeXt)
+        return classes, inside.any(-1).any(-1) | isinstance(self.clip, ClipMeanPooled)
 
     def injection(self, pixels: Tensor, inner: Size, trace: Trace | None = None) -> SamInjection | None:
         """What SAM sees, ready for both injectors; None if there are none."""

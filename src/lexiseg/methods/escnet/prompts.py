@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lexiseg.backbones.sam import Sam2Backbone, SamFamily
+from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.ops.kmeans import clusters_of
 from lexiseg.ops.points import unit_grid
@@ -89,7 +89,7 @@ class PromptEncoder(nn.Module):
     """A copy of SAM's prompt encoder, as far as these prompts need it.
 
     Args:
-        sam: whose; SAM 2's decoder has other parts.
+        sam: whose.
         kinds: of prompts, of `KINDS`.
     """
 
@@ -101,13 +101,11 @@ class PromptEncoder(nn.Module):
             raise UsageError(f"there are no prompts '{unknown[0]}'; there are {', '.join(KINDS)}")
         if not set(kinds) & {"points", "boxes"}:
             raise UsageError("SAM's blocks take tokens; give points, boxes or both, with or without masks")
-        if isinstance(sam, Sam2Backbone):
-            raise UsageError("ESC-Net takes the blocks of SAM, HQ-SAM or MobileSAM; SAM 2's are others")
         encoder: Any = sam.model.prompt_encoder
         self.register_buffer("frequencies", encoder.shared_embedding.positional_embedding.detach().clone())
         self.nothing: nn.Embedding = deepcopy(encoder.not_a_point_embed)
-        self.inside: nn.Embedding | None = deepcopy(encoder.point_embed[1]) if "points" in kinds else None
-        self.corners = nn.ModuleList(deepcopy(encoder.point_embed[2:4])) if "boxes" in kinds else None
+        self.inside: nn.Embedding | None = _point_kind(encoder, 1) if "points" in kinds else None
+        self.corners = nn.ModuleList(_point_kind(encoder, kind) for kind in (2, 3)) if "boxes" in kinds else None
         self.masks = deepcopy(encoder.mask_embed) if "masks" in kinds else None
         self.no_mask = None if "masks" in kinds else deepcopy(encoder.no_mask_embed)
 
@@ -146,3 +144,12 @@ class PromptEncoder(nn.Module):
         embedded = self.masks(fine).unflatten(0, prompts.there.shape)
         weights = prompts.there.to(embedded.dtype)
         return torch.einsum("nochw,no->nchw", embedded, weights / weights.sum(1, keepdim=True))
+
+
+def _point_kind(encoder: Any, kind: int) -> nn.Embedding:
+    """A copy of what SAM adds to points: kind 1 inside, 2 and 3 the corners of a box. SAM 2 keeps all kinds in one table."""
+    table = encoder.point_embed
+    if isinstance(table, nn.Embedding):
+        return nn.Embedding.from_pretrained(table.weight[kind : kind + 1].detach().clone(), freeze=False)
+    copied: nn.Embedding = deepcopy(table[kind])
+    return copied

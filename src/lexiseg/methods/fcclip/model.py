@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet
+from lexiseg.backbones.clip import ClipMeanPooled, ClipResNet
 from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.ensembles import Behaviour, class_ensemble, classify_masks, classify_vectors
 from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder
@@ -73,7 +73,7 @@ class FcClip(Segmenter):
 
     def __init__(
         self,
-        clip: ClipConvNeXt | ClipResNet,
+        clip: ClipMeanPooled | ClipResNet,
         *,
         queries: int = 250,
         width: int = 256,
@@ -92,7 +92,7 @@ class FcClip(Segmenter):
         templates: str = "vild14",
     ) -> None:
         super().__init__()
-        self.clip: ClipConvNeXt | ClipResNet = clip.requires_grad_(False)
+        self.clip: ClipMeanPooled | ClipResNet = clip.requires_grad_(False)
         self.pixel_decoder = PixelDecoder(
             clip.channels, clip.strides, width=width, layers=pixel_layers, heads=heads, feedforward=pixel_feedforward
         )
@@ -213,7 +213,7 @@ class FcClip(Segmenter):
         Its attention pool cannot look at a mask without a cell: the decoder decides alone there. Of a ConvNeXt the official
         program takes what its head makes of nothing.
         """
-        if self.behaviour == "official" and isinstance(self.clip, ClipConvNeXt):
+        if self.behaviour == "official" and isinstance(self.clip, ClipMeanPooled):
             vectors = self.clip.embed_regions_official(features, masks)
             return classify_vectors(vectors, text, self.clip.logit_scale), None
         names, covered = classify_masks(self.clip, features, masks, text)
