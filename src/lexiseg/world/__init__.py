@@ -1,6 +1,7 @@
 """The emoji world: a small rendered world of named things and stuff that trains and tests everything offline."""
 
 from lexiseg.world.glyphs import WorldClass, sprites, styles, world_classes
+from lexiseg.world.restyle import restyled
 from lexiseg.world.scenes import Scene, SceneSegment, Split, render, scenes, split_named, splits
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Split",
     "WorldClass",
     "render",
+    "restyled",
     "scenes",
     "split_named",
     "splits",

@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 from lexiseg.errors import UsageError
 from lexiseg.world import textures
 from lexiseg.world.glyphs import sprites, styles, world_classes
+from lexiseg.world.restyle import Restyle
 
 OBJECT_SCALE = (0.12, 0.5)  # longer side of an object as a share of the scene's side, log-uniform
 MAX_OBJECTS = 7
@@ -80,16 +81,32 @@ def scenes(split: str, count: int, *, seed: int = 0, size: int = 256, first: int
 
 
 def render(
-    seed: Sequence[int], split: Split, *, size: int = 256, objects: int | None = None, scale: tuple[float, float] = OBJECT_SCALE
+    seed: Sequence[int],
+    split: Split,
+    *,
+    size: int = 256,
+    objects: int | None = None,
+    scale: tuple[float, float] = OBJECT_SCALE,
+    restyle: Restyle | None = None,
 ) -> Scene:
-    """Compose one scene of ``size`` × ``size`` pixels; ``objects`` fixes how many things are tried (2-7 otherwise)."""
+    """Compose one scene.
+
+    Args:
+        seed: a scene is a function of it and of the other arguments.
+        split: which styles and names may appear.
+        size: pixels a side.
+        objects: how many things are tried; None: 2 to 7.
+        scale: the longer side of a thing as a share of ``size``, least and most; log-uniform.
+        restyle: varies each drawing before it is posed, such as `restyled`.
+    """
     rng = np.random.default_rng(tuple(seed))
     things, stuff = _labels(split.seen_only)
     image, panoptic, segments = _background(rng, stuff, size)
     for _ in range(int(rng.integers(2, MAX_OBJECTS + 1)) if objects is None else objects):
         label, style = things[int(rng.integers(len(things)))], split.styles[int(rng.integers(len(split.styles)))]
         share = float(np.exp(rng.uniform(*np.log(scale))))
-        sprite = _posed(rng, sprites(style)[label], max(8, round(share * size)))
+        drawing = sprites(style)[label] if restyle is None else restyle(rng, sprites(style)[label])
+        sprite = _posed(rng, drawing, max(8, round(share * size)))
         corner = _place(rng, sprite, panoptic, stuff=sum(segment.style is None for segment in segments))
         if corner is None:
             continue
