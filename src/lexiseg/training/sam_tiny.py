@@ -1,177 +1,411 @@
 """Train the tiny SAM on the emoji world: one click or box in, the mask of what was meant out.
 
-    python -m lexiseg.training.sam_tiny --steps 10300 --run runs/sam-tiny
+    python -m lexiseg.training.sam_tiny --steps 12000 --run runs/sam-tiny
+    python -m lexiseg.training.sam_tiny --device cuda --minutes 7 --batch-size 96 --prompts 16 --run runs/sam-tiny
 
-A `transformers.SamModel` of small sizes. Each image gets several prompts, each on a random visible region, thing or
-stuff: a point inside it, at times with corrections, or its box with noise. As in SAM, the loss is that of the best of
-three masks (cross-entropy and dice), and the quality head learns the IoU of all three.
+A `transformers.EdgeTamModel`: SAM 2's prompt encoder and mask decoder on a small ResNet, whose levels of strides 4 and 8
+reach the decoder. Each image gets several prompts, each on a random visible region, thing or stuff: a point inside it, at times
+with a second one inside or outside, or its box with noise; some prompts are then corrected, with a click where the mask is
+wrong and the mask itself as a prompt. As in SAM, the loss is that of the best of three masks (cross-entropy and dice), and the
+quality head learns the IoU of all three.
 """
 
 from __future__ import annotations
 
 import argparse
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lexiseg.training.tiny import CHECKPOINT_EVERY, Replay, Run, as_images, colour_augmented, learning_rate, parameter_groups
+from lexiseg.backbones.sam import Sam2Backbone, SamFamily
+from lexiseg.backbones.sam_loading import print_without_hub
+from lexiseg.inference.pipeline import resolve_device
+from lexiseg.training.tiny import (
+    CHECKPOINT_EVERY,
+    Budget,
+    Run,
+    SceneBatch,
+    ScenePool,
+    SceneStream,
+    colour_augmented,
+    fast,
+    learning_rate,
+    parameter_groups,
+)
 from lexiseg.world import Scene, scenes
 
-SIZE, BATCH, PROMPTS, FRESH = 256, 8, 8, 4
+SIZE, PATCH = 256, 16  # pixels of a side, and of a cell of the image embedding
+CELL = 4  # input pixels a side of a cell of the masks
 EVERY = 0.3  # weight of all three masks; a click in this world means one thing, so none of them need be useless
+CORRECTED = 0.3  # weight of the loss of corrected prompts
 MIN_PIXELS = 40  # of a region that is prompted for
-POSITIVE, NEGATIVE, PADDING = 1, 0, -10  # SAM's point labels
+POSITIVE, NEGATIVE, CORNERS, PADDING = 1, 0, (2, 3), -10  # SAM's point labels
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Embeddings = tuple[Tensor, Tensor, Tensor]  # [B, C, g, g], and the skips [B, C / 8, 4g, 4g] and [B, C / 4, 2g, 2g]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10300)
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--minutes", type=float, help="end sooner, with the learning rate at zero by then")
     parser.add_argument(
         "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--cooldown", type=float, default=0.5, help="share of the steps in which the learning rate falls")
-    arguments = parser.parse_args()
-    train(arguments.run, steps=arguments.steps, seed=arguments.seed, peak=arguments.lr, cooldown=arguments.cooldown)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--cooldown", type=float, default=0.6, help="share of the training in which the learning rate falls")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=8, help="of each image")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render scenes")
+    parser.add_argument("--pool", type=int, default=3000, help="scenes that are kept to draw from")
+    parser.add_argument("--fresh", type=int, default=1, help="groups of eight new scenes that may enter it before a step")
+    parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
+    train(parser.parse_args())
 
 
 def tiny_sam() -> Any:
-    """The architecture: 6 global-attention ViT layers of width 192 on 16-pixel patches, decoder width 128."""
-    from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
-
-    vision = SamVisionConfig(
-        hidden_size=192, output_channels=128, num_hidden_layers=6, num_attention_heads=6, mlp_dim=768, image_size=SIZE,
-        patch_size=16, window_size=0, global_attn_indexes=list(range(6)), num_pos_feats=64, use_rel_pos=False,
-        scale=1.0,
-    )  # fmt: skip
-    prompt = SamPromptEncoderConfig(hidden_size=128, image_size=SIZE, patch_size=16, mask_input_channels=16)
-    decoder = SamMaskDecoderConfig(
-        hidden_size=128, mlp_dim=512, num_attention_heads=4, iou_head_hidden_dim=128, layer_norm_eps=1e-5
+    """The architecture, with weights to start from: 4.1 M parameters, of which the image encoder has 3.5 M."""
+    from transformers import EdgeTamConfig, EdgeTamModel
+    from transformers.models.edgetam.configuration_edgetam import (
+        EdgeTamMaskDecoderConfig,
+        EdgeTamPromptEncoderConfig,
+        EdgeTamVisionConfig,
     )
-    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
-    # As in SAM the code is fixed. Its spread is SAM's, 1; transformers' default, half the encoder's width, gives neighbouring
-    # cells unrelated codes, so that a click says nothing of where it is (no learning in 250 steps).
-    model.shared_image_embedding.positional_embedding.requires_grad_(False)
-    model.prompt_encoder.shared_embedding.positional_embedding.requires_grad_(False)
-    _let_colours_through(model)
+    from transformers.models.timm_wrapper import TimmWrapperConfig
+
+    print_without_hub()
+    channels, width = [48, 96, 160, 224], 128
+    backbone = TimmWrapperConfig(
+        architecture="resnet10t",
+        model_args={
+            "in_chans": 3,
+            "features_only": True,
+            "out_indices": [1, 2, 3, 4],
+            "layers": [2, 2, 3, 2],
+            "channels": channels,
+            "stem_width": 16,
+            "stem_type": "deep",
+        },
+    )
+    side = SIZE // PATCH
+    vision = EdgeTamVisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=channels[::-1],
+        backbone_feature_sizes=[[4 * side, 4 * side], [2 * side, 2 * side], [side, side]],
+        fpn_hidden_size=width,
+        fpn_top_down_levels=[0, 1, 2, 3],
+        fpn_kernel_size=1,
+        fpn_padding=0,
+    )
+    prompt = EdgeTamPromptEncoderConfig(hidden_size=width, image_size=SIZE, patch_size=PATCH, mask_input_channels=16)
+    decoder = EdgeTamMaskDecoderConfig(hidden_size=width, mlp_dim=2 * width, num_attention_heads=4, iou_head_hidden_dim=width)
+    model = EdgeTamModel(EdgeTamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    _start(model)
     return model
 
 
 @torch.no_grad()
-def _let_colours_through(model: Any) -> None:
-    """Start with a path on which the colours of all 4 × 4-pixel cells reach the decoder's fine features unchanged.
+def _start(model: Any) -> None:
+    """Weights from which a short training learns; from transformers' own, 0.02 for everything, it does not."""
+    # Clicks and cells have to share a code of positions to be compared; nothing in the model ties the two.
+    model.prompt_encoder.shared_embedding.positional_embedding.copy_(model.shared_image_embedding.positional_embedding)
+    for part in (model.vision_encoder.neck, model.mask_decoder, model.prompt_encoder.mask_embed):
+        for module in part.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                given = module.weight.shape[0] if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+                nn.init.normal_(module.weight, std=given**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    for module in model.vision_encoder.backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for module in model.vision_encoder.backbone.modules():
+        if hasattr(module, "conv2") and hasattr(module, "bn2"):  # what a residual block adds is little at first
+            nn.init.constant_(module.bn2.weight, 0.2)
+    for convolution in model.vision_encoder.neck.convs:
+        convolution.weight.mul_(0.5)
+    decoder, prompts = model.mask_decoder, model.prompt_encoder
+    for head in (*decoder.output_hypernetworks_mlps, decoder.iou_prediction_head):
+        for layer in (head.proj_in, *head.layers):
+            layer.weight.mul_(2**0.5)
+    for head in decoder.output_hypernetworks_mlps:
+        head.proj_out.weight.mul_(0.3)
+    decoder.iou_prediction_head.proj_out.weight.mul_(0.1)
+    nn.init.zeros_(prompts.no_mask_embed.weight)
+    prompts.mask_embed.conv3.weight.mul_(0.1)
+    _look_where_the_click_is(model)
 
-    A vision transformer otherwise needs most of a short training to learn that a patch has an inside. Each patch carries
-    its 16 cells × 3 colours in its first 48 channels; the neck hands them on, and the two upscalings sort them back into
-    place, once with each sign so that the activations lose nothing. All else starts at random as usual.
+
+@torch.no_grad()
+def _look_where_the_click_is(model: Any) -> None:
+    """Start with a decoder in which the tokens of a prompt attend to the cells where its click is.
+
+    Half of the frequencies of the position code (``compared``) are what every attention between tokens and cells compares at
+    first; the other half of the channels (``own``) says which token it is. The first self-attention of the decoder, which has
+    no residual, keeps each token's own half in two of its heads and gives all tokens the mean code of the prompt in the others.
     """
-    encoder, neck, decoder = model.vision_encoder, model.vision_encoder.neck, model.mask_decoder
-    patch, carried = encoder.patch_embed.projection, 48
-    patch.weight[:carried] = 0
-    for row, column, colour in product(range(4), range(4), range(3)):
-        channel = (row * 4 + column) * 3 + colour
-        patch.weight[channel, colour, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 1 / 16
-    for block in encoder.layers:
-        for last in (block.attn.proj, block.mlp.lin2):
-            last.weight[:carried] *= 0.1
-    neck.conv1.weight[:carried] = 0
-    neck.conv1.weight[range(carried), range(carried)] = 1
-    neck.conv2.weight[:carried] = 0
-    neck.conv2.weight[range(carried), range(carried), 1, 1] = 1
-    decoder.upscale_conv1.weight[:carried] = 0
-    decoder.upscale_conv2.weight[:24] = 0
-    for colour, sign in product(range(3), (0, 1)):
-        value = 1.0 - 2.0 * sign
-        for row, column in product(range(4), range(4)):
-            inner = (row % 2) * 2 + column % 2
-            decoder.upscale_conv1.weight[
-                (row * 4 + column) * 3 + colour, inner * 6 + 2 * colour + sign, row // 2, column // 2
-            ] = value
-        for row, column in product(range(2), range(2)):
-            decoder.upscale_conv2.weight[(row * 2 + column) * 6 + 2 * colour + sign, 2 * colour + sign, row, column] = 1.0
+    decoder, prompts = model.mask_decoder, model.prompt_encoder
+    layers, width = decoder.transformer.layers, decoder.hidden_size
+    half = width // 2
+    frequency = torch.randperm(half)  # the code is [sines, cosines], `half` of each
+    compared = torch.stack([frequency[: half // 2], frequency[: half // 2] + half], dim=1).flatten()
+    own = torch.stack([frequency[half // 2 :], frequency[half // 2 :] + half], dim=1).flatten()
+    rows = torch.arange(half)
+
+    def noise(weight: Tensor, spread: float) -> None:
+        nn.init.normal_(weight, std=spread * weight.shape[1] ** -0.5)
+
+    crossed = [side for layer in layers for side in (layer.cross_attn_token_to_image, layer.cross_attn_image_to_token)]
+    for attention in (*crossed, decoder.transformer.final_attn_token_to_image):
+        noise(attention.q_proj.weight, 0.2)
+        attention.q_proj.weight[rows, compared] += 2.0
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        nn.init.orthogonal_(attention.v_proj.weight)
+        attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+    first, second = (layer.self_attn for layer in layers)
+    noise(first.q_proj.weight[:half], 3.0)
+    noise(first.q_proj.weight[half:], 0.2)
+    first.k_proj.weight.copy_(first.q_proj.weight)
+    nn.init.zeros_(first.v_proj.weight)
+    first.v_proj.weight[rows, own] = 1.0
+    first.v_proj.weight[rows + half, compared] = 1.0
+    first.o_proj.weight.copy_(first.v_proj.weight.T)
+    first.v_proj.weight[half:] *= 3.0
+    nn.init.orthogonal_(second.v_proj.weight)
+    second.o_proj.weight.copy_(0.5 * second.v_proj.weight.T)
+    tokens = (decoder.iou_token, decoder.mask_tokens, decoder.obj_score_token, prompts.point_embed, prompts.not_a_point_embed)
+    for token in tokens:
+        nn.init.normal_(token.weight, std=0.3)
+        token.weight[:, compared] = 0
+    for layer in layers:
+        layer.mlp.proj_out.weight.mul_(0.5)
 
 
-def train(folder: Path, *, steps: int, seed: int, peak: float, cooldown: float) -> None:
-    torch.manual_seed(seed)
-    model = tiny_sam()
-    optimiser = torch.optim.AdamW(parameter_groups([(model, 1.0)], 0.05), lr=peak, betas=(0.9, 0.98))
-    run, first = Run(folder), 0
+def train(options: argparse.Namespace) -> None:
+    """Carry out the training that the command line describes; goes on where its run left off."""
+    device = resolve_device(options.device)
+    torch.manual_seed(options.seed)
+    model = tiny_sam().to(device)
+    model.vision_encoder.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(parameter_groups([(model, 1.0)], 0.05), lr=options.lr, betas=(0.9, 0.98))
+    run, step = Run(options.run), 0
     if (state := run.load()) is not None:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        first = state["step"]
-    replay, generator = Replay(seed + 2000 + first, SIZE), torch.Generator().manual_seed(seed + first)
-    rng = np.random.default_rng(seed + first)
+        step = state["step"]
+    stream = SceneStream(options.seed + 2000 + step, SIZE, count=8, near=False, restyle=True)
+    pool = ScenePool(stream, device, workers=options.workers, capacity=options.pool, fresh=options.fresh, seed=step)
     held_out = {"trained": list(scenes("val", 24, seed=777)), "new_style": list(scenes("style", 24, seed=777))}
-    for step in range(first, steps):
+    budget = Budget(options.steps, options.minutes)
+    torch.manual_seed(options.seed + step)
+    while (progress := budget.progress(step, run.seconds)) < 1:
         model.train()
-        rate = learning_rate(step, steps, peak, cooldown=cooldown)
+        rate = learning_rate(progress, step, options.lr, cooldown=options.cooldown)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        batch = replay.draw(BATCH, fresh=FRESH)
-        prompts = [_prompted(scene, rng) for scene in batch]
-        points, labels, masks = (torch.from_numpy(np.stack(column)) for column in zip(*prompts, strict=True))
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):  # flash attention is slower on few tokens
-            embeddings = encode(model, colour_augmented(as_images(batch), generator))
-            logits, quality = decode(model, embeddings, points, labels)
-            near = likeness(model, embeddings, points)
-        loss, overlap = losses(logits.float(), quality.float(), masks)
+        batch = pool.draw(options.batch_size)
+        prompts = prompts_on(batch, options.prompts)
+        with fast(device):
+            embeddings = encode(model, colour_augmented(batch.floats()))
+            logits, quality = decode(model, embeddings, prompts)
+            near = likeness(model, embeddings, prompts.points)
+        loss, overlap = losses(logits.float(), quality.float(), prompts.masks)
         # Likeness is for the beginning: it fades with the learning rate.
-        loss = loss + rate / peak * mask_loss(near.float(), masks)[labels[..., 0] == POSITIVE].mean()
+        clicked = (prompts.labels[..., 0] == POSITIVE).float()
+        alike = (mask_loss(near.float(), prompts.masks) * clicked).sum() / clicked.sum()
+        corrected = corrections(prompts, logits.detach().float(), quality.detach())
+        with fast(device):
+            logits, quality = decode(model, _of_images(embeddings, len(corrected.points)), corrected)
+        again, _ = losses(logits.float(), quality.float(), corrected.masks)
+        loss = loss + rate / options.lr * alike + CORRECTED * again
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
         optimiser.step()
-        if step % 50 == 49:
-            run.log(step=step + 1, loss=loss.item(), best_iou=overlap.amax(-1).mean().item(), norm=norm.item())
-        if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
-            run.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1})
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            run.log(step=step + 1, **evaluate(model, held_out))
+        step += 1
+        if step % 50 == 0:
+            run.log(step=step, loss=loss.item(), best_iou=overlap.amax(-1).mean().item(), norm=norm.item(), fresh=pool.arrived)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
+        if step % CHECKPOINT_EVERY == 0:
+            run.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step})
+        if step % options.evaluate_every == 0:
+            run.log(step=step, **evaluate(model, held_out))
+    run.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step})
+    run.log(step=step, **evaluate(model, held_out))
 
 
-def encode(model: Any, images: Tensor) -> Tensor:
-    """Embeddings [B, C, g, g] of images [B, 3, H, W] in 0..1."""
-    mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
-    return model.vision_encoder((images - mean[:, None, None]) / std[:, None, None]).last_hidden_state
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def decode(model: Any, embeddings: Tensor, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks [B, N, 3, m, m] (logits) and qualities [B, N, 3] of N prompts of P points [B, N, P, 2] in pixels."""
-    sparse, dense = model.prompt_encoder(points, labels, None, None)
-    positions = model.get_image_wide_positional_embeddings().repeat(len(embeddings), 1, 1, 1)
+@dataclass(frozen=True)
+class Prompts:
+    """N prompts of at most two points on each of B images.
+
+    Attributes:
+        points: [B, N, 2, 2], (x, y) in pixels.
+        labels: [B, N, 2], SAM's.
+        masks: [B, N, m, m], the shares in 0..1 of each cell that the region meant covers.
+        singles: so many prompts, the first ones, have one point only.
+        given: [B, N, m, m], logits of an earlier answer as a further prompt.
+    """
+
+    points: Tensor
+    labels: Tensor
+    masks: Tensor
+    singles: int
+    given: Tensor | None = None
+
+
+def prompts_on(batch: SceneBatch, count: int) -> Prompts:
+    """Random prompts on scenes: half of them one click; of the others six in ten a box with noise, the rest two clicks.
+
+    The second of two clicks is inside or outside of the region. Seven in ten prompts mean a thing.
+    """
+    masks = batch.masks()
+    number, _, high, wide = masks.shape
+    device, rows = masks.device, torch.arange(number, device=masks.device)[:, None]
+    area = masks.flatten(2).sum(-1)
+    eligible = area >= MIN_PIXELS
+    things = batch.things() & eligible
+    weights = 0.3 * eligible / eligible.sum(1, keepdim=True) + 0.7 * things / things.sum(1, keepdim=True).clamp(min=1)
+    chosen = torch.multinomial(weights, count, replacement=True)  # [B, N]
+
+    # The pixels of an image in the order of their segments: a random one of a segment is a random rank.
+    order = batch.ids.flatten(1).argsort(dim=1)
+    starts = area.cumsum(1) - area
+    first, size = starts.gather(1, chosen), area.gather(1, chosen)
+
+    def pixels(rank: Tensor) -> Tensor:
+        place = order.gather(1, rank)
+        return torch.stack([place % wide, place // wide], dim=-1) + 0.5
+
+    def random_rank(most: Tensor) -> Tensor:
+        return (torch.rand(most.shape, device=device) * most).long().minimum((most - 1).clamp(min=0))
+
+    inside = pixels(first + random_rank(size))
+    rest = high * wide - size
+    outside = pixels((first + size + random_rank(rest)) % (high * wide))
+    points = torch.stack([inside, pixels(first + random_rank(size))], dim=2)
+    labels = torch.full((number, count, 2), POSITIVE, device=device)
+
+    kind = torch.rand(number, count, device=device)
+    negative = (kind > 0.8) & (rest > 0)
+    points[..., 1, :] = torch.where(negative[..., None], outside, points[..., 1, :])
+    labels[..., 1] = torch.where(negative, NEGATIVE, POSITIVE)
+    box = kind < 0.6
+    corners = batch.boxes()[rows, chosen]  # [B, N, 2, 2]
+    noise = 0.04 * torch.randn(corners.shape, device=device) * (corners[..., 1:, :] - corners[..., :1, :])
+    points = torch.where(box[..., None, None], corners + noise, points)
+    labels = torch.where(box[..., None], torch.tensor(CORNERS, device=device), labels)
+    singles = (count + 1) // 2
+    points[:, :singles, 0], labels[:, :singles] = inside[:, :singles], torch.tensor((POSITIVE, PADDING), device=device)
+    fine = functional.avg_pool2d(masks.float(), CELL)
+    return Prompts(points, labels, fine[rows, chosen], singles)
+
+
+def corrections(prompts: Prompts, logits: Tensor, quality: Tensor) -> Prompts:
+    """The single clicks on a quarter of the images once more: with a click where the answer is wrong, and the answer itself."""
+    images = max(1, len(prompts.points) // 4)
+    truth = prompts.masks[:images, : prompts.singles]
+    best = quality[:images, : prompts.singles].argmax(-1)
+    given = logits[:images, : prompts.singles].gather(2, best[..., None, None, None].expand(-1, -1, 1, *truth.shape[-2:]))[
+        :, :, 0
+    ]
+    wrong = ((given > 0) != (truth > 0.5)).flatten(2).float() + 1e-6
+    cell = torch.multinomial(wrong.flatten(0, 1), 1).view(*truth.shape[:2])
+    side = truth.shape[-1]
+    spot = CELL * (torch.stack([cell % side, cell // side], dim=-1) + 0.5)
+    inside = truth.flatten(2).gather(2, cell[..., None])[..., 0] > 0.5
+    points = torch.stack([prompts.points[:images, : prompts.singles, 0], spot], dim=2)
+    labels = torch.stack([torch.full_like(cell, POSITIVE), inside.long()], dim=2)
+    return Prompts(points, labels, truth, 0, given.clamp(-20, 20))
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def encode(model: Any, images: Tensor) -> Embeddings:
+    """Embedding and skips of images [B, 3, H, W] in 0..1."""
+    mean, std = (images.new_tensor(colour)[:, None, None] for colour in (MEAN, STD))
+    normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    fine, middle, coarse = model.vision_encoder(normalised).fpn_hidden_states
+    decoder = model.mask_decoder
+    return coarse + model.no_memory_embedding.reshape(1, -1, 1, 1), decoder.conv_s0(fine), decoder.conv_s1(middle)
+
+
+def decode(model: Any, embeddings: Embeddings, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Masks [B, N, 3, m, m] (logits) and qualities [B, N, 3] of all prompts."""
+    points, labels = prompts.points, prompts.labels
+    if prompts.given is not None:  # a mask changes the image that its prompt sees: each prompt gets an image of its own
+        number, count = points.shape[:2]
+        repeated = tuple(part.repeat_interleave(count, dim=0) for part in embeddings)
+        answers = _answers(
+            model, repeated, points.flatten(0, 1)[:, None], labels.flatten(0, 1)[:, None], prompts.given.flatten(0, 1)[:, None]
+        )
+        return answers[0].unflatten(0, (number, count))[:, :, 0], answers[1].unflatten(0, (number, count))[:, :, 0]
+    parts = [
+        _answers(model, embeddings, points[:, :split, :1], labels[:, :split, :1], None)
+        if single
+        else _answers(model, embeddings, points[:, split:], labels[:, split:], None)
+        for single, split in ((True, prompts.singles), (False, prompts.singles))
+    ]
+    return torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts], dim=1)
+
+
+def _answers(
+    model: Any, embeddings: Sequence[Tensor], points: Tensor, labels: Tensor, given: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    embedding, fine, middle = embeddings
+    with torch.autocast(points.device.type, enabled=False):  # bfloat16 cannot tell neighbouring pixels apart
+        sparse, dense = model.prompt_encoder(points, labels, None, given)
+        positions = model.get_image_wide_positional_embeddings()
     logits, quality = model.mask_decoder(
-        image_embeddings=embeddings,
-        image_positional_embeddings=positions,
+        image_embeddings=embedding.contiguous(),
+        image_positional_embeddings=positions.expand(len(embedding), -1, -1, -1),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
         multimask_output=True,
+        high_resolution_features=[fine.contiguous(), middle.contiguous()],
     )[:2]
     return logits, quality
 
 
-def likeness(model: Any, embeddings: Tensor, points: Tensor) -> Tensor:
+def _of_images(embeddings: Embeddings, number: int) -> Embeddings:
+    embedding, fine, middle = embeddings
+    return embedding[:number], fine[:number], middle[:number]
+
+
+def likeness(model: Any, embeddings: Embeddings, points: Tensor) -> Tensor:
     """Logits [B, N, m, m] of belonging together with the first point of each prompt, from the encoder alone.
 
     The embeddings go through the decoder's upscaling without its transformer; cells are alike that are close. It teaches
     the encoder what belongs together before the transformer knows what a click is.
     """
+    embedding, skip, middle = embeddings
     decoder = model.mask_decoder
-    fine = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embeddings)))
-    fine = decoder.activation(decoder.upscale_conv2(fine)).float()  # [B, C / 8, m, m]
-    x, y = (points[:, :, 0].div(4).long().clamp(0, fine.shape[-1] - 1)).unbind(-1)
-    clicked = fine[torch.arange(len(fine))[:, None], :, y, x]  # [B, N, C / 8]
-    distance = fine.pow(2).sum(1)[:, None] + clicked.pow(2).sum(-1)[..., None, None]
-    return 3 - distance + 2 * torch.einsum("bnc,bchw->bnhw", clicked, fine)
+    fine = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embedding) + middle))
+    fine = decoder.activation(decoder.upscale_conv2(fine) + skip).float()  # [B, C / 8, m, m]
+    x, y = points[:, :, 0].div(CELL).long().clamp(0, fine.shape[-1] - 1).unbind(-1)
+    clicked = fine[torch.arange(len(fine), device=fine.device)[:, None], :, y, x]  # [B, N, C / 8]
+    with torch.autocast(fine.device.type, enabled=False):
+        distance = fine.pow(2).sum(1)[:, None] + clicked.pow(2).sum(-1)[..., None, None]
+        return 3 - distance + 2 * torch.einsum("bnc,bchw->bnhw", clicked, fine)
+
+
+# --- losses and scores ------------------------------------------------------------------------------------------------
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -203,67 +437,59 @@ def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tens
     return each.amin(-1).mean() + EVERY * each.mean() + functional.mse_loss(quality, overlap), overlap
 
 
-def _prompted(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Prompts on a scene: points [N, 2, 2] (x, y), labels [N, 2], and the regions meant, [N, m, m] shares."""
-    visible = np.bincount(scene.panoptic.ravel())
-    regions = [segment.id for segment in scene.segments if visible[segment.id] >= MIN_PIXELS]
-    things = [segment.id for segment in scene.segments if segment.style and visible[segment.id] >= MIN_PIXELS] or regions
-    points, labels, masks = np.zeros((PROMPTS, 2, 2), np.float32), np.full((PROMPTS, 2), PADDING, np.int64), []
-    for prompt in range(PROMPTS):
-        chosen = int(rng.choice(things if rng.random() < 0.7 else regions))
-        mask = scene.panoptic == chosen
-        rows, columns = np.nonzero(mask)
-        kind = rng.random()
-        if kind < 0.2:  # its box, with noise
-            noise = rng.normal(0, 0.04, 4) * np.array([np.ptp(columns), np.ptp(rows)] * 2)
-            box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) + noise
-            points[prompt], labels[prompt] = box.reshape(2, 2), (2, 3)
-        else:
-            pick = rng.integers(len(rows), size=2)
-            points[prompt] = np.stack([columns[pick], rows[pick]], -1) + 0.5
-            labels[prompt, 0] = POSITIVE
-            if kind < 0.35:
-                labels[prompt, 1] = POSITIVE
-            elif kind < 0.5 and not mask.all():
-                other_rows, other_columns = np.nonzero(~mask)
-                spot = rng.integers(len(other_rows))
-                points[prompt, 1], labels[prompt, 1] = (other_columns[spot] + 0.5, other_rows[spot] + 0.5), NEGATIVE
-            if labels[prompt, 1] == PADDING:
-                points[prompt, 1] = 0
-        side = SIZE // 4
-        masks.append(mask.reshape(side, 4, side, 4).mean((1, 3), dtype=np.float32))
-    return points, labels, np.stack(masks)
-
-
 @torch.no_grad()
 def evaluate(model: Any, sets: dict[str, list[Scene]]) -> dict[str, float]:
-    """Mean IoU at full resolution of the mask with the best predicted quality after one click, things and stuff."""
-    model.eval()
+    """Mean IoU on things of one click anywhere, one at the centre, and a box; and of one click anywhere on stuff."""
+    sam = Sam2Backbone(model.eval())
     rows: dict[str, float] = {}
-    for name, batch in sets.items():
-        overlaps: dict[bool, list[float]] = {True: [], False: []}
+    for name, chosen in sets.items():
         rng = np.random.default_rng(5)
-        for scene in batch:
-            embeddings = encode(model, as_images([scene]))
-            for segment in scene.segments:
-                mask = scene.panoptic == segment.id
-                if mask.sum() < MIN_PIXELS:
-                    continue
-                overlaps[segment.style is not None].append(one_click(model, embeddings, mask, rng))
-        rows |= {f"{name}_things": float(np.mean(overlaps[True])), f"{name}_stuff": float(np.mean(overlaps[False]))}
+        found = [row for scene in chosen for row in prompted(sam, scene, rng)]
+        things = [row for row in found if row.thing]
+        rows[f"{name}_things"] = float(np.mean([row.click for row in things]))
+        rows[f"{name}_centres"] = float(np.mean([row.centre for row in things]))
+        rows[f"{name}_boxes"] = float(np.mean([row.box for row in things]))
+        rows[f"{name}_stuff"] = float(np.mean([row.click for row in found if not row.thing]))
     return rows
 
 
+@dataclass(frozen=True)
+class PromptedRegion:
+    """IoU of what a SAM answers when asked for one region, at full resolution; of several masks the one it thinks best."""
+
+    thing: bool
+    click: float
+    centre: float
+    box: float
+
+
 @torch.no_grad()
-def one_click(model: Any, embeddings: Tensor, mask: np.ndarray, rng: np.random.Generator) -> float:
-    """IoU with ``mask`` [H, W] of the mask the model itself thinks best after one click at a random pixel of it."""
-    spots = np.argwhere(mask)
-    y, x = spots[rng.integers(len(spots))]
-    points = torch.tensor([[[[x + 0.5, y + 0.5]]]], dtype=torch.float32)
-    logits, quality = decode(model, embeddings, points, torch.tensor([[[POSITIVE]]]))
-    best = logits[0, 0, quality[0, 0].argmax()]
-    found = functional.interpolate(best[None, None], mask.shape, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
-    return float((found & mask).sum() / (found | mask).sum())
+def prompted(sam: SamFamily, scene: Scene, rng: np.random.Generator) -> list[PromptedRegion]:
+    """Ask a SAM for every region of a scene: by one click anywhere, by one where the border is farthest, and by its box."""
+    masks = [(segment.style is not None, scene.panoptic == segment.id) for segment in scene.segments]
+    masks = [(thing, mask) for thing, mask in masks if mask.sum() >= MIN_PIXELS]
+    device, size = next(sam.parameters()).device, scene.panoptic.shape
+    image = torch.from_numpy(scene.image).to(device).permute(2, 0, 1).float() / 255
+    embedding, skips = sam.encode_with_skips(sam.preprocess(image))
+    clicks, centres, boxes = [], [], []
+    for _, mask in masks:
+        spots = np.argwhere(mask)
+        clicks.append(spots[rng.integers(len(spots))][::-1] + 0.5)
+        depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+        centres.append(np.array(np.unravel_index(depth.argmax(), size))[::-1] + 0.5)
+        boxes.append([*spots.min(0)[::-1], *(spots.max(0)[::-1] + 1)])
+
+    def overlaps(points: Tensor | None = None, boxes: Tensor | None = None) -> list[float]:
+        logits, quality = sam.decode(embedding, points=points, boxes=boxes, skips=skips)
+        best = logits[torch.arange(len(logits)), quality.argmax(1)]
+        whole = functional.interpolate(best[None].float(), size, mode="bilinear", align_corners=False)[0].cpu().numpy() > 0
+        return [float((one & mask).sum() / (one | mask).sum()) for one, (_, mask) in zip(whole, masks, strict=True)]
+
+    def scaled(places: list[Any]) -> Tensor:
+        return sam.scale_points(torch.tensor(np.array(places), dtype=torch.float32, device=device).unflatten(1, (-1, 2)), size)
+
+    columns = overlaps(points=scaled(clicks)), overlaps(points=scaled(centres)), overlaps(boxes=scaled(boxes).flatten(1))
+    return [PromptedRegion(thing, *row) for (thing, _), row in zip(masks, zip(*columns, strict=True), strict=True)]
 
 
 if __name__ == "__main__":

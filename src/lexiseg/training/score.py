@@ -27,8 +27,8 @@ from lexiseg.postprocess import Policy
 from lexiseg.structures import PanopticMap, PanopticSegment, TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import crop_embeddings, region_embeddings
-from lexiseg.training.sam_tiny import MIN_PIXELS, encode, one_click
-from lexiseg.training.tiny import as_images
+from lexiseg.training.sam_tiny import prompted
+from lexiseg.training.tiny import SceneBatch
 from lexiseg.world import Scene, scenes, world_classes
 
 SETS = {"trained styles": "val", "new style": "style"}
@@ -58,29 +58,29 @@ def main() -> None:
 
 @torch.no_grad()
 def parts(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple[str, float]]:
-    """(what, value) of CLIP on boxes and true masks, and of SAM on one click."""
+    """(what, value) of CLIP on boxes and true masks, and of SAM on clicks and boxes."""
     text = pipeline.embed(Vocabulary.builtin("emoji"))
+    assert isinstance(pipeline.segmenter, SamClip)
+    clip, sam, side = pipeline.segmenter.clip, pipeline.segmenter.sam, pipeline.segmenter.side
     thing = torch.tensor([row.thing for row in world_classes()])
-    hits, crops, truths, clicks = [], [], [], []
+    hits, crops, truths, regions = [], [], [], []
     rng = np.random.default_rng(5)
     for scene in tqdm(chosen, desc=f"{title}: parts", leave=False, disable=None):
-        vectors, truth = region_embeddings(pipeline.segmenter.clip, [scene], None)
+        batch = SceneBatch.of([scene])
+        vectors, truth = region_embeddings(clip, batch, side=side)
         hits.append(top1(vectors, text) == truth)
         truths.append(truth)
-        vectors, labels = crop_embeddings(pipeline.segmenter.clip, [scene], None, margin=1.15)
+        vectors, labels = crop_embeddings(clip, batch, margin=1.15)
         crops.append(top1(vectors, text) == labels)
-        sam = pipeline.segmenter.parts()["sam"].model
-        embeddings = encode(sam, as_images([scene]))
-        for segment in scene.segments:
-            mask = scene.panoptic == segment.id
-            if segment.style and mask.sum() >= MIN_PIXELS:
-                clicks.append(one_click(sam, embeddings, mask, rng))
+        regions += [region for region in prompted(sam, scene, rng) if region.thing]
     right, is_thing = torch.cat(hits).float(), thing[torch.cat(truths)]
     yield "CLIP, boxes of things, top-1", torch.cat(crops).float().mean().item()
     yield "CLIP, true masks, top-1", right.mean().item()
     yield "CLIP, true masks of things, top-1", right[is_thing].mean().item()
     yield "CLIP, true masks of stuff, top-1", right[~is_thing].mean().item()
-    yield "SAM, one click on a thing, IoU", float(np.mean(clicks))
+    yield "SAM, one click on a thing, IoU", float(np.mean([region.click for region in regions]))
+    yield "SAM, one click at a thing's centre, IoU", float(np.mean([region.centre for region in regions]))
+    yield "SAM, box of a thing, IoU", float(np.mean([region.box for region in regions]))
 
 
 def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple[str, float]]:

@@ -1,32 +1,61 @@
-"""What the trainings of the tiny encoders share: a schedule, an atomic checkpoint, a log, a stream of scenes."""
+"""What the trainings of the tiny encoders share: a schedule, an atomic checkpoint, a log, scenes in batches."""
 
 from __future__ import annotations
 
 import json
-import random
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lexiseg.methods.recipe import Stage
 from lexiseg.training.checkpoint import CHECKPOINT, write_checkpoint
-from lexiseg.world import Scene, render, split_named
+from lexiseg.world import Scene, render, restyled, split_named, world_classes
 
 CHECKPOINT_EVERY = 200  # steps; what a crash can cost
+SEGMENTS = 12  # of a scene at most: three stuff regions and seven things, and some to spare
 
 
-def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 150, cooldown: float = 0.3) -> float:
-    """Linear warm-up, a plateau, then a linear fall to zero over the last ``cooldown`` of the steps.
+@dataclass(frozen=True)
+class Budget:
+    """When a training ends: after so many steps, or so many minutes if that is sooner.
+
+    The learning rate follows the time spent where that is further along, so a training that is cut by the clock has annealed.
+    """
+
+    steps: int
+    minutes: float | None = None
+
+    def progress(self, step: int, seconds: float) -> float:
+        """What is behind of the whole training, 0 to 1, before step number ``step``."""
+        spent = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return min(1.0, max(step / self.steps, spent))
+
+
+def learning_rate(progress: float, step: int, peak: float, *, warmup: int = 150, cooldown: float = 0.3) -> float:
+    """Linear warm-up, a plateau, then a linear fall to zero over the last ``cooldown`` of the training.
 
     A plateau, unlike a cosine, lets a run be resumed with more or fewer steps than it was started with.
+
+    Args:
+        progress: what is behind of the training, see `Budget`.
+        step: its number, for the warm-up.
+        peak: the highest rate.
+        warmup: steps.
+        cooldown: a share of the training.
     """
-    return Stage(steps, rate=peak, warmup=warmup, cooldown=cooldown).rate_at(step)
+    fall = min(1.0, (1.0 - progress) / cooldown) if cooldown else 1.0
+    return peak * min(1.0, (step + 1) / warmup, fall)
 
 
 def parameter_groups(modules: list[tuple[torch.nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
@@ -48,48 +77,152 @@ def parameter_groups(modules: list[tuple[torch.nn.Module, float]], weight_decay:
     return groups
 
 
-class SceneStream(IterableDataset[Scene]):
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes of one size as tensors on one device.
+
+    Attributes:
+        images: [B, 3, H, W] uint8.
+        ids: [B, H, W] uint8, the number of each pixel's segment, from 1.
+        labels: [B, `SEGMENTS`] int64, the class of segment number column + 1; -1 where there is none.
+    """
+
+    images: Tensor
+    ids: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def of(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> SceneBatch:
+        labels = torch.full((len(scenes), SEGMENTS), -1)
+        for row, scene in enumerate(scenes):
+            for segment in scene.segments:
+                labels[row, segment.id - 1] = segment.label
+        images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).contiguous()
+        ids = torch.from_numpy(np.stack([scene.panoptic for scene in scenes]).astype(np.uint8))
+        return SceneBatch(images.to(device), ids.to(device), labels.to(device))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def masks(self) -> Tensor:
+        """[B, `SEGMENTS`, H, W] bool, where each segment is."""
+        numbers = torch.arange(1, SEGMENTS + 1, device=self.ids.device, dtype=torch.uint8)
+        return self.ids[:, None] == numbers[:, None, None]
+
+    def things(self) -> Tensor:
+        """[B, `SEGMENTS`] bool: which segments are things."""
+        return (self.labels >= 0) & (self.labels < sum(row.thing for row in world_classes()))
+
+    def boxes(self) -> Tensor:
+        """[B, `SEGMENTS`, 2, 2] float, (left, top) and (right, bottom) of each segment in pixels; undefined where it is not."""
+        masks, sides = self.masks(), []
+        for flags in (masks.any(2), masks.any(3)):  # columns, rows
+            low = flags.int().argmax(-1)
+            high = flags.shape[-1] - flags.flip(-1).int().argmax(-1)
+            sides.append(torch.stack([low, high], dim=-1))
+        return torch.stack(sides, dim=-1).float()
+
+    def floats(self) -> Tensor:
+        """The images in 0..1."""
+        return self.images.float() / 255
+
+
+class SceneStream(IterableDataset[SceneBatch]):
     """Endless scenes of the ``val`` split's styles and all names: the encoders, as in the papers, may see every class.
 
     Args:
         seed: of the stream.
         size: pixels a side.
+        count: scenes at a time.
         near: every second scene shows a few large objects, as a larger picture of the scene would.
+        restyle: vary the drawings.
     """
 
-    def __init__(self, seed: int, size: int, *, near: bool) -> None:
-        self.seed, self.size, self.near = seed, size, near
+    def __init__(self, seed: int, size: int, *, count: int, near: bool, restyle: bool) -> None:
+        self.seed, self.size, self.count, self.near, self.restyle = seed, size, count, near, restyle
 
-    def __iter__(self) -> Iterator[Scene]:
-        split, index = split_named("val"), 0
+    def __iter__(self) -> Iterator[SceneBatch]:
+        worker = get_worker_info()
+        index, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        split = split_named("val")
         while True:
-            close: dict[str, Any] = {"objects": 4, "scale": (0.3, 0.75)} if self.near and index % 2 else {}
-            yield render((self.seed, crc32(b"encoders"), index), split, size=self.size, **close)
-            index += 1
+            scenes = []
+            for _ in range(self.count):
+                options: dict[str, Any] = {"objects": 4, "scale": (0.3, 0.75)} if self.near and index // stride % 2 else {}
+                if self.restyle:
+                    options["restyle"] = restyled
+                scenes.append(render((self.seed, crc32(b"encoders"), index), split, size=self.size, **options))
+                index += stride
+            yield SceneBatch.of(scenes)
 
 
-class Replay:
-    """A pool of recent scenes: each step adds a few fresh ones and draws a batch, so rendering never is the bottleneck."""
+class ScenePool:
+    """Recent scenes on the training's device: workers bring fresh ones whenever they have some, batches are drawn at random.
 
-    def __init__(self, seed: int, size: int, *, near: bool = False, capacity: int = 3000) -> None:
-        stream = SceneStream(seed, size, near=near)
-        loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=64, worker_init_fn=_quiet)
-        self.fresh, self.capacity, self.random = iter(loader), capacity, random.Random(seed)
-        self.pool: list[Scene] = []
+    So rendering, which needs the CPU, never keeps the device waiting. How fresh a batch is depends on the speed of both: a
+    training is repeatable in its statistics, not to the last bit.
 
-    def draw(self, count: int, *, fresh: int) -> list[Scene]:
-        """``count`` scenes, after ``fresh`` new ones have entered the pool."""
-        for _ in range(fresh if len(self.pool) >= 4 * count else 4 * count - len(self.pool)):
-            scene = next(self.fresh)
-            if len(self.pool) < self.capacity:
-                self.pool.append(scene)
-            else:
-                self.pool[self.random.randrange(self.capacity)] = scene
-        return self.random.sample(self.pool, count)
+    Args:
+        stream: of scenes.
+        device: where the pool lies.
+        workers: processes that render.
+        capacity: scenes the pool holds.
+        fresh: batches of the stream that may enter before each draw.
+    """
+
+    def __init__(
+        self, stream: SceneStream, device: torch.device, *, workers: int, capacity: int, fresh: int, seed: int = 0
+    ) -> None:
+        self.capacity, self.fresh, self.filled, self.arrived = capacity, fresh, 0, 0
+        self.generator = torch.Generator().manual_seed(seed)
+        shape = (capacity, 3, stream.size, stream.size)
+        self.images = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.ids = torch.empty((capacity, *shape[2:]), dtype=torch.uint8, device=device)
+        self.labels = torch.full((capacity, SEGMENTS), -1, device=device)
+        self._arrivals: queue.Queue[SceneBatch | Exception] = queue.Queue(maxsize=8)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=2, worker_init_fn=_quiet)
+        threading.Thread(target=self._receive, args=(iter(loader),), daemon=True).start()
+
+    def draw(self, count: int) -> SceneBatch:
+        """``count`` scenes of the pool, after what has arrived entered it."""
+        entered = 0
+        while self.filled < min(2 * count, self.capacity) or (entered < self.fresh and not self._arrivals.empty()):
+            arrival = self._arrivals.get(timeout=600)
+            if isinstance(arrival, Exception):
+                raise arrival
+            self._enter(arrival)
+            entered += 1
+        chosen = torch.randint(self.filled, (count,), generator=self.generator).to(self.images.device)
+        return SceneBatch(self.images[chosen], self.ids[chosen], self.labels[chosen])
+
+    def _enter(self, batch: SceneBatch) -> None:
+        """In place of the oldest."""
+        slots = torch.arange(self.arrived, self.arrived + len(batch)) % self.capacity
+        for kept, given in ((self.images, batch.images), (self.ids, batch.ids), (self.labels, batch.labels)):
+            kept[slots.to(kept.device)] = given.to(kept.device)
+        self.arrived += len(batch)
+        self.filled = min(self.arrived, self.capacity)
+
+    def _receive(self, batches: Iterator[SceneBatch]) -> None:
+        try:
+            for batch in batches:
+                self._arrivals.put(batch)
+        except Exception as error:  # it is raised where the scenes are wanted
+            self._arrivals.put(error)
 
 
 def _quiet(_: int) -> None:
     torch.set_num_threads(1)
+
+
+@contextmanager
+def fast(device: torch.device, *, half: bool = True) -> Iterator[None]:
+    """Mixed precision in bfloat16 if ``half``; on a CPU without flash attention, which is slower there on few tokens."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
+        if device.type == "cpu":
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 
 class Run:
@@ -125,25 +258,22 @@ class Run:
         print(line, flush=True)
 
 
-def colour_augmented(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random hue turns (20 %), greyscale (6 %) and contrast: against naming things by their colour alone.
+def colour_augmented(images: Tensor, *, turned: float = 0.2, grey: float = 0.06) -> Tensor:
+    """Random hue turns, greyscale and contrast: against naming things by their colour alone.
 
-    ``images`` [B, 3, H, W] in 0..1; the study of the world found colour to be the shortcut these models take.
+    The study of the world found colour to be the shortcut these models take.
+
+    Args:
+        images: [B, 3, H, W] in 0..1.
+        turned, grey: probabilities of any hue, and of none.
     """
-    batch = len(images)
-    draw = torch.rand(batch, 4, generator=generator)
-    angle = torch.where(draw[:, 0] < 0.20, (draw[:, 1] * 2 - 1) * torch.pi, (draw[:, 1] * 2 - 1) * 0.15)
+    draw = torch.rand(5, len(images), device=images.device)
+    angle = torch.where(draw[0] < turned, (draw[1] * 2 - 1) * torch.pi, (draw[1] * 2 - 1) * 0.15)
     cos, sin = angle.cos(), angle.sin()
     third, root = (1 - cos) / 3, sin / 3**0.5
     turn = torch.stack([cos + third, third - root, third + root], -1)  # a rotation about the grey axis
     matrix = torch.stack([turn, turn.roll(1, -1), turn.roll(2, -1)], 1)
-    grey = torch.full((3, 3), 1 / 3)
-    matrix = torch.where((draw[:, 2] < 0.06)[:, None, None], grey, matrix)
-    contrast = (0.75 + 0.5 * draw[:, 3])[:, None, None]
+    matrix = torch.where((draw[2] < grey)[:, None, None], torch.full_like(matrix, 1 / 3), matrix)
+    contrast = (0.75 + 0.5 * draw[3])[:, None, None]
     mixed = torch.einsum("bij,bjhw->bihw", matrix * contrast, images - 0.5) + 0.5
     return mixed.clamp(0, 1)
-
-
-def as_images(scenes: list[Scene]) -> torch.Tensor:
-    """The pictures of ``scenes`` as one [B, 3, H, W] tensor in 0..1."""
-    return torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2).float() / 255

