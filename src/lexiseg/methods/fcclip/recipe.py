@@ -14,7 +14,7 @@ from lexiseg.methods.recipe import Jitter, Recipe, Stage
 
 COCO = Stage(368_750, rate=1e-4, milestones=(327_778, 355_092), weight_decay=0.05, clip=0.01)
 STAGE = Stage(3400, rate=1e-3, warmup=200, cooldown=0.35, weight_decay=0.05, clip=0.01)
-TINY_JITTER = Jitter(side=256, least=0.6, most=1.5)
+TINY_JITTER = Jitter(side=384, least=0.6, most=1.5)
 TINY_LOSS = SetLossOptions(points=768)
 TINY_VALIDATION = ("world:val", "world:style")
 

@@ -19,7 +19,7 @@ TINY_NAME, TINY_SAM = "sam_mi-tiny", "sam-tiny"
 TINY: Mapping[str, Any] = {
     **catseg.TINY,
     "prompter_width": 32,
-    "generator": {"quality_threshold": 0.3, "stability_threshold": 0.3, "box_nms_threshold": 0.5},  # as in sam_clip-tiny
+    "generator": {"quality_threshold": 0.5, "stability_threshold": 0.5, "box_nms_threshold": 0.5},  # as in sam_clip-tiny
 }
 SAM_HUB = "facebook/sam-vit-huge"
 SIZES: Mapping[str, tuple[str, int]] = {
