@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,19 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the run, for the card")
     parser.add_argument("--start", help="what the encoder began with, for the card")
+    parser.add_argument("--machine", help="what it was trained on, for the card")
     arguments = parser.parse_args()
     folder = ASSETS / arguments.name
     if arguments.name in SEGMENTERS:
         about = pack_segmenter(arguments.run, folder)
         print(f"{arguments.name}: step {about['step']}, in {folder}")
         return
-    about = pack_encoder(arguments.name, arguments.run, arguments.seed, arguments.start)
+    said = {key: value for key, value in (("start", arguments.start), ("machine", arguments.machine)) if value}
+    about = pack_encoder(arguments.name, arguments.run, arguments.seed, said)
     print(f"{arguments.name}: step {about['steps']}, in {folder}")
 
 
-def pack_encoder(name: str, run: Path, seed: int, start: str | None = None) -> dict[str, Any]:
+def pack_encoder(name: str, run: Path, seed: int, said: Mapping[str, str]) -> dict[str, Any]:
     """Put the weights of an encoder's training into the package, in eight bits. Returns their card."""
     folder = ASSETS / name
     checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
@@ -64,7 +67,7 @@ def pack_encoder(name: str, run: Path, seed: int, start: str | None = None) -> d
         if (run / "names").is_file():  # the text tower was trained with it
             text = {key: value for key, value in state.items() if key not in image}
             write_safetensors(in_eight_bits(text), ASSETS / TEXT)
-    about = card(run, checkpoint, seed) | ({"start": start} if start else {})
+    about = card(run, checkpoint, seed, said)
     write_json(folder / "card.json", about, indent=1)
     return about
 
@@ -81,6 +84,7 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
     about = {
         **{key: saved.card[key] for key in kept},
         **({LEAN: True} if untouched else {}),
+        **({"older": older} if (older := other_than_recipe(saved.card)) else {}),
         "data": "scenes of the emoji world, styles noto and fluent, seen names only; the style twemoji is held out",
         "licence": "Apache-2.0",
         "curve": [row for row in rows if any("/" in key for key in row)],
@@ -89,18 +93,33 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
     return write_weights(in_eight_bits(tensors), folder, about)
 
 
-def card(run: Path, checkpoint: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What a user of the weights should know; ``curve`` holds the evaluations made during training."""
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    curve = [row for row in rows if any(key.startswith("trained_") for key in row)]
+def other_than_recipe(card: Mapping[str, Any]) -> list[str]:
+    """The settings in which a training differed from its recipe as it stands."""
+    recipe = json.loads(json.dumps(RECIPES[card["model"]]().document()))
+    return sorted(key for key, value in card["recipe"].items() if recipe.get(key) != value)
+
+
+def card(run: Path, checkpoint: dict[str, Any], seed: int, said: Mapping[str, str]) -> dict[str, Any]:
+    """What a user of the weights should know.
+
+    ``curve`` holds the evaluations made during training, ``learning`` some two dozen of the rows of its log.
+    """
+    rows = read_rows(run / "log.jsonl")
+    steps = [row for row in rows if "loss" in row]
     return {
         "data": DATA,
         "steps": checkpoint["step"],
         "minutes": round(checkpoint["seconds"] / 60),
         "seed": seed,
+        **said,
         "licence": "Apache-2.0",
-        "curve": curve,
+        "curve": [row for row in rows if any(key.startswith("trained_") for key in row)],
+        "learning": steps[len(steps) // 24 :: max(1, len(steps) // 24)],
     }
+
+
+def read_rows(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
 
 
 if __name__ == "__main__":

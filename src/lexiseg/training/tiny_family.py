@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lexiseg.inference.pipeline import resolve_device
 from lexiseg.methods.base import ASSETS
 
@@ -86,7 +88,17 @@ def encoder(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
         command += ["--steps", str(options.steps)]
     if options.minutes:  # the vision transformer begins well trained, and leaves the GPU to the others
         command += ["--minutes", str(options.minutes * (0.6 if name == "clip-tiny-vit" else 1))]
-    pack = [sys.executable, "-m", "lexiseg.training.pack", name, str(run), *seed]
+    machine = f"{torch.cuda.get_device_name()}, shared with the other encoders" if gpu else "one CPU core"
+    pack = [
+        sys.executable,
+        "-m",
+        "lexiseg.training.pack",
+        name,
+        str(run),
+        *seed,
+        "--machine",
+        f"{machine}; torch {torch.__version__}",
+    ]
     if name == "sam-tiny":
         return Job(name, [sys.executable, "-m", "lexiseg.training.sam_tiny", *command], pack)
     tower = name.removeprefix("clip-tiny-")
