@@ -24,7 +24,7 @@ def main() -> int:
     begun = time.monotonic()
     scene = next(scenes("val", 1, seed=SEED, size=384))
     write_png(FOLDER / "picture.png", scene.image)
-    segment = load("cmpf-tiny", device="cpu")
+    segment = load("sam_clip-tiny", device="cpu")
     result = segment(FOLDER / "picture.png", Vocabulary.builtin("emoji"))
     paths = result.save(FOLDER, "result")
     drawn = result.overlay()
