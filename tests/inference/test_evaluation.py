@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lexiseg.data.dataset import Dataset, Sample
-from lexiseg.errors import DataError, UsageError
+from lexiseg.errors import DataError, RunError, UsageError
 from lexiseg.inference import evaluation, report, results
 from lexiseg.inference.evaluation import FORGIVING, RECALL, Protocol, Share, collect, evaluate, forgive
 from lexiseg.inference.pipeline import Pipeline
@@ -193,6 +193,43 @@ def test_what_is_broken_stops_the_run_or_is_counted(dataset, tmp_path):
     assert {metric.result()["images"] for metric in metrics.values()} == {PICTURES - 1}
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("a decoder fell over"), "unexpected RuntimeError: a decoder fell over (inference/evaluation.py:"),
+        (NotImplementedError(), "unexpected NotImplementedError (inference/evaluation.py:"),
+        (RecursionError("too deep"), "unexpected RecursionError: too deep"),
+        (MemoryError(), "there is not enough memory for it"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "there is not enough memory for it"),
+        (RunError("the score of 'x' is not a number"), "the score of 'x' is not a number"),
+    ],
+)
+def test_whatever_goes_wrong_with_a_picture_is_that_picture_s(dataset, tmp_path, monkeypatch, error, said):
+    measure = evaluation.measure
+    monkeypatch.setattr(evaluation, "measure", partial(_failing_at, 7, error, measure))
+    with pytest.raises(RunError) as raised:
+        evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "strict")
+    assert said in str(raised.value)
+    assert isinstance(error, RunError) or str(dataset.samples[7].image) in str(raised.value)
+    evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "out", keep_going=True)
+    metrics, failed = collect(dataset, PROTOCOL, tmp_path / "out")
+    assert list(failed) == ["p7"]
+    assert said in failed["p7"]
+    assert {metric.result()["images"] for metric in metrics.values()} == {PICTURES - 1}
+
+
+def test_a_wrong_call_is_not_the_pictures_fault(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure", partial(_failing_at, 7, UsageError("no masks"), evaluation.measure))
+    with pytest.raises(UsageError, match="no masks"):
+        evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "out", keep_going=True)
+
+
+def _failing_at(number: int, error: Exception, measure, *arguments):
+    if arguments[-1] == number:
+        raise error
+    return measure(*arguments)
+
+
 def test_predictions_are_written_and_score_the_same(dataset, tmp_path):
     evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "out", keep_predictions=True)
     folder = tmp_path / "out/predictions"
@@ -213,7 +250,7 @@ def test_predictions_are_never_written_elsewhere(dataset, tmp_path, key):
     object.__setattr__(sample, "key", key)  # no reader makes such a sample; this is the second look
     for task in ("semantic", "panoptic"):
         with pytest.raises(DataError, match=r"p0\.png, its key: the name"):
-            results.write_chunk(tmp_path / "out/predictions", dataset, [(sample, {task: by_task[task]})], 0)
+            results.write_chunk(tmp_path / "out/predictions", dataset, [sample], [(sample, {task: by_task[task]})], 0)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 

@@ -3,6 +3,8 @@
 The pictures are cut into chunks of `CHUNK`, in the data set's order. What a chunk measured is a file of its own below
 ``parts``; the result adds these files up. So a run that was killed goes on where it was, several processes (or machines
 that share a folder) take turns at the chunks, and the numbers are the same to the last bit however the work was split.
+With its sums a chunk keeps a digest of what they were measured of (`lexiseg.inference.fingerprint`). Where that has changed,
+where a picture failed, or where predictions are asked for that are not there, the chunk is measured again.
 """
 
 from __future__ import annotations
@@ -10,12 +12,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -24,8 +24,9 @@ from tqdm import tqdm
 from lexiseg.data.corrupt import corrupt, parse
 from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.data.images import Pixels, read_image
-from lexiseg.errors import DataError, ImageError, UsageError
+from lexiseg.errors import DataError, LexisegError, RunError, UsageError, explained
 from lexiseg.inference import oracle, results
+from lexiseg.inference.fingerprint import Inputs, digest, fingerprint
 from lexiseg.inference.pipeline import Pipeline, as_segmentation, regions_of
 from lexiseg.methods.base import NamesRegions
 from lexiseg.metrics.base import Metric
@@ -77,8 +78,8 @@ class Protocol:
     def document(self) -> dict[str, Any]:
         """The protocol for JSON, sets of labels as digests."""
         plain = {name: sorted(labels) for name, labels in (self.groups or {}).items()}
-        forgiven = None if self.forgiven is None else _digest([sorted(labels) for labels in self.forgiven])
-        groups = {name: f"{len(labels)} classes, {_digest(labels)}" for name, labels in plain.items()}
+        forgiven = None if self.forgiven is None else digest([sorted(labels) for labels in self.forgiven])
+        groups = {name: f"{len(labels)} classes, {digest(labels)}" for name, labels in plain.items()}
         return {**asdict(self), "tasks": list(self.tasks), "groups": groups, "forgiven": forgiven}
 
 
@@ -101,7 +102,7 @@ def evaluate(
     keep_predictions: bool = False,
     progress: bool = False,
 ) -> None:
-    """Measure all chunks of this share that are not in ``folder`` yet; `collect` makes the numbers of them.
+    """Measure all chunks of this share that are not in ``folder`` yet, or no longer true; `collect` makes the numbers of them.
 
     Args:
         pipeline: the model.
@@ -109,13 +110,14 @@ def evaluate(
         protocol: what is measured, and how.
         folder: of this evaluation alone.
         share: of the chunks, if several processes work.
-        keep_going: note pictures and truths that cannot be read, and leave them out; else they are an error.
+        keep_going: note pictures and truths that cannot be read or measured, whatever the reason, and leave them out; else
+            they are an error.
         keep_predictions: write what was found below ``folder/predictions``, in COCO's formats and as label maps.
         progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         UsageError: a task that model or data set does not have, or a folder with an evaluation of another protocol.
-        DataError, ImageError: a damaged file, unless ``keep_going``.
+        RunError: what went wrong with a picture, unless ``keep_going``: DataError and ImageError for damaged files.
         DataError: two pictures whose predictions would be the same file, if these are kept.
     """
     for task in protocol.tasks:
@@ -125,29 +127,40 @@ def evaluate(
     samples = _samples(dataset, protocol)
     if keep_predictions:
         results.refuse_shared_names(samples)
-    _claim(folder, {**protocol.document(), **fingerprint(pipeline, samples)})
+    document = {**protocol.document(), **fingerprint(pipeline, samples)}
+    _claim(folder, document)
+    inputs = Inputs(pipeline, dataset, document)
     chunks = range(0, len(samples), CHUNK)[share.number :: share.count]
-    todo = [start for start in chunks if not _part(folder, start).is_file()]
-    pictures = sum(len(samples[start : start + CHUNK]) for start in todo)
+    pictures = sum(len(samples[start : start + CHUNK]) for start in chunks)
     with tqdm(total=pictures, desc=protocol.data, unit="picture", disable=None if progress else True) as bar:
-        for start in todo:
+        for start in chunks:
+            chunk = samples[start : start + CHUNK]
+            state = inputs.of(chunk)  # before the files are read: one that changes meanwhile is measured again the next time
+            kept = _is_true(_part(folder, start), state, range(start, start + len(chunk)), new_metrics(dataset, protocol))
+            if kept and (not keep_predictions or results.is_kept(folder / "predictions", start, state)):
+                bar.update(len(chunk))
+                continue
             metrics, failed = new_metrics(dataset, protocol), {}
             found: list[tuple[Sample, results.ByTask]] = []
-            for number, sample in enumerate(samples[start : start + CHUNK], start=start):
+            for number, sample in enumerate(chunk, start=start):
                 try:
                     one, result = measure(pipeline, dataset, protocol, sample, number)
-                except (DataError, ImageError) as error:
+                except UsageError:
+                    raise  # not the picture's fault: all others would fail by it
+                except Exception as error:  # one picture's failure, be it a mistake of ours, is no other's
                     if not keep_going:
-                        raise
-                    failed[sample.key] = str(error)
+                        if isinstance(error, LexisegError):
+                            raise
+                        raise RunError(f"{sample.image}: {explained(error)}") from error
+                    failed[sample.key] = explained(error)
                 else:
                     for name, metric in metrics.items():
                         metric.merge(one[name])
                     found.append((sample, result))
                 bar.update()
             if keep_predictions:
-                results.write_chunk(folder / "predictions", dataset, found, start)
-            _write_part(_part(folder, start), metrics, failed)
+                results.write_chunk(folder / "predictions", dataset, chunk, found, start, state)
+            _write_part(_part(folder, start), metrics, failed, state)
 
 
 def collect(dataset: Dataset, protocol: Protocol, folder: Path) -> tuple[Metrics, dict[str, str]]:
@@ -159,11 +172,10 @@ def collect(dataset: Dataset, protocol: Protocol, folder: Path) -> tuple[Metrics
     total = new_metrics(dataset, protocol)
     failed: dict[str, str] = {}
     for start in range(0, len(_samples(dataset, protocol)), CHUNK):
-        state, broken = _read_part(_part(folder, start))
-        failed.update(broken)
+        part = _read_part(_part(folder, start), total)
+        failed.update(part.failed)
         for name, metric in total.items():
-            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
-            metric.merge(metric.from_state(own))
+            metric.merge(part.metrics[name])
     return total, failed
 
 
@@ -257,15 +269,6 @@ def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
     return Instances(prediction.sizes[0], tuple(Instance(0, runs, area_of_counts(runs), (0, 0, 0, 0)) for runs in counts))
 
 
-def fingerprint(pipeline: Pipeline, samples: Sequence[Sample]) -> dict[str, str]:
-    """Digests of the weights and of the list of pictures: sums of others must not be added to these."""
-    weights = sha256()
-    for name, tensor in pipeline.segmenter.state_dict().items():
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return {"weights": weights.hexdigest()[:16], "pictures": _digest([sample.key for sample in samples])}
-
-
 def _samples(dataset: Dataset, protocol: Protocol) -> Sequence[Sample]:
     if not dataset.samples:
         raise DataError(f"{dataset.name} has no pictures")
@@ -276,21 +279,62 @@ def _part(folder: Path, start: int) -> Path:
     return folder / "parts" / f"{start:07d}.safetensors"
 
 
-def _write_part(path: Path, metrics: Metrics, failed: Mapping[str, str]) -> None:
+@dataclass(frozen=True)
+class _Part:
+    """What is kept of a chunk: its sums, the pictures that failed with the reason, and the digest of what was measured."""
+
+    metrics: Metrics
+    failed: dict[str, str]
+    inputs: str
+
+
+def _write_part(path: Path, metrics: Metrics, failed: Mapping[str, str], inputs: str) -> None:
     arrays = {f"{name}/{key}": array for name, metric in metrics.items() for key, array in metric.state().items()}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(path, save(contiguous, metadata={"failed": json.dumps(failed)}))
+    write_atomically(path, save(contiguous, metadata={"failed": json.dumps(failed), "inputs": inputs}))
 
 
-def _read_part(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """The sums of all metrics of a chunk, by "metric/array", and what failed."""
+def _read_part(path: Path, empty: Metrics) -> _Part:
+    """What is kept of a chunk, in metrics like those that are ``empty``.
+
+    Raises:
+        DataError: the file is missing, damaged, or none of ours.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["failed"])  # noqa: SIM118
+            state, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        failed = json.loads(about["failed"])
+        if not isinstance(failed, dict) or not all(isinstance(reason, str) for reason in failed.values()):
+            raise DataError("its list of failures is none")
+        metrics: Metrics = {}
+        for name, metric in empty.items():
+            own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+            metrics[name] = metric.from_state(own)
+        return _Part(metrics, failed, about["inputs"])
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run the same command again to measure the rest") from None
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (
+        DataError,
+        OSError,
+        SafetensorError,
+        RecursionError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # it may hold anything
         raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+
+
+def _is_true(path: Path, inputs: str, numbers: range, empty: Metrics) -> bool:
+    """Whether all pictures of a chunk were measured, as they are now."""
+    try:
+        part = _read_part(path, empty)
+    except DataError:
+        return False
+    whole = all(metric.images == frozenset(numbers) for metric in part.metrics.values())
+    return part.inputs == inputs and not part.failed and whole
 
 
 def _claim(folder: Path, document: Mapping[str, Any]) -> None:
@@ -300,16 +344,16 @@ def _claim(folder: Path, document: Mapping[str, Any]) -> None:
         write_json(path, document, indent=1)
         return
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UsageError(f"{path} cannot be read; choose another --output") from None
+        known = json.loads(path.read_bytes())
+        if not isinstance(known, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path} does not say what was evaluated here ({error}); choose another --output, or delete that file to begin anew"
+        ) from None
     if differing := sorted(key for key in {*known, *document} if known.get(key) != document.get(key)):
         key = differing[0]
         raise UsageError(
             f"{folder} holds an evaluation with another {key} ({known.get(key)}, now {document.get(key)}); "
             "choose another --output, or delete that folder"
         )
-
-
-def _digest(value: object) -> str:
-    return sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -13,10 +13,10 @@ from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.errors import DataError
 from lexiseg.exports import coco, panoptic_png
 from lexiseg.exports.labels import write_labels
-from lexiseg.ops.files import write_json
+from lexiseg.ops.files import removed, write_json
 from lexiseg.ops.names import below, same_on_some_disk
 from lexiseg.ops.rle import encode_masks
-from lexiseg.segmentation import Segmentation
+from lexiseg.segmentation import MAPS, Segmentation
 from lexiseg.structures import Instance, Instances, PanopticMap, PanopticSegment
 
 ByTask = Mapping[str, Segmentation]
@@ -49,16 +49,37 @@ def refuse_shared_names(samples: Sequence[Sample]) -> None:
             )
 
 
-def write_chunk(folder: Path, dataset: Dataset, found: Sequence[tuple[Sample, ByTask]], start: int) -> None:
+def write_chunk(
+    folder: Path,
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    found: Sequence[tuple[Sample, ByTask]],
+    start: int,
+    inputs: str = "",
+) -> None:
     """Write the results of some pictures: PNGs at once, JSON records as a fragment that `assemble` joins.
 
     ``semantic/KEY.png`` are label maps, ``panoptic/KEY.png`` COCO's coloured ids.
+
+    Args:
+        folder: of all predictions.
+        dataset: says what the classes are called.
+        samples: the pictures; of those that are not ``found`` nothing stays that an earlier run wrote.
+        found: their results by task.
+        start: the number of the first.
+        inputs: a digest of what they were made of, for `is_kept`.
 
     Raises:
         DataError: a key is none that may name a file.
         OutputError: a file cannot be written.
     """
-    records: dict[str, list[Any]] = {"images": [], "panoptic": [], "instance": []}
+    removed(_fragment(folder, start))  # it comes last, and says that all others are there
+    names = {id(sample) for sample, _ in found}
+    for sample in samples:
+        if id(sample) not in names:
+            for task in MAPS:
+                removed(below(folder / task, f"{sample.key}.png", f"{sample.image}, its key"))
+    records: dict[str, Any] = {"images": [], "panoptic": [], "instance": [], "inputs": inputs}
     for sample, by_task in found:
         for task, result in by_task.items():
             name = f"{sample.key}.png"
@@ -77,13 +98,22 @@ def write_chunk(folder: Path, dataset: Dataset, found: Sequence[tuple[Sample, By
     write_json(_fragment(folder, start), records)
 
 
+def is_kept(folder: Path, start: int, inputs: str) -> bool:
+    """Whether `write_chunk` has written the results of these pictures, made of what is there now."""
+    try:
+        return _read_fragment(_fragment(folder, start))["inputs"] == inputs
+    except DataError:
+        return False
+
+
 def assemble(folder: Path, dataset: Dataset, tasks: Sequence[str], starts: Sequence[int]) -> list[Path]:
     """Join the fragments into ``panoptic.json`` and ``instances.json`` (COCO's results format).
 
     Raises:
+        DataError: a fragment is missing or damaged.
         OutputError: a file cannot be written.
     """
-    parts = [json.loads(_fragment(folder, start).read_text(encoding="utf-8")) for start in starts]
+    parts = [_read_fragment(_fragment(folder, start)) for start in starts]
     written = []
     if "panoptic" in tasks:
         written.append(folder / "panoptic.json")
@@ -101,3 +131,25 @@ def assemble(folder: Path, dataset: Dataset, tasks: Sequence[str], starts: Seque
 
 def _fragment(folder: Path, start: int) -> Path:
     return folder / "parts" / f"{start:07d}.json"
+
+
+def _read_fragment(path: Path) -> dict[str, Any]:
+    """What `write_chunk` has written.
+
+    Raises:
+        DataError: the file is missing, damaged, or none of ours.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run the same command again with --save-predictions") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+    lists = ("images", "panoptic", "instance")
+    if (
+        not isinstance(document, dict)
+        or not all(isinstance(document.get(key), list) for key in lists)
+        or "inputs" not in document
+    ):
+        raise DataError(f"{path} is no list of predictions; delete it and run the same command again")
+    return document

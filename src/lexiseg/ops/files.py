@@ -64,6 +64,18 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def removed(path: str | Path) -> None:
+    """Make sure that a file is not there.
+
+    Raises:
+        OutputError: if it cannot be removed.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror or error}; choose another folder") from None
+
+
 def write_json(path: str | Path, document: object, indent: int | None = None) -> None:
     """Write a JSON document in UTF-8, names as they are typed.
 
