@@ -1,6 +1,6 @@
 """The emoji world: a small rendered world of named things and stuff that trains and tests everything offline."""
 
-from lexiseg.world.glyphs import WorldClass, sprites, styles, world_classes
+from lexiseg.world.glyphs import WorldClass, drawn, sprites, styles, world_classes
 from lexiseg.world.restyle import restyled
 from lexiseg.world.scenes import Scene, SceneSegment, Split, render, scenes, split_named, splits
 
@@ -9,6 +9,7 @@ __all__ = [
     "SceneSegment",
     "Split",
     "WorldClass",
+    "drawn",
     "render",
     "restyled",
     "scenes",

@@ -1,19 +1,24 @@
 """The things and stuff of the emoji world: names, synonyms, the seen/unseen split, and the drawings themselves.
 
-The drawings are 96-pixel sprites packed in one WebP atlas a style by ``tools/pack_glyphs.py``.
+The drawings are 96-pixel sprites packed in one WebP atlas a style by ``tools/pack_glyphs.py``. Further styles that are not
+shipped lie outside the package, in atlases of the same form (``tools/far_styles.py``); their style is named by their path.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from PIL import Image
 
+from lexiseg.errors import DataError, UsageError
 from lexiseg.world.textures import TEXTURES
 
 UNSEEN_SHARE = 0.3  # of the names, kept out of segmentation training
@@ -53,13 +58,57 @@ def styles() -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def sprites(style: str) -> tuple[Image.Image, ...]:
-    """The RGBA sprites of one style, one a thing, in class order."""
+    """The RGBA sprites of one style, one a thing, in class order.
+
+    Args:
+        style: one of `styles`, or the path of an atlas in their form, a ``.webp`` file; things that it lacks are transparent.
+    """
     document = _document()
-    cell, columns = document["cell"], document["columns"]
-    with as_file(files("lexiseg") / "assets/world" / f"{style}.webp") as path, Image.open(path) as opened:
+    cell, columns, things = document["cell"], document["columns"], len(document["things"])
+    with _atlas(style) as path, Image.open(path) as opened:
         atlas = opened.convert("RGBA")
-    corners = [(index % columns * cell, index // columns * cell) for index in range(len(document["things"]))]
+    if atlas.size != (columns * cell, -(-things // columns) * cell):
+        raise DataError(f"{style} has no cells of {cell} pixels for {things} things; pack it again with tools/far_styles.py")
+    corners = [(index % columns * cell, index // columns * cell) for index in range(things)]
     return tuple(atlas.crop((left, top, left + cell, top + cell)) for left, top in corners)
+
+
+@lru_cache(maxsize=8)
+def drawn(style: str) -> tuple[int, ...]:
+    """The labels of the things that a style has a drawing of: all in `styles`, and in an atlas outside of the package those
+    that the JSON file beside it names under ``drawings``.
+
+    Raises:
+        DataError: file and atlas disagree, as after a class was added to the world.
+    """
+    names = [row["name"] for row in _document()["things"]]
+    if style in styles():
+        return tuple(range(len(names)))
+    with _atlas(style) as path:
+        beside = path.with_suffix(".json")
+    if not beside.is_file():
+        raise DataError(f"{beside} is missing, which says what {style} shows; pack it with tools/far_styles.py")
+    named = json.loads(beside.read_text(encoding="utf-8"))["drawings"]
+    visible = [label for label, sprite in enumerate(sprites(style)) if sprite.getchannel("A").point(_opaque).getbbox()]
+    if {names[label] for label in visible} != set(named):
+        raise DataError(f"{style} was packed for other classes than {beside} says; pack it again with tools/far_styles.py")
+    return tuple(visible)
+
+
+def _opaque(alpha: int) -> int:
+    return 255 * (alpha > 128)
+
+
+@contextmanager
+def _atlas(style: str) -> Iterator[Path]:
+    """The file of a style."""
+    if style in styles():
+        with as_file(files("lexiseg") / "assets/world" / f"{style}.webp") as path:
+            yield path
+    elif style.endswith(".webp") and Path(style).is_file():
+        yield Path(style)
+    else:
+        raise UsageError(f"no style '{style}'; the emoji world has {', '.join(styles())}, or give an atlas, a .webp file")
 
 
 @lru_cache(maxsize=1)

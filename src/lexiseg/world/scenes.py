@@ -49,10 +49,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class Split:
-    """What may appear in a split: drawing styles, and whether only seen names or all."""
+    """What may appear in a split: drawing styles, whether only seen names or all, and of these which things (None: all).
+
+    A style is one of `styles`, or the path of an atlas; ``things`` are labels, such as `drawn` gives for an atlas that has
+    not all. Stuff is not limited by them.
+    """
 
     styles: tuple[str, ...]
     seen_only: bool
+    things: tuple[int, ...] | None = None
 
 
 def splits() -> dict[str, Split]:
@@ -98,9 +103,12 @@ def render(
         objects: how many things are tried; None: 2 to 7.
         scale: the longer side of a thing as a share of ``size``, least and most; log-uniform.
         restyle: varies each drawing before it is posed, such as `restyled`.
+
+    Raises:
+        UsageError: the split allows no thing at all.
     """
     rng = np.random.default_rng(tuple(seed))
-    things, stuff = _labels(split.seen_only)
+    things, stuff = _labels(split.seen_only, split.things)
     image, panoptic, segments = _background(rng, stuff, size)
     for _ in range(int(rng.integers(2, MAX_OBJECTS + 1)) if objects is None else objects):
         label, style = things[int(rng.integers(len(things)))], split.styles[int(rng.integers(len(split.styles)))]
@@ -122,10 +130,14 @@ def render(
 # --- the steps of a scene ---------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2)
-def _labels(seen_only: bool) -> tuple[list[int], list[int]]:
+@lru_cache(maxsize=8)
+def _labels(seen_only: bool, chosen: tuple[int, ...] | None) -> tuple[list[int], list[int]]:
+    """Labels that may appear: (things, stuff)."""
     allowed = [(label, row.thing) for label, row in enumerate(world_classes()) if row.seen or not seen_only]
-    return [label for label, thing in allowed if thing], [label for label, thing in allowed if not thing]
+    things = [label for label, thing in allowed if thing and (chosen is None or label in chosen)]
+    if not things:
+        raise UsageError("the split allows no thing; name labels of things, and seen ones where only these may appear")
+    return things, [label for label, thing in allowed if not thing]
 
 
 def _background(
