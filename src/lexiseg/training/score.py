@@ -1,17 +1,21 @@
 """Score the embedded models on scenes nobody trained on; the scores of docs/tiny.md are printed by this command.
 
     python -m lexiseg.training.score --scenes 200 --seed 12345 --model cmpf-tiny
+    python -m lexiseg.training.score --scenes 100 --far output/far/openmoji.webp --far output/far/photographs.webp
 
 Top-1 is over all names of the world. IoU of a class is over all scenes together; mIoU is the mean over the classes that
 occur in them (a class that is predicted but nowhere true costs others their pixels, not a zero of its own). PQ is that of
-`lexiseg evaluate`. Of SAM + CLIP, in which nothing else learnt, the parts are scored, too.
+`lexiseg evaluate`. Of SAM + CLIP, in which nothing else learnt, the parts are scored, too. ``--far`` adds scenes whose things
+are all drawn as in an atlas that is not shipped (``tools/far_styles.py``), still among all names.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -29,7 +33,7 @@ from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import crop_embeddings, region_embeddings
 from lexiseg.training.sam_tiny import prompted
 from lexiseg.training.tiny import SceneBatch
-from lexiseg.world import Scene, scenes, world_classes
+from lexiseg.world import Scene, Split, drawn, render, scenes, world_classes
 
 SETS = {"trained styles": "val", "new style": "style"}
 
@@ -40,12 +44,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--model", default="sam_clip-tiny")
     parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="as in 'lexiseg segment'")
+    parser.add_argument("--far", action="append", default=[], metavar="ATLAS", help="score scenes of this style, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     pipeline = load(arguments.model, weights=dict(one.split("=", 1) for one in arguments.weights), device="cpu")
     rows: dict[str, float] = {}
-    for title, split in SETS.items():
-        chosen = list(scenes(split, arguments.scenes, seed=arguments.seed))
+    for title, chosen in sets(arguments.scenes, arguments.seed, arguments.far):
         found = [*parts(pipeline, chosen, title)] if isinstance(pipeline.segmenter, SamClip) else []
         rows |= {f"{title}: {name}": value for name, value in [*found, *whole(pipeline, chosen, title)]}
     if arguments.json:
@@ -54,6 +58,17 @@ def main() -> None:
     print(f"{arguments.model} on {arguments.scenes} scenes of seed {arguments.seed}, {len(world_classes())} names")
     for name, value in rows.items():
         print(f"  {name:<58} {value:.3f}")
+
+
+def sets(count: int, seed: int, far: Sequence[str] = ()) -> Iterator[tuple[str, list[Scene]]]:
+    """(title, scenes) of the two splits, and of each atlas in ``far``, in which only things appear that it has."""
+    for atlas in far:
+        drawn(atlas)  # that an atlas is not as it should be is said before an hour of scoring
+    for title, split in SETS.items():
+        yield title, list(scenes(split, count, seed=seed))
+    for atlas in far:
+        few = Split((atlas,), seen_only=False, things=drawn(atlas))
+        yield f"far, {Path(atlas).stem}", [render((seed, crc32(b"far"), index), few) for index in range(count)]
 
 
 @torch.no_grad()
