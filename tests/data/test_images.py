@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
+import warnings
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lexiseg.data.images import MAX_PIXELS, as_pixels, decode_image, find_images, read_image
+from lexiseg.data.images import MAX_PIXELS, MAX_SIDE, as_pixels, decode_image, find_images, read_image
 from lexiseg.errors import ImageError, UsageError
 
 
@@ -98,6 +101,8 @@ def claimed(width: int, height: int) -> bytes:
         (b"this is no picture at all", "not a picture"),
         (claimed(20_000, 20_000), f"{MAX_PIXELS:,}"),
         (claimed(11_000, 10_000), f"{MAX_PIXELS:,}"),
+        (claimed(1, 99_999_999), f"{MAX_SIDE:,}"),
+        (claimed(MAX_SIDE + 1, 1), f"{MAX_SIDE:,}"),
     ],
 )
 def test_what_is_no_picture_is_refused_by_name(data, word):
@@ -113,6 +118,80 @@ def test_a_truncated_file_is_refused(kind):
     data = encoded(noise, kind)
     with pytest.raises(ImageError, match="damaged or cut off"):
         decode_image(data[: len(data) // 2], "half.jpg")
+
+
+def test_the_longest_side_there_may_be_is_read():
+    assert decode_image(encoded(Image.new("L", (MAX_SIDE, 1)))).shape == (1, MAX_SIDE, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("Failed to decode frame 0"), "damaged or cut off (RuntimeError: Failed to decode frame 0)"),
+        (
+            NotImplementedError("Unimplemented pixel format 0"),
+            "is of a kind that is not decoded here (Unimplemented pixel format 0)",
+        ),
+        (struct.error("unpack requires a buffer of 4 bytes"), "damaged or cut off (error: unpack requires"),
+        (IndexError("index out of range"), "damaged or cut off (IndexError: index out of range)"),
+        (ZeroDivisionError("division by zero"), "damaged or cut off (ZeroDivisionError"),
+        (SystemError("tile cannot extend outside image"), "damaged or cut off (SystemError"),
+        (OSError("image file is truncated"), "damaged or cut off (image file is truncated)"),
+        (MemoryError(), "needs more memory than there is"),
+    ],
+)
+@pytest.mark.parametrize("step", ["open", "_getexif", "load", "convert"])
+def test_whatever_a_decoder_raises_is_the_pictures_fault(photo, monkeypatch, tmp_path, error, said, step):
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    path = tmp_path / "photo.png"
+    photo.convert("L").save(path)
+    place = {"open": (Image, "open"), "_getexif": (Image.Image, "getexif")}
+    monkeypatch.setattr(*place.get(step, (Image.Image, step)), fails)
+    with pytest.raises(ImageError, match=re.escape(said)) as caught:
+        read_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_pil_image_whose_file_is_damaged_is_refused():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    with pytest.raises(ImageError, match="the picture: is damaged or cut off"):
+        as_pixels(Image.open(io.BytesIO(encoded(noise)[:4000])))
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG", "JPEG", "TIFF", "WEBP", "AVIF", "DDS", "GIF", "BMP", "PPM", "ICO", "TGA", "JPEG2000", "PCX"]
+)
+def test_damaged_files_of_all_kinds_are_read_or_refused(photo, kind):
+    if kind.upper() not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    rng, whole = np.random.default_rng(1), np.frombuffer(encoded(photo, kind), np.uint8)
+    for _ in range(60):
+        data = whole.copy()
+        places = rng.integers(0, min(len(data), 200), rng.integers(1, 6))  # most of a header
+        data[places] = rng.integers(0, 256, len(places))
+        with suppress(ImageError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own, on what is odd but readable
+            assert decode_image(data.tobytes()).ndim == 3
+
+
+def test_a_kind_of_dds_that_is_not_decoded_is_refused(photo):
+    data = bytearray(encoded(photo.convert("RGBA"), "DDS"))
+    data[80:84], data[84:88] = struct.pack("<I", 4), b"ABCD"  # flags and code of the pixels' format
+    with pytest.raises(ImageError, match="of a kind that is not decoded here"):
+        decode_image(bytes(data))
+
+
+def test_standard_input_that_is_closed_is_named(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ImageError, match="standard input: is closed"):
+        read_image("-")
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    with pytest.raises(ImageError, match="no file is called so"):
+        read_image("a\0b.png")
 
 
 def test_missing_files_and_folders_are_named(tmp_path):

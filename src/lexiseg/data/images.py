@@ -6,7 +6,8 @@ import glob
 import io
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lexiseg.errors import ImageError, UsageError
+from lexiseg.errors import ImageError, UsageError, is_no_memory
 from lexiseg.ops.files import find_files
 from lexiseg.ops.names import is_result, located
 
 MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
+MAX_SIDE = 65_535  # likewise, the most that a JPEG can have: decoders and models need memory by the row
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 
 Pixels = NDArray[np.uint8]
@@ -63,38 +65,71 @@ def read_image(source: str | Path) -> Pixels:
     Transparency is laid on white, 16-bit values are scaled to 8 bits, of an animation the first frame counts.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, no picture, or larger than `MAX_PIXELS`.
+        ImageError: the file is missing, empty, damaged, no picture, or larger than `MAX_PIXELS` or `MAX_SIDE`.
     """
     name = "standard input" if str(source) == "-" else str(source)
     try:
-        data = sys.stdin.buffer.read() if str(source) == "-" else Path(source).read_bytes()
+        data = _standard_input() if str(source) == "-" else Path(source).read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except IsADirectoryError:
         raise ImageError(f"{name}: is a folder; name the pictures in it, for example '{name.rstrip('/')}/*.jpg'") from None
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror or error}); check its permissions") from None
+    except ValueError as error:  # a name that no file can have
+        raise ImageError(f"{name!a}: cannot be read ({error}); no file is called so") from None
+    except MemoryError:
+        raise ImageError(f"{name}: is too large a file for the memory there is; scale the picture down first") from None
     return decode_image(data, name)
+
+
+def _standard_input() -> bytes:
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None or stream.closed:
+        raise ImageError("standard input: is closed; name a file, or pipe the picture into lexiseg")
+    found: bytes = stream.read()
+    return found
 
 
 def decode_image(data: bytes, name: str = "the picture") -> Pixels:
     """As `read_image`, from the bytes of a file; ``name`` is what messages call it."""
     if not data:
         raise ImageError(f"{name}: is empty (0 bytes); fetch or export it again")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _decoding(name):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-        try:
-            with Image.open(io.BytesIO(data)) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(f"{name}: {width} × {height} pixels are more than {MAX_PIXELS:,}; scale it down first")
-                return _upright_rgb(opened, name)
-        except UnidentifiedImageError:
-            raise ImageError(f"{name}: is not a picture in a format known here; convert it to PNG or JPEG") from None
-        except Image.DecompressionBombError:
-            raise ImageError(f"{name}: claims far more than {MAX_PIXELS:,} pixels; scale it down first") from None
-        except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged data
-            raise ImageError(f"{name}: is damaged or cut off ({error}); fetch or export it again") from None
+        with Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{name}: {width} × {height} pixels are more than {MAX_PIXELS:,}; scale it down first")
+            if max(width, height) > MAX_SIDE:
+                raise ImageError(
+                    f"{name}: {width} × {height} pixels are a side of more than {MAX_SIDE:,}; cut it in parts first"
+                )
+            return _upright_rgb(opened, name)
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Whatever Pillow and its decoders raise is the picture's fault.
+
+    Raises:
+        ImageError: it says why.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: is not a picture in a format known here; convert it to PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: claims far more than {MAX_PIXELS:,} pixels; scale it down first") from None
+    except NotImplementedError as error:
+        raise ImageError(f"{name}: is of a kind that is not decoded here ({error}); convert it to PNG or JPEG") from None
+    except Exception as error:
+        if is_no_memory(error):
+            raise ImageError(f"{name}: needs more memory than there is; scale it down first") from None
+        said = error if isinstance(error, OSError | SyntaxError | ValueError | EOFError) else f"{type(error).__name__}: {error}"
+        raise ImageError(f"{name}: is damaged or cut off ({said}); fetch or export it again") from None
 
 
 def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
@@ -108,7 +143,8 @@ def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return _upright_rgb(image, "the picture")
+        with _decoding("the picture"):  # Pillow reads a file when its pixels are asked for
+            return _upright_rgb(image, "the picture")
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
