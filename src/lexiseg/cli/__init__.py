@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import atexit
 import gc
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from lexiseg.cli.parser import build_parser
+from lexiseg.cli.streams import Guarded, complain, guarded, occupy_closed, tell
 from lexiseg.errors import LexisegError
 
 # Objects made between two looks for garbage. torch and its companions make half a million while they are imported, none of them
@@ -43,10 +43,12 @@ def program() -> int:
 
     def leave() -> None:
         if codes:  # not where argparse or an error of our own ended the program
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError, AttributeError):  # full, closed, not there
+                    stream.flush()
             os._exit(codes[0])
 
+    occupy_closed()
     atexit.register(leave)
     codes.append(main())
     return codes[0]
@@ -54,9 +56,17 @@ def program() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
-            stream.reconfigure(errors="backslashreplace")
+    with guarded() as output:
+        try:
+            code = _carried_out(arguments, output)
+        except SystemExit:  # argparse
+            if _lost(output):
+                raise SystemExit(1) from None
+            raise
+        return 1 if _lost(output) and code == 0 else code
+
+
+def _carried_out(arguments: Sequence[str] | None, output: Guarded) -> int:
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.command == "train" and not any(word.startswith("-") for word in rest):
@@ -64,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     parsed.typed = list(sys.argv[1:] if arguments is None else arguments)  # for reports that name their command
+    output.escapes = True
     try:
         gc.set_threshold(GARBAGE)
         with undisturbed():
@@ -71,12 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = command.run(parsed)
         sys.stdout.flush()
         return code
-    except LexisegError as error:
-        print(f"lexiseg: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
-        print("lexiseg: interrupted; what was finished is kept", file=sys.stderr)
+        complain("interrupted; what was finished is kept")
         return 130
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # libraries in Rust raise what is no Exception
+        if isinstance(error, BrokenPipeError) and output.failure is error:  # the reader, `head` say, has seen enough
+            return 0
+        tell(error, debug=parsed.debug)
+        return error.exit_code if isinstance(error, LexisegError) else 1
+
+
+def _lost(output: Guarded) -> bool:
+    """Whether results could not be printed; it is told."""
+    with suppress(BrokenPipeError):
+        output.flush()
+    if output.failure is None or isinstance(output.failure, BrokenPipeError):
+        return False
+    reason = getattr(output.failure, "strerror", None) or output.failure
+    complain(
+        f"standard output cannot be written ({reason}); what was to be printed is lost, what was written to files is whole"
+    )
+    return True

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -16,6 +15,7 @@ from typing import Any
 from torch import distributed
 
 from lexiseg.cli.segment import weights_by_part
+from lexiseg.cli.streams import complain, tell
 from lexiseg.data import catalogue
 from lexiseg.data.corrupt import parse
 from lexiseg.data.dataset import Dataset
@@ -39,34 +39,54 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = load(
         arguments.model, weights=weights_by_part(arguments.weights), device=_device(arguments.device), dtype=arguments.dtype
     )
-    reports = []
+    reports, failed = [], 0
     for name in names:
         folder = Path(arguments.output) / (_folder_name(name) if len(names) > 1 else "")
-        dataset = _dataset(name, arguments)
-        protocol = _protocol(name, dataset, pipeline, arguments)
-        evaluate(
-            pipeline,
-            dataset,
-            protocol,
-            folder,
-            share=share,
-            keep_going=arguments.keep_going,
-            keep_predictions=arguments.save_predictions,
-            progress=share.number == 0,
-        )
-        if share.count > 1:
-            distributed.barrier()
-        if share.number == 0:
-            reports.append(_reported(dataset, protocol, folder, arguments))
+        try:
+            done = _evaluated(name, folder, pipeline, share, arguments)
+        except UsageError:
+            raise
+        except Exception as error:
+            if not arguments.keep_going or share.count > 1:  # the other processes would wait for this one
+                raise
+            tell(error, about=name, debug=arguments.debug)
+            failed += 1
+        else:
+            reports += done
+    if failed and len(names) > 1:
+        complain(f"{failed} of {len(names)} data sets failed; they are in no mean")
     if len(reports) > 1:
         rows = report.summary(reports, _groups(), {row.name: row.part_of for row in catalogue.rows() if row.part_of})
         write_json(Path(arguments.output) / "summary.json", rows, indent=1)
-        write_atomically(Path(arguments.output) / "summary.md", "\n".join([*report.table(rows), ""]).encode())
+        write_atomically(
+            Path(arguments.output) / "summary.md", "\n".join([*report.table(rows), ""]).encode(errors="backslashreplace")
+        )
         if not arguments.json:
             print("\n".join(report.table(rows)))
     if share.count > 1:
         distributed.destroy_process_group()
-    return 1 if any(one["failed"] for one in reports) else 0
+    return 1 if failed or any(one["failed"] for one in reports) else 0
+
+
+def _evaluated(
+    name: str, folder: Path, pipeline: Pipeline, share: Share, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The report on one data set, of the process that makes it; of the others none."""
+    dataset = _dataset(name, arguments)
+    protocol = _protocol(name, dataset, pipeline, arguments)
+    evaluate(
+        pipeline,
+        dataset,
+        protocol,
+        folder,
+        share=share,
+        keep_going=arguments.keep_going,
+        keep_predictions=arguments.save_predictions,
+        progress=share.number == 0,
+    )
+    if share.count > 1:
+        distributed.barrier()
+    return [_reported(dataset, protocol, folder, arguments)] if share.number == 0 else []
 
 
 def expanded(names: Sequence[str]) -> list[str]:
@@ -152,7 +172,9 @@ def _reported(dataset: Dataset, protocol: Protocol, folder: Path, arguments: arg
         print(report.markdown(document))
         print("\n".join(f"→ {path}" for path in written))
     for key, reason in failed.items():
-        print(f"lexiseg: {key}: {reason}", file=sys.stderr)
+        complain(f"{key}: {reason}")
+    if failed:
+        complain(f"{len(failed)} of {len(dataset.samples[: protocol.limit])} pictures failed; they are not in the numbers")
     return document
 
 

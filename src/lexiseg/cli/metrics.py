@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from importlib.metadata import version
 from typing import Any
 
 from lexiseg import __version__
+from lexiseg.cli.streams import complain, one_line
 from lexiseg.errors import UsageError
 from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
 from lexiseg.ops.files import write_json
@@ -31,15 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
         write_json(arguments.output, document, indent=1)
     print(json.dumps(document, ensure_ascii=False) if arguments.json else table(document["result"]))
     for problem in score.problems:
-        print(f"lexiseg: {problem}", file=sys.stderr)
+        complain(problem)
     if score.problems:
-        print(f"lexiseg: {len(score.problems)} problems; what they concern is not in the numbers", file=sys.stderr)
+        complain(f"{len(score.problems)} problems; what they concern is not in the numbers")
     return 1 if score.problems else 0
 
 
 def table(result: dict[str, Any]) -> str:
     """The numbers in columns, all classes first and then each group; shares are given in percent."""
-    rows = {"all": result, **result["groups"]}
+    rows = {"all": result, **{one_line(group): numbers for group, numbers in result["groups"].items()}}
     columns = [name for name, value in result.items() if isinstance(value, float | None)]
     widest = max(len(name) for name in rows)
     lines = [f"{'':<{widest}}  {'  '.join(f'{name:>8}' for name in columns)}"]

@@ -15,6 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; ``command`` names the module that runs."""
     parser = argparse.ArgumentParser(prog="lexiseg", description="Segment any image by words.")
     parser.add_argument("--version", action="version", version=f"lexiseg {__version__}")
+    parser.set_defaults(debug=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, add, summary in (
         ("segment", _segment, "segment pictures by words"),
@@ -28,8 +29,16 @@ def build_parser() -> argparse.ArgumentParser:
         ("figure", _figure, "draw the papers' figures of your own pictures: what models find, and what happens inside"),
         ("world", _world, "render the emoji world with its ground truth"),
     ):
-        add(commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."))
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        add(command)
+        _debug(command)
     return parser
+
+
+def _debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="with an error, show the traceback: where it came from"
+    )
 
 
 def _segment(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +100,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--root", metavar="DIR", help=ROOT)
     for action in (listing, check, prepare):
         action.add_argument("--json", action="store_true")
+        _debug(action)
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +135,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seen", metavar="NAME|FILE", help="the vocabulary of the training: scores of seen and unseen classes")
     parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that lets 'animal' pass for a dog")
     parser.add_argument("--recall", action="store_true", help="also the recall of the masks, whatever they are called")
-    parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be read")
+    parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be read or measured")
     parser.add_argument("--save-predictions", action="store_true", help="in COCO's formats and as label maps")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -214,6 +224,7 @@ def _world(parser: argparse.ArgumentParser) -> None:
     render.add_argument("--seed", type=int, default=0)
     render.add_argument("--output", required=True, metavar="DIR")
     render.add_argument("--json", action="store_true")
+    _debug(render)
 
 
 def _number(kind: Callable[[str], float], text: str, fits: Callable[[float], bool], wanted: str) -> float:

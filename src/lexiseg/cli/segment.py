@@ -11,8 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lexiseg.cli import undisturbed
+from lexiseg.cli.streams import complain, one_line, tell
 from lexiseg.data.images import find_images
-from lexiseg.errors import LexisegError, OutputError, UsageError
+from lexiseg.errors import OutputError, UsageError
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import DEFAULT
 from lexiseg.ops.names import located, result_name
@@ -48,10 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
                 progress=True,
             )
             written = [] if folder is None else result.save(folder, names[file])
-        except LexisegError as error:
-            if isinstance(error, UsageError):
-                raise
-            tqdm.write(f"lexiseg: {error}", file=sys.stderr)
+        except UsageError:
+            raise  # not the picture's fault: all others would fail by it
+        except Exception as error:  # whatever it is, the others are still done
+            with tqdm.external_write_mode():
+                tell(error, about=file, debug=arguments.debug)
             failed += 1
             continue
         if arguments.json:
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             tqdm.write(table(result, written), file=sys.stdout)
     if failed:
-        print(f"lexiseg: {failed} of {len(files)} pictures failed", file=sys.stderr)
+        complain(f"{failed} of {len(files)} pictures failed")
     elif arguments.model is None and not arguments.json:
         print(f"note: no --model given, and {DEFAULT} knows nothing but the emoji world. {FOR_PHOTOGRAPHS}", file=sys.stderr)
     return 1 if failed else 0
@@ -71,18 +73,18 @@ def run(arguments: argparse.Namespace) -> int:
 def table(result: Segmentation, written: list[Path]) -> str:
     """The segments of a picture in columns, largest first, and where its files are."""
     height, width = result.size
-    lines = [f"{result.source or 'picture'}  {width} × {height}  {result.task}"]
+    lines = [f"{one_line(result.source or 'picture')}  {width} × {height}  {result.task}"]
     if not result.segments:
         lines.append("  nothing found: lower --threshold, or name more of what is in the picture")
     else:
-        longest = max(len(segment.name) for segment in result.segments)
+        names = {segment.label: one_line(segment.name) for segment in result.segments}
+        longest = max(map(len, names.values()))
         lines.append(f"  {'name':<{longest}}  kind   score   area  box (left, top, width, height)")
         for segment in sorted(result.segments, key=lambda segment: -segment.area):
             kind, share = "thing" if segment.thing else "stuff", segment.area / (height * width)
-            lines.append(
-                f"  {segment.name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {', '.join(map(str, segment.box))}"
-            )
-    return "\n".join([*lines, *(f"  → {path}" for path in written)])
+            name, box = names[segment.label], ", ".join(map(str, segment.box))
+            lines.append(f"  {name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {box}")
+    return "\n".join([*lines, *(f"  → {one_line(str(path))}" for path in written)])
 
 
 def _make(folder: Path) -> None:

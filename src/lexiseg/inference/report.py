@@ -44,7 +44,7 @@ def write(folder: Path, report: Mapping[str, Any], metrics: Metrics, dataset: Da
     """
     paths = [folder / "metrics.json", folder / "report.md"]
     write_json(paths[0], report, indent=1)
-    write_atomically(paths[1], markdown(report).encode())
+    write_atomically(paths[1], _bytes(markdown(report)))
     for name, metric in metrics.items():
         paths.append(folder / f"classes-{name.replace(', ', '-').replace(' ', '-')}.csv")
         buffer = io.StringIO()
@@ -52,7 +52,7 @@ def write(folder: Path, report: Mapping[str, Any], metrics: Metrics, dataset: Da
         table = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        write_atomically(paths[-1], buffer.getvalue().encode())
+        write_atomically(paths[-1], _bytes(buffer.getvalue()))
     return paths
 
 
@@ -139,6 +139,11 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; names of files and classes that are none, surrogates in Python, as ``\\udce9``."""
+    return text.encode(errors="backslashreplace")
 
 
 def _version(name: str) -> str | None:

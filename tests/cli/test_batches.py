@@ -1,0 +1,219 @@
+"""One batch, one report: whatever goes wrong with one picture or data set is a line and a count, and the others are done."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lexiseg.cli import main
+from lexiseg.cli.segment import table
+from lexiseg.errors import DataError
+from lexiseg.inference.pipeline import Pipeline
+from lexiseg.segmentation import Segmentation
+from lexiseg.structures import Segment
+from tests.inference.test_evaluation import Colours
+
+WORDS = ("--classes", "red; green; blue", "--model", "any")
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise: no Exception."""
+
+
+class Failing(Pipeline):
+    """Fails for pictures of some name."""
+
+    error: BaseException | None = None
+
+    def __call__(self, picture: Any, *arguments: Any, **options: Any) -> Segmentation:
+        if self.error is not None and "bad" in str(picture):
+            raise self.error
+        return super().__call__(picture, *arguments, **options)
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    made = Failing(Colours())
+    for command in ("segment", "evaluate"):
+        monkeypatch.setattr(f"lexiseg.cli.{command}.load", lambda *_, **__: made)
+    return made
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{name}.png" for name in ("first", "bad", "last")]
+    for path in paths:
+        Image.fromarray((255 * (rng.integers(0, 3, (9, 8, 1)) == (0, 1, 2))).astype(np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def called(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        return (code, *capsys.readouterr())
+
+    return called
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("torch fell over\nand over"),
+            r"{bad}: unexpected RuntimeError: torch fell over \(cli/segment\.py:\d+\); --debug shows",
+        ),
+        (
+            UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates"),
+            r"{bad}: unexpected UnicodeEncodeError: .* \(cli/segment\.py:\d+\)",
+        ),
+        (MemoryError(), r"{bad}: there is not enough memory for it; scale"),
+        (RuntimeError("CUDA out of memory. Tried"), r"{bad}: there is not enough memory for it; scale"),
+        (OSError(5, "Input/output error"), r"{bad}: unexpected OSError: .*Input/output error"),
+        (BrokenPipeError(32, "Broken pipe"), r"{bad}: unexpected BrokenPipeError"),
+        (DataError("a file: is none"), r"a file: is none"),
+    ],
+)
+def test_one_failure_is_a_line_and_a_count(pipeline, pictures, run, tmp_path, error, said) -> None:
+    pipeline.error = error
+    code, out, err = run("segment", *pictures, *WORDS, "--output", tmp_path / "out")
+    lines = err.splitlines()
+    assert code == 1
+    assert len(lines) == 2
+    assert re.match("lexiseg: " + said.replace("{bad}", re.escape(str(pictures[1]))), lines[0])
+    assert lines[1] == "lexiseg: 1 of 3 pictures failed"
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+    assert str(pictures[0]) in out
+    assert str(pictures[2]) in out
+
+
+def test_debug_shows_where_it_came_from_and_the_others_are_done(pipeline, pictures, run, tmp_path) -> None:
+    pipeline.error = RuntimeError("torch fell over")
+    code, _, err = run("segment", *pictures, *WORDS, "--output", tmp_path / "out", "--debug")
+    assert code == 1
+    assert "\nTraceback" in err
+    assert "test_batches.py" in err
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("by nothing"), Panic("a library panicked"), BrokenPipeError(32, "a worker has gone")]
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_fault_of_ours_is_a_short_message_with_the_place(run, monkeypatch, error, debug) -> None:
+    def faulty(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lexiseg.cli.segment.find_images", faulty)
+    code, _, err = run("segment", "x.png", *WORDS, *(["--debug"] if debug else []))
+    assert code == 1
+    assert re.match(
+        rf"lexiseg: unexpected {type(error).__name__}: .* \(cli/segment\.py:\d+\); --debug shows how it came to it\n", err
+    )
+    assert ("Traceback" in err) == debug
+    assert len(err.splitlines()) == 1 or debug
+
+
+@pytest.mark.parametrize("arguments", [["data", "list"], ["data", "check", "coco-panoptic"], ["models"], ["vocabulary"]])
+def test_every_command_takes_debug(run, tmp_path, arguments) -> None:
+    assert run(*arguments, "--debug", *(["--root", tmp_path] if "check" in arguments else []))[2].count("unrecognized") == 0
+
+
+@pytest.mark.usefixtures("pipeline")
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_a_standard_input_that_is_closed_fails_alone(pictures, run, tmp_path, monkeypatch, stream) -> None:
+    if stream is not None:
+        stream = (tmp_path / "first.png").open()
+        stream.close()
+    monkeypatch.setattr("sys.stdin", stream)
+    code, _, err = run("segment", "-", pictures[0], *WORDS, "--output", tmp_path / "out")
+    assert code == 1
+    assert err.startswith("lexiseg: standard input: is closed")
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+
+
+def test_names_with_control_characters_are_shown_and_do_nothing() -> None:
+    names = ("dog\x1b[31m", "cat\nlexiseg: all is well", "\u202eyks", "\x9b2J")
+    segments = tuple(Segment(k + 1, k, name, True, 0.5, 1, (k, 0, 1, 1)) for k, name in enumerate(names))
+    masks = np.eye(4, dtype=bool)[:, None]
+    result = Segmentation("instance", np.zeros((1, 4, 3), np.uint8), names, (True,) * 4, segments, masks, source="a\r\nb.png")
+    shown = table(result, [Path("out/a\x1b.json")])
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", shown)
+    assert len(shown.splitlines()) == 7
+    for word in (r"dog\u001b[31m", r"cat\nlexiseg: all is well", r"\u202eyks", r"\u009b2J", r"a\u000d\nb.png", r"a\u001b.json"):
+        assert word in shown
+
+
+@pytest.fixture
+def mine(tmp_path: Path, pictures: list[Path]) -> Path:
+    folder = tmp_path / "mine"
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    (folder / "classes.txt").write_text("red\ngreen\nblue\n")
+    for path in pictures:
+        values = np.array(Image.open(path))
+        Image.fromarray(values).save(folder / "images" / path.name)
+        Image.fromarray(values.argmax(-1).astype(np.uint8)).save(folder / "labels" / path.name)
+    return folder
+
+
+@pytest.mark.usefixtures("pipeline")
+@pytest.mark.parametrize("file", ["images/bad.png", "labels/bad.png"])
+@pytest.mark.parametrize("length", [0, 8, 40, 60])
+def test_evaluate_keeps_going_whatever_a_file_is(mine, run, tmp_path, file, length) -> None:
+    data = (mine / file).read_bytes()
+    (mine / file).write_bytes(data[:length])
+    arguments = ("evaluate", "--data", mine, "--model", "any", "--output", tmp_path / "out")
+    code, _, err = run(*arguments)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "bad.png" in err
+    code, _, err = run(*arguments, "--keep-going")
+    assert code == 1
+    assert err.splitlines()[-1] == "lexiseg: 1 of 3 pictures failed; they are not in the numbers"
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["results"]["semantic"]["images"] == 2
+    (mine / file).write_bytes(data)
+    code, _, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["results"]["semantic"]["images"] == 3
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_evaluate_keeps_going_over_data_sets(mine, run, tmp_path) -> None:
+    arguments = (
+        "evaluate",
+        "--data",
+        "camvid-val",
+        "--data",
+        mine,
+        "--root",
+        tmp_path,
+        "--model",
+        "any",
+        "--output",
+        tmp_path / "out",
+    )
+    assert run(*arguments)[0] == 1
+    assert not list((tmp_path / "out").glob("*/metrics.json"))
+    code, _, err = run(*arguments, "--keep-going")
+    assert code == 1
+    assert "of camvid-val is not there" in err
+    assert err.splitlines()[-1] == "lexiseg: 1 of 2 data sets failed; they are in no mean"
+    assert len(list((tmp_path / "out").glob("*/metrics.json"))) == 1
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_class_that_is_no_unicode_is_in_the_report(mine, run, tmp_path) -> None:
+    other = tmp_path / "caf\udce9"
+    mine.rename(other)
+    code, out, _ = run("evaluate", "--data", other, "--model", "any", "--output", tmp_path / "out")
+    assert code == 0
+    assert r"caf\udce9" in out
+    assert r"caf\udce9" in (tmp_path / "out/report.md").read_text()
