@@ -212,3 +212,19 @@ def test_the_stated_area_of_a_truth_is_the_one_that_counts():
         metric.update(0, PanopticMap(ids, (PanopticSegment(1, 0, area=area),)), found)
         quality.append(metric.result()["PQ"])
     assert quality == pytest.approx([1.0, 1.0, 20 / 30, 0.0])
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 2**70, 1.5, "one", None])
+def test_an_image_that_cannot_be_counted_is_named_and_the_others_are_counted(number):
+    ids = np.ones((2, 3), np.int32)
+    good, bad = (
+        PanopticMap(ids, (PanopticSegment(1, 0),)),
+        PanopticMap(ids, (PanopticSegment(1, 0), PanopticSegment(number, 0))),
+    )
+    metric = PanopticQuality(1, [True])
+    metric.update(0, good, good)
+    for truth, found in ((bad, good), (good, bad)):
+        with pytest.raises(DataError, match=r"^second\.png: "):
+            metric.update(1, truth, found, name="second.png")
+    metric.update(1, good, good)
+    assert (metric.result()["PQ"], metric.result()["images"]) == (1.0, 2)

@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lexiseg.errors import DataError, UsageError
+from lexiseg.errors import DataError, UsageError, explained
 
 TruthT = TypeVar("TruthT")
 FoundT = TypeVar("FoundT")
@@ -128,7 +128,11 @@ class CountingMetric(Metric[TruthT, FoundT]):
         self.sums = np.zeros((classes, columns), np.int64)
 
     def _add(self, image: int, truth: TruthT, found: FoundT) -> None:  # noqa: ARG002
-        self.sums += self.count(truth, found)
+        try:
+            sums = self.count(truth, found)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # an id beyond 64 bits, a map that is none, …
+            raise DataError(explained(error)) from error
+        self.sums += sums
 
     @abstractmethod
     def count(self, truth: TruthT, found: FoundT) -> NDArray[np.int64]:
