@@ -233,7 +233,7 @@ class PanopticSegment:
     id: int
     label: int
     crowd: bool = False
-    area: int | None = None
+    area: float | None = None
 
 
 @dataclass(frozen=True)

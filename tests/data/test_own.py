@@ -168,7 +168,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("sky\n")
     (tmp_path / "labels/1.png").unlink()
     assert "1 picture is without a label map *.png" in refusal(tmp_path)
-    document = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": []}
+    document = {"images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}], "annotations": [], "categories": []}
     (tmp_path / "truth.json").write_text(json.dumps(document))
     assert "the picture a.jpg is not beside it" in refusal(tmp_path / "truth.json")
     (tmp_path / "truth.json").write_text(json.dumps({**document, "images": []}))
@@ -190,13 +190,15 @@ def test_a_name_in_a_json_never_leaves_its_folder(named: str, name: object, tmp_
         document = json.loads(source.read_text())
         document[named][1]["file_name"] = name
         source.write_text(json.dumps(document))
-        image = document[named][1]["id" if named == "images" else "image_id"]
-        with pytest.raises(DataError, match=rf"{file}, image {image}[,:].*(the name|stands where)"):
-            open_own(source, **folders)
+        key = "id" if named == "images" else "image_id"
+        place = rf"{named}\[1\], {key.removesuffix('_id')} {document[named][1][key]}[,:]"
+        with pytest.raises(DataError, match=rf"{file}, {place}.*(the name|file_name)"):
+            [open_own(source, **folders).truth(sample, "panoptic") for sample in open_own(source, **folders).samples]
         if named == "images":
             document["images"] = document["images"][1:]
+            document["annotations"] = []
             source.write_text(json.dumps(document))
-            with pytest.raises(DataError, match=rf"{file}, the first image: .*(the name|stands where)"):
+            with pytest.raises(DataError, match=rf"{file}, images\[0\], id \d+: .*(the name|file_name)"):
                 open_own(source)
 
 
@@ -208,7 +210,7 @@ def test_a_picture_outside_of_the_folder_of_pictures_is_refused_although_it_is_t
     for name in ("../private.jpg", str(tmp_path / "coco/private.jpg")):
         document["images"][0]["file_name"] = name
         source.write_text(json.dumps(document))
-        with pytest.raises(DataError, match=r"instances_val2017\.json, image \d+: the name"):
+        with pytest.raises(DataError, match=r"instances_val2017\.json, images\[0\], id \d+: the name"):
             open_own(source, images=tmp_path / "coco/val2017")
 
 

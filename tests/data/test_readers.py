@@ -1,4 +1,4 @@
-"""Polygons, label tables, and files that only some data sets hold."""
+"""Label tables, and files that only some data sets hold."""
 
 from __future__ import annotations
 
@@ -7,45 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as some
 from PIL import Image
-from pycocotools import mask as official
 
 from lexiseg.data.dataset import Sample
-from lexiseg.data.polygons import polygon_counts
-from lexiseg.data.readers import InstanceRecord, LabelTable, pair_samples, picture_size, read_instances, read_values
-from lexiseg.errors import DataError, UsageError
-from lexiseg.ops.rle import decompress
+from lexiseg.data.readers import LabelTable, pair_samples, picture_size, read_values
+from lexiseg.errors import DataError
 from lexiseg.structures import IGNORED
 from tests.data.miniatures import picture, write
-
-SIZE = (23, 31)
-CORNER = some.tuples(some.integers(-80, 380), some.integers(-80, 300))  # tenths of pixels, outside of the picture too
-
-
-@given(some.lists(CORNER, min_size=3, max_size=9), some.sampled_from([10, 5, 20]))
-def test_polygons_are_those_of_pycocotools(corners: list[tuple[int, int]], scale: int) -> None:
-    polygon = [number / scale for corner in corners for number in corner]
-    (runs,) = official.frPyObjects([polygon], *SIZE)
-    np.testing.assert_array_equal(polygon_counts(polygon, SIZE), decompress(runs["counts"].decode()))
-
-
-def test_several_polygons_are_one_mask(tmp_path: Path) -> None:
-    polygons = [[2.5, 3, 20, 4, 12, 19.2], [10, 1, 30, 2, 29, 15, 8, 14]]
-    write(tmp_path / "a.png", np.zeros(SIZE, np.uint8))
-    entry = {"id": 1, "category_id": 4, "segmentation": polygons, "bbox": [0, 0, 1, 1], "area": 1.5}
-    record = InstanceRecord([entry], SIZE, tmp_path / "a.json")
-    instances = read_instances(Sample("a", tmp_path / "a.png", 1, {"instance": record}), table=LabelTable({4: 0}))
-    expected = official.merge(official.frPyObjects(polygons, *SIZE))["counts"].decode()
-    np.testing.assert_array_equal(instances.things[0].counts, decompress(expected))
-    assert instances.things[0].area == 1.5
-
-
-@pytest.mark.parametrize("polygon", [[0, 0, 5, 5], [0, 0, 5, 5, 1], [0, 0, 5, 5, 1, float("nan")], []])
-def test_what_is_no_polygon_is_refused(polygon: list[float]) -> None:
-    with pytest.raises(UsageError, match="three corners"):
-        polygon_counts(polygon, SIZE)
 
 
 def test_a_table_maps_many_ids_to_a_label_and_keeps_the_shape() -> None:

@@ -88,15 +88,20 @@ def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     ("which", "path", "value", "message"),
     [
         ("found", (0, "image_id"), 8, r"found\.json: has predictions of image 8"),
-        ("found", (0, "category_id"), 9, r"found\.json, image 30: category 9 is not"),
-        ("found", (0, "segmentation", "size"), [4, 5], r"found\.json, image 30: a mask of \[4, 5\] pixels"),
-        ("found", (0, "segmentation", "counts"), [5, 5], r"found\.json, image 30: the runs of a mask sum to 10"),
-        ("found", (0, "segmentation", "counts"), "\t", r"found\.json, image 30: a segmentation is neither"),
-        ("found", (0, "segmentation"), {}, r"found\.json, image 30: a segmentation is neither"),
-        ("found", (0, "score"), None, r"found\.json, image 30: score None"),
-        ("truth", ("annotations", 1, "category_id"), 9, r"truth\.json, image 30: category 9"),
-        ("truth", ("annotations", 1, "segmentation"), "polygon", r"truth\.json, image 30: a segmentation is neither"),
-        ("truth", ("images", 1, "height"), "4", r"truth\.json, image 30: height '4'"),
+        ("found", (0, "category_id"), 9, r"found\.json, entry 0, image 30: category 9 is not"),
+        ("found", (0, "segmentation", "size"), [4, 5], r"found\.json, entry 0, image 30: .*of \[4, 5\] pixels"),
+        ("found", (0, "segmentation", "counts"), [5, 5], r"found\.json, entry 0, image 30: .*run lengths sum to 10"),
+        ("found", (0, "segmentation", "counts"), "\t", r"found\.json, entry 0, image 30: .*not a COCO run-length"),
+        ("found", (0, "segmentation"), {}, r"found\.json, entry 0, image 30: segmentation must have a size"),
+        ("found", (0, "score"), None, r"found\.json, entry 0, image 30: lacks 'score'"),
+        ("truth", ("annotations", 1, "category_id"), 9, r"truth\.json, annotations\[1\], id 2: category 9"),
+        (
+            "truth",
+            ("annotations", 1, "segmentation"),
+            "polygon",
+            r"truth\.json, annotations\[1\], id 2: segmentation must be polygons",
+        ),
+        ("truth", ("images", 1, "height"), "4", r"truth\.json, images\[1\], id 30: height must be a whole number, not '4'"),
     ],
 )
 def test_what_is_wrong_with_an_image_is_said_or_left_out(
@@ -115,11 +120,11 @@ def test_what_is_wrong_with_an_image_is_said_or_left_out(
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("images", 1, "id"), 7, "image 7 is there 2 times"),
-        (("categories", 1, "id"), 5, "category 5 is there 2 times"),
+        (("images", 1, "id"), 7, "image 7 is there more than once"),
+        (("categories", 1, "id"), 5, "category 5 is there more than once"),
         (("categories",), [], "no categories"),
         (("annotations",), [], "no annotation"),
-        (("annotations",), {}, "not a list"),
+        (("annotations",), {}, "has no list 'annotations'"),
         (("annotations", 0), 3, "no JSON object"),
     ],
 )
@@ -131,11 +136,11 @@ def test_a_truth_that_cannot_be_measured_against(tmp_path: Path, path: tuple[Any
 
 def test_files_that_are_no_documents(tmp_path: Path) -> None:
     truth = write(tmp_path / "truth.json", truth_document())
-    with pytest.raises(DataError, match=r"nothing\.json: there is no such file"):
+    with pytest.raises(DataError, match=r"nothing\.json: no such file"):
         score_instances(tmp_path / "nothing.json", truth)
     broken = tmp_path / "broken.json"
     broken.write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken\.json: cannot be read as JSON"):
+    with pytest.raises(DataError, match=r"broken\.json: is not JSON"):
         score_instances(broken, truth)
     with pytest.raises(DataError, match="expected a list of predictions"):
         score_instances(truth, truth)
@@ -172,8 +177,8 @@ def test_panoptic_files(tmp_path: Path) -> None:
     [
         (lambda folder: write_ids(folder / "found/a.png", [[300, 300]]), r"found\.json, image a: the truth is 2 × 2 pixels"),
         (lambda folder: write_ids(folder / "found/a.png", [[300, 5], [1, 0]]), r"found\.json, image a: .*segment 5"),
-        (lambda folder: (folder / "found/a.png").write_bytes(b"\x89PNG\r\n"), r"found/a\.png: cannot be read"),
-        (lambda folder: (folder / "found/a.png").unlink(), r"found/a\.png: there is no such file"),
+        (lambda folder: (folder / "found/a.png").write_bytes(b"\x89PNG\r\n"), r"found/a\.png: is not a picture"),
+        (lambda folder: (folder / "found/a.png").unlink(), r"found/a\.png: no such file"),
         (lambda folder: Image.new("L", (2, 2)).save(folder / "found/a.png"), r"found/a\.png: is not in colour"),
         (lambda folder: edit(folder / "found.json", lambda found: found["annotations"].pop(0)), "no prediction for image a"),
         (
@@ -196,7 +201,7 @@ def test_what_is_wrong_with_a_panoptic_image(tmp_path: Path, change: Callable[[P
 def test_a_png_of_another_folder_is_refused(tmp_path: Path, name: Any) -> None:
     files = panoptic_files(tmp_path)
     edit(files[0], lambda found: found["annotations"][0].update(file_name=name))
-    with pytest.raises(DataError, match=r"found\.json, image a: .*(the name|stands where)"):
+    with pytest.raises(DataError, match=r"found\.json, annotations\[0\], image 'a': .*(the name|file_name)"):
         score_panoptic(*files)
     assert len(score_panoptic(*files, keep_going=True).problems) == 1
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
 from lexiseg.data.readers import (
-    CocoDocument,
     LabelTable,
     Reader,
     category_table,
@@ -27,16 +26,17 @@ from lexiseg.data.readers import (
     instance_samples,
     pair_samples,
     panoptic_samples,
-    read_coco,
+    picture_of,
     read_instances,
     read_panoptic,
     read_panoptic_as_instances,
     read_panoptic_as_labels,
+    refuse_strangers,
     semantic_dataset,
 )
 from lexiseg.errors import DataError, UsageError
+from lexiseg.ops.coco import CocoTruth, place_of, png_folder, read_coco
 from lexiseg.ops.files import find_files
-from lexiseg.ops.names import relative_name
 from lexiseg.text.vocabulary import Vocabulary
 
 PAIRS = (  # folders of pictures, folders of label maps
@@ -104,13 +104,13 @@ def open_panoptic(source: Path, images: Path, truths: Path | None = None, *, nam
     Args:
         source: the JSON.
         images: the folder of the pictures.
-        truths: the folder of the PNGs; None for that of the JSON's name.
+        truths: the folder of the PNGs; None for that of the JSON's name, or else the JSON's own.
         name: of the data set; None for the JSON's path.
 
     Raises:
         DataError: if files are missing or damaged.
     """
-    return _panoptic(read_coco(source), images, truths or source.with_suffix(""), name or str(source))
+    return _panoptic(read_coco(source, panoptic=True), images, truths or png_folder(source), name or str(source))
 
 
 def read_classes(path: Path) -> tuple[Vocabulary, LabelTable]:
@@ -189,18 +189,16 @@ def _pair(folder: Path, images: Path | None, labels: Path | None) -> tuple[Path,
 def _open_json(source: Path, images: Path | None, truths: Path | None) -> Dataset:
     document = read_coco(source)
     folder = images or _images_of(document)
-    if any("segments_info" in annotation for annotation in document.annotations):
-        return _panoptic(document, folder, truths or source.with_suffix(""), str(source))
+    if document.panoptic:
+        return _panoptic(document, folder, truths or png_folder(source), str(source))
     table = category_table(entry["id"] for entry in document.categories)
-    samples = instance_samples(document, folder)
     readers = {"instance": partial(read_instances, table=table)}
-    federated = any(sample.annotation["instance"].checked is not None for sample in samples)
-    vocabulary = coco_vocabulary(document.categories)
-    return Dataset(str(source), vocabulary, samples, readers, tuple(table.labels), federated=federated)
+    samples, vocabulary = instance_samples(document, folder), coco_vocabulary(document)
+    return Dataset(str(source), vocabulary, samples, readers, tuple(table.labels), federated=document.federated)
 
 
-def _panoptic(document: CocoDocument, images: Path, truths: Path, name: str) -> Dataset:
-    table, vocabulary = category_table(entry["id"] for entry in document.categories), coco_vocabulary(document.categories)
+def _panoptic(document: CocoTruth, images: Path, truths: Path, name: str) -> Dataset:
+    table, vocabulary = category_table(entry["id"] for entry in document.categories), coco_vocabulary(document)
     things = frozenset(label for label, thing in enumerate(vocabulary.things) if thing)
     readers: dict[str, Reader] = {
         "semantic": partial(read_panoptic_as_labels, table=table),
@@ -210,17 +208,18 @@ def _panoptic(document: CocoDocument, images: Path, truths: Path, name: str) -> 
     return Dataset(name, vocabulary, panoptic_samples(document, truths, images), readers, tuple(table.labels))
 
 
-def _images_of(document: CocoDocument) -> Path:
+def _images_of(document: CocoTruth) -> Path:
     """The folder beside or above the JSON in which its first picture lies."""
-    if not document.images or "file_name" not in document.images[0]:
-        raise DataError(f"{document.source}: lists no pictures with a 'file_name'; is it a COCO JSON of a truth?")
-    near = document.source.parent
-    first = relative_name(document.images[0]["file_name"], f"{document.source}, the first image")
+    refuse_strangers(document)
+    if not document.images:
+        raise DataError(f"{document.source}: lists no pictures; is it a COCO JSON of a truth?")
+    near, first = document.source.parent, document.images[0]
     names = sorted({one for one, _ in PAIRS})
     places = [near, *(near / name for name in names), *(near.parent / name for name in names)]
-    for place in places:
-        if (place / first).is_file():
-            return place
+    for folder in places:
+        if (folder / picture_of(first, folder, place_of(document.source, first))).is_file():
+            return folder
+    file = picture_of(first, near, place_of(document.source, first))
     raise DataError(
-        f"{document.source}: the picture {first} is not beside it nor in {', '.join(names)}; name the folder of the pictures"
+        f"{document.source}: the picture {file} is not beside it nor in {', '.join(names)}; name the folder of the pictures"
     )

@@ -15,9 +15,7 @@ loading process can be sent. Whatever is wrong with a file is a `DataError` that
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -26,15 +24,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags
 
 from lexiseg.data.dataset import Dataset, Sample, Truth
-from lexiseg.data.polygons import polygon_counts
-from lexiseg.errors import DataError, UsageError
-from lexiseg.ops.colours import ids_of_picture
+from lexiseg.errors import DataError
+from lexiseg.ops.coco import CocoTruth, Entry, ImageId, instance_of, place_of, read_ids
 from lexiseg.ops.files import find_files
 from lexiseg.ops.names import below, relative_name
-from lexiseg.ops.rle import decode_counts, decompress, encode_masks
+from lexiseg.ops.pictures import opened_picture
+from lexiseg.ops.rle import encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
@@ -112,11 +110,16 @@ class LabelTable:
 
 @dataclass(frozen=True)
 class PanopticRecord:
-    """Of one picture in COCO panoptic form: the PNG, its ``segments_info``, and the JSON they came from."""
+    """Of one picture in COCO panoptic form: the PNG, its ``segments_info``, the JSON they came from.
+
+    Attributes:
+        fault: what is wrong with them, for whoever reads them.
+    """
 
     png: Path
-    segments: Sequence[Mapping[str, Any]] = field(repr=False)
+    segments: Sequence[Entry] = field(repr=False)
     source: Path
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,42 +129,18 @@ class InstanceRecord:
     Attributes:
         checked: the category ids somebody looked for, or None for all (LVIS: those with instances and those without).
         partly: the category ids of which some instances are not marked (LVIS: ``not_exhaustive_category_ids``).
+        fault: what is wrong with the annotations, for whoever reads them.
     """
 
-    annotations: Sequence[Mapping[str, Any]] = field(repr=False)
+    annotations: Sequence[Entry] = field(repr=False)
     size: Size
     source: Path
     checked: frozenset[int] | None = None
     partly: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class CocoDocument:
-    """A COCO JSON of instances (LVIS too) or panoptic segments, as it stands in the file ``source``."""
-
-    source: Path
-    images: Sequence[Mapping[str, Any]] = field(repr=False)
-    annotations: Sequence[Mapping[str, Any]] = field(repr=False)
-    categories: Sequence[Mapping[str, Any]] = field(repr=False)
+    fault: str | None = None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> Any:
-    """The document in a JSON file.
-
-    Raises:
-        DataError: if the file is missing, cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `lexiseg data check` says how to get it") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}); fetch it again") from None
 
 
 def read_values(path: Path) -> NDArray[Any]:
@@ -170,11 +149,10 @@ def read_values(path: Path) -> NDArray[Any]:
     Raises:
         DataError: if the file is missing, damaged, or a picture of colours.
     """
-    with _opened(path) as opened:
+    with opened_picture(path) as opened:
         if opened.mode not in ("1", "L", "P") and not opened.mode.startswith("I"):
             raise DataError(f"{path}: is a colour picture ({opened.mode}); a label map has one channel, a class id a pixel")
-        with _decoding(path):
-            values = np.array(opened)
+        values = np.array(opened)
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
@@ -184,18 +162,8 @@ def read_colours(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: if the file is missing or damaged.
     """
-    with _opened(path) as opened, _decoding(path):
+    with opened_picture(path) as opened:
         return np.array(opened if opened.mode == "RGB" else opened.convert("RGB"))
-
-
-def read_ids(path: Path) -> NDArray[np.int32]:
-    """The segment ids [H, W] in the colours of a panoptic PNG, id = R + 256 G + 65536 B.
-
-    Raises:
-        DataError: if the file is missing or damaged.
-    """
-    with _opened(path) as opened, _decoding(path):
-        return ids_of_picture(opened)
 
 
 def picture_size(path: Path) -> Size:
@@ -204,7 +172,7 @@ def picture_size(path: Path) -> Size:
     Raises:
         DataError: if the file is missing or no picture.
     """
-    with _opened(path) as opened:
+    with opened_picture(path) as opened:
         wide, high = opened.size
         on_its_side = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return (wide, high) if on_its_side else (high, wide)
@@ -285,70 +253,107 @@ def pair_samples(
     return tuple(Sample(name, found[name], name, {"semantic": paths[name]}) for name in wanted)
 
 
-def instance_samples(
-    document: CocoDocument, images: Path, *, file_of: Callable[[Mapping[str, Any]], str] | None = None
-) -> tuple[Sample, ...]:
+def instance_samples(document: CocoTruth, images: Path) -> tuple[Sample, ...]:
     """The pictures of a COCO instances JSON, ``annotation = {"instance": InstanceRecord}``.
 
+    What is wrong with the annotations of a picture is said when they are read.
+
     Args:
-        document: from `read_coco`.
-        images: the folder of the pictures.
-        file_of: the path below ``images`` of an entry of the JSON's ``images``; None for its ``file_name``.
+        document: from `lexiseg.ops.coco.read_coco`.
+        images: the folder of the pictures, see `picture_of`.
 
     Raises:
-        DataError: if entries lack fields or do not belong together, pictures are missing, or a name is none that
-            `relative_name` takes, so that it would leave its folder; it names the JSON.
+        DataError: if the JSON is of another kind, or its entries do not belong together; if pictures are missing, or a name is
+            none that `relative_name` takes, so that it would leave its folder; it names the JSON.
     """
+    if document.panoptic:
+        raise DataError(f"{document.source}: holds panoptic segments; expected instances, with a 'segmentation' each")
+    refuse_strangers(document)
     source, samples = document.source, []
-    with _complete(source):
-        by_image: dict[Any, list[Mapping[str, Any]]] = {entry["id"]: [] for entry in document.images}
-        for annotation in document.annotations:
-            if annotation["image_id"] not in by_image:
-                raise DataError(f"{source}: annotation {annotation['id']} is of image {annotation['image_id']}, not listed")
-            by_image[annotation["image_id"]].append(annotation)
-        for entry in document.images:
-            place, found = f"{source}, image {entry['id']}", tuple(by_image[entry["id"]])
-            file = relative_name(file_of(entry) if file_of else entry["file_name"], place)
-            record = InstanceRecord(
-                found,
-                (entry["height"], entry["width"]),
-                source,
-                _checked(entry, found),
-                frozenset(entry.get("not_exhaustive_category_ids", ())),
-            )
-            samples.append(Sample(_key(file, place), images / file, entry["id"], {"instance": record}))
+    for entry in document.images:
+        place, found = place_of(source, entry), document.annotations.get(entry["id"], ())
+        file = picture_of(entry, images, place)
+        checked = None
+        if entry["neg_category_ids"] is not None:
+            checked = frozenset(entry["neg_category_ids"]).union(annotation["category_id"] for annotation in found)
+        record = InstanceRecord(
+            found,
+            (entry["height"], entry["width"]),
+            source,
+            checked,
+            frozenset(entry["not_exhaustive_category_ids"] or ()),
+            document.faults.get(entry["id"]),
+        )
+        samples.append(Sample(_key(file, place), images / file, entry["id"], {"instance": record}))
     return _with_pictures(samples, source)
 
 
 def panoptic_samples(
-    document: CocoDocument, truths: Path, images: Path, *, picture_ending: str | None = None
+    document: CocoTruth, truths: Path, images: Path, *, picture_ending: str | None = None
 ) -> tuple[Sample, ...]:
     """The pictures of a COCO panoptic JSON, ``annotation = {"panoptic": PanopticRecord}``.
 
+    What is wrong with the annotation of a picture is said when it is read.
+
     Args:
-        document: from `read_coco`.
+        document: from `lexiseg.ops.coco.read_coco`.
         truths: the folder of the PNGs.
         images: the folder of the pictures.
         picture_ending: ends the pictures' names where it is not as the JSON states (``.jpg``).
 
     Raises:
-        DataError: if entries lack fields or do not belong together, pictures are missing, or a name is none that
-            `relative_name` takes, so that it would leave its folder; it names the JSON.
+        DataError: as `instance_samples`; if a PNG is missing.
     """
     source, samples = document.source, []
-    with _complete(source):
-        files = {entry["id"]: relative_name(entry["file_name"], f"{source}, image {entry['id']}") for entry in document.images}
-        for annotation in document.annotations:
-            if annotation["image_id"] not in files:
-                raise DataError(f"{source}: an annotation is of image {annotation['image_id']}, which is not listed")
-            file, place = files[annotation["image_id"]], f"{source}, image {annotation['image_id']}"
-            key, png = _key(file, place), below(truths, annotation["file_name"], f"{place}, its PNG")
+    if document.annotations and not document.panoptic:
+        raise DataError(f"{source}: holds instances; expected panoptic segments, in annotations with 'segments_info'")
+    refuse_strangers(document)
+    listed = {entry["id"]: entry for entry in document.images}
+    for image, entries in document.annotations.items():
+        place = place_of(source, listed[image])
+        if picture_ending:  # the pictures lie under the names of the JSON, but for the ending
+            key = _key(relative_name(_file_name(listed[image], place), place), place)
+            file = f"{key}{picture_ending}"
+        else:
+            file = picture_of(listed[image], images, place)
+            key = _key(file, place)
+        if image in document.faults:
+            record = PanopticRecord(source, (), source, document.faults[image])
+        else:
+            (annotation,) = entries
+            png = below(truths, annotation["file_name"], f"{place_of(source, annotation)}, its PNG")
             record = PanopticRecord(png, annotation["segments_info"], source)
-            picture = images / (f"{key}{picture_ending}" if picture_ending else file)
-            samples.append(Sample(key, picture, annotation["image_id"], {"panoptic": record}))
+        samples.append(Sample(key, images / file, image, {"panoptic": record}))
     bare = [str(sample.image) for sample in samples if not sample.annotation["panoptic"].png.is_file()]
     refuse_missing(bare, f"without the PNG in {truths} that {source} lists")
     return _with_pictures(samples, source)
+
+
+def refuse_strangers(document: CocoTruth) -> None:
+    """Raise DataError if an image of a COCO document cannot be read, or has annotations and is not listed."""
+    known: set[ImageId] = {entry["id"] for entry in document.images}
+    for image in document.annotations:
+        if image not in known and image not in document.faults:
+            raise DataError(f"{document.source}: an annotation is of image {image!r:.60}, which is not listed")
+    for image, fault in document.faults.items():
+        if image not in known:
+            raise DataError(fault)
+
+
+def picture_of(entry: Entry, images: Path, place: str) -> str:
+    """The path below a folder of the picture that an entry of a JSON's ``images`` names.
+
+    It is its ``file_name``, or else the end of its ``coco_url``: of ``http://…/val2017/1.jpg`` that is ``val2017/1.jpg``, or
+    ``1.jpg`` if only this file is there.
+
+    Raises:
+        DataError: if it has neither, or a name that `relative_name` does not take; ``place`` says where it stands.
+    """
+    if entry["file_name"] is None and entry["coco_url"] is not None:
+        parts = entry["coco_url"].replace("\\", "/").split("/")
+        names = [relative_name("/".join(parts[-count:]), place) for count in (2, 1)]
+        return next((name for name in names if (images / name).is_file()), names[0])
+    return relative_name(_file_name(entry, place), place)
 
 
 def join_samples(samples: Sequence[Sample], *others: Sequence[Sample]) -> tuple[Sample, ...]:
@@ -366,34 +371,19 @@ def join_samples(samples: Sequence[Sample], *others: Sequence[Sample]) -> tuple[
     return tuple(joined)
 
 
-def coco_document(source: Path) -> dict[str, Any]:
-    """A COCO JSON: a dict with ``images``, ``annotations`` and ``categories``.
+def coco_vocabulary(document: CocoTruth) -> Vocabulary:
+    """The classes of a COCO document in the order of its ``categories``.
 
     Raises:
-        DataError: if it is missing, damaged, or something else.
+        DataError: if there are none; if one has no name, or one of a panoptic document does not say if it is a thing.
     """
-    document: dict[str, Any] = read_json(source)
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not isinstance(document.get(part), list):
-            raise DataError(f"{source}: has no list '{part}'; expected a COCO document of images, annotations and categories")
-    return document
-
-
-def read_coco(source: Path) -> CocoDocument:
-    """As `coco_document`, with the file it came from and checked categories.
-
-    Raises:
-        DataError: as `coco_document`; if a category has no id or no name.
-    """
-    document = coco_document(source)
-    with _complete(source):
-        categories = [{**entry, "id": entry["id"], "name": entry["name"]} for entry in document["categories"]]
-    return CocoDocument(source, document["images"], document["annotations"], categories)
-
-
-def coco_vocabulary(categories: Iterable[Mapping[str, Any]]) -> Vocabulary:
-    """The classes of a COCO document in the order of its ``categories``; things unless ``isthing`` says otherwise."""
-    return Vocabulary(tuple(ClassName(entry["name"], thing=bool(entry.get("isthing", 1))) for entry in categories))
+    if not document.categories:
+        raise DataError(f"{document.source}: has no categories; there is nothing to look for")
+    for entry in document.categories:
+        if entry["name"] is None:
+            raise DataError(f"{place_of(document.source, entry)}: lacks 'name'; a model is asked for classes by their names")
+    named = zip(document.categories, document.things(), strict=True)
+    return Vocabulary(tuple(ClassName(entry["name"], thing=thing) for entry, thing in named))
 
 
 def category_table(category_ids: Iterable[int], ignored: Collection[int] = ()) -> LabelTable:
@@ -439,12 +429,11 @@ def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
             a segment has a category outside the table.
     """
     record: PanopticRecord = sample.annotation["panoptic"]
+    if record.fault is not None:
+        raise DataError(record.fault)
     ids = read_ids(record.png)
     check_size(ids.shape, sample, record.png)
-    labels = {
-        int(entry["id"]): table.label(entry["category_id"], f"{record.source}: image {sample.image_id}, segment {entry['id']}")
-        for entry in record.segments
-    }
+    labels = {entry["id"]: table.label(entry["category_id"], place_of(record.source, entry)) for entry in record.segments}
     shown = np.unique(ids)
     if unlisted := [int(number) for number in shown if number and int(number) not in labels]:
         raise DataError(
@@ -455,9 +444,9 @@ def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
     if left_out:
         ids = np.where(np.isin(ids, left_out), 0, ids).astype(np.int32)
     segments = [
-        PanopticSegment(int(entry["id"]), labels[int(entry["id"])], bool(entry.get("iscrowd", 0)), entry.get("area"))
+        PanopticSegment(entry["id"], labels[entry["id"]], entry["iscrowd"], entry["area"])
         for entry in record.segments
-        if labels[int(entry["id"])] != IGNORED
+        if labels[entry["id"]] != IGNORED
     ]
     return PanopticMap(ids, tuple(segments))
 
@@ -487,16 +476,15 @@ def read_instances(sample: Sample, *, table: LabelTable) -> Instances:
             polygon and no run-lengths of that size.
     """
     record: InstanceRecord = sample.annotation["instance"]
+    if record.fault is not None:
+        raise DataError(record.fault)
     check_size(record.size, sample, record.source)
-    things, place = [], f"image {sample.image_id} in {record.source}"
-    with _complete(record.source):
-        for entry in record.annotations:
-            source = f"annotation {entry['id']} of {place}"
-            label = table.label(entry["category_id"], source)
-            if label != IGNORED:
-                counts = _counts(entry["segmentation"], record.size, source)
-                box, area = _extent(entry["bbox"], entry["area"], source)
-                things.append(Instance(label, counts, area, box, bool(entry.get("iscrowd", 0))))
+    things, place = [], f"{record.source}, image {sample.image_id}"
+    for entry in record.annotations:
+        source = place_of(record.source, entry)
+        label = table.label(entry["category_id"], source)
+        if label != IGNORED:
+            things.append(instance_of(entry, label, record.size, source))
     checked = None if record.checked is None else table.labels_of(record.checked, place)
     return Instances(record.size, tuple(things), checked, table.labels_of(record.partly, place))
 
@@ -540,56 +528,6 @@ def instances_of_map(ids: NDArray[Any], labels: Mapping[int, int], crowds: Colle
 # --- details ----------------------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `lexiseg data check` says how to get it") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise DataError(f"{path}: is not a picture in a format known here; fetch it again") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged data
-        raise DataError(f"{path}: is damaged or cut off ({error}); fetch it again") from None
-
-
-def _extent(box: Any, area: Any, source: str) -> tuple[tuple[float, float, float, float], float]:
-    """COCO's ``bbox`` and ``area``."""
-    try:
-        left, top, wide, high = (float(number) for number in box)
-        return (left, top, wide, high), float(area)
-    except (TypeError, ValueError):
-        raise DataError(f"{source}: its bbox {box!r:.40} is not four numbers, or its area {area!r:.40} not one") from None
-
-
-def _counts(segmentation: Any, size: Size, source: str) -> NDArray[np.int64]:
-    """COCO's ``segmentation``: a list of polygons, or run-lengths as a list or a string."""
-    try:
-        if isinstance(segmentation, dict):
-            if tuple(segmentation["size"]) != size:
-                raise DataError(f"{source}: its mask is of {segmentation['size']} pixels, its image of {list(size)}")
-            runs = segmentation["counts"]
-            counts = decompress(runs) if isinstance(runs, str) else np.array(runs, np.int64)
-            if (counts < 0).any() or counts.sum() != size[0] * size[1]:
-                raise UsageError(f"run lengths sum to {counts.sum()}, not {size[0]} × {size[1]}")
-            return counts
-        if isinstance(segmentation, list) and segmentation:
-            parts = [polygon_counts(polygon, size) for polygon in segmentation]
-            if len(parts) == 1:
-                return parts[0]
-            union = torch.stack([decode_counts(part, size) for part in parts]).any(0)
-            return encode_masks(union[None])[0]
-    except (UsageError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: its mask cannot be read ({error}); repair or remove it") from None
-    raise DataError(f"{source}: has no mask (segmentation is {segmentation!r:.40}); repair or remove it")
-
-
 def _with_pictures(samples: Sequence[Sample], source: Path) -> tuple[Sample, ...]:
     """The samples, if there are any, each has a key of its own, and their pictures exist."""
     if not samples:
@@ -613,22 +551,11 @@ def _key(file: str, place: str) -> str:
     return relative_name(file.removesuffix(PurePosixPath(file).suffix), place)
 
 
-def _checked(entry: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> frozenset[int] | None:
-    """The categories somebody looked for in an image of a federated data set (LVIS); None in others: all."""
-    if "neg_category_ids" not in entry:
-        return None
-    return frozenset(entry["neg_category_ids"]).union(annotation["category_id"] for annotation in annotations)
-
-
-@contextmanager
-def _complete(source: Path) -> Iterator[None]:
-    """Turns a field that is missing from an entry of ``source`` into a DataError."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(
-            f"{source}: an entry lacks the field {error}; compare it with https://cocodataset.org/#format-data"
-        ) from None
+def _file_name(entry: Entry, place: str) -> str:
+    if entry["file_name"] is None:
+        raise DataError(f"{place}: lacks 'file_name'; without it the picture cannot be found")
+    name: str = entry["file_name"]
+    return name
 
 
 def _listed(numbers: Sequence[int]) -> str:

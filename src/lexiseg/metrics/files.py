@@ -11,36 +11,41 @@ the measurement, and what was wrong is in `Score.problems`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from hotcoco import mask as coco_mask
 from numpy.typing import NDArray
-from PIL import Image
 
-from lexiseg.errors import DataError, UsageError
+from lexiseg.errors import DataError
 from lexiseg.metrics.base import Metric
 from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
-from lexiseg.ops.colours import ids_of_picture
+from lexiseg.ops.coco import (
+    CocoTruth,
+    Entry,
+    ImageId,
+    instance_of,
+    label_of,
+    place_of,
+    png_folder,
+    read_coco,
+    read_ids,
+    read_panoptic_results,
+    read_results,
+)
 from lexiseg.ops.files import find_files
 from lexiseg.ops.names import below
-from lexiseg.ops.rle import area_of_counts, decompress
-from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
+from lexiseg.ops.pictures import opened_picture
+from lexiseg.structures import IGNORED, Instances, PanopticMap, PanopticSegment, Size
 
-Record = Mapping[str, Any]
 Groups = Mapping[str, Collection[int]]
-ImageId = int | str
-Document = TypeVar("Document", dict[str, Any], list[Any])
 Item = TypeVar("Item")
 Pair = TypeVar("Pair", bound=tuple[Any, Any])
 
@@ -100,70 +105,51 @@ def score_instances(
     Raises:
         DataError: a file is missing, is no such JSON, or holds what it must not.
     """
-    path, document = Path(truth), _read_json(truth, dict)
-    images, labels, names = _images(document, path), *_categories(document, path)
-    annotations, problems = _grouped(document, "annotations", path), _Problems(keep_going)
-    results = _group(_read_json(predictions, list), Path(predictions))
-    federated = any("neg_category_ids" in record for record in images.values())
-    frequencies = {category["id"]: category.get("frequency") for category in document["categories"]}
+    document, (results, faults) = read_coco(truth, panoptic=False), read_results(predictions)
+    labels, names = _categories(document)
+    images, problems = {entry["id"]: entry for entry in document.images}, _Problems(keep_going)
     rarity = {
-        name: [labels[category] for category, frequency in frequencies.items() if frequency == letter]
+        name: [labels[entry["id"]] for entry in document.categories if entry["frequency"] == letter]
         for letter, name in FREQUENCIES.items()
     }
+    federated = document.federated
     metric = AveragePrecision(len(names), {**(rarity if federated else {}), **(groups or {})}, federated=federated)
-    _report_strangers(annotations, images, path, "annotation", problems)
-    _report_strangers(results, images, Path(predictions), "prediction", problems)
-    if not any(image in images for image in annotations):
-        raise DataError(f"{path}: has no annotation of any of its images; nothing can be measured")
-    for order, (image, record) in enumerate(images.items()):
-        place = f"{path}, image {image}"
+    known = {*images, *document.faults}
+    _report_strangers(document.annotations, known, Path(truth), "annotation", problems)
+    _report_strangers(results, known, Path(predictions), "prediction", problems)
+    if not any(image in known for image in document.annotations):
+        raise DataError(f"{truth}: has no annotation of any of its images; nothing can be measured")
+    for order, image in enumerate(_in_order(known)):
         try:
-            size = (_whole(record, "height", place), _whole(record, "width", place))
-            checked, partly = None, frozenset[int]()
+            _refuse_faults(image, document.faults, faults)
+            entry, place = images[image], f"{predictions}, image {image}"
+            size, checked, partly = (entry["height"], entry["width"]), None, frozenset[int]()
             if federated:
-                checked = _labels(record, "neg_category_ids", labels, place)
-                partly = _labels(record, "not_exhaustive_category_ids", labels, place)
-            there = Instances(size, tuple(_instances(annotations.get(image, []), size, labels, place)), checked, partly)
-            place = f"{predictions}, image {image}"
-            found = tuple(_instances(results.get(image, []), size, labels, place, scored=True))
-            metric.update(order, there, Instances(size, found), name=place)
+                checked = _labels(entry, "neg_category_ids", labels, document.source)
+                partly = _labels(entry, "not_exhaustive_category_ids", labels, document.source)
+            there = _instances(document.annotations.get(image, ()), size, labels, document.source, checked, partly)
+            metric.update(order, there, _instances(results.get(image, ()), size, labels, Path(predictions)), name=place)
         except DataError as error:
             problems.add(error)
     return Score(metric, names, tuple(problems.found))
 
 
 def _instances(
-    records: Iterable[Record], size: Size, labels: Mapping[int, int], place: str, *, scored: bool = False
-) -> Iterator[Instance]:
-    for record in records:
-        counts = _counts(_field(record, "segmentation", place), size, place)
-        area = area_of_counts(counts)
-        yield Instance(
-            _label(record, labels, place),
-            counts,
-            area if scored else float(record.get("area", area)),
-            (0.0, 0.0, 0.0, 0.0),  # nothing here is measured by boxes
-            bool(record.get("iscrowd", 0)) and not scored,
-            _real(record, "score", place) if scored else 1.0,
-        )
+    entries: Iterable[Entry],
+    size: Size,
+    labels: Mapping[int, int],
+    source: Path,
+    checked: frozenset[int] | None = None,
+    partly: frozenset[int] = frozenset(),
+) -> Instances:
+    places = [(entry, place_of(source, entry)) for entry in entries]
+    things = tuple(instance_of(entry, label_of(entry, labels, place), size, place) for entry, place in places)
+    return Instances(size, things, checked, partly)
 
 
-def _counts(segmentation: Any, size: Size, place: str) -> NDArray[np.int64]:
-    """The runs of a mask in any of COCO's three forms."""
-    try:
-        if isinstance(segmentation, Mapping):
-            if tuple(segmentation["size"]) != size:
-                raise DataError(f"{place}: a mask of {segmentation['size']} pixels in an image of {list(size)}")
-            counts = segmentation["counts"]
-            runs = decompress(counts) if isinstance(counts, str) else np.array(counts, np.int64)
-        else:
-            polygons = coco_mask.frPyObjects(segmentation, *size)
-            runs = decompress(coco_mask.merge(polygons)["counts"].decode("ascii"))
-    except (UsageError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{place}: a segmentation is neither polygons nor COCO's runs ({error})") from None
-    if (runs < 0).any() or int(runs.sum()) != size[0] * size[1]:
-        raise DataError(f"{place}: the runs of a mask sum to {int(runs.sum())}, not {size[0]} × {size[1]} pixels")
-    return runs
+def _labels(entry: Entry, key: str, labels: Mapping[int, int], source: Path) -> frozenset[int]:
+    place = f"{place_of(source, entry)}, {key}"
+    return frozenset(label_of({"category_id": category}, labels, place) for category in entry[key])
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------
@@ -182,23 +168,26 @@ def score_panoptic(
     Raises:
         DataError: a file is missing or damaged, or holds what it must not; an image has no prediction.
     """
-    path, document = Path(truth), _read_json(truth, dict)
-    labels, names = _categories(document, path)
-    things = {category["id"]: bool(_field(category, "isthing", f"{path}, categories")) for category in document["categories"]}
-    annotations, problems = _once(_grouped(document, "annotations", path), path), _Problems(keep_going)
-    results = _once(_grouped(_read_json(predictions, dict), "annotations", Path(predictions)), Path(predictions))
-    if not annotations:
-        raise DataError(f"{path}: has no annotations; nothing can be measured")
+    document, (results, faults) = read_coco(truth, panoptic=True), read_panoptic_results(predictions)
+    labels, names = _categories(document)
+    things, problems = dict(zip(_ids(document), document.things(), strict=True)), _Problems(keep_going)
+    folders = png_folder(document.source), png_folder(Path(predictions))
+    if not document.annotations:
+        raise DataError(f"{truth}: has no annotations; nothing can be measured")
     metric = PanopticQuality(len(names), [things[category] for category in labels], groups)
-    _report_strangers(results, annotations, Path(predictions), "prediction", problems)
+    _report_strangers([*results, *faults], document.annotations, Path(predictions), "prediction", problems)
 
     def read(image: ImageId) -> tuple[PanopticMap, PanopticMap]:
+        _refuse_faults(image, document.faults, faults)
         if image not in results:
             raise DataError(f"{predictions}: has no prediction for image {image}; every image of the truth needs one")
-        there = _panoptic(annotations[image], _png_folder(path), labels, f"{path}, image {image}")
-        return there, _panoptic(results[image], _png_folder(Path(predictions)), labels, f"{predictions}, image {image}")
+        (there,) = document.annotations[image]
+        return (
+            _panoptic(there, folders[0], labels, document.source),
+            _panoptic(results[image], folders[1], labels, Path(predictions)),
+        )
 
-    for order, (image, pair) in enumerate(_read_ahead(read, annotations)):
+    for order, (image, pair) in enumerate(_read_ahead(read, _in_order(document.annotations))):
         try:
             metric.update(order, *pair.result(), name=f"{predictions}, image {image}")
         except DataError as error:
@@ -206,27 +195,15 @@ def score_panoptic(
     return Score(metric, names, tuple(problems.found))
 
 
-def _panoptic(record: Record, folder: Path, labels: Mapping[int, int], place: str) -> PanopticMap:
-    path = below(folder, _field(record, "file_name", place), place)
-    with _picture(path) as picture:
-        if picture.mode not in ("RGB", "RGBA"):
-            raise DataError(f"{path}: is not in colour; a panoptic PNG holds ids as R + 256 G + 65536 B")
-        ids = ids_of_picture(picture)
+def _panoptic(entry: Entry, folder: Path, labels: Mapping[int, int], source: Path) -> PanopticMap:
+    ids = read_ids(below(folder, entry["file_name"], place_of(source, entry)))
     segments = tuple(
         PanopticSegment(
-            _whole(segment, "id", place),
-            _label(segment, labels, place),
-            bool(segment.get("iscrowd", 0)),
-            _whole(segment, "area", place) if "area" in segment else None,
+            segment["id"], label_of(segment, labels, place_of(source, segment)), segment["iscrowd"], segment["area"]
         )
-        for segment in _list(record, "segments_info", place)
+        for segment in entry["segments_info"]
     )
     return PanopticMap(ids, segments)
-
-
-def _png_folder(path: Path) -> Path:
-    beside = path.with_suffix("")
-    return beside if beside.is_dir() else path.parent
 
 
 # --- semantic ---------------------------------------------------------------------------------------------------------
@@ -291,7 +268,7 @@ def _label_files(folder: str | Path) -> dict[str, Path]:
 
 
 def _labels_of(path: Path, void: int, value: int) -> NDArray[np.int32]:
-    with _picture(path) as picture:
+    with opened_picture(path) as picture:
         labels = np.asarray(picture)
     if labels.ndim != 2:
         raise DataError(f"{path}: is in colour; a label map has grey values or palette indices")
@@ -318,112 +295,31 @@ def _read_ahead(read: Callable[[Item], Pair], items: Iterable[Item]) -> Iterator
                 left.cancel()
 
 
-def _read_json(path: str | Path, kind: type[Document]) -> Document:
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(document, kind):
-        wanted = "a document with categories and annotations" if kind is dict else "a list of predictions"
-        raise DataError(f"{path}: holds a JSON {type(document).__name__}; expected {wanted}")
-    return document
+def _ids(document: CocoTruth) -> list[int]:
+    return [entry["id"] for entry in document.categories]
 
 
-@contextmanager
-def _picture(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as opened:
-            yield opened
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises on damaged data
-        raise DataError(f"{path}: cannot be read as a picture ({error}); fetch or export it again") from None
-
-
-def _images(document: Record, path: Path) -> dict[ImageId, Record]:
-    """The images in the order of their ids, which is that of ties."""
-    return _once(_group(_list(document, "images", path), path, key="id"), path)
-
-
-def _categories(document: Record, path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
+def _categories(document: CocoTruth) -> tuple[dict[int, int], tuple[str, ...]]:
     """The label of each category id, and the names; labels are places in the order of the ids."""
-    categories = _once(_group(_list(document, "categories", path), path, key="id"), path, what="category")
-    if not categories:
-        raise DataError(f"{path}: has no categories; nothing can be measured")
-    if not all(isinstance(identity, int) for identity in categories):
-        raise DataError(f"{path}: has a category whose id is not a number")
-    names = tuple(str(category.get("name", identity)) for identity, category in categories.items())
-    return {int(identity): label for label, identity in enumerate(categories)}, names
+    if not document.categories:
+        raise DataError(f"{document.source}: has no categories; nothing can be measured")
+    categories = sorted(document.categories, key=lambda entry: entry["id"])
+    names = tuple(str(entry["id"]) if entry["name"] is None else entry["name"] for entry in categories)
+    return {entry["id"]: label for label, entry in enumerate(categories)}, names
 
 
-def _list(record: Record, key: str, place: str | Path) -> list[Any]:
-    entries = _field(record, key, str(place))
-    if not isinstance(entries, list):
-        raise DataError(f"{place}: {key!r} is not a list")
-    return entries
+def _in_order(images: Iterable[ImageId]) -> list[ImageId]:
+    """Images in the order of their ids, which is that of ties: numbers before names."""
+    return sorted(images, key=lambda image: (isinstance(image, str), image))
 
 
-def _grouped(document: Record, key: str, path: Path) -> dict[ImageId, list[Record]]:
-    return _group(_list(document, key, path), path)
-
-
-def _group(records: Iterable[Any], path: Path, key: str = "image_id") -> dict[ImageId, list[Record]]:
-    """Records by a number or name they have, in its order; those of one in the order of the file."""
-    groups: dict[ImageId, list[Record]] = {}
-    for number, record in enumerate(records):
-        place = f"{path}, entry {number}"
-        identity = _field(record, key, place)
-        if not isinstance(identity, int | str):
-            raise DataError(f"{place}: {key} {identity!r} is neither a number nor a name")
-        groups.setdefault(identity, []).append(record)
-    return {
-        identity: groups[identity] for identity in sorted(groups, key=lambda identity: (isinstance(identity, str), identity))
-    }
-
-
-def _once(groups: Mapping[ImageId, list[Record]], path: Path, what: str = "image") -> dict[ImageId, Record]:
-    for identity, records in groups.items():
-        if len(records) > 1:
-            raise DataError(f"{path}: {what} {identity} is there {len(records)} times; once is right")
-    return {identity: record for identity, (record,) in groups.items()}
+def _refuse_faults(image: ImageId, *faults: Mapping[ImageId, str]) -> None:
+    for found in faults:
+        if image in found:
+            raise DataError(found[image])
 
 
 def _report_strangers(given: Iterable[ImageId], known: Collection[ImageId], path: Path, what: str, problems: _Problems) -> None:
     for image in given:
         if image not in known:
             problems.add(DataError(f"{path}: has {what}s of image {image}, which is none of the truth's"))
-
-
-def _field(record: Record, key: str, place: str) -> Any:
-    if not isinstance(record, dict):
-        raise DataError(f"{place}: an entry is no JSON object")
-    if key not in record:
-        raise DataError(f"{place}: lacks {key!r}")
-    return record[key]
-
-
-def _whole(record: Record, key: str, place: str) -> int:
-    value = _field(record, key, place)
-    if not isinstance(value, int):
-        raise DataError(f"{place}: {key} {value!r} is not a whole number")
-    return value
-
-
-def _real(record: Record, key: str, place: str) -> float:
-    value = _field(record, key, place)
-    if not isinstance(value, int | float):
-        raise DataError(f"{place}: {key} {value!r} is not a number")
-    return float(value)
-
-
-def _label(record: Record, labels: Mapping[int, int], place: str) -> int:
-    category = _whole(record, "category_id", place)
-    if category not in labels:
-        raise DataError(f"{place}: category {category} is not in the categories of the truth")
-    return labels[category]
-
-
-def _labels(record: Record, key: str, labels: Mapping[int, int], place: str) -> frozenset[int]:
-    return frozenset(_label({"category_id": category}, labels, place) for category in _list(record, key, place))

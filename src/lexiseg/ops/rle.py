@@ -20,6 +20,7 @@ from lexiseg.structures import Size
 Counts = NDArray[np.int64]
 
 _DIGIT_BITS, _SIGN, _MORE, _FIRST_CHARACTER = 5, 0x10, 0x20, 48
+_DIGITS = 10  # of one run at most: 50 bits
 
 
 def encode_masks(masks: Tensor) -> list[Counts]:
@@ -38,16 +39,29 @@ def encode_masks(masks: Tensor) -> list[Counts]:
     return [np.diff(position[first:last], prepend=0).astype(np.int64) for first, last in pairwise(ends)]
 
 
-def decode_counts(counts: Sequence[int] | Counts, size: Size) -> Tensor:
-    """Binary mask [H, W] of runs.
+def check_counts(counts: Sequence[int] | Counts, size: Size) -> Counts:
+    """Runs, if they are those of a mask of this size.
 
     Raises:
         UsageError: the runs do not sum to H · W, or one is negative.
     """
-    runs = np.asarray(counts, np.int64)
-    high, wide = size
-    if (runs < 0).any() or int(runs.sum()) != high * wide:
+    runs, (high, wide) = np.asarray(counts, np.int64), size
+    # None is longer than the mask: sums of longer ones could leave 64 bits and come round to the right number.
+    if runs.size and not 0 <= runs.min() <= runs.max() <= high * wide:
+        wrong = runs.min() if runs.min() < 0 else runs.max()
+        raise UsageError(f"a run length is {wrong}, which no mask of {high} × {wide} pixels has")
+    if int(runs.sum()) != high * wide:
         raise UsageError(f"run lengths sum to {int(runs.sum())}, which is no mask of {high} × {wide} pixels")
+    return runs
+
+
+def decode_counts(counts: Sequence[int] | Counts, size: Size) -> Tensor:
+    """Binary mask [H, W] of runs.
+
+    Raises:
+        UsageError: as `check_counts`.
+    """
+    runs, (high, wide) = check_counts(counts, size), size
     values = np.arange(len(runs)) % 2 == 1
     return torch.from_numpy(np.repeat(values, runs).reshape(wide, high).T.copy())
 
@@ -87,6 +101,8 @@ def decompress(text: str) -> Counts:
         return digits
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() >= _DIGITS:
+        raise UsageError(f"a COCO run-length string with a run of more than {_DIGITS} digits: {text[:40]!r}")
     place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
     values = np.add.reduceat((digits & (_MORE - 1)) << (_DIGIT_BITS * place), starts)
     negative = (digits[ends] & _SIGN) != 0

@@ -25,7 +25,6 @@ from lexiseg.data.readers import (
     join_samples,
     pair_samples,
     panoptic_samples,
-    read_coco,
     read_colours,
     read_instances,
     read_label_map,
@@ -33,6 +32,7 @@ from lexiseg.data.readers import (
 )
 from lexiseg.data.row import Row, missing
 from lexiseg.errors import DataError
+from lexiseg.ops.coco import read_coco
 from lexiseg.ops.files import write_json, write_png
 from lexiseg.ops.rle import compress, encode_masks
 from lexiseg.structures import IGNORED

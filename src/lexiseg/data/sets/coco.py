@@ -15,13 +15,13 @@ from lexiseg.data.readers import (
     join_samples,
     pair_samples,
     panoptic_samples,
-    read_coco,
     read_instances,
     read_panoptic,
     read_panoptic_as_labels,
     semantic_dataset,
 )
 from lexiseg.data.row import Row, missing
+from lexiseg.ops.coco import read_coco
 from lexiseg.text.vocabulary import Vocabulary
 
 PIXEL_IDS = 182  # COCO-Stuff's label maps hold the category id less one,
@@ -44,7 +44,7 @@ def open_panoptic(root: Path, *, split: str) -> Dataset:
         instances = read_coco(folder / f"annotations/instances_{split}2017.json")
         samples = join_samples(samples, instance_samples(instances, folder / f"{split}2017"))
         readers["instance"] = partial(read_instances, table=table)
-    return Dataset(_name("coco-panoptic", split), coco_vocabulary(document.categories), samples, readers, tuple(table.labels))
+    return Dataset(_name("coco-panoptic", split), coco_vocabulary(document), samples, readers, tuple(table.labels))
 
 
 def open_stuff(root: Path, *, split: str) -> Dataset:

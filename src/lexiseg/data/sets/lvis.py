@@ -6,15 +6,14 @@ some of these not every instance is marked (``not_exhaustive_category_ids``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
-from lexiseg.data.readers import category_table, instance_samples, read_coco, read_instances
+from lexiseg.data.readers import category_table, instance_samples, read_instances
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
+from lexiseg.ops.coco import Entry, read_coco
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
 GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
@@ -25,13 +24,13 @@ def open_val(root: Path) -> Dataset:
     source = root / "lvis/lvis_v1_val.json"
     document = read_coco(source)
     categories = sorted(document.categories, key=lambda entry: entry["id"])
-    if strange := {entry.get("frequency") for entry in categories} - set(GROUPS):
+    if strange := {entry["frequency"] for entry in categories} - set(GROUPS):
         raise DataError(f"{source}: categories of frequency {strange}, expected r, c or f; fetch LVIS v1, not v0.5")
     table = category_table(entry["id"] for entry in categories)
     return Dataset(
         "lvis",
         Vocabulary(tuple(_class_of(entry) for entry in categories)),
-        instance_samples(document, root / "coco", file_of=_file_of),
+        instance_samples(document, root / "coco"),
         {"instance": partial(read_instances, table=table)},
         tuple(table.labels),
         {
@@ -42,12 +41,8 @@ def open_val(root: Path) -> Dataset:
     )
 
 
-def _file_of(entry: Mapping[str, Any]) -> str:
-    return PurePosixPath(*PurePosixPath(str(entry["coco_url"])).parts[-2:]).as_posix()  # "val2017/000000000139.jpg"
-
-
-def _class_of(entry: Mapping[str, Any]) -> ClassName:
-    names = [name.replace("_", " ") for name in (entry["name"], *entry.get("synonyms", ()))]
+def _class_of(entry: Entry) -> ClassName:
+    names = [name.replace("_", " ") for name in (entry["name"], *entry["synonyms"])]
     shown, *others = dict.fromkeys(names)
     return ClassName(shown, tuple(others))
 

@@ -35,9 +35,10 @@ from lexiseg.data.prepare import (
     tiles,
     write_picture,
 )
-from lexiseg.data.readers import pair_samples, read_colours, read_json, read_values, semantic_dataset
+from lexiseg.data.readers import pair_samples, read_colours, read_values, semantic_dataset
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
+from lexiseg.ops.coco import read_json
 from lexiseg.ops.names import below, relative_name
 from lexiseg.text.vocabulary import Vocabulary
 

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.data.dataset import Dataset, Sample, Truth
-from lexiseg.data.readers import InstanceRecord, LabelTable, coco_document, read_instances
+from lexiseg.data.readers import InstanceRecord, LabelTable, read_instances
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
+from lexiseg.ops.coco import read_coco
 from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.rle import decode_counts
 from lexiseg.structures import Instances
@@ -47,16 +48,17 @@ def open_refcoco(root: Path, *, name: str, folder: str, split: str) -> Dataset:
     """
     source, expressions = root / folder / "instances.json", root / folder / "refs(unc).p"
     references = read_plain_pickle(expressions)
-    document = coco_document(source)
-    images = {entry["id"]: entry for entry in document["images"]}
-    annotations = {entry["id"]: entry for entry in document["annotations"]}
+    document = read_coco(source, panoptic=False)
+    images = {entry["id"]: entry for entry in document.images}
+    annotations = {entry["id"]: entry for entries in document.annotations.values() for entry in entries}
     samples = []
     try:
         for reference in references:
             if reference["split"] != split:
                 continue
             image, region = images[reference["image_id"]], annotations[reference["ann_id"]]
-            record = InstanceRecord((region,), (image["height"], image["width"]), source)
+            fault = document.faults.get(image["id"])
+            record = InstanceRecord((region,), (image["height"], image["width"]), source, fault=fault)
             picture = below(root / PICTURES, image["file_name"], f"{source}, image {image['id']}")
             for sentence in reference["sentences"]:
                 vocabulary = Vocabulary((ClassName(sentence["sent"]), REST))
@@ -69,7 +71,7 @@ def open_refcoco(root: Path, *, name: str, folder: str, split: str) -> Dataset:
         raise DataError(f"{expressions}: holds no expression of the split '{split}'; fetch it again")
     if missing := [str(sample.image) for sample in samples if not sample.image.is_file()]:
         raise DataError(f"{len(missing)} samples lack their picture, such as {missing[0]}; unpack train2014.zip of COCO again")
-    table = LabelTable({entry["id"]: REFERRED for entry in document["categories"]})
+    table = LabelTable({entry["id"]: REFERRED for entry in document.categories})
     readers: dict[str, Callable[[Sample], Truth]] = {
         "semantic": partial(read_referred, table=table),
         "instance": partial(read_instances, table=table),
