@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(SHELLS, BELOW_DRIVERS | CONVERSION | DRIVERS | SHELLS | {FACE}),
 }
 ROOMS = set(MAY_IMPORT)
+
+MOST_OF_REPOSITORY, MOST_OF_WEIGHTS = 45 * 2**20, 22 * 10**6  # bytes
 
 # Written so that no pattern matches its own text.
 FOREIGN = ("[/]work/", "pypi[.]org", "registry[.]npmjs", "files[.]pythonhosted", "deb[.]debian[.]org")
@@ -131,6 +133,30 @@ def test_the_public_face_is_sorted_and_true() -> None:
     face = importlib.import_module(FACE)
     missing = [name for name in lexiseg.__all__ if not hasattr(face, name)]
     assert not missing
+
+
+def test_the_repository_stays_small() -> None:
+    """Who clones it waits for all of it; large things belong elsewhere."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    found = _sizes(ROOT / name for name in listed.stdout.split("\0") if name)
+    assert sum(found.values()) <= MOST_OF_REPOSITORY, _largest(found)
+
+
+def test_the_embedded_weights_stay_small() -> None:
+    found = _sizes((PACKAGE / "assets").rglob("*.safetensors"))
+    assert found
+    assert sum(found.values()) <= MOST_OF_WEIGHTS, _largest(found)
+
+
+def _sizes(paths: Iterable[Path]) -> dict[Path, int]:
+    return {path: path.stat().st_size for path in paths if path.is_file()}
+
+
+def _largest(sizes: dict[Path, int]) -> str:
+    rows = sorted(sizes.items(), key=lambda row: -row[1])[:5]
+    return "\n".join([f"{sum(sizes.values()) / 2**20:.1f} MiB; the largest:", *(f"{size:>12,} {path}" for path, size in rows)])
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")

@@ -16,6 +16,8 @@ from torch.testing import assert_close
 from lexiseg.backbones.clip import (
     ClipBackbone,
     ClipConvNeXt,
+    ClipEfficientNet,
+    ClipMeanPooled,
     ClipResNet,
     ClipViT,
     assemble_clip,
@@ -29,10 +31,11 @@ from lexiseg.errors import UsageError
 TEXT = {"context_length": 16, "vocab_size": 2048, "width": 32, "heads": 2, "layers": 2}
 VISION = {
     "convnext": {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "mlp", "image_size": 64},
+    "efficientnet": {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
     "resnet": {"layers": [1, 1, 2, 1], "width": 8, "patch_size": None, "image_size": 64},
     "vit": {"layers": 3, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 64},
 }
-ADAPTERS = {"convnext": ClipConvNeXt, "resnet": ClipResNet, "vit": ClipViT}
+ADAPTERS = {"convnext": ClipConvNeXt, "efficientnet": ClipEfficientNet, "resnet": ClipResNet, "vit": ClipViT}
 BPE = str(files("lexiseg") / "assets/clip-tiny-bpe.txt.gz")
 
 
@@ -45,7 +48,8 @@ def tiny(tower: str) -> ClipBackbone:
     clip = assemble_clip(config, tokenizer, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25)).eval().requires_grad_(False)
     for name, parameter in clip.named_parameters():
         if "logit_scale" not in name:
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            mild = tower == "efficientnet" and parameter.dim() == 4  # or its numbers grow with every stage
+            parameter.add_((0.01 if mild else 0.1) * torch.randn_like(parameter))
     return clip
 
 
@@ -106,7 +110,7 @@ def test_whole_images_are_embedded_as_open_clip_does(clip: ClipBackbone) -> None
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (128, 32)])
-@pytest.mark.parametrize("tower", ["convnext", "vit"])
+@pytest.mark.parametrize("tower", ["convnext", "efficientnet", "vit"])
 def test_region_of_everything_is_the_image(tower: str, size: tuple[int, int]) -> None:
     clip, images = tiny(tower), random_images(size=size)
     regions = clip.embed_regions(clip.features(images), torch.ones(2, 1, 16, 16))
@@ -190,7 +194,7 @@ def test_identity_follows_the_weights(clip: ClipBackbone) -> None:
     with torch.no_grad():
         next(other.parameters()).view(-1)[0] += 1e-3
     assert other.identity != clip.identity
-    assert len({tiny(tower).identity for tower in VISION}) == 3
+    assert len({tiny(tower).identity for tower in VISION}) == len(VISION)
 
 
 def test_towers_can_learn(clip: ClipBackbone) -> None:
@@ -204,8 +208,9 @@ def test_towers_can_learn(clip: ClipBackbone) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in learner.parameters() if parameter.grad is not None)
 
 
-def test_convnext_regions_are_the_head_of_their_mean() -> None:
-    clip, images = tiny("convnext"), random_images()
+@pytest.mark.parametrize("kind", ["convnext", "efficientnet"])
+def test_mean_pooled_regions_are_the_head_of_their_mean(kind: str) -> None:
+    clip, images = tiny(kind), random_images()
     features = clip.features(images)
     labels = torch.randint(3, (2, 64, 96), generator=torch.Generator().manual_seed(3))
     masks = functional.one_hot(labels, 3).permute(0, 3, 1, 2).float()
@@ -215,15 +220,42 @@ def test_convnext_regions_are_the_head_of_their_mean() -> None:
         for region in range(3):  # the mean over the region's pixels of the cell each lies in, as in training
             inside = (labels[image] == region).nonzero() // 32
             vector = torch.stack([features.last[image, :, y, x] for y, x in inside.tolist()]).mean(0)
-            expected = tower.head(tower.trunk.head(vector[None, :, None, None]))[0]
+            pooled = tower.trunk.head(vector[None, :, None, None]) if kind == "convnext" else vector[None]
+            expected = tower.head(pooled)[0]
             assert_close(embedded[image, region], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_convnext_cells_are_regions_of_one_cell() -> None:
-    clip, images = tiny("convnext"), random_images()
+@pytest.mark.parametrize("kind", ["convnext", "efficientnet"])
+def test_mean_pooled_cells_are_regions_of_one_cell(kind: str) -> None:
+    clip, images = tiny(kind), random_images()
     cells = torch.eye(6).reshape(1, 6, 2, 3).expand(2, -1, -1, -1)
     regions = clip.embed_regions(clip.features(images), cells)
     assert_close(clip.dense(images).flatten(2).mT, regions, atol=1e-5, rtol=1e-5)
+
+
+def test_efficientnet_levels_are_the_last_stages_of_their_strides() -> None:
+    """Against timm's own way to read features."""
+    clip, images = tiny("efficientnet"), random_images()
+    trunk, mean, std = clip.clip_model.visual.trunk, torch.tensor(clip.mean), torch.tensor(clip.std)
+    normalised = (images - mean[:, None, None]) / std[:, None, None]
+    last, levels = trunk.forward_intermediates(normalised, norm=False)
+    for ours, theirs in zip(clip.features(images).levels, levels[-4:], strict=True):
+        assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_close(clip.features(images).last, last, atol=1e-5, rtol=1e-5)
+
+
+def test_efficientnets_official_regions_are_means_of_whole_cells() -> None:
+    clip = tiny("efficientnet")
+    assert isinstance(clip, ClipMeanPooled)
+    features = clip.features(random_images())
+    logits = torch.randn(2, 4, 2, 3, generator=torch.Generator().manual_seed(4))
+    logits[:, :, 0, 0] = 1.0
+    assert_close(
+        clip.embed_regions_official(features, logits),
+        clip.embed_regions(features, (logits > 0).float()),
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 def test_resnet_official_regions_are_masked_attention_pooling() -> None:
@@ -249,10 +281,10 @@ def test_resnet_official_regions_are_masked_attention_pooling() -> None:
     assert_close(clip.embed_regions(features, (logits > 0).float()), official, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("tower", ["convnext", "resnet"])
+@pytest.mark.parametrize("tower", ["convnext", "efficientnet", "resnet"])
 def test_official_regions_without_cells_are_finite(tower: str) -> None:
     clip = tiny(tower)
-    assert isinstance(clip, ClipConvNeXt | ClipResNet)
+    assert isinstance(clip, ClipMeanPooled | ClipResNet)
     features, nothing = clip.features(random_images()), torch.full((2, 1, 16, 24), -1.0)
     assert clip.embed_regions_official(features, nothing).isfinite().all()
 
@@ -332,5 +364,8 @@ def test_vit_projections_split_and_pack() -> None:
 )
 def test_towers_without_adapter_are_refused(vision: dict[str, object]) -> None:
     config, tokenizer = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}, tiny("vit").tokenize
-    with torch.device("meta"), pytest.raises(UsageError, match=r"no adapter for .*lexiseg knows ConvNeXt, ResNet"):
+    with (
+        torch.device("meta"),
+        pytest.raises(UsageError, match=r"no adapter for .*lexiseg knows ConvNeXt, EfficientNet, ResNet"),
+    ):
         assemble_clip(config, tokenizer, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from fractions import Fraction
@@ -15,10 +16,11 @@ import torch
 import transformers
 from open_clip import pretrained
 from open_clip.transformer import QuickGELU
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipViT, build_clip, load_clip
+from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 
 ASSETS = Path(str(files("lexiseg") / "assets"))
@@ -92,6 +94,94 @@ def test_the_embedded_configs_can_be_built() -> None:
         tokens = clip.tokenize(["a red car"])
         assert tokens.shape == (1, clip.context_length)
         assert tokens.max() < clip.clip_model.vocab_size
+
+
+def _names(folder: Path, text: object) -> None:
+    """Let the config in a folder name a file with the text tower."""
+    config = folder / CONFIG_FILE
+    document = json.loads(config.read_text(encoding="utf-8"))
+    document["lexiseg"]["text"] = text
+    config.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _apart(folder: Path, state: dict[str, torch.Tensor], text: Path) -> None:
+    """Move the text tower out of a folder's weights into another file."""
+    image = {name: value for name, value in state.items() if name.startswith("visual.") or name == "logit_scale"}
+    save_file(image, folder / WEIGHTS_FILE)
+    save_file({name: value for name, value in state.items() if name not in image}, text)
+
+
+def test_the_text_tower_may_be_a_file_of_its_own(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    _apart(folder, state, folder / "words.safetensors")
+    with pytest.raises(WeightsError, match=r"Missing key.*token_embedding|Missing key.*positional_embedding"):
+        load_clip(folder)
+    _names(folder, "words.safetensors")
+    clip = load_clip(folder)
+    loaded = clip.clip_model.state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert clip.encode_text(clip.tokenize(["a house"])).isfinite().all()
+
+
+def test_the_text_tower_may_be_that_of_the_embedded_models(tmp_path: Path) -> None:
+    """Named from anywhere, as they name it, and it is the same in all of them."""
+    kept = read_state(ASSETS / "clip-tiny-text.safetensors")
+    shutil.copytree(ASSETS / "clip-tiny-vit", tmp_path / "clip")
+    document = json.loads((tmp_path / "clip" / CONFIG_FILE).read_text(encoding="utf-8"))
+    for key, name in (("bpe", "clip-tiny-bpe.txt.gz"), ("text", "clip-tiny-text.safetensors")):
+        document["lexiseg"][key] = os.path.relpath(ASSETS / name, tmp_path / "clip")
+    (tmp_path / "clip" / CONFIG_FILE).write_text(json.dumps(document), encoding="utf-8")
+    found = [load_clip(place) for place in (tmp_path / "clip", ASSETS / "clip-tiny-vit", ASSETS / "clip-tiny-efficientnet")]
+    for clip in found:
+        loaded = clip.clip_model.state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in kept.items())
+        assert {name for name in loaded if not name.startswith("visual.")} == kept.keys() | {"logit_scale"}
+    assert found[0].identity == found[1].identity != found[2].identity
+
+
+def test_weights_of_the_folder_go_before_the_text_towers(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """Such as those of a fine-tuned CLIP with both towers in one file."""
+    save_file({name: torch.zeros_like(tensor) for name, tensor in state.items()}, folder / "words.safetensors")
+    _names(folder, "words.safetensors")
+    loaded = load_clip(folder).clip_model.state_dict()
+    assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("../words.safetensors", "leads out of the folder"),
+        ("sub/../../words.safetensors", "leads out of the folder"),
+        ("link.safetensors", "leads out of the folder"),
+        ("/words.safetensors", "must name a file in the folder, relative to it"),
+        (3, "must name a file in the folder, relative to it"),
+        (None, "must name a file in the folder, relative to it"),
+        ("a\0b", "which is no file's name"),
+        (".", "is missing, the text tower that"),
+        ("absent.safetensors", "is missing, the text tower that"),
+    ],
+)
+def test_the_text_tower_lies_in_the_folder_or_the_assets(
+    folder: Path, state: dict[str, torch.Tensor], text: object, said: str
+) -> None:
+    _apart(folder, state, folder.parent / "words.safetensors")
+    (folder / "link.safetensors").symlink_to(folder.parent / "words.safetensors")
+    _names(folder, text)
+    for build in (load_clip, build_clip):
+        with pytest.raises(WeightsError, match=said):
+            build(folder)
+
+
+def test_what_is_no_text_tower_is_refused(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    _apart(folder, state, folder / "words.safetensors")
+    _names(folder, "words.safetensors")
+    words = dict(load_file(folder / "words.safetensors"))
+    save_file(words | {"more": torch.zeros(1)}, folder / "words.safetensors")
+    with pytest.raises(WeightsError, match=r"Unexpected key.*more"):
+        load_clip(folder)
+    (folder / "words.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(WeightsError, match=r"cannot read weights from .*words\.safetensors"):
+        load_clip(folder)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -8,10 +8,29 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Sam2Config, Sam2Model, SamConfig, SamHQConfig, SamHQModel, SamModel
+from transformers import (
+    EdgeTamConfig,
+    EdgeTamModel,
+    EdgeTamVisionConfig,
+    Sam2Config,
+    Sam2Model,
+    SamConfig,
+    SamHQConfig,
+    SamHQModel,
+    SamModel,
+    TimmWrapperConfig,
+)
+from transformers.models.edgetam.configuration_edgetam import EdgeTamMaskDecoderConfig, EdgeTamPromptEncoderConfig
 
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
-from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, from_official_state, load_sam, sam_vit
+from lexiseg.backbones.sam_loading import (
+    DECODER_NORM_EPS,
+    build_sam,
+    from_official_state,
+    load_sam,
+    print_without_hub,
+    sam_vit,
+)
 from lexiseg.backbones.sam_weights import from_official, to_official
 from lexiseg.errors import UsageError, WeightsError
 
@@ -51,7 +70,25 @@ def tiny_sam2() -> Sam2Config:
     return Sam2Config(vision_config=vision, prompt_encoder_config=PROMPT, mask_decoder_config=DECODER)
 
 
-CONFIGS = {"sam": tiny_sam, "sam_hq": tiny_hq, "sam2": tiny_sam2}
+def tiny_edgetam() -> EdgeTamConfig:
+    print_without_hub()
+    channels = [8, 16, 24, 32]
+    trunk = TimmWrapperConfig(
+        architecture="resnet10t",
+        model_args={
+            "in_chans": 3, "features_only": True, "out_indices": [1, 2, 3, 4], "layers": [1, 1, 1, 1], "channels": channels,
+            "stem_width": 8, "stem_type": "deep",
+        },
+    )  # fmt: skip
+    vision = EdgeTamVisionConfig(
+        backbone_config=trunk, backbone_channel_list=channels[::-1], backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        fpn_hidden_size=32, fpn_top_down_levels=[0, 1, 2, 3], fpn_kernel_size=1, fpn_padding=0,
+    )  # fmt: skip
+    prompts, decoder = EdgeTamPromptEncoderConfig(**PROMPT), EdgeTamMaskDecoderConfig(**DECODER)
+    return EdgeTamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+
+
+CONFIGS = {"sam": tiny_sam, "sam_hq": tiny_hq, "sam2": tiny_sam2, "edgetam": tiny_edgetam}
 
 
 def tiny(name: str) -> SamFamily:
@@ -61,7 +98,8 @@ def tiny(name: str) -> SamFamily:
     with torch.no_grad():
         for parameter in backbone.parameters():
             noise = torch.randn_like(parameter)
-            parameter.copy_(0.3 * noise if parameter.dim() > 1 else parameter + 0.1 * noise)
+            spread = 1.4 * parameter[0].numel() ** -0.5 if name == "edgetam" and parameter.dim() == 4 else 0.3
+            parameter.copy_(spread * noise if parameter.dim() > 1 else parameter + 0.1 * noise)
     return backbone
 
 
@@ -76,7 +114,7 @@ PROMPTS: dict[str, dict[str, Tensor]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["sam", "sam_hq", "sam2"])
+@pytest.fixture(params=list(CONFIGS))
 def backbone(request: pytest.FixtureRequest) -> SamFamily:
     return tiny(request.param)
 
@@ -89,7 +127,7 @@ def test_declarations(backbone: SamFamily) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sam", "sam2"])  # HQ-SAM's there differs from the authors', see SamHqBackbone
+@pytest.mark.parametrize("name", ["sam", "sam2", "edgetam"])  # HQ-SAM's there differs from the authors', see SamHqBackbone
 @pytest.mark.parametrize("kind", ["points", "boxes"])
 @pytest.mark.parametrize("multimask", [True, False])
 def test_decodes_as_transformers_does(name: str, kind: str, multimask: bool) -> None:
@@ -203,10 +241,10 @@ def test_official_state_with_something_wrong() -> None:
         from_official_state(official, "tiny.pth")
 
 
-@pytest.mark.parametrize("model", [SamModel, SamHQModel, Sam2Model])
+@pytest.mark.parametrize("model", [SamModel, SamHQModel, Sam2Model, EdgeTamModel])
 def test_save_and_load_is_the_same(tmp_path: Path, model: type) -> None:
-    name = {SamModel: "sam", SamHQModel: "sam_hq", Sam2Model: "sam2"}[model]
-    kind = {"sam": SamBackbone, "sam_hq": SamHqBackbone, "sam2": Sam2Backbone}[name]
+    name = {SamModel: "sam", SamHQModel: "sam_hq", Sam2Model: "sam2", EdgeTamModel: "edgetam"}[model]
+    kind = {"sam": SamBackbone, "sam_hq": SamHqBackbone, "sam2": Sam2Backbone, "edgetam": Sam2Backbone}[name]
     original = tiny(name)
     original.model.save_pretrained(tmp_path)
     loaded = load_sam(tmp_path)

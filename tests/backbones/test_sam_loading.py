@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lexiseg.backbones.mask2former import load_mask2former
+from lexiseg.backbones.sam import Sam2Backbone
 from lexiseg.backbones.sam_loading import load_sam
 from lexiseg.errors import WeightsError
 from tests.backbones import test_mask2former, test_sam
 
 MODELS: dict[str, tuple[Callable[[], Any], Callable[[Path], Any]]] = {
-    **{name: (lambda name=name: test_sam.tiny(name), load_sam) for name in ("sam", "sam_hq", "sam2")},
+    **{name: (lambda name=name: test_sam.tiny(name), load_sam) for name in ("sam", "sam_hq", "sam2", "edgetam")},
     **{name: (lambda name=name: test_mask2former.tiny(name), load_mask2former) for name in test_mask2former.BACKBONES},
 }
 HUB = {  # keys of which transformers makes requests for code or weights of others
@@ -55,7 +57,7 @@ def test_what_a_config_names_is_not_followed(saved: tuple[Any, Callable[[Path], 
         if "model_type" in part:
             part.update(HUB)
     trunk = document.get("vision_config", {}).get("backbone_config")
-    if trunk is not None:
+    if trunk is not None and trunk.get("model_type") != "timm_wrapper":
         trunk.update({"model_type": "timm_wrapper", "architecture": "hf-hub:someone/model"})
     config.write_text(json.dumps(document))
     loaded = load(config.parent).model
@@ -67,6 +69,68 @@ def test_what_a_config_names_is_not_followed(saved: tuple[Any, Callable[[Path], 
         for module in loaded.modules()
         if hasattr(module, "config")
     )
+
+
+@pytest.fixture
+def edgetam(tmp_path: Path) -> tuple[Any, Path]:
+    """A small EdgeTAM and its folder as transformers writes it."""
+    model = test_sam.tiny("edgetam").model
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+@torch.no_grad()
+def test_edgetam_is_loaded_from_its_folder(edgetam: tuple[Any, Path]) -> None:
+    """Its trunk is timm's, of the sizes in the config; masks are those of transformers' own forward."""
+    model, folder = edgetam
+    sam, images, points = load_sam(folder), torch.randn(1, 3, 64, 64), torch.tensor([[[20.0, 30.0]], [[50.0, 9.0]]])
+    assert isinstance(sam, Sam2Backbone)
+    assert not sam.training
+    embedding, skips = sam.encode_with_skips(images)
+    logits, quality = sam.decode(embedding, points=points, skips=skips)
+    expected = model.eval()(pixel_values=images, input_points=points[None], multimask_output=True)
+    torch.testing.assert_close(logits, expected.pred_masks[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(quality, expected.iou_scores[0], atol=1e-5, rtol=1e-5)
+    assert logits.std() > 0.05
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hf-hub:someone/model", "hf_hub:someone/model", "local-dir:/tmp/x", "/tmp/x", "../x", "", "no_such_net", None, 3, {}],
+)
+def test_edgetams_trunk_is_one_that_timm_knows(edgetam: tuple[Any, Path], name: object) -> None:
+    document = json.loads((edgetam[1] / "config.json").read_text())
+    document["vision_config"]["backbone_config"]["architecture"] = name
+    (edgetam[1] / "config.json").write_text(json.dumps(document))
+    with pytest.raises(
+        WeightsError, match=r"config\.json: vision_config\.backbone_config\.architecture must be a model of timm"
+    ):
+        load_sam(edgetam[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"pretrained_cfg": {"hf_hub_id": "someone/model"}}, "model_args.pretrained_cfg is not allowed"),
+        ({"pretrained": True}, "model_args.pretrained is not allowed"),
+        ({"checkpoint_path": "x.pt"}, "model_args.checkpoint_path is not allowed"),
+        ({"block": "someone.Block"}, "model_args.block is not allowed"),
+        ({"layers": "many"}, "model_args.layers must not be 'many'"),
+        ({"layers": [2] * 9}, "model_args.layers must not be"),
+        ({"channels": [-8, 16, 24, 32]}, "model_args.channels must not be"),
+        ({"stem_width": 2**30}, "model_args.stem_width must not be"),
+        ({"stem_type": "hf-hub:x"}, "model_args.stem_type must not be"),
+        ({"features_only": 1}, "model_args.features_only must not be 1"),
+        (["resnet"], "model_args must be an object"),
+    ],
+)
+def test_what_edgetams_config_has_for_timm_are_sizes(edgetam: tuple[Any, Path], arguments: Any, said: str) -> None:
+    document = json.loads((edgetam[1] / "config.json").read_text())
+    trunk = document["vision_config"]["backbone_config"]
+    trunk["model_args"] = trunk["model_args"] | arguments if isinstance(arguments, dict) else arguments
+    (edgetam[1] / "config.json").write_text(json.dumps(document))
+    with pytest.raises(WeightsError, match=rf"config\.json: .*{re.escape(said)}"):
+        load_sam(edgetam[1])
 
 
 def test_configs_of_other_kinds_are_refused_by_file(saved: tuple[Any, Callable[[Path], Any], Path]) -> None:

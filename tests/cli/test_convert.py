@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import SamConfig, SamHQConfig
 import lexiseg
 from lexiseg import methods
 from lexiseg.backbones import sam_weights
-from lexiseg.backbones.clip import ClipConvNeXt, ClipResNet, build_clip
+from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipMeanPooled, ClipResNet, build_clip
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, mobile_sam, sam_config, sam_hq_config
 from lexiseg.checkpoints.convert import names_of
@@ -33,16 +34,35 @@ NAME = "fcclip-mini"
 SIZES: dict[str, Any] = {"queries": 9, "width": 64, "layers": 3, "pixel_layers": 2, "pixel_feedforward": 48, "feedforward": 48}
 
 
+CLIP: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
+    "text_cfg": {"context_length": 16, "vocab_size": 2048, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with attention pool in a folder as open_clip saves it."""
+    folder = tmp_path_factory.mktemp("small") / "clip-small-resnet"
+    folder.mkdir()
+    shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", folder / "bpe.txt.gz")
+    (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": CLIP, "lexiseg": {"bpe": "bpe.txt.gz"}}), encoding="utf-8")
+    torch.manual_seed(4)
+    save_file(build_clip(folder).clip_model.state_dict(), folder / WEIGHTS_FILE)
+    return folder
+
+
 class SmallFcClip(FcClip):
-    def __init__(self, clip: ClipConvNeXt | ClipResNet, **options: Any) -> None:
+    def __init__(self, clip: ClipMeanPooled | ClipResNet, **options: Any) -> None:
         super().__init__(clip, **SIZES, **options)
 
 
 @pytest.fixture(autouse=True)
-def _miniature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FC-CLIP with few layers on the embedded CLIP, as if it had been published."""
+def _miniature(monkeypatch: pytest.MonkeyPatch, small_clip: Path) -> None:
+    """FC-CLIP with few layers on a small CLIP, as if it had been published."""
     monkeypatch.setattr(variants, "FcClip", SmallFcClip)
-    model = variants._model(NAME, str(ASSETS / "clip-tiny-resnet"), "openai", "nowhere")
+    model = variants._model(NAME, str(small_clip), "openai", "nowhere")
     for models in (variants.MODELS, methods.MODELS):
         monkeypatch.setitem(models, NAME, model)
 
@@ -121,13 +141,13 @@ def test_what_a_training_of_ours_saved_loads_with_its_behaviour(segmenter, tmp_p
     assert loaded.behaviour == "paper"
 
 
-def test_a_checkpoint_without_clip_needs_one_from_elsewhere(capsys, segmenter, tmp_path):
+def test_a_checkpoint_without_clip_needs_one_from_elsewhere(capsys, segmenter, small_clip, tmp_path):
     head = {name: value for name, value in official_state(segmenter).items() if not name.startswith("backbone.")}
     save_file(head, tmp_path / "head.safetensors")
     code, out, _ = run(capsys, tmp_path / "head.safetensors", "--model", NAME, "--output", tmp_path / "ours")
     assert code == 0
     assert "parts: mask_decoder, pixel_decoder;" in out
-    clip = ASSETS / "clip-tiny-resnet/open_clip_model.safetensors"
+    clip = small_clip / WEIGHTS_FILE
     loaded = lexiseg.load(NAME, weights={"fcclip": tmp_path / "ours", "clip": clip}, device="cpu").segmenter
     assert torch.equal(loaded.state_dict()["mask_decoder.void.weight"], segmenter.mask_decoder.void.weight)
 
@@ -217,17 +237,17 @@ def test_parts_need_names(tmp_path):
 
 
 class SmallCmpf(Cmpf):
-    def __init__(self, clip: ClipConvNeXt | ClipResNet, sam: SamFamily, **options: Any) -> None:
+    def __init__(self, clip: ClipMeanPooled | ClipResNet, sam: SamFamily, **options: Any) -> None:
         few = {"queries": 9, "layers": 3, "pixel_layers": 1, "pixel_feedforward": 48, "feedforward": 48, "sam_layers": 1}
         super().__init__(clip, sam, **few, query_layers=(1, 2), feature_layers=(1, 2), **options)
 
 
-def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, tmp_path):
+def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, small_clip, tmp_path):
     monkeypatch.setattr(cmpf_variants, "Cmpf", SmallCmpf)
-    model = cmpf_variants._model("cmpf-mini", str(ASSETS / "clip-tiny-resnet"), "openai", "nowhere")
+    model = cmpf_variants._model("cmpf-mini", str(small_clip), "openai", "nowhere")
     for models in (cmpf_variants.MODELS, methods.MODELS):
         monkeypatch.setitem(models, "cmpf-mini", model)
-    clip = build_clip(ASSETS / "clip-tiny-resnet")
+    clip = build_clip(small_clip)
     assert isinstance(clip, ClipResNet)
     segmenter = SmallCmpf(clip, mobile_sam(), behaviour="official")
     ours = segmenter.state_dict()
@@ -266,6 +286,6 @@ def test_a_checkpoint_with_another_clip_is_refused(segmenter, tmp_path):
     state = official_state(segmenter) | {"backbone.clip_model.text_projection": torch.zeros(3, 4)}
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(
-        lexiseg.WeightsError, match=r"the checkpoint's CLIP, to be \S+clip-tiny-resnet, .*text_projection is \(3, 4\)"
+        lexiseg.WeightsError, match=r"the checkpoint's CLIP, to be \S+clip-small-resnet, .*text_projection is \(3, 4\)"
     ):
         lexiseg.load(NAME, weights=tmp_path / "other.pth")

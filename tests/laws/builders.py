@@ -32,6 +32,7 @@ GREY = (0.5, 0.5, 0.5)
 TEXT = {"context_length": 12, "vocab_size": 300, "width": 16, "heads": 2, "layers": 1}
 VISION = {
     "convnext": {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 64},
+    "efficientnet": {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
     "resnet": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
     "vit": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64},
 }
@@ -76,7 +77,7 @@ SIZES: dict[str, Any] = {"queries": 9, "width": 64, "layers": 3, "pixel_feedforw
 
 def tiny_fcclip(kind: str) -> FcClip:
     torch.manual_seed(2)
-    return _finding(FcClip(tiny_clip(kind), **SIZES))  # type: ignore[arg-type]  # a ConvNeXt or a ResNet
+    return _finding(FcClip(tiny_clip(kind), **SIZES))  # type: ignore[arg-type]  # none with a vision transformer
 
 
 def tiny_cmpf(kind: str, **options: Any) -> Cmpf:
@@ -201,8 +202,8 @@ def _finding(segmenter: Model) -> Model:
 
 BUILDERS: dict[str, Callable[[], Segmenter]] = {
     **{f"sam_clip ({kind})": partial(tiny_sam_clip, kind) for kind in VISION},
-    **{f"fcclip ({kind})": partial(tiny_fcclip, kind) for kind in ("convnext", "resnet")},
-    **{f"cmpf ({kind})": partial(tiny_cmpf, kind) for kind in ("convnext", "resnet")},
+    **{f"fcclip ({kind})": partial(tiny_fcclip, kind) for kind in ("convnext", "efficientnet", "resnet")},
+    **{f"cmpf ({kind})": partial(tiny_cmpf, kind) for kind in ("convnext", "efficientnet", "resnet")},
     **{f"cmpf with masks ({kind})": partial(tiny_cmpf_with_masks, kind) for kind in ("convnext", "resnet")},
     "catseg": tiny_catseg,
     "sam_mi": tiny_sam_mi,

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -60,6 +61,8 @@ class PretendedGpu(TorchDispatchMode):
     def __enter__(self) -> Self:
         torch._C._ensureCUDADeviceGuardSet()  # of no effect where there is a GPU
         self._cudnn, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+        self._attention = sdpa_kernel(SDPBackend.MATH)  # where there is a GPU, PyTorch would choose a kernel of its own
+        self._attention.__enter__()
         self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
         return super().__enter__()
@@ -67,6 +70,7 @@ class PretendedGpu(TorchDispatchMode):
     def __exit__(self, *error: object) -> None:
         torch._C._set_only_lift_cpu_tensors(self._lifted)
         torch.backends.cudnn.enabled = self._cudnn
+        self._attention.__exit__(None, None, None)
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

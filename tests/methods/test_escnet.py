@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lexiseg
+from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.layers.cost_aggregation import NEVER
 from lexiseg.losses.pixel_loss import class_loss
@@ -31,6 +32,7 @@ from lexiseg.methods.escnet.prompts import (
 from lexiseg.methods.recipe import Stage
 from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
 from lexiseg.training.optimiser import optimiser_of
+from tests.backbones.test_sam import tiny as small_sam
 from tests.laws.builders import loud_sam, some_images, some_text, tiny_escnet
 
 # --- pseudo prompts (Sec. 3.3) ----------------------------------------------------------------------------------------
@@ -122,6 +124,60 @@ def test_tokens_are_those_of_sam(kinds: tuple[str, ...]) -> None:
         expected += [each.unflatten(0, (3, 2))[:, :, corner] for corner in range(2)]
     assert_close(sparse, torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
     assert_close(dense, nothing.expand_as(dense))
+
+
+def loud_sam2(name: str) -> SamFamily:
+    """SAM 2 or EdgeTAM, random; SAM 2 keeps all kinds of points in one table."""
+    return small_sam(name).requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["sam2", "edgetam"])
+@pytest.mark.parametrize("kinds", [("points",), ("boxes",), ("points", "boxes")])
+def test_tokens_are_those_of_sam_2(name: str, kinds: tuple[str, ...]) -> None:
+    """Of SAM 2's own prompt encoder, which takes corners as points of kinds two and three."""
+    sam, prompts = loud_sam2(name), some_prompts()
+    sparse, dense = PromptEncoder(sam, kinds)(prompts)
+    points, corners = (places * sam.image_size - 0.5 for places in (prompts.points, prompts.boxes.unflatten(-1, (2, 2))))
+    encoder: Any = sam.model.prompt_encoder
+
+    def own(places: Tensor, kind: int) -> Tensor:
+        found: Tensor = encoder(places[None], torch.full((1, *places.shape[:2]), kind), None, None)[0][0]
+        return found
+
+    expected = []
+    if "points" in kinds:
+        expected.append(own(points, 1) if "boxes" not in kinds else own(points, 1)[:, :-1])
+    if "boxes" in kinds:
+        expected += [own(corners[:, :, corner], 2 + corner)[:, :-1] for corner in range(2)]
+        together = encoder(None, None, corners.flatten(0, 1)[None].flatten(-2), None)[0][0]  # as it takes boxes themselves
+        for corner in range(2):
+            assert_close(together[:, corner].unflatten(0, (3, 2)), expected[-2 + corner], atol=1e-4, rtol=1e-4)
+    assert_close(sparse, torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
+    nothing = encoder(points[None], torch.ones(1, *points.shape[:2]).long(), None, None)[1]
+    assert_close(dense, nothing.expand_as(dense))
+
+
+@pytest.mark.parametrize("name", ["sam2", "edgetam"])
+def test_blocks_of_sam_2_learn_as_sams_do(name: str) -> None:
+    sam = small_sam(name)
+    clip = tiny_escnet().clip
+    segmenter = EscNet(
+        clip, sam, side=64, width=16, window=2, decoder=(16, 16), skips=(4, 4), prompts=("points", "boxes", "masks")
+    )
+    assert isinstance(segmenter.sam, PromptedBlocks)
+    for part, own in (
+        (segmenter.sam.prompts.inside, sam.model.prompt_encoder.point_embed.weight[1:2]),
+        (segmenter.sam.prompts.corners[1], sam.model.prompt_encoder.point_embed.weight[3:4]),  # type: ignore[index]
+    ):
+        assert torch.equal(part.weight, own)  # type: ignore[union-attr]
+        assert part.weight.requires_grad  # type: ignore[union-attr]
+        assert part.weight.data_ptr() != own.data_ptr()  # type: ignore[union-attr]
+    images, targets = halves()
+    losses = segmenter.train().loss(images, some_text(), targets)
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    found = {name: parameter.grad for name, parameter in segmenter.sam.named_parameters()}
+    assert all(grad is not None and grad.isfinite().all() for grad in found.values())
+    assert logits(segmenter.eval(), some_text()).isfinite().all()
 
 
 def test_masks_are_those_of_sam() -> None:

@@ -2,7 +2,7 @@
 
     load_clip("ViT-B-16", "openai")                        weights by their tag, from the Hugging Face hub or its cache
     load_clip("convnext_large_d_320", "clip.safetensors")  a local file
-    load_clip("src/lexiseg/assets/clip-tiny-resnet")     a folder as open_clip saves it
+    load_clip("src/lexiseg/assets/clip-tiny-vit")          a folder as open_clip saves it
     build_clip("RN50x64")                                  no weights; inside ``torch.device("meta")`` not even memory
 
 A folder holds ``open_clip_config.json`` and ``open_clip_model.safetensors``. The key ``lexiseg`` of the config, which

@@ -53,6 +53,8 @@ def bent(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
     for row in range(cells):
         for column in range(cells):
             box = (round(xs[column]), round(ys[row]), round(xs[column + 1]), round(ys[row + 1]))
+            if box[0] == box[2] or box[1] == box[3]:  # of a sprite of one or two pixels
+                continue
             corners = (nodes[row, column], nodes[row + 1, column], nodes[row + 1, column + 1], nodes[row, column + 1])
             mesh.append((box, tuple(float(value) for corner in corners for value in corner)))
     return sprite.transform(sprite.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)

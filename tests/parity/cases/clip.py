@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lexiseg.backbones.clip import (
     ClipBackbone,
-    ClipConvNeXt,
+    ClipMeanPooled,
     ClipResNet,
     ClipViT,
     assemble_clip,
@@ -112,7 +112,7 @@ def fcclip_features(path: Path) -> list[Row]:
     """Normalised input, res2 … res5, the map that is pooled, pooled regions and the text classifier."""
     tensors, document = load_case(path)
     clip = fcclip_backbone(path, document)
-    assert isinstance(clip, ClipConvNeXt | ClipResNet)
+    assert isinstance(clip, ClipMeanPooled | ClipResNet)
     clip.mean = tuple(value / 255 for value in document["pixel_mean"])
     clip.std = tuple(value / 255 for value in document["pixel_std"])
 
