@@ -182,6 +182,12 @@ def test_panoptic_files(tmp_path: Path) -> None:
         (lambda folder: Image.new("L", (2, 2)).save(folder / "found/a.png"), r"found/a\.png: is not in colour"),
         (lambda folder: edit(folder / "found.json", lambda found: found["annotations"].pop(0)), "no prediction for image a"),
         (
+            lambda folder: edit(
+                folder / "truth.json", lambda truth: truth["annotations"][0]["segments_info"][0].update(area=0)
+            ),
+            r"found\.json, image a: the truth states an area of 0",
+        ),
+        (
             lambda folder: edit(folder / "truth.json", lambda truth: truth["annotations"].pop(0)),
             r"found\.json: has predictions of image a",
         ),

@@ -66,6 +66,8 @@ class PanopticQuality(CountingMetric[PanopticMap, PanopticMap]):
         union = areas[:, None] + (found_areas - on_void) - shared
         same_class = np.where(crowd, NO_CLASS, truth_labels)[:, None] == found_labels
         truth_matched, found_matched = np.nonzero((2 * shared > union) & same_class)
+        if not union[truth_matched, found_matched].all():
+            raise DataError("the truth states an area of 0 for a segment that has pixels")
         units = np.ldexp(shared[truth_matched, found_matched] / union[truth_matched, found_matched], IOU_UNIT).astype(np.int64)
         missed, wrong = ~crowd, np.ones(len(found_labels), bool)
         missed[truth_matched] = wrong[found_matched] = False
