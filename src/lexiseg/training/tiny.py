@@ -39,7 +39,7 @@ class Budget:
     def progress(self, step: int, seconds: float) -> float:
         """What is behind of the whole training, 0 to 1, before step number ``step``."""
         spent = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return min(1.0, max(step / self.steps, spent))
+        return min(1.0, max(step / max(1, self.steps), spent))
 
 
 def learning_rate(progress: float, step: int, peak: float, *, warmup: int = 150, cooldown: float = 0.3) -> float:
