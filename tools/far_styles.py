@@ -123,8 +123,10 @@ def unpacked(package: Path, folder: Path) -> Path:
 
 def openmoji(folder: Path, things: list[dict]) -> Iterator[tuple[str, str, Image.Image]]:
     """(name, file, drawing) by the code of each thing."""
-    from pack_glyphs import svg  # here, as it needs resvg_py, which photographs do not
-
+    try:
+        from pack_glyphs import svg  # here, as photographs do not need it
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error.name} is missing, which draws OpenMoji's SVG: pip install -e '.[pack]'") from error
     drawings = next(folder.rglob("color/svg"))
     for row in things:
         path = drawings / f"{row['code'].upper()}.svg"
