@@ -49,5 +49,5 @@ def test_pictures_named_by_an_absolute_path_stay_as_they_are(
     before = contents(tmp_path)
     options = ["--model", "fcclip-tiny", "--save-predictions", "--output", str(tmp_path / "out")]
     assert main(["evaluate", "--data", str(worlds[0]), *options]) == 1
-    assert f"{source}, the first image: the name" in capsys.readouterr().err
+    assert f"{source}, images[0], id 0: the name" in capsys.readouterr().err
     assert contents(tmp_path) == before

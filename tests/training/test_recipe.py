@@ -166,11 +166,11 @@ def test_a_dry_run_counts(capsys, monkeypatch, tmp_path):
     assert main(["train", "fcclip-tiny", "batch=2", "--dry-run", "--json", "accumulate=2"]) == 0
     assert not list(tmp_path.rglob("*.safetensors")), "names as a model without weights embeds them are not kept"
     told = json.loads(capsys.readouterr().out)
-    assert told["batch"]["images"] == [2, 3, 256, 256]
+    assert told["batch"]["images"] == [2, 3, 384, 384]
     assert told["images_at_once"] == 1
     parameters, memory = told["parameters"], told["memory_GiB"]
     assert parameters["total"] == parameters["trainable"] + parameters["frozen"]
-    assert parameters["trainable"] == 998_913
+    assert parameters["trainable"] == 908_289
     assert memory["all"] == pytest.approx(memory["weights"] + memory["optimiser"] + memory["of each image"])
     assert told["missing"] == []
 
