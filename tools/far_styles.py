@@ -22,6 +22,7 @@ import json
 import math
 import re
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pack_glyphs import fitted, svg
 
 OPENMOJI = "openmoji@17.0.0"
 STAMPS = "tuxpaint-stamps-default"
@@ -123,10 +127,6 @@ def unpacked(package: Path, folder: Path) -> Path:
 
 def openmoji(folder: Path, things: list[dict]) -> Iterator[tuple[str, str, Image.Image]]:
     """(name, file, drawing) by the code of each thing."""
-    try:
-        from pack_glyphs import svg  # here, as photographs do not need it
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"{error.name} is missing, which draws OpenMoji's SVG: pip install -e '.[pack]'") from error
     drawings = next(folder.rglob("color/svg"))
     for row in things:
         path = drawings / f"{row['code'].upper()}.svg"
@@ -195,16 +195,6 @@ def form(words: str) -> str:
     """Letters alone, without the plural of the last word: "T-shirts" and "t shirt" are the same."""
     letters = re.sub(r"[^a-z]", "", words.lower())
     return letters.removesuffix("ies") + "y" if letters.endswith("ies") else re.sub(r"(?<!s)s$", "", letters)
-
-
-def fitted(drawing: Image.Image, cell: int) -> Image.Image:
-    """As in pack_glyphs, which cannot be imported without resvg_py: cut to what is visible, the longer side fills the cell."""
-    drawing = drawing.crop(drawing.getchannel("A").point(lambda alpha: 255 * (alpha > 24)).getbbox())
-    scale = cell / max(drawing.size)
-    size = tuple(max(1, round(side * scale)) for side in drawing.size)
-    centred = Image.new("RGBA", (cell, cell))
-    centred.paste(drawing.resize(size, Image.Resampling.LANCZOS), ((cell - size[0]) // 2, (cell - size[1]) // 2))
-    return centred
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import resvg_py
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 96  # pixels of one sprite
@@ -227,16 +226,20 @@ class NotoFont:
 
 
 def svg(path: Path) -> Image.Image:
+    try:
+        import resvg_py
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error.name} is missing, which draws SVG: pip install -e '.[pack]'") from error
     return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=160, height=160)))).convert("RGBA")
 
 
-def fitted(drawing: Image.Image) -> Image.Image:
+def fitted(drawing: Image.Image, side: int = CELL) -> Image.Image:
     """The drawing cut to what is visible and scaled so that its longer side fills the cell."""
     drawing = drawing.crop(drawing.getchannel("A").point(lambda alpha: 255 * (alpha > 24)).getbbox())
-    scale = CELL / max(drawing.size)
-    size = tuple(max(1, round(side * scale)) for side in drawing.size)
-    cell = Image.new("RGBA", (CELL, CELL))
-    cell.paste(drawing.resize(size, Image.Resampling.LANCZOS), ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    scale = side / max(drawing.size)
+    size = tuple(max(1, round(length * scale)) for length in drawing.size)
+    cell = Image.new("RGBA", (side, side))
+    cell.paste(drawing.resize(size, Image.Resampling.LANCZOS), ((side - size[0]) // 2, (side - size[1]) // 2))
     return cell
 
 

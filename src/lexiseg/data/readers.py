@@ -408,7 +408,7 @@ def semantic_dataset(name: str, vocabulary: Vocabulary, samples: Sequence[Sample
 
 
 def read_label_map(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
-    """Labels [H, W] of the label map ``sample.annotation["semantic"]``, `IGNORED` where nobody says.
+    """Labels [H, W] of the label map ``sample.annotation["semantic"]``, `IGNORED` where pixels are unlabelled.
 
     Raises:
         DataError: if the file is missing, damaged, not of the picture's size, or has an id outside the table.

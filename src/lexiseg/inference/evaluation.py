@@ -255,7 +255,7 @@ def forgive(truth: NDArray[np.int32], found: NDArray[np.int32], forgiven: Sequen
 
 
 def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
-    """Every predicted mask of the only image, whatever it is called.
+    """Every predicted mask of a prediction of one image, whatever its class.
 
     Raises:
         UsageError: the method predicts pixels and has no masks.

@@ -159,7 +159,7 @@ class CorrelationSegmenter(Segmenter):
         """
 
     def masks_of(self, image: Tensor, seen: Seen, trace: Trace | None) -> Masks | None:  # noqa: ARG002
-        """What in an image [3, H, W] belongs together: nobody says."""
+        """Class-agnostic masks of an image [3, H, W] to refine its prediction with; None: this method has none."""
         return None
 
     def _whole(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:

@@ -66,7 +66,7 @@ class Tower:
 
     Attributes:
         lr: the highest rate.
-        sides: to which scenes are enlarged, one at random each step; few, for cuDNN plans each convolution anew for each.
+        sides: to which scenes are enlarged, one at random each step; few, for the first batch of a new size is slow on a GPU.
         side: that of use.
         half_on_cpu: bfloat16 is an order of magnitude slower for depthwise convolutions on a CPU.
     """

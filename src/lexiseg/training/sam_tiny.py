@@ -361,13 +361,10 @@ def decode(model: Any, embeddings: Embeddings, prompts: Prompts) -> tuple[Tensor
             model, repeated, points.flatten(0, 1)[:, None], labels.flatten(0, 1)[:, None], prompts.given.flatten(0, 1)[:, None]
         )
         return answers[0].unflatten(0, (number, count))[:, :, 0], answers[1].unflatten(0, (number, count))[:, :, 0]
-    parts = [
-        _answers(model, embeddings, points[:, :split, :1], labels[:, :split, :1], None)
-        if single
-        else _answers(model, embeddings, points[:, split:], labels[:, split:], None)
-        for single, split in ((True, prompts.singles), (False, prompts.singles))
-    ]
-    return torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts], dim=1)
+    split = prompts.singles
+    single = _answers(model, embeddings, points[:, :split, :1], labels[:, :split, :1], None)
+    double = _answers(model, embeddings, points[:, split:], labels[:, split:], None)
+    return torch.cat([single[0], double[0]], dim=1), torch.cat([single[1], double[1]], dim=1)
 
 
 def _answers(

@@ -1,4 +1,4 @@
-"""Score the embedded models on scenes nobody trained on; the scores of docs/tiny.md are printed by this command.
+"""Score the embedded models on held-out scenes; prints the scores of docs/tiny.md.
 
     python -m lexiseg.training.score --scenes 200 --seed 12345 --model cmpf-tiny
     python -m lexiseg.training.score --scenes 100 --far output/far/openmoji.webp --far output/far/photographs.webp

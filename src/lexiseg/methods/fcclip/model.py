@@ -228,7 +228,7 @@ def shortest_side(size: Size, side: int, longest: int) -> Size:
 
 
 def join(predictions: Sequence[MaskPrediction]) -> MaskPrediction:
-    """Predictions of one image each as that of a batch; smaller grids repeat their edges, which nobody sees."""
+    """Stack predictions of one image each; smaller grids are padded beyond their extents by repeating their edges."""
     high, wide = (max(one.masks.shape[axis] for one in predictions) for axis in (-2, -1))
     whole = [one if one.masks.shape[-2:] == (high, wide) else _enlarged(one, (high, wide)) for one in predictions]
     return replace(
