@@ -12,8 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lexiseg.backbones.clip import load_clip
+    from lexiseg.backbones.mask_generator import generate_masks
+    from lexiseg.backbones.sam_loading import load_sam
     from lexiseg.errors import ImageError, LexisegError, OutputError, RunError, UsageError, WeightsError
     from lexiseg.inference.pipeline import Pipeline, load
+    from lexiseg.methods import list_models
     from lexiseg.methods.base import Segmenter
     from lexiseg.segmentation import Segmentation
     from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
@@ -40,7 +44,11 @@ _HOMES = {
     "Vocabulary": "text.vocabulary",
     "WeightsError": "errors",
     "embed_vocabulary": "text.embed",
+    "generate_masks": "backbones.mask_generator",
+    "list_models": "methods",
     "load": "inference.pipeline",
+    "load_clip": "backbones.clip",
+    "load_sam": "backbones.sam_loading",
 }
 
 __all__ = [
@@ -61,7 +69,11 @@ __all__ = [
     "Vocabulary",
     "WeightsError",
     "embed_vocabulary",
+    "generate_masks",
+    "list_models",
     "load",
+    "load_clip",
+    "load_sam",
 ]
 
 
@@ -70,3 +82,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"lexiseg.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'lexiseg' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

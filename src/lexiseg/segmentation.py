@@ -14,7 +14,7 @@ from lexiseg.errors import OutputError
 from lexiseg.exports import coco, labels, panoptic_png
 from lexiseg.ops.files import write_json, write_png
 from lexiseg.ops.names import below, is_file_of, result_name
-from lexiseg.structures import Segment
+from lexiseg.structures import Segment, Task
 from lexiseg.visualise.overlay import overlay
 
 TASKS = ("panoptic", "semantic", "instance")
@@ -35,7 +35,7 @@ class Segmentation:
         source: the file the image came from, if any.
     """
 
-    task: str
+    task: Task
     image: NDArray[np.uint8] = field(repr=False)
     names: tuple[str, ...]
     things: tuple[bool, ...] = field(repr=False)

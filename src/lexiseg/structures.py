@@ -18,6 +18,7 @@ from torch.nn import functional
 
 Size = tuple[int, int]  # (height, width)
 Link = Literal["softmax", "sigmoid", "identity"]
+Task = Literal["panoptic", "semantic", "instance"]
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,22 @@ from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.sam_loading import build_sam
 from lexiseg.methods.base import Segmenter
+from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.catseg.model import CatSeg
+from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import SamMasks
+from lexiseg.methods.escnet.config import EscNetConfig
 from lexiseg.methods.escnet.model import EscNet
+from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
+from lexiseg.methods.fovseg.config import FovSegConfig
 from lexiseg.methods.fovseg.model import FovSeg
+from lexiseg.methods.maskclip.config import MaskClipConfig
 from lexiseg.methods.maskclip.model import MaskClip
+from lexiseg.methods.sam_clip.config import SamClipConfig
 from lexiseg.methods.sam_clip.model import SamClip
+from lexiseg.methods.sam_mi.config import SamMiConfig
 from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.structures import ImageBatch, TextEmbeddings
 
@@ -68,31 +76,40 @@ def tiny_sam(mask_channels: int = 4) -> SamFamily:
 
 def tiny_sam_clip(kind: str) -> SamClip:
     torch.manual_seed(2)
-    options = MaskGeneratorOptions(quality_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9)
-    return SamClip(tiny_clip(kind), tiny_sam(), side=64, points=3, options=options).eval()
+    generator = MaskGeneratorOptions(pred_iou_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9)
+    config = SamClipConfig(shortest_edge=64, points_per_side=3, generator=generator)
+    return SamClip(tiny_clip(kind), tiny_sam(), config).eval()
 
 
-SIZES: dict[str, Any] = {"queries": 9, "width": 64, "layers": 3, "pixel_feedforward": 48, "feedforward": 48, "side": 64}
+SIZES: dict[str, Any] = {
+    "num_queries": 9, "hidden_dim": 64, "num_layers": 3, "pixel_decoder_ffn_dim": 48, "ffn_dim": 48, "shortest_edge": 64
+}  # fmt: skip
 
 
 def tiny_fcclip(kind: str) -> FcClip:
     torch.manual_seed(2)
-    return _finding(FcClip(tiny_clip(kind), **SIZES))  # type: ignore[arg-type]  # none with a vision transformer
+    return _finding(FcClip(tiny_clip(kind), FcClipConfig(**SIZES)))  # type: ignore[arg-type]  # none with a vision transformer
 
 
-def tiny_cmpf(kind: str, **options: Any) -> Cmpf:
+def tiny_cmpf(kind: str, mask_sam: SamFamily | None = None, **options: Any) -> Cmpf:
     torch.manual_seed(2)
     injectors = {"query_layers": (1, 2), "feature_layers": (1, 2), "sam_layers": 1}
-    return _finding(Cmpf(tiny_clip(kind), tiny_sam(), **{**SIZES, **injectors, **options}))  # type: ignore[arg-type]
+    config = CmpfConfig(**{**SIZES, **injectors, **options})
+    return _finding(Cmpf(tiny_clip(kind), tiny_sam(), mask_sam, config))  # type: ignore[arg-type]
+
+
+COST_SIZES: dict[str, Any] = {
+    "image_size": 64, "guide_channels": (8, 8), "classes_at_once": 2, "hidden_dim": 16, "appearance_dim": 8, "text_dim": 8,
+    "decoder_channels": (16, 16), "decoder_guide_channels": (4, 4), "window_size": 2, "max_classes": 4,
+}  # fmt: skip
 
 
 def tiny_catseg(**options: Any) -> CatSeg:
     """Sees 4 × 4 cells, in windows of two."""
     torch.manual_seed(2)
-    sizes = {"width": 16, "appearance": 8, "text": 8, "decoder": (16, 16), "decoder_guides": (4, 4), "window": 2, "most": 4}
     clip = tiny_clip("vit")
     assert isinstance(clip, ClipViT)
-    segmenter = CatSeg(clip, **{"side": 64, "guides": (8, 8), "classes_at_once": 2, **sizes, **options})
+    segmenter = CatSeg(clip, CatSegConfig(**{**COST_SIZES, **options}))
     with torch.no_grad():
         segmenter.aggregation.head.weight.mul_(8)  # sure of its pixels
         for name, parameter in segmenter.aggregation.named_parameters():
@@ -104,12 +121,13 @@ def tiny_catseg(**options: Any) -> CatSeg:
 def tiny_sam_mi(**options: Any) -> SamMi:
     """The same with the masks of a loud SAM."""
     torch.manual_seed(2)
-    sizes = {"width": 16, "appearance": 8, "text": 8, "decoder": (16, 16), "decoder_guides": (4, 4), "window": 2, "most": 4}
     clip = tiny_clip("vit")
     assert isinstance(clip, ClipViT)
-    generator = MaskGeneratorOptions(best_of_point=True, quality_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9)
-    given = {"side": 64, "guides": (8, 8), "classes_at_once": 2, "prompter_width": 8, "generator": generator, **sizes}
-    segmenter = SamMi(clip, loud_sam(), **{**given, **options})
+    generator = MaskGeneratorOptions(
+        best_mask_per_point=True, pred_iou_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9
+    )
+    given = {**COST_SIZES, "prompter_dim": 8, "generator": generator}
+    segmenter = SamMi(clip, loud_sam(), SamMiConfig(**{**given, **options}))
     with torch.no_grad():
         segmenter.aggregation.head.weight.mul_(8)
         segmenter.prompter.point_head.bias.sub_(4)  # few points
@@ -121,8 +139,11 @@ def tiny_escnet(**options: Any) -> EscNet:
     torch.manual_seed(2)
     clip = tiny_clip("vit")
     assert isinstance(clip, ClipViT)
-    sizes = {"side": 64, "width": 16, "decoder": (16, 16), "skips": (4, 4), "window": 2, "regions": 3, "classes_at_once": 2}
-    segmenter = EscNet(clip, loud_sam(mask_channels=16), **{**sizes, **options})
+    sizes = {
+        "image_size": 64, "hidden_dim": 16, "decoder_channels": (16, 16), "skip_channels": (4, 4), "window_size": 2,
+        "num_regions": 3, "classes_at_once": 2,
+    }  # fmt: skip
+    segmenter = EscNet(clip, loud_sam(mask_channels=16), EscNetConfig(**{**sizes, **options}))
     with torch.no_grad():
         segmenter.decoder.head.weight.mul_(8)  # sure of its pixels
         for name, parameter in segmenter.named_parameters():
@@ -136,8 +157,8 @@ def tiny_maskclip(**options: Any) -> MaskClip:
     torch.manual_seed(2)
     clip = tiny_clip("vit")
     assert isinstance(clip, ClipViT)
-    given = {"classifier_side": 64, "side": 64, "relative": (1,), "masks_at_once": 3}
-    return MaskClip(clip, SomeProposals(), **{**given, **options}).eval()
+    given = {"clip_image_size": 64, "shortest_edge": 64, "relative_blocks": (1,), "masks_at_once": 3}
+    return MaskClip(clip, SomeProposals(), MaskClipConfig(**{**given, **options})).eval()
 
 
 def tiny_fovseg(**options: Any) -> FovSeg:
@@ -145,8 +166,8 @@ def tiny_fovseg(**options: Any) -> FovSeg:
     torch.manual_seed(2)
     clip = tiny_clip("vit")
     assert isinstance(clip, ClipViT)
-    given = {"classifier_side": 96, "side": 64, "bottleneck": 8, "masks_at_once": 3}
-    segmenter = FovSeg(clip, SomeProposals(), **{**given, **options})
+    given = {"clip_image_size": 96, "shortest_edge": 64, "teva_bottleneck": 8, "masks_at_once": 3}
+    segmenter = FovSeg(clip, SomeProposals(), FovSegConfig(**{**given, **options}))
     with torch.no_grad():
         for name, parameter in segmenter.named_parameters():
             if name.startswith(("teva", "adapter")) and parameter.count_nonzero() == 0:
@@ -183,7 +204,7 @@ def loud_sam(seed: int = 7, **options: Any) -> SamFamily:
 
 
 EVERY_MASK = SamMasks(
-    points=2, options=MaskGeneratorOptions(quality_threshold=0.0, stability_threshold=0.0, box_nms_threshold=1.0)
+    points=2, options=MaskGeneratorOptions(pred_iou_threshold=0.0, stability_threshold=0.0, box_nms_threshold=1.0)
 )
 
 
@@ -207,16 +228,16 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
     **{f"cmpf with masks ({kind})": partial(tiny_cmpf_with_masks, kind) for kind in ("convnext", "resnet")},
     "catseg": tiny_catseg,
     "sam_mi": tiny_sam_mi,
-    "sam_mi (whole pictures, likeliest points)": partial(tiny_sam_mi, sliding=False, asking="top"),
+    "sam_mi (whole pictures, likeliest points)": partial(tiny_sam_mi, sliding=False, point_sampling="top"),
     "escnet": tiny_escnet,
     "escnet (crops, nearest classes, all prompts)": partial(
-        tiny_escnet, sliding=True, most=4, prompts=("points", "boxes", "masks"), probability="space"
+        tiny_escnet, sliding=True, max_classes=4, prompts=("points", "boxes", "masks"), probability="space"
     ),
     "escnet (without SAM)": partial(tiny_escnet, sam_blocks="none", classes_at_once=None),
     "maskclip": tiny_maskclip,
-    "maskclip (plain attention)": partial(tiny_maskclip, relative=(), masks_at_once=None),
+    "maskclip (plain attention)": partial(tiny_maskclip, relative_blocks=(), masks_at_once=None),
     "fovseg": tiny_fovseg,
-    "catseg (whole pictures, all classes)": partial(tiny_catseg, sliding=False, most=0, classes_at_once=None),
+    "catseg (whole pictures, all classes)": partial(tiny_catseg, sliding=False, max_classes=0, classes_at_once=None),
 }
 
 

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.losses.pixel_loss import PixelLossOptions
 from lexiseg.losses.set_loss import SetLossOptions
-from lexiseg.methods.base import Segmenter
+from lexiseg.methods import MODELS
+from lexiseg.methods.catseg.config import CatSegConfig
+from lexiseg.methods.catseg.model import CatSeg
+from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.recipe import Jitter, Recipe, Stage, changed
+from lexiseg.methods.variant import Part, Source, Variant
 from lexiseg.training.loop import train
-from tests.laws.builders import SIZES, tiny_catseg, tiny_clip
+from tests.laws.builders import COST_SIZES, SIZES, tiny_catseg, tiny_clip
 
 
-def build(_: Mapping[str, str], options: Mapping[str, Any]) -> Segmenter:
-    return FcClip(tiny_clip("convnext"), templates="none", **options)  # type: ignore[arg-type]
+CONFIG = FcClipConfig(**{**SIZES, "num_layers": 2, "pixel_decoder_layers": 1, "templates": "none"})
+
+
+CATSEG_CONFIG = CatSegConfig(**{**COST_SIZES, "sliding": False, "max_classes": 0, "templates": "none"})
+
+
+def _clip(kind: str) -> Part:
+    """A CLIP that is the same whether or not it is asked for with weights."""
+    return Part("clip", partial(tiny_clip, kind), lambda _: tiny_clip(kind))
+
 
 
 def recipe(*settings: str) -> Recipe:
     """8 steps of 2 scenes of 64 pixels."""
     made = Recipe(
         "fcclip-test",
-        build,
-        lambda options: build({}, options),
         "world:train:64",
-        (Stage(8, rate=2e-3, warmup=2, cooldown=0.5, clip=1.0),),
-        model={**SIZES, "layers": 2, "pixel_layers": 1},
-        batch=2,
+        (Stage(8, lr=2e-3, warmup=2, cooldown=0.5, max_grad_norm=1.0),),
+        CONFIG,
+        batch_size=2,
         jitter=Jitter(side=64, least=0.8, most=1.3),
         loss=SetLossOptions(points=64),
         save_every=2,
@@ -41,8 +51,12 @@ def recipe(*settings: str) -> Recipe:
     return changed(made, settings)
 
 
-def build_catseg(_: Mapping[str, str], options: Mapping[str, Any]) -> Segmenter:
-    return tiny_catseg(sliding=False, most=0, templates="none", **options)
+class LoudCatSeg(CatSeg):
+    """A CAT-Seg that is sure of its pixels from the start."""
+
+    def __init__(self, clip: ClipViT, config: CatSegConfig) -> None:
+        super().__init__(clip, config)
+        self.load_state_dict(tiny_catseg(**asdict(config)).state_dict())
 
 
 def catseg_recipe(*settings: str) -> Recipe:
@@ -50,14 +64,19 @@ def catseg_recipe(*settings: str) -> Recipe:
     made = replace(
         recipe(),
         name="catseg-test",
-        build=build_catseg,
-        skeleton=lambda options: build_catseg({}, options),
-        stages=(Stage(6, rate=2e-3, multipliers={"clip": 0.1}, cosine=True),),
-        model={},
+        stages=(Stage(6, lr=2e-3, lr_multipliers={"clip": 0.1}, cosine=True),),
+        model=CATSEG_CONFIG,
         loss=PixelLossOptions(),
-        classes=12,
+        max_classes_per_batch=12,
     )
     return changed(made, settings)
+
+
+OWN = Source("nowhere", "your own", manual_url="lexiseg train")
+MODELS["fcclip-test"] = Variant("fcclip-test", "of the tests", FcClip, CONFIG, (_clip("convnext"),), OWN, recipe=recipe)
+MODELS["catseg-test"] = Variant(
+    "catseg-test", "of the tests", LoudCatSeg, CATSEG_CONFIG, (_clip("vit"),), OWN, recipe=catseg_recipe
+)
 
 
 if __name__ == "__main__":  # python -m tests.training.recipes FOLDER [key=value ...]

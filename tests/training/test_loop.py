@@ -17,12 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.testing import assert_close
 
 from lexiseg.errors import OutputError, RunError, UsageError
+from lexiseg.methods import MODELS
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.weights import fill_from, read_card
 from lexiseg.training import checkpoint, examples, loop
 from lexiseg.training.journal import read_log
 from lexiseg.training.loop import train
-from tests.training.recipes import build, build_catseg, catseg_recipe, recipe
+from tests.training.recipes import catseg_recipe, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMED = {"seconds", "images_per_second"}  # the only numbers of a log that differ between two runs
@@ -81,7 +82,7 @@ def test_a_tuned_clip_goes_on_where_it_stopped(tmp_path):
             train(catseg_recipe(), tmp_path / folder, device="cpu", workers=0, until=stop)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert same(one, two)
-    before = build_catseg({}, {}).state_dict()
+    before = MODELS["catseg-test"].untrained().state_dict()
     moved = {name for name, values in one.items() if not torch.equal(values, before[name])}
     assert {name for name in moved if name.startswith("clip.")} == {
         name for name in one if name.startswith("clip.") and name.endswith("attn.in_proj_weight")
@@ -89,7 +90,7 @@ def test_a_tuned_clip_goes_on_where_it_stopped(tmp_path):
     for name in (name for name in moved if name.startswith("clip.")):
         width = len(one[name]) // 3
         assert torch.equal(one[name][width : 2 * width], before[name][width : 2 * width])
-    fresh = build_catseg({}, {})
+    fresh = MODELS["catseg-test"].untrained()
     fill_from(fresh, tmp_path / "two/model", model="catseg-test")
     assert all(torch.equal(values, one[name]) for name, values in fresh.state_dict().items())
 
@@ -161,9 +162,9 @@ def test_the_seed_makes_one(whole, tmp_path):
 
 
 def test_what_is_frozen_stays_and_all_else_learns(whole):
-    after = build({}, recipe().model)
+    after = MODELS["fcclip-test"].untrained()
     torch.manual_seed(loop.seed_of(0))
-    before = build({}, recipe().model)
+    before = MODELS["fcclip-test"].untrained()
     card = fill_from(after, whole / "model")
     changed = {
         name
@@ -180,26 +181,26 @@ def test_it_learns(tmp_path, monkeypatch):
     """One scene over and over: the loss must fall to a part of what it was."""
     monkeypatch.setattr(examples, "WORLD_SCENES", 1)
     still = ("jitter.least=1.0", "jitter.most=1.0", "jitter.mirror=0.0")
-    train(recipe("steps=60", "rate=5e-3", *still), tmp_path, device="cpu", workers=0)
+    train(recipe("steps=60", "lr=5e-3", *still), tmp_path, device="cpu", workers=0)
     rows = log(tmp_path)
     assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]
 
 
 def test_accumulated_batches_learn_about_the_same(whole, tmp_path):
-    train(recipe("accumulate=2"), tmp_path, device="cpu", workers=0)
+    train(recipe("grad_accum_steps=2"), tmp_path, device="cpu", workers=0)
     ours, others = log(tmp_path), log(whole)
     assert_close(ours[0]["loss"], others[0]["loss"], rtol=0.05, atol=0)  # each part is normalised by its own targets
     assert ours != others
 
 
 def test_the_moving_average_is_what_is_kept(tmp_path):
-    train(recipe("average=0.5"), tmp_path, device="cpu", workers=0, until=7)
+    train(recipe("ema_decay=0.5"), tmp_path, device="cpu", workers=0, until=7)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    train(recipe("average=0.5"), tmp_path, device="cpu", workers=0)
+    train(recipe("ema_decay=0.5"), tmp_path, device="cpu", workers=0)
     last = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     name = "mask_decoder.norm.weight"
     assert_close(last["average"][name], 0.5 * state["average"][name] + 0.5 * last["segmenter"][name])
-    model = build({}, recipe().model)
+    model = MODELS["fcclip-test"].untrained()
     fill_from(model, tmp_path / "model")
     assert torch.equal(model.state_dict()[name], last["average"][name])
 
@@ -212,7 +213,7 @@ def test_stages_have_optimisers_of_their_own(tmp_path):
     train(two, tmp_path / "a", device="cpu", workers=0, until=4)
     first = weights(tmp_path / "a")
     torch.manual_seed(loop.seed_of(0))
-    start = build({}, two.model).state_dict()
+    start = MODELS["fcclip-test"].untrained({}, two.model).state_dict()
     assert all(torch.equal(first[name], start[name]) for name in first if name.startswith("mask_decoder."))
     assert any(not torch.equal(first[name], start[name]) for name in first if name.startswith("pixel_decoder."))
     train(two, tmp_path / "a", device="cpu", workers=0)
@@ -264,8 +265,8 @@ def test_measured_on_the_way(tmp_path):
     ("settings", "words"),
     [
         (["seed=3"], "seed=0, now it is 3; choose another --output"),
-        (["rate=0.5"], r"stages\.0\.rate=0\.002, now it is 0\.5"),
-        (["model.queries=7"], r"model\.queries=9"),
+        (["lr=0.5"], r"stages\.0\.lr=0\.002, now it is 0\.5"),
+        (["model.num_queries=7"], r"model\.num_queries=9"),
     ],
 )
 def test_a_folder_is_of_one_training(whole, settings, words):
@@ -275,7 +276,7 @@ def test_a_folder_is_of_one_training(whole, settings, words):
 
 def test_batches_that_cannot_be_shared(tmp_path):
     with pytest.raises(UsageError, match="batch of 2 cannot be shared by 1 processes in 3 parts"):
-        train(recipe("accumulate=3"), tmp_path, device="cpu")
+        train(recipe("grad_accum_steps=3"), tmp_path, device="cpu")
 
 
 def test_a_damaged_checkpoint(tmp_path):

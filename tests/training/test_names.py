@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -34,7 +36,7 @@ def names(segmenter: Segmenter | None = None, most: int = 5) -> Names:
 
 
 def replace_templates(segmenter: Segmenter) -> Segmenter:
-    segmenter.templates = "none"
+    segmenter.config = replace(segmenter.config, templates="none")
     return segmenter
 
 

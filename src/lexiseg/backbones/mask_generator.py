@@ -40,6 +40,7 @@ from lexiseg.ops.masks import (
     remove_small_regions,
     stability_score,
 )
+from lexiseg.ops.options import Natural, Positive, Unit, options
 from lexiseg.ops.points import unit_grid, unit_random
 from lexiseg.ops.rle import Counts, decode_counts, encode_masks
 from lexiseg.structures import Size
@@ -53,44 +54,36 @@ OUTSIDE_LOGIT = -32.0  # of a crop's mask beyond its crop
 PER_MASK = ("logits", "quality", "stability", "boxes", "points", "areas", "crops", "resized")  # fields with a row a mask
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class MaskGeneratorOptions:
-    """Options with the official defaults; a threshold of 0 switches its filter off.
+    """Options with the official defaults; a threshold of 0 switches its filter off."""
 
-    Attributes:
-        points_per_batch: points decoded at a time.
-        multimask: several masks a point.
-        best_of_point: of these only the one with the highest predicted IoU.
-        quality_threshold: predicted IoU must be greater.
-        stability_threshold: stability must be at least this.
-        stability_offset: logits up and down between which stability is measured.
-        box_nms_threshold: box IoU above which the worse of two masks of a crop goes.
-        crop_layers: layers of crops beside the whole image; layer i has 2^i × 2^i.
-        crop_nms_threshold: box IoU above which, of masks of different crops, that of the larger crop goes.
-        crop_overlap: of neighbouring crops in layer 1, as a share of the image's shorter side.
-        crop_points_downscale: the points a side are fewer by this factor with each layer.
-        min_region_area: smaller holes and islands are removed, in pixels.
-        full_resolution: the official order.
-    """
-
-    points_per_batch: int = 64
+    points_per_batch: Positive = 64
+    """Points decoded at a time."""
     multimask: bool = True
-    best_of_point: bool = False
-    quality_threshold: float = 0.88
+    """Whether a point gives several masks."""
+    best_mask_per_point: bool = False
+    """Of these only the one with the highest predicted IoU is kept."""
+    pred_iou_threshold: float = 0.88
+    """Predicted IoU must be greater."""
     stability_threshold: float = 0.95
+    """Stability must be at least this."""
     stability_offset: float = 1.0
-    box_nms_threshold: float = 0.7
-    crop_layers: int = 0
-    crop_nms_threshold: float = 0.7
-    crop_overlap: float = 512 / 1500
-    crop_points_downscale: int = 1
-    min_region_area: int = 0
+    """Logits up and down between which stability is measured."""
+    box_nms_threshold: Unit = 0.7
+    """Box IoU above which the worse of two masks of a crop is removed."""
+    crop_layers: Natural = 0
+    """Layers of crops beside the whole image; layer i has 2^i × 2^i."""
+    crop_nms_threshold: Unit = 0.7
+    """Box IoU above which, of masks of different crops, that of the larger crop is removed."""
+    crop_overlap: Unit = 512 / 1500
+    """Overlap of neighbouring crops in layer 1, as a fraction of the image's shorter side."""
+    crop_points_downscale: Positive = 1
+    """Factor by which the points a side decrease with each layer."""
+    min_region_area: Natural = 0
+    """Smaller holes and islands are removed, in pixels."""
     full_resolution: bool = False
-
-    def __post_init__(self) -> None:
-        for name, lowest in (("points_per_batch", 1), ("crop_points_downscale", 1), ("crop_layers", 0), ("min_region_area", 0)):
-            if getattr(self, name) < lowest:
-                raise UsageError(f"{name} must be at least {lowest}, not {getattr(self, name)}")
+    """The official order: masks are enlarged before they are filtered."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +218,7 @@ def _over(crop: Box, unit: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def generate(
+def generate_masks(
     backbone: SamFamily,
     image: Tensor,
     options: MaskGeneratorOptions | None = None,
@@ -267,7 +260,7 @@ def _generate(
         for some in points.to(device).split(options.points_per_batch):
             prompts = backbone.scale_points(some - some.new_tensor([left, top]), crop_size).float()[:, None]
             logits, quality = backbone.decode(embeddings, points=prompts, multimask=options.multimask, skips=skips)
-            if options.best_of_point:
+            if options.best_mask_per_point:
                 best = quality.argmax(1, keepdim=True)
                 logits, quality = logits.take_along_dim(best[..., None, None], 1), quality.take_along_dim(best, 1)
             owners = some.repeat_interleave(logits.shape[1], dim=0)
@@ -337,8 +330,8 @@ def filter_masks(
         size, extent: (height, width) of the image, and of what a grid of the whole image covers.
         options: thresholds, and the order of work.
     """
-    if options.quality_threshold > 0:
-        good = quality > options.quality_threshold
+    if options.pred_iou_threshold > 0:
+        good = quality > options.pred_iou_threshold
         logits, quality, points = logits[good], quality[good], points[good]
     measure = _measure_pixels if options.full_resolution else _measure_grid
     stability, boxes, areas = measure(logits, geometry, options)
@@ -441,10 +434,10 @@ def generate_cached(
     folder: str | Path,
     identity: str,
 ) -> GeneratedMasks:
-    """`generate`, or its result of an earlier call with the same image, backbone, options and points.
+    """`generate_masks`, or its result of an earlier call with the same image, backbone, options and points.
 
     Args:
-        backbone, image, options, prompter: as `generate`.
+        backbone, image, options, prompter: as `generate_masks`.
         folder: where results are kept, one safetensors file each.
         identity: what tells this backbone's weights from others, such as the checkpoint's digest.
 

@@ -1,18 +1,17 @@
 """Official checkpoints into our form of weights, and back: the same tensors under other names, every key accounted for.
 
-    FC-CLIP, CMPF (FrozenSeg)   ``model.safetensors`` + ``card.json``: what `lexiseg.load` takes for the official file
-    SAM, HQ-SAM, MobileSAM      the same with ``config.json``: what ``--weights sam=`` takes, and of the first two transformers
+    methods with published weights   ``model.safetensors`` + ``card.json``: what `lexiseg.load` takes for the official file
+    SAM, HQ-SAM, MobileSAM           the same with ``config.json``: what ``--weights sam=`` takes
 
 What is frozen, CLIP and SAM, is kept if the checkpoint holds it, so that one folder is all a model needs.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,15 +22,11 @@ from lexiseg.backbones.sam_loading import SAM_NAMES, config_document, from_offic
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods import MODELS
-from lexiseg.methods.base import Model
-from lexiseg.methods.cmpf import variants as cmpf
-from lexiseg.methods.fcclip import variants as fcclip
-from lexiseg.methods.fcclip import weights as head_weights
+from lexiseg.methods.variant import Variant
 from lexiseg.methods.weights import (
     CARD_FILE,
     MODEL_FILE,
     SavedWeights,
-    check,
     digest_of,
     halved,
     read_card,
@@ -45,80 +40,61 @@ CONFIG_FILE = "config.json"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
-class Names(ABC):
-    """How the names of a model's parameters correspond.
+class Converter(Protocol):
+    """Between an official form of weights and ours."""
 
-    Attributes:
-        licence: of the official weights.
-        facts: what its card says besides.
-    """
-
-    licence: str
-    facts: Mapping[str, str]
-
-    @abstractmethod
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
         """The official keys that carry no parameter, and why."""
+        ...
 
-    @abstractmethod
     def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-        """An official state dictionary under our names, and the config it needs, if any.
+        """An official state dictionary under our names, and the config file it needs, if any.
 
         Raises:
             WeightsError: it is not the model's.
         """
+        ...
 
-    @abstractmethod
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
         """The reverse.
 
         Raises:
-            WeightsError: parameters the official model has not.
+            WeightsError: parameters that the official model does not have.
         """
+        ...
+
+    def card(self) -> dict[str, Any]:
+        """What a card says of the weights."""
+        ...
 
 
-class HeadNames(Names):
-    """FC-CLIP and CMPF."""
+class MethodConverter:
+    """A method whose authors publish weights."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.licence = model.sources[0].licence
-        self.facts = {"behaviour": "official"}
+    def __init__(self, variant: Variant) -> None:
+        assert variant.official is not None
+        self.variant, self.names = variant, variant.official
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
-        reasons = head_weights.DROPPED | {head_weights.SAM_PREFIX + key: why for key, why in sam_weights.DROPPED.items()}
-        return {key: reasons[key] for key in keys if key in reasons}
+        return self.names.dropped(keys)
 
     def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-        checkpoint = head_weights.from_official(state)
-        with torch.device("meta"):
-            segmenter = self.model.skeleton()
-        parts = segmenter.trained_parts() | ({"clip"} if checkpoint.clip else set())
-        expected = {name: value for name, value in segmenter.state_dict().items() if name.split(".")[0] in parts}
-        check(head_weights.to_saved(replace(checkpoint, sam={})), expected, source)
-        if checkpoint.sam:
-            if "sam" not in segmenter.parts():
-                raise WeightsError(f"{source} is another model's: it holds a SAM")
-            from_official_state(checkpoint.sam, source)  # of any size, but a whole one
-        return head_weights.to_saved(checkpoint), None
+        tensors = self.names.ours(state, source)
+        self.variant.check_tensors(SavedWeights(tensors, self.card(), Path(source)))
+        return tensors, None
 
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
-        checkpoint = head_weights.from_saved(saved)
-        if "sam_features" in saved.parts() and checkpoint.behaviour != "official":
-            raise WeightsError(
-                f"{saved.file} was trained with the paper's own encoder of SAM's features, which the official program has not; "
-                "only weights of behaviour 'official' go back"
-            )
-        return head_weights.to_official(checkpoint)
+        return self.names.official(saved)
+
+    def card(self) -> dict[str, Any]:
+        return self.variant.official_card()
 
 
-class SamNames(Names):
+class SamConverter:
     """A SAM by itself."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.licence = "Apache-2.0"
-        self.facts = {}
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: sam_weights.DROPPED[key] for key in keys if key in sam_weights.DROPPED}
@@ -132,21 +108,23 @@ class SamNames(Names):
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
         return sam_weights.to_official(saved.tensors)
 
+    def card(self) -> dict[str, Any]:
+        return {"model": self.name, "licence": "Apache-2.0"}
 
-def names_of(model: str) -> Names:
-    """How the names of ``model`` correspond.
+
+def converter_of(model: str) -> Converter:
+    """The converter of ``model``.
 
     Raises:
         UsageError: it has no official checkpoint of its own.
     """
-    published = {**fcclip.MODELS, **cmpf.MODELS}
-    heads = {name: known for name, known in published.items() if any(source.by_hand for source in known.sources)}
-    if model in heads:
-        return HeadNames(heads[model])
+    published = {name: variant for name, variant in MODELS.items() if variant.official is not None}
+    if model in published:
+        return MethodConverter(published[model])
     if model in SAM_NAMES:
-        return SamNames(model)
-    why = "is not one that others publish" if model in MODELS else "is unknown"
-    raise UsageError(f"the model '{model}' {why}; checkpoints can be converted of {', '.join([*heads, *SAM_NAMES])}")
+        return SamConverter(model)
+    why = "has no weights that its authors published" if model in MODELS else "is unknown"
+    raise UsageError(f"the model '{model}' {why}; checkpoints can be converted of {', '.join([*published, *SAM_NAMES])}")
 
 
 @dataclass(frozen=True)
@@ -181,7 +159,7 @@ def to_lexiseg(file: str | Path, model: str, folder: str | Path, *, half: bool =
         WeightsError: the file cannot be read, or is another model's.
         OutputError: the folder cannot be written.
     """
-    names, folder = names_of(model), Path(folder)
+    converter, folder = converter_of(model), Path(folder)
     if (card := read_card(file)) is not None:
         raise WeightsError(f"{file} is in lexiseg's form already, weights of {card.get('model')}; '--to official' goes back")
     with tqdm(total=4, unit="step", disable=None if progress else True) as steps:
@@ -190,12 +168,12 @@ def to_lexiseg(file: str | Path, model: str, folder: str | Path, *, half: bool =
         digest = digest_of(file)
         steps.update()
         steps.set_description("renaming")
-        tensors, config = names.ours(state, str(file))
-        dropped = names.dropped(state)
+        tensors, config = converter.ours(state, str(file))
+        dropped = converter.dropped(state)
         steps.update()
         steps.set_description("writing")
         source = {"file": Path(file).name, "sha256": digest, "keys": len(state), "dropped": dropped}
-        about = {"model": model, "licence": names.licence, **names.facts, "source": source}
+        about = {**converter.card(), "source": source}
         files = [folder / MODEL_FILE, folder / CARD_FILE]
         if config is not None:
             files.append(folder / CONFIG_FILE)
@@ -220,11 +198,11 @@ def to_official(path: str | Path, model: str, file: str | Path, *, half: bool = 
         WeightsError: the weights cannot be read, are another model's, or have no official name.
         OutputError: the file cannot be written.
     """
-    names, file = names_of(model), Path(file)
+    converter, file = converter_of(model), Path(file)
     if file.suffix not in SUFFIXES:
         raise UsageError(f"--output {file}: name the checkpoint to be written, ending in {', '.join(SUFFIXES)}")
     saved = read_weights(path, model=model)
-    official = names.official(saved)
+    official = converter.official(saved)
     held = halved(official) if half else official
     if file.suffix == ".safetensors":
         write_safetensors(held, file)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import distributed
 
-from lexiseg.cli.segment import weights_by_part
+from lexiseg.cli.segment import options_by_name, weights_by_part
 from lexiseg.cli.streams import complain, tell
 from lexiseg.data import catalogue
 from lexiseg.data.corrupt import parse
@@ -37,7 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
         parse(arguments.corrupt)
     share = _share()
     pipeline = load(
-        arguments.model, weights=weights_by_part(arguments.weights), device=_device(arguments.device), dtype=arguments.dtype
+        arguments.model,
+        weights=weights_by_part(arguments.weights),
+        device=_device(arguments.device),
+        dtype=arguments.dtype,
+        seen=None if arguments.seen is None else Vocabulary.load(arguments.seen),
+        **options_by_name(arguments.set),
     )
     reports, failed = [], 0
     for name in names:
@@ -139,8 +144,7 @@ def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argpar
         )
     groups = None
     if arguments.seen is not None:
-        training = [entry.names for entry in Vocabulary.load(arguments.seen).classes]
-        groups = seen_groups([entry.names for entry in dataset.vocabulary.classes], training)
+        groups = seen_groups(dataset.vocabulary.class_names, Vocabulary.load(arguments.seen).class_names)
     forgiven = None
     if arguments.forgive_hypernyms:
         forgiven = forgiving(dataset.vocabulary, Hypernyms.builtin())

@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 
 from lexiseg.cli import undisturbed
-from lexiseg.cli.segment import weights_by_part
+from lexiseg.cli.segment import options_by_name, weights_by_part
 from lexiseg.data import catalogue
 from lexiseg.data.images import find_images, read_image
 from lexiseg.errors import UsageError
 from lexiseg.inference.evaluation import best_truth
 from lexiseg.inference.figures import FIGURES, Subject
 from lexiseg.inference.pipeline import Pipeline, load
+from lexiseg.methods import model_named
 from lexiseg.ops.files import write_atomically, write_png
 from lexiseg.ops.names import is_file_of
 from lexiseg.text.vocabulary import Vocabulary
@@ -48,10 +49,13 @@ def _webp(drawn: Image.Image) -> bytes:
 
 
 def _model(given: str, device: str) -> tuple[str, Pipeline]:
-    """NAME, or TITLE:NAME, either with ,PART=FILE behind it as often as needed."""
+    """NAME, or TITLE:NAME, either followed by ,PART=FILE and ,OPTION=VALUE as often as needed."""
     title, _, rest = given.rpartition(":") if ":" in given.split(",")[0] else ("", "", given)
-    name, *parts = rest.split(",")
-    return title or name, load(name, weights=weights_by_part(parts), device=device)
+    name, *pairs = rest.split(",")
+    parts = model_named(name).weight_names
+    weights = weights_by_part([pair for pair in pairs if pair.split("=")[0] in parts])
+    options = options_by_name([pair for pair in pairs if pair.split("=")[0] not in parts])
+    return title or name, load(name, weights=weights, device=device, **options)
 
 
 def _subjects(arguments: argparse.Namespace) -> list[Subject]:

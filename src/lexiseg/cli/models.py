@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
+from dataclasses import asdict
 from typing import Any
 
 from lexiseg.methods import MODELS, model_named
-from lexiseg.methods.base import Source
+from lexiseg.methods.variant import Source
+from lexiseg.ops.options import describe
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the models, or count the parameters of one."""
+    """List the models, or describe one: its parameter counts and options."""
     if arguments.describe:
         return _describe(arguments.describe, as_json=arguments.json)
     rows = [_row(name) for name in MODELS]
@@ -26,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
             state = "present" if source["present"] else absent
             print(f"  {source['part']}: {source['where']} ({source['licence']}; {state})")
-    print("\n'lexiseg models --describe NAME' counts parameters.")
+    print("\n'lexiseg models --describe NAME' shows parameter counts and options.")
     return 0
 
 
@@ -34,32 +37,38 @@ def _row(name: str) -> dict[str, Any]:
     model = MODELS[name]
     weights = [
         {
-            "part": source.part,
+            "part": part,
             "where": _where(source),
-            "by_hand": bool(source.by_hand),
+            "by_hand": bool(source.manual_url),
             "licence": source.licence,
             "present": source.present(),
         }
-        for source in model.sources
+        for part, source in model.sources.items()
     ]
     return {"name": name, "summary": model.summary, "tasks": list(model.tasks), "weights": weights}
 
 
 def _where(source: Source) -> str:
-    if source.by_hand:
-        return source.by_hand
+    if source.manual_url:
+        return source.manual_url
     return "in the package" if source.repository is None else f"Hugging Face hub, {source.repository}, {source.file}"
 
 
 def _describe(name: str, *, as_json: bool) -> int:
     model = model_named(name)
-    counts = model.parameters()
-    document = {"name": name, "tasks": list(model.tasks), "parameters": counts}
+    counts = model.num_parameters()
+    runtime = model.config.RUNTIME
+    options = [{**asdict(option), "after_training": option.name.split(".")[0] in runtime} for option in describe(model.config)]
+    document = {"name": name, "tasks": list(model.tasks), "parameters": counts, "options": options}
     if as_json:
-        print(json.dumps(document))
+        print(json.dumps(document, default=str))
         return 0
     print(f"{name}: {model.summary}")
     print(f"  {counts['total']:,} parameters; its recipe trains {counts['trainable']:,} and keeps {counts['frozen']:,} frozen")
     for part, count in counts["by_part"].items():
-        print(f"  {part:<8} {count:>14,}")
+        print(f"  {part:<18} {count:>14,}")
+    print("\n  Options (* can be changed after training, with --set OPTION=VALUE; all by 'lexiseg train', model.OPTION=VALUE):")
+    for option in options:
+        print(f"  {'*' if option['after_training'] else ' '} {option['name']} = {option['value']!r}  ({option['type']})")
+        print(textwrap.fill(option["about"], 110, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return 0

@@ -63,6 +63,8 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FILE",
         help="a local file in place of a published one; may be repeated",
     )
+    _options(parser)
+    parser.add_argument("--seen", metavar="NAME|FILE", help="class names of the training, in place of those the weights state")
     parser.add_argument(
         "--threshold", type=_unit, default=0.0, metavar="P", help="least score in 0..1; what is below gets no name (default: 0)"
     )
@@ -75,8 +77,18 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document a picture, each on a line of standard output")
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the model, such as alpha=0.3 ('lexiseg models --describe NAME' lists them); may be repeated",
+    )
+
+
 def _models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--describe", metavar="NAME", help="count the parameters of one model; needs no weights")
+    parser.add_argument("--describe", metavar="NAME", help="parameter counts and options of one model; needs no weights")
     parser.add_argument("--json", action="store_true")
 
 
@@ -106,6 +118,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="sam_clip-tiny", metavar="NAME", help="see 'lexiseg models' (default: %(default)s)")
     parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="as in 'lexiseg segment'")
+    _options(parser)
     parser.add_argument(
         "--data",
         action="append",
@@ -132,7 +145,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="which classes mIoU is a mean over: those in the truth, or also those found (default: mess for the data sets of "
         "MESS, else official)",
     )
-    parser.add_argument("--seen", metavar="NAME|FILE", help="the vocabulary of the training: scores of seen and unseen classes")
+    parser.add_argument(
+        "--seen",
+        metavar="NAME|FILE",
+        help="class names of the training, in place of those the weights state; adds scores of seen and of unseen classes",
+    )
     parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that lets 'animal' pass for a dog")
     parser.add_argument("--recall", action="store_true", help="also the recall of the masks, whatever they are called")
     parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be read or measured")
@@ -147,7 +164,9 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="the name of a model; without it, all recipes are listed")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, such as batch=8 rate=2e-4")
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="changes to the recipe, such as batch_size=8 lr=2e-4 model.alpha=0.3"
+    )
     parser.add_argument("--data", metavar="NAME|PATH", help="in place of the recipe's: a data set, your own, or world:train")
     parser.add_argument("--root", metavar="DIR", help=ROOT)
     parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="local files of clip and sam")
@@ -174,7 +193,10 @@ def _metrics(parser: argparse.ArgumentParser) -> None:
 def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="the checkpoint as published; with --to official what lexiseg wrote")
     parser.add_argument(
-        "--model", required=True, metavar="NAME", help="whose it is: fcclip-…, cmpf-…, sam-vit-b, sam_hq-vit-l, …"
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="whose it is: fcclip-…, cmpf-…, catseg-…, maskclip-…, sam-vit-b, sam_hq-vit-l, …",
     )
     parser.add_argument(
         "--output",
@@ -207,7 +229,7 @@ def _figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         action="append",
-        metavar="[TITLE:]NAME[,PART=FILE]",
+        metavar="[TITLE:]NAME[,PART=FILE][,OPTION=VALUE]",
         help="may be repeated (default: cmpf-tiny); 'no SAM:cmpf-tiny,cmpf=runs/none/model' is a training of your own",
     )
     parser.add_argument("--most", type=_positive, default=4, metavar="N", help="classes or boxes of a picture (default: 4)")

@@ -33,10 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     if folder is not None:
         _spare_pictures(files, names, folder, arguments.task)
         _make(folder)
-    weights = weights_by_part(arguments.weights)
+    weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
     model = arguments.model or DEFAULT
+    seen = None if arguments.seen is None else Vocabulary.load(arguments.seen)
     with undisturbed():
-        segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype)
+        segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
     failed = 0
     for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
         try:
@@ -99,9 +100,18 @@ def _make(folder: Path) -> None:
 
 
 def weights_by_part(pairs: list[str]) -> dict[str, str]:
+    """The values of ``--weights``."""
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"--weights {pair}: write PART=FILE, for example clip=ViT-B-16.safetensors")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def options_by_name(pairs: list[str]) -> dict[str, str]:
+    """The values of ``--set``."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"--set {pair}: write OPTION=VALUE, for example alpha=0.3")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

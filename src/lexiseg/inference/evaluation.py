@@ -37,7 +37,7 @@ from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
 from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.ops.rle import area_of_counts, encode_masks
 from lexiseg.postprocess import Placing, Policy, resized
-from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction, TextEmbeddings
+from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction, Task, TextEmbeddings
 
 CHUNK = 16  # pictures; what a crash can cost
 LVIS_DETECTIONS = 300  # instances an image may have where the truth is federated
@@ -65,7 +65,7 @@ class Protocol:
 
     model: str
     data: str
-    tasks: tuple[str, ...]
+    tasks: tuple[Task, ...]
     limit: int | None = None
     oracle: str | None = None
     corrupt: str | None = None
@@ -207,10 +207,10 @@ def measure(
     prediction = _prediction(pipeline, pixels, text, protocol.oracle, truths.get(best_truth(dataset)))
     policy = Policy(
         threshold=protocol.threshold,
-        overlap=pipeline.segmenter.overlap,
+        overlap=pipeline.segmenter.config.overlap_threshold,
         detections=LVIS_DETECTIONS if dataset.federated else Policy.detections,
     )
-    found = {
+    found: dict[str, Segmentation] = {
         task: as_segmentation(task, pixels, vocabulary, regions_of(prediction, text, task, policy)) for task in protocol.tasks
     }
     metrics = new_metrics(dataset, protocol)

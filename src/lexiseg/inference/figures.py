@@ -31,7 +31,7 @@ from lexiseg.inference.pipeline import Pipeline, as_segmentation, as_tensor, reg
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Placing, Policy, Region, resized
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import MaskPrediction, PixelPrediction, Size, Trace
+from lexiseg.structures import MaskPrediction, PixelPrediction, Size, Task, Trace
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.visualise.figures import boxed, clusters, dotted, heat, painted, sheet, stacked
 
@@ -63,7 +63,7 @@ class Subject:
 Models = Mapping[str, Pipeline]
 
 
-def comparison(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:  # noqa: ARG001
+def comparison(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:  # noqa: ARG001
     """A row a picture: itself, its truth, what each model finds."""
     with_truth = any(subject.truth is not None for subject in subjects)
     rows = []
@@ -76,7 +76,7 @@ def comparison(models: Models, subjects: Sequence[Subject], task: str, most: int
     return sheet(["picture", *(["truth"] if with_truth else []), *models], rows)
 
 
-def attention(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+def attention(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
     """A row a class: where the query that is surest of it looks in the last layer of each model.
 
     The classes are those of the truth or, without one, those that the last model finds.
@@ -102,7 +102,7 @@ def attention(models: Models, subjects: Sequence[Subject], task: str, most: int)
     return sheet(["picture", *models], rows)
 
 
-def clustered(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:  # noqa: ARG001
+def clustered(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:  # noqa: ARG001
     """A row a picture: k-means of the features of each model."""
     rows, columns = [], ["picture"]
     for subject in subjects:
@@ -120,7 +120,7 @@ def clustered(models: Models, subjects: Sequence[Subject], task: str, most: int)
 
 
 @torch.no_grad()
-def prompts(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+def prompts(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
     """A row a picture and model: SAM's probabilities for the boxes of things, those of the truth or those found."""
     rows = []
     for subject in subjects:
@@ -142,7 +142,7 @@ def prompts(models: Models, subjects: Sequence[Subject], task: str, most: int) -
     return sheet(["boxes", *(f"box {number}" for number in range(1, max(len(panels) for _, panels in rows)))], rows)
 
 
-def points(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:  # noqa: ARG001
+def points(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:  # noqa: ARG001
     """A row a picture and model: how likely SAM is asked where, the masks it makes, and what they are put together to.
 
     Yellow is the likeliest place of a picture.
@@ -162,7 +162,7 @@ def points(models: Models, subjects: Sequence[Subject], task: str, most: int) ->
     return sheet(["picture", "where SAM is asked", "SAM's masks", "put together"], rows)
 
 
-def pseudo(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+def pseudo(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
     """A row a class and block: correlations, probabilities, binary mask, regions, and the pseudo points on the picture."""
     rows = []
     for subject, caption, trace, label, _ in _classes(models, subjects, task, most):
@@ -181,7 +181,7 @@ def pseudo(models: Models, subjects: Sequence[Subject], task: str, most: int) ->
     return _sheet_of_classes(["correlation", "probability", "binary mask", "regions", "pseudo points"], rows)
 
 
-def correlation(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+def correlation(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
     """A row a class and model: its correlations before each block, and its probabilities at the end."""
     rows, blocks = [], 0
     for subject, caption, trace, label, prediction in _classes(models, subjects, task, most):
@@ -194,7 +194,7 @@ def correlation(models: Models, subjects: Sequence[Subject], task: str, most: in
     return _sheet_of_classes(["picture", *(f"before block {n}" for n in range(1, blocks + 1)), "decoded"], rows)
 
 
-def similarity(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Image.Image:
+def similarity(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
     """A row a class: how alike the patches of each model's CLIP and the class are, from the least to the most alike.
 
     The classes are those of the truth or, without one, those that the last model finds.
@@ -218,7 +218,7 @@ def similarity(models: Models, subjects: Sequence[Subject], task: str, most: int
     return _sheet_of_classes(["picture", *models], rows)
 
 
-FIGURES: dict[str, Callable[[Models, Sequence[Subject], str, int], Image.Image]] = {
+FIGURES: dict[str, Callable[[Models, Sequence[Subject], Task, int], Image.Image]] = {
     "comparison": comparison,
     "attention": attention,
     "clusters": clustered,
@@ -236,7 +236,7 @@ def _traced(pipeline: Pipeline, subject: Subject) -> tuple[MaskPrediction | Pixe
 
 
 def _labels(
-    pipeline: Pipeline, subject: Subject, task: str, prediction: MaskPrediction | PixelPrediction, most: int
+    pipeline: Pipeline, subject: Subject, task: Task, prediction: MaskPrediction | PixelPrediction, most: int
 ) -> list[int]:
     """The classes of the truth or, without one, those that the model finds."""
     wanted = _found(pipeline, subject, task, prediction) if subject.truth is None else _true(subject)
@@ -246,7 +246,7 @@ def _labels(
 Row = tuple[Subject, str, Trace, int, PixelPrediction]
 
 
-def _classes(models: Models, subjects: Sequence[Subject], task: str, most: int) -> Iterator[Row]:
+def _classes(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Iterator[Row]:
     """The classes of each picture with the trace of each model that asks SAM's blocks for them, and a caption."""
     for subject in subjects:
         for name, pipeline in models.items():
@@ -283,10 +283,10 @@ def _place(values: Tensor, region: Tensor, size: Size) -> tuple[float, float]:
 
 
 def _found(
-    pipeline: Pipeline, subject: Subject, task: str, prediction: MaskPrediction | PixelPrediction | None = None
+    pipeline: Pipeline, subject: Subject, task: Task, prediction: MaskPrediction | PixelPrediction | None = None
 ) -> Segmentation:
     """What a model finds, from its prediction where there is one already."""
-    text, policy = pipeline.embed(subject.vocabulary), Policy(overlap=pipeline.segmenter.overlap)
+    text, policy = pipeline.embed(subject.vocabulary), Policy(overlap=pipeline.segmenter.config.overlap_threshold)
     regions = regions_of(prediction or pipeline.predict(subject.pixels, text), text, task, policy)
     return as_segmentation(task, subject.pixels, subject.vocabulary, regions)
 

@@ -19,6 +19,7 @@ import torch
 
 from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.inference.pipeline import Pipeline
+from lexiseg.ops.options import to_document
 
 DIGITS = 16  # of what is compared
 
@@ -47,7 +48,7 @@ class Inputs:
 
     def __init__(self, pipeline: Pipeline, dataset: Dataset, document: Mapping[str, Any]) -> None:
         segmenter = pipeline.segmenter
-        method = [segmenter.templates, segmenter.overlap, segmenter.trained_on]
+        method = [to_document(segmenter.config), segmenter.training_classes]
         data = [dataset.vocabulary, dataset.readers, dataset.category_ids, dataset.groups, dataset.federated]
         self._contents = cache(_contents)  # a JSON of all pictures is read once
         self._common = self._digest([document, method, data])

@@ -23,7 +23,7 @@ from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.masks import boxes_of_masks
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, Task, TextEmbeddings, Trace
 from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.templates import resolve_templates
 from lexiseg.text.vocabulary import Vocabulary
@@ -44,33 +44,38 @@ def load(
     weights: str | Path | Mapping[str, str | Path] | None = None,
     device: str | torch.device = "auto",
     dtype: str = "float32",
+    seen: Classes | None = None,
+    **options: Any,
 ) -> Pipeline:
     """A model, ready to segment.
 
     Args:
         name: see `lexiseg models`.
-        weights: local files in place of the published ones, by part ("clip", "sam"); of a model that has one published
-            file, like "fcclip" or "cmpf", that file alone, or the folder that it was converted into.
+        weights: local files in place of the published ones, by part ("clip", "sam"); or the trained weights alone, a
+            checkpoint as published or a folder in lexiseg's form.
         device: "auto" is a GPU if there is one.
         dtype: "float32", or "bfloat16" / "float16" for automatic mixed precision.
+        seen: class names of the training, in place of those that the weights state; they decide which classes are seen.
+        options: of the model's config, by name (`lexiseg models --describe NAME` lists them), such as ``alpha=0.3``; a
+            nested one as ``**{"generator.pred_iou_threshold": 0.8}``.
 
     Raises:
-        UsageError: unknown model, part, device or dtype.
+        UsageError: unknown model, part, device, dtype or option; a value that does not fit.
         WeightsError: weights that are not on this machine and cannot be fetched, damaged, or another model's.
     """
     model = model_named(name)
-    known = {source.part for source in model.sources} | model.optional
     if isinstance(weights, str | Path):
-        if len(model.sources) != 1:
-            raise UsageError(f"{name} is put together of parts: give weights as {{part: file}}, of {', '.join(sorted(known))}")
-        weights = {model.sources[0].part: weights}
-    chosen = {part: str(path) for part, path in (weights or {}).items()}
-    if extra := sorted(set(chosen) - known):
-        raise UsageError(f"{name} has no part '{extra[0]}' to give weights for; it has {', '.join(sorted(known))}")
+        if model.source is None:
+            names = ", ".join(model.weight_names)
+            raise UsageError(f"nothing of {name} is trained: give weights of its parts as {{part: file}}, of {names}")
+        weights = {model.method.key: weights}
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'; there are {', '.join(DTYPES)}")
     place = resolve_device(device)
-    return Pipeline(model.load(chosen).eval().to(place), device=place, dtype=DTYPES[dtype], cache="default")
+    segmenter = model.load({part: str(path) for part, path in (weights or {}).items()}, options)
+    if seen is not None:
+        segmenter.training_classes = Vocabulary.parse(seen).class_names
+    return Pipeline(segmenter.eval().to(place), device=place, dtype=DTYPES[dtype], cache="default")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -116,7 +121,7 @@ class Pipeline:
         picture: Picture,
         classes: Classes,
         *,
-        task: str | None = None,
+        task: Task | None = None,
         threshold: float = 0.0,
         background: str | None = None,
         progress: bool = False,
@@ -145,7 +150,7 @@ class Pipeline:
             hidden = frozenset({vocabulary.label(background.split(",")[0].split("|")[0])})
         else:
             hidden = frozenset()
-        policy = Policy(threshold=threshold, overlap=self.segmenter.overlap, background=hidden)
+        policy = Policy(threshold=threshold, overlap=self.segmenter.config.overlap_threshold, background=hidden)
         pixels = as_pixels(picture)
         text = self.embed(vocabulary, progress=progress)
         regions = regions_of(self.predict(pixels, text), text, task, policy)
@@ -154,7 +159,7 @@ class Pipeline:
 
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
         """Embeddings of a vocabulary on the model's device; those of the last `REMEMBERED` vocabularies are kept."""
-        words = vocabulary, resolve_templates(self.segmenter.templates)
+        words = vocabulary, resolve_templates(self.segmenter.config.templates)
         text = self._remembered(words)
         if text is None:
             with _EMBEDDING:
@@ -166,10 +171,10 @@ class Pipeline:
         return next((text for known, text in self._texts if known == words), None)
 
     def _embedded(self, vocabulary: Vocabulary, progress: bool) -> TextEmbeddings:
-        text = embed_vocabulary(self.segmenter.clip, vocabulary, self.segmenter.templates, cache=self.cache, progress=progress)
-        if self.segmenter.trained_on is not None:
-            training = [entry.names for entry in Vocabulary.builtin(self.segmenter.trained_on).classes]
-            seen = seen_classes([entry.names for entry in vocabulary.classes], training)
+        segmenter, templates = self.segmenter, self.segmenter.config.templates
+        text = embed_vocabulary(segmenter.clip, vocabulary, templates, cache=self.cache, progress=progress)
+        if segmenter.training_classes is not None:
+            seen = seen_classes(vocabulary.class_names, segmenter.training_classes)
             text = replace(text, seen=torch.from_numpy(seen))
         return text.to(self.device)
 
@@ -193,7 +198,7 @@ def as_tensor(pixels: Pixels, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def regions_of(prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, task: str, policy: Policy) -> list[Region]:
+def regions_of(prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, task: Task, policy: Policy) -> list[Region]:
     """The regions of the only image of a prediction; for "semantic" one a class."""
     if task == "semantic":
         score, label = next(postprocess.semantic_best(prediction))
@@ -203,7 +208,7 @@ def regions_of(prediction: MaskPrediction | PixelPrediction, text: TextEmbedding
     return postprocess.instances(prediction, text, policy)[0]
 
 
-def as_segmentation(task: str, pixels: Pixels, vocabulary: Vocabulary, regions: Sequence[Region]) -> Segmentation:
+def as_segmentation(task: Task, pixels: Pixels, vocabulary: Vocabulary, regions: Sequence[Region]) -> Segmentation:
     """Regions with all that a user wants to know of them."""
     size = pixels.shape[:2]
     stacked = torch.stack([region.mask for region in regions]) if regions else torch.zeros((0, *size), dtype=torch.bool)

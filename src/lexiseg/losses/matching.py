@@ -14,19 +14,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexiseg.losses.masks import sample_points
+from lexiseg.ops.options import NonNegative, options
 from lexiseg.structures import MaskPrediction, MaskTarget, Size
 
 PointSource = Callable[[int, int, int], Tensor]  # (number of the image, N, P) -> points [N, P, 2], (x, y) in 0..1
 PROHIBITIVE = 1e9  # cost of a pair whose cost is not a number
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class Costs:
     """Weights of the three parts of a pair's cost; Mask2Former's."""
 
-    classes: float = 2.0
-    mask: float = 5.0
-    dice: float = 5.0
+    classes: NonNegative = 2.0
+    """Of the class probability."""
+    mask: NonNegative = 5.0
+    """Of the binary cross-entropy of the masks."""
+    dice: NonNegative = 5.0
+    """Of their dice loss."""
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lexiseg.ops.options import options
 from lexiseg.structures import MaskTarget
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class PixelLossOptions:
-    """What counts.
-
-    Attributes:
-        unlabelled: pixels of no segment, beyond the picture too: "negative" for all classes, as in the official program, or
-            "ignored".
-    """
+    """CAT-Seg's loss."""
 
     unlabelled: Literal["negative", "ignored"] = "negative"
+    """Pixels of no segment, beyond the picture too: "negative" for all classes, as in the official program, or "ignored"."""
 
 
 def pixel_loss(logits: Tensor, targets: Sequence[MaskTarget], options: PixelLossOptions) -> Tensor:

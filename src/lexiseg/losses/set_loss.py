@@ -10,9 +10,11 @@ begins with a log-softmax, and the log-softmax of a log-softmax is itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, distributed
 from torch.nn import functional
 
@@ -28,40 +30,32 @@ from lexiseg.losses.matching import (
     sample_target,
     uniform_points,
 )
+from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, Unit, options
 from lexiseg.structures import MaskPrediction, MaskTarget
 
 UNANSWERED = -100  # the label of rows that only pad a batch: no loss
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class SetLossOptions:
-    """Mask2Former's numbers.
+    """Mask2Former's loss; the defaults are its own."""
 
-    Attributes:
-        classes, mask, dice: weights of the three losses.
-        void: weight of a query without a target in the mean of the class loss, greater than 0.
-        points: on which masks are compared.
-        oversample: candidates for each of these points.
-        importance: share of the points that are the least certain candidates, 0..1; the rest is uniform.
-        costs: of the matching.
-    """
-
-    classes: float = 2.0
-    mask: float = 5.0
-    dice: float = 5.0
-    void: float = 0.1
-    points: int = 12_544
-    oversample: float = 3.0
-    importance: float = 0.75
+    classes: NonNegative = 2.0
+    """Weight of the class loss."""
+    mask: NonNegative = 5.0
+    """Weight of the binary cross-entropy of the masks."""
+    dice: NonNegative = 5.0
+    """Weight of their dice loss."""
+    void: PositiveFloat = 0.1
+    """Weight of a query without a target in the mean of the class loss."""
+    points: Positive = 12_544
+    """Points on which masks are compared."""
+    oversample: Annotated[float, Ge(1)] = 3.0
+    """Candidates for each of these points."""
+    importance: Unit = 0.75
+    """Fraction of the points that are the least certain candidates; the rest is uniform."""
     costs: Costs = field(default_factory=Costs)
-
-    def __post_init__(self) -> None:
-        if self.void <= 0:
-            raise UsageError(f"the weight of 'no object' must be greater than 0, not {self.void}")
-        if not 0 <= self.importance <= 1 or self.oversample < 1:
-            raise UsageError(
-                f"importance must lie in 0..1 and oversample must be at least 1, not {self.importance} and {self.oversample}"
-            )
+    """Of the matching."""
 
 
 def set_loss(

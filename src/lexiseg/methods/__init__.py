@@ -4,37 +4,35 @@ from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 from lexiseg.errors import UsageError
-from lexiseg.methods.base import Model
-from lexiseg.methods.catseg import recipe as catseg_recipes
-from lexiseg.methods.catseg import variants as catseg
-from lexiseg.methods.cmpf import recipe as cmpf_recipes
-from lexiseg.methods.cmpf import variants as cmpf
-from lexiseg.methods.escnet import recipe as escnet_recipes
-from lexiseg.methods.escnet import variants as escnet
-from lexiseg.methods.fcclip import recipe as fcclip_recipes
-from lexiseg.methods.fcclip import variants as fcclip
-from lexiseg.methods.fovseg import recipe as fovseg_recipes
-from lexiseg.methods.fovseg import variants as fovseg
-from lexiseg.methods.maskclip import variants as maskclip
+from lexiseg.methods.catseg import models as catseg
+from lexiseg.methods.cmpf import models as cmpf
+from lexiseg.methods.escnet import models as escnet
+from lexiseg.methods.fcclip import models as fcclip
+from lexiseg.methods.fovseg import models as fovseg
+from lexiseg.methods.maskclip import models as maskclip
 from lexiseg.methods.recipe import Recipe
-from lexiseg.methods.sam_clip import variants as sam_clip
-from lexiseg.methods.sam_mi import recipe as sam_mi_recipes
-from lexiseg.methods.sam_mi import variants as sam_mi
+from lexiseg.methods.sam_clip import models as sam_clip
+from lexiseg.methods.sam_mi import models as sam_mi
+from lexiseg.methods.variant import Variant
+from lexiseg.structures import Task
 
-MODELS: dict[str, Model] = {
-    name: model
+MODELS: dict[str, Variant] = {
+    variant.name: variant
     for method in (sam_clip, fcclip, cmpf, catseg, sam_mi, escnet, maskclip, fovseg)
-    for name, model in method.MODELS.items()
+    for variant in method.MODELS
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    name: make
-    for method in (fcclip_recipes, cmpf_recipes, catseg_recipes, sam_mi_recipes, escnet_recipes, fovseg_recipes)
-    for name, make in method.RECIPES.items()
+    name: variant.recipe for name, variant in MODELS.items() if variant.recipe is not None
 }
 DEFAULT = "sam_clip-tiny"
 
 
-def model_named(name: str) -> Model:
+def list_models(task: Task | None = None) -> list[str]:
+    """Names of all models, or of those whose results a task can be made of."""
+    return [name for name, variant in MODELS.items() if task is None or task in variant.tasks]
+
+
+def model_named(name: str) -> Variant:
     """The model called ``name``; `UsageError` with the nearest names if there is none."""
     if name not in MODELS:
         raise UsageError(f"unknown model '{name}': {_near(name, MODELS)} ('lexiseg models' lists them)")

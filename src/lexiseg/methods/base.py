@@ -1,21 +1,46 @@
-"""What every method is: images and text embeddings in, a prediction out; and the card that says what a model needs."""
+"""What every method is: a config, named parts, and images and text embeddings into a prediction."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip import ClipBackbone
 from lexiseg.errors import UsageError
-from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings, Trace
+from lexiseg.ops.options import Unit, options
+from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Task, TextEmbeddings, Trace
+from lexiseg.text.templates import resolve_templates
 
-ASSETS = Path(__file__).parent.parent / "assets"
+TrainingClasses = tuple[tuple[str, ...], ...]  # of each class its name and its synonyms
+
+
+@options(frozen=True)
+class MethodConfig:
+    """Every value that a method's constructor depends on besides its backbones; each method extends it.
+
+    It is stored with the weights (`lexiseg.methods.weights`), so that loading them rebuilds the model they were trained in.
+    """
+
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"templates", "overlap_threshold"})
+    """Options that may be changed after training, for they decide no shape of a weight."""
+
+    templates: str = "single"
+    """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
+    overlap_threshold: Unit = 0.8
+    """A panoptic segment is kept if at least this fraction of its mask is not covered by better ones (Mask2Former)."""
+
+    def __post_init__(self) -> None:
+        resolve_templates(self.templates)
+
+
+def check_heads(width: int, heads: int, name: str) -> None:
+    """Raise UsageError if attention of ``width`` channels cannot be divided into ``heads`` heads."""
+    if width % heads:
+        raise UsageError(f"{name} = {heads} does not divide the {width} channels of the attention")
 
 
 @dataclass(frozen=True)
@@ -25,37 +50,47 @@ class Trained:
     Attributes:
         name: its part, a dot, and its name in the part.
         parameter: the whole of it.
-        kept: the rows that stay as they are; None if all learn.
+        frozen_rows: rows that are not trained; None if all are.
     """
 
     name: str
     parameter: nn.Parameter
-    kept: slice | None = None
+    frozen_rows: slice | None = None
 
     @property
-    def numbers(self) -> int:
-        """How many numbers learn."""
-        return self.parameter.numel() - (0 if self.kept is None else self.parameter[self.kept].numel())
+    def num_parameters(self) -> int:
+        """Number of trainable values."""
+        return self.parameter.numel() - (0 if self.frozen_rows is None else self.parameter[self.frozen_rows].numel())
 
 
 class Segmenter(nn.Module, ABC):
     """Images × text embeddings → prediction. No vocabulary, cache or data-set name lives in a method.
 
+    Args:
+        config: its options.
+
     Attributes:
+        key: name of the trained weights in ``--weights KEY=FILE``.
         tasks: what its prediction can be made into, best first.
-        templates: the prompts its names are embedded with (a set of `lexiseg.text.templates`).
-        overlap: a panoptic region keeps its place if at least this share of its mask is still its own.
         clip: the CLIP whose joint space the text embeddings must come from.
-        trained_on: the vocabulary of its training, by which a class counts as seen; None if that makes no difference.
+        training_classes: names of the classes it was trained on, by which a class counts as seen; None if they are not known.
         tunes_text: its recipe trains CLIP's text tower, too.
     """
 
-    tasks: tuple[str, ...]
-    templates: str
-    overlap: float = 0.8
-    trained_on: str | None = None
-    tunes_text: bool = False
+    key: ClassVar[str]
+    tasks: ClassVar[tuple[Task, ...]]
+    tunes_text: ClassVar[bool] = False
     clip: ClipBackbone
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.training_classes: TrainingClasses | None = None
+
+    @property
+    def saved_config(self) -> MethodConfig:
+        """The config that rebuilds the model from its saved weights."""
+        return self.config
 
     @abstractmethod
     def forward(
@@ -64,8 +99,9 @@ class Segmenter(nn.Module, ABC):
         """Predict for a batch; the same for an image alone as for an image among others.
 
         Args:
-            images, text: see there.
-            trace: what the method makes on the way is kept in it; for batches of one image.
+            images: B images.
+            text: embeddings of K classes by `clip`.
+            trace: receives intermediate maps; for batches of one image.
         """
 
     @abstractmethod
@@ -88,13 +124,13 @@ class Segmenter(nn.Module, ABC):
     def trained_parameters(self) -> Iterator[Trained]:
         """What its recipe trains."""
         wanted = self.trained_parts()
-        return (one for one in self.trainable() if one.name.split(".", 1)[0] in wanted)
+        return (entry for entry in self.trainable() if entry.name.split(".", 1)[0] in wanted)
 
     def untouched_parameters(self) -> frozenset[str]:
         """Names of what its recipe does not train inside the parts that it trains."""
         parts, wanted = self.parts(), self.trained_parts()
         names = {f"{part}.{name}" for part in wanted for name, _ in parts[part].named_parameters()}
-        return frozenset(names) - {one.name for one in self.trained_parameters()}
+        return frozenset(names) - {entry.name for entry in self.trained_parameters()}
 
 
 @runtime_checkable
@@ -112,58 +148,11 @@ def check_trace(images: ImageBatch, trace: Trace | None) -> None:
         raise UsageError(f"a trace is of one image; got a batch of {len(images)}")
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the weights of one part come from.
-
-    Attributes:
-        part: key of the part, as in ``--weights PART=FILE``.
-        repository: on the Hugging Face hub; None where the weights are inside the package.
-        file: in that repository, or below the package's ``assets``.
-        licence: of the weights.
-        by_hand: the page where a person must fetch them, for no program can; they are given with ``--weights`` then.
-    """
-
-    part: str
-    repository: str | None
-    file: str
-    licence: str
-    by_hand: str = ""
-
-    def present(self) -> bool:
-        """Whether the file is on this machine; never touches the network."""
-        if self.repository is None:
-            return (ASSETS / self.file).is_file()
-        from huggingface_hub import try_to_load_from_cache  # not needed for embedded weights
-
-        return isinstance(try_to_load_from_cache(self.repository, self.file), str)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model by name: how to build it, with weights or as a skeleton, and what a user should know before.
-
-    Attributes:
-        summary: one line.
-        tasks: as the method's.
-        sources: one a part that has weights.
-        load: weights by part (local files instead of the published ones) -> the segmenter.
-        skeleton: the segmenter without weights; under ``torch.device("meta")`` it needs no memory.
-        optional: further parts whose weights may be given, but need not.
-    """
-
-    summary: str
-    tasks: tuple[str, ...]
-    sources: tuple[Source, ...]
-    load: Callable[[Mapping[str, str]], Segmenter]
-    skeleton: Callable[[], Segmenter]
-    optional: frozenset[str] = frozenset()
-
-    def parameters(self) -> dict[str, Any]:
-        """Parameter counts of the full-size model: total, trainable (what its recipe trains), frozen, by part."""
-        with torch.device("meta"):
-            segmenter = self.skeleton()
-        by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in segmenter.parts().items()}
-        trainable = sum(one.numbers for one in segmenter.trained_parameters())
-        total = sum(by_part.values())
-        return {"total": total, "trainable": trainable, "frozen": total - trainable, "by_part": by_part}
+def check_runtime(config: MethodConfig, names: Mapping[str, Any], owner: str) -> None:
+    """Raise UsageError if one of the options ``names`` cannot be changed once a model is built or trained."""
+    for name in names:
+        if name.split(".")[0] not in config.RUNTIME and hasattr(config, name.split(".")[0]):
+            raise UsageError(
+                f"{owner}: {name} was fixed when the model was trained; of these weights can be changed "
+                f"{', '.join(sorted(config.RUNTIME))}"
+            )

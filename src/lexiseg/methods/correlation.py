@@ -25,6 +25,7 @@ from lexiseg.layers.cost_aggregation import correlation
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.base import Segmenter, Trained, check_trace
+from lexiseg.methods.catseg.config import CorrelationConfig
 from lexiseg.structures import ImageBatch, MaskTarget, PixelPrediction, Size, TextEmbeddings, Trace
 
 CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
@@ -58,12 +59,7 @@ class CorrelationSegmenter(Segmenter):
 
     Args:
         clip: its first two levels guide the decoder.
-        side: pixels a side of what CLIP looks at; the picture and its crops are squeezed into such squares.
-        sliding: look at crops, too; else at the whole picture only.
-        templates: the prompts its names are embedded with.
-        behaviour: "official" is CAT-Seg's: the first name of a class only, and a picture that is seen whole is padded without
-            taking the padding out again; else the best name counts in every cell, and the mean of all guides.
-        trained_on: the vocabulary of its training, by which classes count as seen.
+        config: how pictures are looked at.
 
     Raises:
         UsageError: the CLIP has too few levels.
@@ -71,23 +67,14 @@ class CorrelationSegmenter(Segmenter):
 
     tasks = ("semantic", "panoptic")
     tunes_text = True
+    behaviour: Behaviour = "paper"
+    config: CorrelationConfig
 
-    def __init__(
-        self,
-        clip: ClipViT,
-        *,
-        side: int,
-        sliding: bool,
-        templates: str = "catseg",
-        behaviour: Behaviour = "paper",
-        trained_on: str | None = None,
-    ) -> None:
-        super().__init__()
+    def __init__(self, clip: ClipViT, config: CorrelationConfig) -> None:
+        super().__init__(config)
         if len(clip.channels) < LEVELS:
             raise UsageError(f"this method takes a CLIP of two levels or more; this one has {len(clip.channels)}")
         self.clip: ClipViT = clip
-        self.side, self.sliding, self.templates = side, sliding, templates
-        self.behaviour, self.trained_on = behaviour, trained_on
 
     def trained_parts(self) -> frozenset[str]:
         return frozenset(self.parts())
@@ -99,7 +86,7 @@ class CorrelationSegmenter(Segmenter):
                 yield one
             elif one.name.endswith("attn.in_proj_weight"):
                 width = len(one.parameter) // 3
-                yield replace(one, kept=slice(width, 2 * width))
+                yield replace(one, frozen_rows=slice(width, 2 * width))
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> PixelPrediction:
@@ -108,7 +95,7 @@ class CorrelationSegmenter(Segmenter):
         A trace gets ``clip`` [D, h, w], the dense features of the whole picture, and ``cost`` [K, h, w], its costs.
         """
         check_trace(images, trace)
-        look = self._mosaic if self.sliding else self._whole
+        look = self._mosaic if self.config.sliding else self._whole
         found = [look(images.image(index), text, trace) for index in range(len(images))]
         return PixelPrediction(torch.stack(found), images.sizes, images.sizes, link="identity")
 
@@ -137,8 +124,8 @@ class CorrelationSegmenter(Segmenter):
         return self.decode(seen)
 
     def see(self, squares: Tensor, text: TextEmbeddings) -> Seen:
-        """What CLIP sees of squares [B, 3, S, S], float RGB in 0..1, at ``side`` × ``side``."""
-        features = self.clip.features(_resized(squares, (self.side, self.side)))
+        """What CLIP sees of squares [B, 3, S, S], float RGB in 0..1, at ``image_size`` × ``image_size``."""
+        features = self.clip.features(_resized(squares, (self.config.image_size, self.config.image_size)))
         dense = self.clip.project(features)
         if self.behaviour == "official":
             classes = text.first()

@@ -3,21 +3,23 @@
     save_segmenter(segmenter, folder, {"model": "fcclip-tiny"})     the parts its recipe trains; CLIP and SAM on request
     card = fill_from(segmenter, folder)                             or the safetensors file alone
 
-The card says what the weights are and where they come from. It is in the header of ``model.safetensors``, too: that one is
-read, ``card.json`` is for people.
+The card says what the weights are: the model's name and whole config, the classes it was trained on, where the weights of its
+backbones come from, and how it was trained. It is in the header of ``model.safetensors``, too: that one is read, ``card.json``
+is for people.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,12 +27,33 @@ from torch import Tensor, nn
 from lexiseg.backbones.eight_bits import STEP
 from lexiseg.backbones.state_dicts import read_state, some
 from lexiseg.errors import OutputError, UsageError, WeightsError
-from lexiseg.methods.base import Segmenter
+from lexiseg.methods.base import Segmenter, TrainingClasses
 from lexiseg.ops.files import replacing, write_json
+from lexiseg.ops.options import to_document
 
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 CARD_KEY = "lexiseg"  # of the safetensors header
 LEAN = "lean"  # in a card: of parts that are trained in part, the file holds that part only
+
+
+class CardFields(BaseModel):
+    """What loading needs of a card; whatever else it says is for people.
+
+    Attributes:
+        model: name of the model.
+        config: all options of its method.
+        training_classes: of each class of the training its name and synonyms.
+        backbones: of each backbone the repository, or the file and its SHA-256.
+        partial: beginnings of names: of the parts they begin with, the file holds these names only.
+        lean: whether what was not trained inside trained parts is left out.
+    """
+
+    model: str = ""
+    config: dict[str, Any] = {}
+    training_classes: Sequence[Sequence[str]] | None = None
+    backbones: dict[str, dict[str, str]] = {}
+    partial: Sequence[str] = ()
+    lean: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,22 @@ class SavedWeights:
         """The parts the file holds, as far as they have parameters."""
         return frozenset(_part(name) for name in self.tensors)
 
+    @property
+    def lean(self) -> bool:
+        """Whether the file leaves out what was not trained inside the parts that were."""
+        return bool(self.card.get(LEAN))
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """Beginnings of names: of the parts they begin with, the file holds these names only; the rest comes with the part."""
+        return tuple(self.card.get("partial", ()))
+
+    @property
+    def training_classes(self) -> TrainingClasses | None:
+        """Names and synonyms of the classes of the training."""
+        classes = self.card.get("training_classes")
+        return None if classes is None else tuple(map(tuple, classes))
+
 
 def save_segmenter(
     segmenter: Segmenter, folder: str | Path, card: Mapping[str, Any], *, all_parts: bool = False, half: bool = False
@@ -60,7 +99,8 @@ def save_segmenter(
     Args:
         segmenter: on any device; parameters and buffers are written as they are.
         folder: is made if it is not there.
-        card: what a reader should know. ``"model"`` is the name that `lexiseg.load` takes; files, date and version are added.
+        card: what a reader should know. ``"model"`` is the name that `lexiseg.load` takes; the config, the training's
+            classes, files, date and version are added.
         all_parts: also the frozen parts, CLIP and SAM, so that nothing else is needed to load the model.
         half: as `write_weights`.
 
@@ -74,7 +114,12 @@ def save_segmenter(
     wanted = (frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()) - segmenter.dropped_parts()
     if not wanted:
         raise UsageError("no part of this model is trained: there is nothing to save, except all parts")
-    return write_weights(_state(segmenter, wanted), folder, card, half=half)
+    about = {
+        **card,
+        "config": to_document(segmenter.saved_config),
+        "training_classes": segmenter.training_classes,
+    }
+    return write_weights(_state(segmenter, wanted), folder, about, half=half)
 
 
 def write_weights(
@@ -151,8 +196,12 @@ def read_card(path: str | Path) -> dict[str, Any] | None:
         card = json.loads(header[CARD_KEY])
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"the card in {file} is no JSON ({error!r}); fetch the file again") from error
-    if not isinstance(card, dict) or not isinstance(card.get("options", {}), dict):
-        raise WeightsError(f"the card in {file}, and the options in it, must be JSON objects; fetch the file again")
+    try:
+        CardFields.model_validate(card, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise WeightsError(f"the card in {file} is damaged: {where}: {first['msg']}; fetch the file again") from error
     return card
 
 
@@ -176,19 +225,6 @@ def read_weights(path: str | Path, *, model: str | None = None) -> SavedWeights:
     return SavedWeights({name: _full(tensor) for name, tensor in read_state(file).items()}, card, file)
 
 
-def options_of(path: str | Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the constructor that weights in our form were trained with, where they are among ``defaults``.
-
-    Raises:
-        WeightsError: missing, or of another form.
-    """
-    card = read_card(path)
-    if card is None:
-        read_weights(path)  # says what is wrong
-        return dict(defaults)
-    return {name: card.get("options", {}).get(name, value) for name, value in defaults.items()}
-
-
 def fill_from(segmenter: Segmenter, path: str | Path, *, model: str | None = None) -> dict[str, Any]:
     """Put weights in our form into a segmenter; frozen parts that the file leaves out keep what they have.
 
@@ -204,22 +240,42 @@ def fill_from(segmenter: Segmenter, path: str | Path, *, model: str | None = Non
         WeightsError: as `read_weights`; and weights missing, left over, or of another shape.
     """
     saved = read_weights(path, model=model)
-    tensors = saved.tensors
-    if saved.card.get(LEAN):
-        own = segmenter.state_dict()
-        tensors = {**{name: own[name] for name in segmenter.untouched_parameters()}, **tensors}
-    fill(segmenter, tensors, path, frozenset(segmenter.parts()) - segmenter.trained_parts() - saved.parts())
+    fill(segmenter, saved, elsewhere=frozenset(segmenter.parts()) - segmenter.trained_parts() - saved.parts())
     return saved.card
 
 
-def fill(segmenter: Segmenter, tensors: Mapping[str, Tensor], source: str | Path, elsewhere: Collection[str]) -> None:
-    """Put weights into a model, each in its place; the parts ``elsewhere`` have theirs already.
+def fill(segmenter: Segmenter, saved: SavedWeights, *, elsewhere: Collection[str]) -> None:
+    """Put weights into a segmenter; see `check_saved`."""
+    segmenter.load_state_dict(check_saved(segmenter, saved, elsewhere=elsewhere), strict=False)
+
+
+def check_saved(segmenter: Segmenter, saved: SavedWeights, *, elsewhere: Collection[str]) -> dict[str, Tensor]:
+    """Compare weights with what a segmenter has, which may be on the device "meta".
+
+    Args:
+        segmenter: built with the config of the weights.
+        saved: the weights.
+        elsewhere: parts that have their weights already; of these the file may hold some in a lean or a partial form.
+
+    Returns:
+        Those that the segmenter takes from the file.
 
     Raises:
         WeightsError: weights are missing, left over, or of another shape.
     """
-    check(tensors, _state(segmenter, frozenset(segmenter.parts()) - frozenset(elsewhere)), source)
-    segmenter.load_state_dict(dict(tensors), strict=False)
+    own = segmenter.state_dict()
+    pieces = frozenset(map(_part, saved.partial))
+    complete = frozenset(elsewhere) - pieces - (segmenter.trained_parts() if saved.lean else frozenset())
+    tensors = {name: tensor for name, tensor in saved.tensors.items() if _part(name) not in complete}
+    if saved.lean:
+        tensors = {**{name: own[name] for name in segmenter.untouched_parameters()}, **tensors}
+    expected = {
+        name: value
+        for name, value in own.items()
+        if _part(name) not in complete and (_part(name) not in pieces or name.startswith(saved.partial))
+    }
+    check(tensors, expected, saved.file)
+    return tensors
 
 
 def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:

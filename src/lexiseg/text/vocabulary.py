@@ -137,6 +137,11 @@ class Vocabulary:
         return tuple(entry.thing for entry in self.classes)
 
     @property
+    def class_names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each class, its synonyms after the first."""
+        return tuple(entry.names for entry in self.classes)
+
+    @property
     def all_names(self) -> tuple[str, ...]:
         """The S names of all classes, synonyms counted, class by class."""
         return tuple(name for entry in self.classes for name in entry.names)

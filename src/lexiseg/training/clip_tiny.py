@@ -38,7 +38,7 @@ from lexiseg.backbones.clip_base import region_weights
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.inference.pipeline import resolve_device
-from lexiseg.methods.base import ASSETS
+from lexiseg.methods.variant import ASSETS
 from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.tiny import (

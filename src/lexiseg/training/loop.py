@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lexiseg.errors import RunError, UsageError
 from lexiseg.losses.matching import PointSource
+from lexiseg.methods import model_named
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe, Trainable
 from lexiseg.methods.weights import save_segmenter
@@ -31,7 +32,7 @@ from lexiseg.training.checkpoint import CHECKPOINT, fill_trained, read_checkpoin
 from lexiseg.training.examples import open_examples
 from lexiseg.training.journal import Journal, Window
 from lexiseg.training.names import Names
-from lexiseg.training.optimiser import optimiser_of, set_rate
+from lexiseg.training.optimiser import optimiser_of, set_lr
 from lexiseg.training.processes import Processes, joined
 from lexiseg.training.validation import Validation
 
@@ -84,19 +85,24 @@ class _Training:
         processes: Processes,
         workers: int,
     ) -> None:
-        if recipe.batch % (processes.count * recipe.accumulate):
+        if recipe.batch_size % (processes.count * recipe.grad_accum_steps):
             raise UsageError(
-                f"a batch of {recipe.batch} cannot be shared by {processes.count} processes in {recipe.accumulate} parts each; "
-                f"change batch= or accumulate="
+                f"a batch of {recipe.batch_size} cannot be divided among {processes.count} processes in "
+                f"{recipe.grad_accum_steps} parts each; change batch_size= or grad_accum_steps="
             )
         self.recipe, self.folder, self.processes, self.workers = recipe, folder, processes, workers
         state = read_checkpoint(folder / CHECKPOINT, recipe)
         self.examples = open_examples(recipe.data, root, seed=recipe.seed)
         torch.manual_seed(seed_of(recipe.seed))
-        self.segmenter = recipe.build(weights, recipe.model).to(processes.device)
+        model = model_named(recipe.name)
+        self.backbones = model.origins(weights)
+        self.segmenter = model.untrained(weights, recipe.model).to(processes.device)
         if not isinstance(self.segmenter, Trainable):
-            raise UsageError(f"{recipe.name} cannot be trained: nothing in it learns")
-        self.names = Names(self.segmenter, self.examples.vocabulary, processes.device, most=recipe.classes, seed=recipe.seed)
+            raise UsageError(f"{recipe.name} cannot be trained: it has no loss")
+        self.segmenter.training_classes = self.examples.vocabulary.class_names
+        self.names = Names(
+            self.segmenter, self.examples.vocabulary, processes.device, most=recipe.max_classes_per_batch, seed=recipe.seed
+        )
         self.validation = Validation(
             recipe.validation,
             recipe.validate_limit,
@@ -108,7 +114,7 @@ class _Training:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "float16")
         self.step, self.best, self.average, self.window = 0, -math.inf, {}, Window()
         self.stage = -1
-        if recipe.average:
+        if recipe.ema_decay:
             self.average = {name: value.clone() for name, value in trained_state(self.segmenter).items()}
         if state is not None:
             self._go_on(state)
@@ -123,7 +129,7 @@ class _Training:
             self.examples,
             recipe.jitter,
             seed=recipe.seed,
-            batch=recipe.batch,
+            batch=recipe.batch_size,
             first=self.step,
             steps=until,
             process=self.processes.number,
@@ -148,7 +154,7 @@ class _Training:
         self._enter_stage()
         torch.manual_seed(seed_of(self.recipe.seed, self.step, self.processes.number))  # dropout is a function of the step
         losses: dict[str, Tensor] = {}
-        parts = batch.to(self.processes.device).parts(self.recipe.accumulate)
+        parts = batch.to(self.processes.device).parts(self.recipe.grad_accum_steps)
         for number, part in enumerate(parts, start=1):
             with self._apart() if number < len(parts) else nullcontext():
                 found = self._losses(part)
@@ -170,7 +176,7 @@ class _Training:
             self.objective: nn.Module = _Objective(self.segmenter, self.names, self.recipe.loss)
             if self.processes.count > 1:
                 self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
-        set_rate(self.optimiser, self.recipe.stages[number].rate_at(step))
+        set_lr(self.optimiser, self.recipe.stages[number].lr_at(step))
 
     def _apart(self) -> AbstractContextManager[None]:
         """While this lasts the processes keep their gradients to themselves."""
@@ -192,7 +198,7 @@ class _Training:
         losses.update(zip(losses, total, strict=True))
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         self.scaler.unscale_(self.optimiser)
-        clip = self.recipe.stages[self.stage].clip
+        clip = self.recipe.stages[self.stage].max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(parameters, clip or math.inf))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             self._give_up(batch, {"norm of the gradient": norm})
@@ -202,7 +208,7 @@ class _Training:
         if self.average:
             for name, value in trained_state(self.segmenter).items():
                 if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - self.recipe.average)
+                    self.average[name].lerp_(value, 1 - self.recipe.ema_decay)
         return norm
 
     def _give_up(self, batch: Batch, numbers: Mapping[str, float]) -> None:
@@ -218,16 +224,16 @@ class _Training:
         bad = next(f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value))
         raise RunError(
             f"step {self.step}: {bad}. The batch is saved in {path}, the last checkpoint is of a step before; try a lower "
-            "rate=, or precision=float32"
+            "lr=, or precision=float32"
         )
 
     def _record(self, journal: Journal) -> None:
         """Log and validate where it is time to."""
         recipe, last = self.recipe, self.step == self.recipe.steps
-        journal.advance({"loss": self.window.last, "rate": self.optimiser.param_groups[0]["lr"]})
+        journal.advance({"loss": self.window.last, "lr": self.optimiser.param_groups[0]["lr"]})
         if self.step % recipe.log_every == 0 or last:
-            extra = {"rate": recipe.stages[self.stage].rate_at(recipe.stage_of(self.step - 1)[1]), **self._memory()}
-            journal.write(self.step, {**self.window.means(recipe.batch), **extra})
+            extra = {"lr": recipe.stages[self.stage].lr_at(recipe.stage_of(self.step - 1)[1]), **self._memory()}
+            journal.write(self.step, {**self.window.means(recipe.batch_size), **extra})
             self.window = Window()
         if recipe.validation and (self.step % recipe.validate_every == 0 or last):
             with self._evaluated():
@@ -291,8 +297,7 @@ class _Training:
     def _card(self, numbers: Mapping[str, float]) -> dict[str, Any]:
         return {
             "model": self.recipe.name,
-            "options": dict(self.recipe.model),
-            "behaviour": self.recipe.model.get("behaviour", "paper"),
+            "backbones": self.backbones,
             "step": self.step,
             "recipe": self.recipe.document(),
             "validation": dict(numbers),

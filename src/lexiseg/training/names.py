@@ -18,7 +18,7 @@ from lexiseg.training.batches import CLASSES, Batch, seed_of
 def training_text(segmenter: Segmenter, vocabulary: Vocabulary, *, cache: str | Path | None = "default") -> TextEmbeddings:
     """The embeddings of a training's vocabulary as its CLIP is now, kept in the cache of texts if that CLIP stays so."""
     cache = None if segmenter.tunes_text else cache
-    return embed_vocabulary(segmenter.clip, vocabulary, segmenter.templates, cache=cache, progress=True)
+    return embed_vocabulary(segmenter.clip, vocabulary, segmenter.config.templates, cache=cache, progress=True)
 
 
 class Names:
@@ -54,7 +54,7 @@ class Names:
             targets = tuple(MaskTarget(target.masks, torch.searchsorted(chosen, target.labels)) for target in targets)
             text, vocabulary = text.select(chosen), vocabulary.select(chosen.tolist())
         if self.segmenter.tunes_text:
-            sentences = resolve_templates(self.segmenter.templates)
+            sentences = resolve_templates(self.segmenter.config.templates)
             text = replace(text, vectors=embed_names(self.segmenter.clip, vocabulary.all_names, sentences))
         return text, targets
 

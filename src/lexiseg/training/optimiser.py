@@ -23,7 +23,7 @@ def trained_parts(segmenter: Segmenter, stage: Stage) -> tuple[str, ...]:
     """
     known = segmenter.parts()
     wanted = segmenter.trained_parts() if stage.parts is None else frozenset(stage.parts)
-    if unknown := sorted((wanted | set(stage.multipliers)) - set(known)):
+    if unknown := sorted((wanted | set(stage.lr_multipliers)) - set(known)):
         raise UsageError(f"the model has no part '{unknown[0]}' to train; it has {', '.join(known)}")
     return tuple(name for name in known if name in wanted)
 
@@ -41,23 +41,23 @@ def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
         owned = [(owner, parameter) for owner, parameter in _owned(parts[name]) if id(parameter) in trained]
         decayed = [parameter.requires_grad_() for owner, parameter in owned if not isinstance(owner, UNDECAYED)]
         others = [parameter.requires_grad_() for owner, parameter in owned if isinstance(owner, UNDECAYED)]
-        rate = stage.multipliers.get(name, 1.0)
+        rate = stage.lr_multipliers.get(name, 1.0)
         groups += [
             {"params": members, "weight_decay": decay, "multiplier": rate}
             for members, decay in ((decayed, stage.weight_decay), (others, 0.0))
             if members
         ]
-    optimiser = torch.optim.AdamW(groups, lr=stage.rate)
+    optimiser = torch.optim.AdamW(groups, lr=stage.lr)
     for one in trained.values():
-        if one.kept is not None and one.parameter.requires_grad:
-            _keep(one.parameter, one.kept, optimiser)
+        if one.frozen_rows is not None and one.parameter.requires_grad:
+            _keep(one.parameter, one.frozen_rows, optimiser)
     return optimiser
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """The learning rate of the next step."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["multiplier"]
+        group["lr"] = lr * group["multiplier"]
 
 
 def _keep(parameter: nn.Parameter, rows: slice, optimiser: torch.optim.Optimizer) -> None:

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from lexiseg.backbones.eight_bits import in_eight_bits
-from lexiseg.methods import RECIPES
-from lexiseg.methods.base import ASSETS
+from lexiseg.methods import MODELS, RECIPES
+from lexiseg.methods.variant import ASSETS
 from lexiseg.methods.weights import LEAN, read_weights, write_safetensors, write_weights
 from lexiseg.ops.files import write_json
+from lexiseg.ops.options import from_document
 from lexiseg.training.clip_tiny import of_images
 from lexiseg.training.journal import read_log
 from lexiseg.training.sam_tiny import tiny_sam
@@ -78,8 +79,9 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
     Of a part that was trained in part the rest is left out: the package has it in the encoder it comes from.
     """
     saved = read_weights(run / "model")
-    untouched = RECIPES[saved.card["model"]]().skeleton(saved.card["options"]).untouched_parameters()
-    kept = ("model", "options", "behaviour", "step", "recipe")
+    variant = MODELS[saved.card["model"]]
+    untouched = variant.empty(from_document(type(variant.config), saved.card["config"])).untouched_parameters()
+    kept = ("model", "config", "training_classes", "backbones", "step", "recipe")
     rows = read_log(run)
     about = {
         **{key: saved.card[key] for key in kept},

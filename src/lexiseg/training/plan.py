@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lexiseg.errors import DataError
+from lexiseg.methods import model_named
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe, Trainable
 from lexiseg.structures import PanopticMap, PanopticSegment
@@ -35,20 +36,20 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, processes: Processes
         (what of the data is not here).
     """
     missing: list[str] = []
-    segmenter = recipe.skeleton(recipe.model).to(processes.device)
+    segmenter = model_named(recipe.name).empty(recipe.model).to(processes.device)
     try:
         examples = open_examples(recipe.data, root, seed=recipe.seed)
     except DataError as error:
         missing.append(str(error))
         examples = stand_in(recipe.jitter.side, Vocabulary.builtin("coco"))
     optimiser_of(segmenter, recipe.stages[0])
-    first = next(batches(examples, recipe.jitter, seed=recipe.seed, batch=recipe.batch, first=0, steps=1))
+    first = next(batches(examples, recipe.jitter, seed=recipe.seed, batch=recipe.batch_size, first=0, steps=1))
     total = sum(parameter.numel() for parameter in segmenter.parameters())
     trained = [one for one in segmenter.trainable() if one.parameter.requires_grad]
-    trainable = sum(one.numbers for one in trained)
+    trainable = sum(one.num_parameters for one in trained)
     weights, state = 4 * total / GIB, 12 * sum(one.parameter.numel() for one in trained) / GIB
     kept = kept_of_an_image(recipe, segmenter, examples.vocabulary, processes.device) / GIB
-    images = recipe.batch // processes.count // recipe.accumulate
+    images = recipe.batch_size // processes.count // recipe.grad_accum_steps
     return {
         "recipe": recipe.name,
         "data": examples.name,
@@ -67,7 +68,7 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
     """Bytes that the backward pass keeps of one image, in float32."""
     assert isinstance(segmenter, Trainable)
     weights = {parameter.untyped_storage().data_ptr() for parameter in segmenter.parameters()}
-    names = Names(segmenter, vocabulary, device, most=recipe.classes, seed=recipe.seed, cache=None)
+    names = Names(segmenter, vocabulary, device, most=recipe.max_classes_per_batch, seed=recipe.seed, cache=None)
     segmenter.train()
     measured = []
     for factor in PROBES:

@@ -76,7 +76,7 @@ def parts(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
     """(what, value) of CLIP on boxes and true masks, and of SAM on clicks and boxes."""
     text = pipeline.embed(Vocabulary.builtin("emoji"))
     assert isinstance(pipeline.segmenter, SamClip)
-    clip, sam, side = pipeline.segmenter.clip, pipeline.segmenter.sam, pipeline.segmenter.side
+    clip, sam, side = pipeline.segmenter.clip, pipeline.segmenter.sam, pipeline.segmenter.config.shortest_edge
     thing = torch.tensor([row.thing for row in world_classes()])
     hits, crops, truths, regions = [], [], [], []
     rng = np.random.default_rng(5)
@@ -110,7 +110,7 @@ def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
         "stuff": frozenset(range(len(rows))) - things,
     }
     semantic, panoptic = SemanticScores(len(rows), groups), PanopticQuality(len(rows), vocabulary.things, groups)
-    text, policy = pipeline.embed(vocabulary), Policy(overlap=pipeline.segmenter.overlap)
+    text, policy = pipeline.embed(vocabulary), Policy(overlap=pipeline.segmenter.config.overlap_threshold)
     for number, scene in enumerate(tqdm(chosen, desc=f"{title}: whole", leave=False, disable=None)):
         prediction = pipeline.predict(scene.image, text)
         truth = PanopticMap(scene.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in scene.segments))

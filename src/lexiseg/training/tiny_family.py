@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from lexiseg.inference.pipeline import resolve_device
-from lexiseg.methods.base import ASSETS
+from lexiseg.methods.variant import ASSETS
 
 ENCODERS = ("sam-tiny", "clip-tiny-efficientnet", "clip-tiny-vit")
 # Those of the second row start from those of the first.

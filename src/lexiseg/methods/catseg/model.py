@@ -12,17 +12,15 @@ classes and decoded pixel by pixel. CLIP is tuned along the way, in the query an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip_vit import ClipViT
-from lexiseg.ensembles import Behaviour
 from lexiseg.layers.cost_aggregation import CostAggregation
+from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.correlation import CorrelationSegmenter, Seen
 from lexiseg.structures import Trace
 
-GUIDES = (256, 128)  # channels of the guides, of twice and four times the resolution of the features
 POOLING = 2  # cells a side that are one in attention over classes, in training
 
 
@@ -30,31 +28,36 @@ class CatSeg(CorrelationSegmenter):
     """Cost aggregation on a CLIP with a vision transformer.
 
     Args:
-        clip, side, sliding, templates, behaviour, trained_on: see `CorrelationSegmenter`.
-        guides: channels of the decoder's guides.
-        classes_at_once: bounds the memory; the result is the same.
-        aggregation: sizes, see `CostAggregation`.
+        clip: tuned by the recipe, in the query and value projections of both towers.
+        config: sizes of the aggregation.
     """
 
-    def __init__(
-        self,
-        clip: ClipViT,
-        *,
-        side: int = 384,
-        sliding: bool = True,
-        guides: tuple[int, int] = GUIDES,
-        templates: str = "catseg",
-        classes_at_once: int | None = 32,
-        behaviour: Behaviour = "paper",
-        trained_on: str | None = None,
-        **aggregation: Any,
-    ) -> None:
-        super().__init__(clip, side=side, sliding=sliding, templates=templates, behaviour=behaviour, trained_on=trained_on)
+    key = "catseg"
+    config: CatSegConfig
+
+    def __init__(self, clip: ClipViT, config: CatSegConfig = CatSegConfig()) -> None:
+        super().__init__(clip, config)
+        self.behaviour = config.behaviour
         self.enlarge = nn.ModuleList(
             nn.ConvTranspose2d(channels, own, factor, factor)
-            for channels, own, factor in zip(clip.channels, guides, (2, 4), strict=False)
+            for channels, own, factor in zip(clip.channels, config.guide_channels, (2, 4), strict=False)
         )
-        self.aggregation = CostAggregation(clip.width, guides, classes_at_once=classes_at_once, **aggregation)
+        self.aggregation = CostAggregation(
+            clip.width,
+            config.guide_channels,
+            width=config.hidden_dim,
+            appearance=config.appearance_dim,
+            text=config.text_dim,
+            decoder=config.decoder_channels,
+            decoder_guides=config.decoder_guide_channels,
+            layers=config.num_layers,
+            heads=config.num_heads,
+            window=config.window_size,
+            most=config.max_classes,
+            filled=config.pad_classes,
+            attention=config.class_attention,
+            classes_at_once=config.classes_at_once,
+        )
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "enlarge": self.enlarge, "aggregation": self.aggregation}

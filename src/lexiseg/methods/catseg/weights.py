@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
 from lexiseg.backbones.clip_vit import pack_projections, split_projections
-from lexiseg.backbones.state_dicts import compiled, read_state, rename_all
-from lexiseg.ensembles import Behaviour
-from lexiseg.methods.weights import read_card, read_weights
+from lexiseg.backbones.state_dicts import compiled, rename_all
+from lexiseg.methods.variant import Official
+from lexiseg.methods.weights import SavedWeights
 
 CLIP_PREFIX, OUR_CLIP_PREFIX = "sem_seg_head.predictor.clip_model.", "clip.clip_model."
 AGGREGATION, OUR_AGGREGATION = "sem_seg_head.predictor.transformer.", "aggregation."
@@ -103,16 +103,19 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return head | {CLIP_PREFIX + key: tensor for key, tensor in split_projections(clip).items()}
 
 
-def read_checkpoint(path: str | Path, model: str) -> tuple[dict[str, Tensor], Behaviour]:
-    """The tensors of a checkpoint, official or in our form, as our segmenters name them, and the behaviour they need.
+class CatSegCheckpoint(Official):
+    """The authors' checkpoints, the tuned CLIP included."""
 
-    Raises:
-        WeightsError: missing, damaged, or another model's.
-    """
-    if read_card(path) is None:
-        return from_official(read_state(path, entry="model")), "official"
-    saved = read_weights(path, model=model)
-    return dict(saved.tensors), saved.card.get("behaviour", "official")
+    licence: ClassVar[str] = "MIT"
+
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: "which cells of a shifted window were neighbours, a constant" for key in keys if dropped(key)}
+
+    def ours(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:  # noqa: ARG002 - messages name keys
+        return from_official(state)
+
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        return to_official(saved.tensors)
 
 
 def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

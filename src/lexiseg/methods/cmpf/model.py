@@ -14,7 +14,6 @@ in part theirs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,9 @@ from torch.nn import functional
 from lexiseg.backbones.clip import ClipMeanPooled, ClipResNet
 from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.backbones.sam import SAM_MEAN, SAM_STD, SamFamily
-from lexiseg.ensembles import Behaviour, classify_masks, classify_vectors, mask_ensemble
+from lexiseg.ensembles import classify_masks, classify_vectors, mask_ensemble
 from lexiseg.methods.base import check_trace
+from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.injectors import FeatureInjector, QueryInjector, SamInjection
 from lexiseg.methods.cmpf.sam_features import SamFeatures
 from lexiseg.methods.cmpf.sam_masks import OUTSIDE, SamMasks, cells_of, official_cells
@@ -39,56 +39,49 @@ class Cmpf(FcClip):
     Args:
         clip: see `FcClip`.
         sam: stays frozen and in evaluation mode.
-        query_layers: of the mask decoder, from 1, after which the Query Injector acts; none switches it off.
-        feature_layers: before which the Feature Injector acts; none switches it off.
-        width, heads, pixel_feedforward: of the decoders, see `FcClip`; SAM's features get as many.
-        sam_layers: of the deformable encoder of SAM's features.
-        masks: how SAM is asked for masks of everything; None switches the ensemble of masks off.
-        mask_sam: the SAM that is asked, which stays frozen, too; None is ``sam``.
-        epsilon: the share of SAM's masks in the semantic scores of unseen classes; 0 asks for none.
-        xi: only masks of whose best class CLIP is surer than this count.
-        behaviour: "official" repeats the official program, whose weights need it; see `docs/methods/cmpf.md`.
-        others: as in `FcClip`.
+        mask_sam: SAM that makes masks for the ensemble of masks, frozen, too; None is ``sam``.
+        config: sizes, injectors and weights of the ensembles.
     """
+
+    key = "cmpf"
+    config: CmpfConfig
 
     def __init__(
         self,
         clip: ClipMeanPooled | ClipResNet,
         sam: SamFamily,
-        *,
-        query_layers: Sequence[int] = (3, 6, 9),
-        feature_layers: Sequence[int] = (1, 4, 7),
-        width: int = 256,
-        heads: int = 8,
-        pixel_feedforward: int = 1024,
-        sam_layers: int = 6,
-        masks: SamMasks | None = None,
         mask_sam: SamFamily | None = None,
-        epsilon: float = 0.2,
-        xi: float = 0.5,
-        behaviour: Behaviour = "paper",
-        **others: Any,
+        config: CmpfConfig = CmpfConfig(),
     ) -> None:
-        super().__init__(clip, width=width, heads=heads, pixel_feedforward=pixel_feedforward, behaviour=behaviour, **others)
+        super().__init__(clip, config)
+        width = config.hidden_dim
         self.sam: SamFamily = sam.requires_grad_(False)
         self.mask_sam: SamFamily | None = None if mask_sam is None else mask_sam.requires_grad_(False)
-        self.masks, self.epsilon, self.xi = masks, epsilon, xi
-        self.query_injector = (
-            QueryInjector(query_layers, channels=sam.channels, own_projection=None if sam.channels == width else width)
-            if query_layers
-            else None
-        )
-        self.feature_injector, self.sam_features = None, None
-        if feature_layers:
-            self.feature_injector = FeatureInjector(feature_layers, width=width, heads=heads, behaviour=behaviour)
+        self.query_injector, self.feature_injector, self.sam_features = None, None, None
+        if config.query_layers:
+            own_projection = None if sam.channels == width else width
+            self.query_injector = QueryInjector(config.query_layers, channels=sam.channels, own_projection=own_projection)
+        if config.feature_layers:
+            self.feature_injector = FeatureInjector(
+                config.feature_layers, width=width, heads=config.num_heads, behaviour=config.behaviour
+            )
             self.sam_features = SamFeatures(
                 sam.channels,
                 width=width,
-                layers=sam_layers,
-                heads=heads,
-                feedforward=pixel_feedforward,
-                behaviour=behaviour,
+                layers=config.sam_layers,
+                heads=config.num_heads,
+                feedforward=config.pixel_decoder_ffn_dim,
+                behaviour=config.behaviour,
             )
+
+    @property
+    def masks(self) -> SamMasks | None:
+        """How SAM is asked for the masks of Eq. (12); None: the ensemble of masks is switched off."""
+        config = self.config
+        wanted = self.mask_sam is not None if config.mask_ensemble is None else config.mask_ensemble
+        if not wanted or config.epsilon == 0:
+            return None
+        return config.masks
 
     def parts(self) -> Mapping[str, nn.Module]:
         own: dict[str, nn.Module | None] = {
@@ -120,12 +113,13 @@ class Cmpf(FcClip):
         check_trace(images, trace)
         looks = [self.look(images.image(index)) for index in range(len(images))]
         prediction = join([self._segment(look, text, trace) for look in looks])
-        if self.masks is None or self.epsilon == 0:
+        masks = self.masks
+        if masks is None:
             return prediction
-        found = [self.sam_prediction(images.image(index), look, text, self.masks) for index, look in enumerate(looks)]
+        found = [self.sam_prediction(images.image(index), look, text, masks) for index, look in enumerate(looks)]
         seen = torch.zeros(len(text), dtype=torch.bool, device=prediction.classes.device) if text.seen is None else text.seen
         return mask_ensemble(  # Eq. (12)
-            prediction, _join(found), seen, epsilon=self.epsilon, xi=self.xi, behaviour=self.behaviour
+            prediction, _join(found), seen, epsilon=self.config.epsilon, xi=self.config.xi, behaviour=self.config.behaviour
         )
 
     @torch.no_grad()
@@ -154,7 +148,7 @@ class Cmpf(FcClip):
         if len(masks) == 0:
             return masks.new_zeros((1, 0, len(text))), torch.zeros(1, 0, dtype=torch.bool, device=masks.device)
         features, inner = look.features, look.inner
-        if self.behaviour == "official":
+        if self.config.behaviour == "official":
             return self._official_sam_classes(features, official_cells(masks, place, features.grid), text)
         covered = look.pixels.shape[-2] / inner[0], look.pixels.shape[-1] / inner[1]
         cells = cells_of(masks, place, features.grid, covered)

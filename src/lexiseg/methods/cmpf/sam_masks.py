@@ -6,16 +6,16 @@ that moves and squeezes them (`official_cells`). Here they are made on the fly, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate, generate_cached, grid_points
+from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate_cached, generate_masks, grid_points
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
+from lexiseg.ops.options import Positive, options
 from lexiseg.postprocess import Placing, resized
 from lexiseg.structures import Size
 
@@ -23,29 +23,23 @@ OUTSIDE = -100.0  # logits beyond the image
 OFFICIAL_PADDING = 32  # the official program pads CLIP's cells to multiples of what it pads pixels to
 MASKS_AT_ONCE = 8  # at the size of the picture
 # The thresholds of the official script; the paper names none. [decided]
-THRESHOLDS = MaskGeneratorOptions(quality_threshold=0.8, stability_threshold=0.7)
+THRESHOLDS = MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7)
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class SamMasks:
-    """How SAM is asked for masks of everything in a picture.
+    """How SAM is asked for masks of everything in a picture."""
 
-    Attributes:
-        points: on a grid of this many points squared.
-        options: of the mask generator.
-        most: so many are kept, the largest; None keeps all.
-        cache: the folder where masks are kept from one call to the next; None keeps none.
-        identity: what tells SAM's weights from others in a cache, such as the digest of their file.
-
-    Raises:
-        UsageError: a cache without an identity.
-    """
-
-    points: int = 32
+    points: Positive = 32
+    """Points a side of the grid of prompts."""
     options: MaskGeneratorOptions = THRESHOLDS
-    most: int | None = None
+    """Of the mask generator."""
+    most: Positive | None = None
+    """Number of masks that are kept, the largest ones; None keeps all."""
     cache: Path | None = None
+    """Folder where masks are kept from one call to the next; None keeps none."""
     identity: str = ""
+    """What tells SAM's weights from others in a cache, such as the digest of their file."""
 
     def __post_init__(self) -> None:
         if self.cache is not None and not self.identity:
@@ -59,7 +53,7 @@ class SamMasks:
         """
         prompter = grid_points(self.points)
         if self.cache is None:
-            masks = generate(sam, image, self.options, prompter)
+            masks = generate_masks(sam, image, self.options, prompter)
         else:
             masks = generate_cached(sam, image, self.options, prompter, folder=self.cache, identity=self.identity)
         if self.most is None or len(masks) <= self.most:
@@ -68,7 +62,7 @@ class SamMasks:
 
 
 # As the official script makes them, but of pictures in red, green, blue: it exchanges red and blue by mistake.
-OFFICIAL = SamMasks(options=MaskGeneratorOptions(quality_threshold=0.8, stability_threshold=0.7, min_region_area=100), most=50)
+OFFICIAL = SamMasks(options=MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7, min_region_area=100), most=50)
 
 
 def cells_of(masks: Tensor, place: Placing, grid: Size, covered: tuple[float, float]) -> Tensor:

@@ -15,10 +15,8 @@ taken in parts (`classes_at_once`) with the same result, and their order does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,34 +24,29 @@ from torch.nn import functional
 
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import NEVER, nearest_classes
 from lexiseg.layers.memory import part_of
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, class_loss, class_masks, pixel_loss
 from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
 from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLanguageFusion
-from lexiseg.methods.escnet.prompts import Probability, probabilities, pseudo_prompts
+from lexiseg.methods.escnet.config import EscNetConfig
+from lexiseg.methods.escnet.prompts import probabilities, pseudo_prompts
+from lexiseg.ops.options import NonNegative, options
 from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
 
 LABELLED = PixelLossOptions(unlabelled="ignored")  # [decided]
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class EscNetLossOptions:
-    """What the loss is made of.
-
-    Attributes:
-        pixels: of the decoded classes, the paper's.
-        maps: weight of the correlations between blocks, whose softmax over the classes the prompts are made of; without a loss
-            of their own nothing tells them from their opposite.  # [decided]
-    """
+    """Loss of ESC-Net."""
 
     pixels: PixelLossOptions = LABELLED
-    maps: float = 0.1
-
-
-SamBlocks = Literal["pretrained", "random", "none"]
+    """Of the decoded classes, the paper's."""
+    maps: NonNegative = 0.1
+    """Weight of the loss of the correlations between blocks, whose softmax over the classes the prompts are made of; without
+    a loss of their own nothing tells them from their opposite.  # [decided]"""
 
 
 class EscBlock(nn.Module):
@@ -83,63 +76,31 @@ class EscNet(CorrelationSegmenter):
     """Effective SAM combination.
 
     Args:
-        clip, side, sliding, templates, trained_on: see `CorrelationSegmenter`; the paper looks at the whole picture only.
+        clip: see `CorrelationSegmenter`.
         sam: gives its prompt encoder and the blocks of its mask decoder, which become this model's own.
-        blocks: N.
-        regions: O, pseudo points and masks a class.
-        threshold: alpha.
-        prompts: the kinds that are used, of "points", "boxes" and "masks" (Table 3).
-        probability: what the softmax of the correlations is over, "classes" or "space".
-        sam_blocks: (Table 2) "pretrained"; "random": the same, not trained by anybody yet; "none": images are not refined,
-            and there are no prompts.
-        width: E.
-        heads, window: of the fusion; the grid of cells is cut into windows of ``window`` cells a side.
-        decoder, skips: channels after each enlargement, and of what CLIP adds to it.
-        most: of more classes those are kept in each image that come closest to one of its cells; 0 keeps all.
-        classes_at_once: bounds the memory; the result is the same. None takes all at once.
+        config: blocks, prompts and decoder.
 
     Raises:
-        UsageError: unknown prompts, or a SAM that has no such blocks.
+        UsageError: a SAM that has no such blocks.
     """
 
-    def __init__(
-        self,
-        clip: ClipViT,
-        sam: SamFamily,
-        *,
-        side: int = 336,
-        sliding: bool = False,
-        templates: str = "catseg",
-        trained_on: str | None = None,
-        blocks: int = 4,
-        regions: int = 5,
-        threshold: float = 0.5,
-        prompts: Collection[str] = ("points", "masks"),
-        probability: Probability = "classes",
-        sam_blocks: SamBlocks = "pretrained",
-        width: int = 128,
-        heads: int = 4,
-        window: int = 12,
-        decoder: Sequence[int] = (64, 32),
-        skips: Sequence[int] = (32, 16),
-        most: int = 0,
-        classes_at_once: int | None = 32,
-    ) -> None:
-        super().__init__(clip, side=side, sliding=sliding, templates=templates, trained_on=trained_on)
-        if blocks < 1 or regions < 1:
-            raise UsageError(f"ESC-Net has one block and one region a class or more, not {blocks} and {regions}")
-        self.regions, self.threshold, self.probability = regions, threshold, probability
-        self.most, self.classes_at_once = most, classes_at_once
+    key = "escnet"
+    config: EscNetConfig
+
+    def __init__(self, clip: ClipViT, sam: SamFamily, config: EscNetConfig = EscNetConfig()) -> None:
+        super().__init__(clip, config)
         self.sam: nn.Module = nn.Identity()
-        if sam_blocks != "none":
-            self.sam = PromptedBlocks(sam, blocks, prompts, random=sam_blocks == "random")
-        channels = 0 if sam_blocks == "none" else sam.channels
+        if config.sam_blocks != "none":
+            self.sam = PromptedBlocks(sam, config.num_blocks, config.prompts, random=config.sam_blocks == "random")
+        channels = 0 if config.sam_blocks == "none" else sam.channels
+        width, heads, window = config.hidden_dim, config.num_heads, config.window_size
         self.embedding = nn.Linear(1, width)
         self.blocks = nn.ModuleList(
-            EscBlock(clip.width, channels, width, heads, window, followed=channels > 0 and number + 1 < blocks)
-            for number in range(blocks)
+            EscBlock(clip.width, channels, width, heads, window, followed=channels > 0 and number + 1 < config.num_blocks)
+            for number in range(config.num_blocks)
         )
-        self.decoder = UNetDecoder(width, clip.channels[:LEVELS][::-1], skips, decoder)
+        levels = clip.channels[:LEVELS][::-1]
+        self.decoder = UNetDecoder(width, levels, config.skip_channels, config.decoder_channels)
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {name: getattr(self, name) for name in ("clip", "sam", "embedding", "blocks", "decoder")}
@@ -170,7 +131,7 @@ class EscNet(CorrelationSegmenter):
         before made); ``probability_1`` [K, h, w], and ``regions_1`` [K, h, w], the number of the region of each cell from 1,
         or 0. All are 0 for classes that are left out.
         """
-        classes, chosen = seen.costs.shape[1], nearest_classes(seen.costs, self.most)
+        classes, chosen = seen.costs.shape[1], nearest_classes(seen.costs, self.config.max_classes)
         if chosen is None:
             return self._decoded(seen, trace=trace)
         found = []
@@ -208,15 +169,15 @@ class EscNet(CorrelationSegmenter):
         if not isinstance(self.sam, PromptedBlocks):
             return features
         side = features.shape[-1]
-        probability = probabilities(maps, self.clip.logit_scale, self.probability)
+        probability = probabilities(maps, self.clip.logit_scale, self.config.probability)
         if trace is not None:
-            members = pseudo_prompts(probability[0], self.regions, self.threshold).members
-            numbers = torch.arange(1, self.regions + 1, device=members.device)[:, None, None]
+            members = pseudo_prompts(probability[0], self.config.num_regions, self.config.threshold).members
+            numbers = torch.arange(1, self.config.num_regions + 1, device=members.device)[:, None, None]
             traced = {"correlation": maps[0], "probability": probability[0], "regions": (members * numbers).sum(1).float()}
             trace |= {f"{name}_{number + 1}": values for name, values in traced.items()}
         cells, names = block.image_to_sam(features.flatten(2).mT), block.text_to_sam(text)
         exact = torch.float32 if cells.device.type == "mps" else torch.float64  # so that parts and order change no prompt
-        total, at_once = torch.zeros_like(cells, dtype=exact), self.classes_at_once or len(text)
+        total, at_once = torch.zeros_like(cells, dtype=exact), self.config.classes_at_once or len(text)
         ask = partial(self._asked, self.sam, number, cells, exact)
         for some, own in zip(probability.split(at_once, dim=1), names.split(at_once), strict=True):
             total = total + part_of(ask, some, own, alone=at_once >= len(text))
@@ -227,16 +188,16 @@ class EscNet(CorrelationSegmenter):
         self, sam: PromptedBlocks, number: int, cells: Tensor, exact: torch.dtype, probability: Tensor, names: Tensor
     ) -> Tensor:
         """The sum of the cells [B, h · w, C] as some classes see them, of probabilities [B, k, h, w] and names [k, C]."""
-        prompts = pseudo_prompts(probability.flatten(0, 1), self.regions, self.threshold)
+        prompts = pseudo_prompts(probability.flatten(0, 1), self.config.num_regions, self.config.threshold)
         each = names.repeat(len(cells), 1), cells.repeat_interleave(len(names), dim=0)
         refined = sam(number, *each, prompts)  # Eq. (2), its first line
         return refined.unflatten(0, (len(cells), -1)).sum(1, dtype=exact)
 
     def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
         """What ``work`` makes of a volume [B, K, ...], some classes at a time; in its place where that is possible."""
-        if self.classes_at_once is None:
+        if self.config.classes_at_once is None:
             return work(volume)
-        parts = volume.split(self.classes_at_once, dim=1)
+        parts = volume.split(self.config.classes_at_once, dim=1)
         if torch.is_grad_enabled():
             return torch.cat([part_of(work, part, alone=len(parts) == 1) for part in parts], dim=1)
         first = work(parts[0])

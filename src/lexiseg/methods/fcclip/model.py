@@ -22,12 +22,13 @@ from torch.nn import functional
 
 from lexiseg.backbones.clip import ClipMeanPooled, ClipResNet
 from lexiseg.backbones.clip_base import ClipFeatures
-from lexiseg.ensembles import Behaviour, class_ensemble, classify_masks, classify_vectors
+from lexiseg.ensembles import class_ensemble, classify_masks, classify_vectors
 from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder
 from lexiseg.layers.pixel_decoder import PixelDecoder
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
 from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace
 
 STRIDE = 32  # sides of the network's input are multiples of it
@@ -55,53 +56,32 @@ class FcClip(Segmenter):
 
     Args:
         clip: a ConvNeXt or a ResNet; it stays frozen and in evaluation mode.
-        queries: Q, the masks an image can have.
-        width: of pixel and mask decoder.
-        layers, heads: of the mask decoder; the encoder in the pixel decoder has as many heads.
-        pixel_layers: of that encoder.
-        pixel_feedforward, feedforward: hidden widths of the encoder in the pixel decoder and of the mask decoder.
-        alpha, beta: CLIP's weight for seen and for other classes; 0 leaves the classes to the decoder.
-        overlap: see `Segmenter`.
-        side: pixels of the shorter side of the image in the network; None leaves images as they are.
-        longest: pixels its longer side may have at most.
-        behaviour: "official" repeats the official program where it differs from the paper (`lexiseg.ensembles`).
-        trained_on: the vocabulary of its training, by which classes count as seen.
-        templates: the prompts its names are embedded with.
+        config: sizes and weights of the ensemble.
     """
 
+    key = "fcclip"
     tasks = ("panoptic", "semantic", "instance")
+    config: FcClipConfig
 
-    def __init__(
-        self,
-        clip: ClipMeanPooled | ClipResNet,
-        *,
-        queries: int = 250,
-        width: int = 256,
-        layers: int = 9,
-        heads: int = 8,
-        pixel_layers: int = 6,
-        pixel_feedforward: int = 1024,
-        feedforward: int = 2048,
-        alpha: float = 0.4,
-        beta: float = 0.8,
-        overlap: float = 0.8,
-        side: int | None = 800,
-        longest: int = 1333,
-        behaviour: Behaviour = "paper",
-        trained_on: str | None = "coco",
-        templates: str = "vild14",
-    ) -> None:
-        super().__init__()
+    def __init__(self, clip: ClipMeanPooled | ClipResNet, config: FcClipConfig = FcClipConfig()) -> None:
+        super().__init__(config)
         self.clip: ClipMeanPooled | ClipResNet = clip.requires_grad_(False)
         self.pixel_decoder = PixelDecoder(
-            clip.channels, clip.strides, width=width, layers=pixel_layers, heads=heads, feedforward=pixel_feedforward
+            clip.channels,
+            clip.strides,
+            width=config.hidden_dim,
+            layers=config.pixel_decoder_layers,
+            heads=config.num_heads,
+            feedforward=config.pixel_decoder_ffn_dim,
         )
         self.mask_decoder = MaskDecoder(
-            clip.width, width=width, queries=queries, layers=layers, heads=heads, feedforward=feedforward
+            clip.width,
+            width=config.hidden_dim,
+            queries=config.num_queries,
+            layers=config.num_layers,
+            heads=config.num_heads,
+            feedforward=config.ffn_dim,
         )
-        self.alpha, self.beta, self.overlap = alpha, beta, overlap
-        self.side, self.longest = side, longest
-        self.behaviour, self.trained_on, self.templates = behaviour, trained_on, templates
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "pixel_decoder": self.pixel_decoder, "mask_decoder": self.mask_decoder}
@@ -190,7 +170,8 @@ class FcClip(Segmenter):
     def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
         """An image [3, H, W] resized and padded, [1, 3, H', W'], and its size inside."""
         size = (int(image.shape[-2]), int(image.shape[-1]))
-        inner = size if self.side is None else shortest_side(size, self.side, self.longest)
+        shortest = self.config.shortest_edge
+        inner = size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
         if inner != size:
             image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
         return self.clip.padded(image, STRIDE)[None], inner
@@ -203,8 +184,14 @@ class FcClip(Segmenter):
         prediction = _prediction(decoded, (seen.size,), (seen.inner,))
         names, covered = self._clip_classes(seen.features, decoded.masks, text)
         known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
-        return class_ensemble(
-            prediction, names, known, alpha=self.alpha, beta=self.beta, behaviour=self.behaviour, covered=covered
+        return class_ensemble(  # Eq. (7)
+            prediction,
+            names,
+            known,
+            alpha=self.config.alpha,
+            beta=self.config.beta,
+            behaviour=self.config.behaviour,
+            covered=covered,
         )
 
     def _clip_classes(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor | None]:
@@ -213,7 +200,7 @@ class FcClip(Segmenter):
         Its attention pool cannot look at a mask without a cell: the decoder decides alone there. Of a ConvNeXt the official
         program takes what its head makes of nothing.
         """
-        if self.behaviour == "official" and isinstance(self.clip, ClipMeanPooled):
+        if self.config.behaviour == "official" and isinstance(self.clip, ClipMeanPooled):
             vectors = self.clip.embed_regions_official(features, masks)
             return classify_vectors(vectors, text, self.clip.logit_scale), None
         names, covered = classify_masks(self.clip, features, masks, text)

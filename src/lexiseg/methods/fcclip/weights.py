@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
 from lexiseg.backbones import sam_weights
-from lexiseg.backbones.state_dicts import compiled, read_state, rename_all
-from lexiseg.ensembles import Behaviour
-from lexiseg.methods.weights import SavedWeights, read_card, read_weights
+from lexiseg.backbones.state_dicts import compiled, rename_all
+from lexiseg.errors import WeightsError
+from lexiseg.methods.variant import Official
+from lexiseg.methods.weights import SavedWeights
 
 CLIP_PREFIX, SAM_PREFIX = "backbone.clip_model.", "sam."
 OUR_CLIP_PREFIX, OUR_SAM_PREFIX = "clip.clip_model.", "sam.model."
@@ -101,13 +102,11 @@ class Checkpoint:
         head: what was trained, under our names.
         clip: the frozen CLIP under open_clip's names; empty if the file leaves it out.
         sam: the frozen SAM under segment-anything's names (`lexiseg.backbones.sam_weights` reads them); empty likewise.
-        behaviour: that of the program the weights were trained by.
     """
 
     head: dict[str, Tensor]
     clip: dict[str, Tensor]
     sam: dict[str, Tensor]
-    behaviour: Behaviour = "official"
 
 
 _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
@@ -132,32 +131,16 @@ def names_to_official(keys: Iterable[str]) -> dict[str, str]:
     return rename_all(keys, _TO_OFFICIAL, "FC-CLIP's or CMPF's")
 
 
-def read_checkpoint(path: str | Path, model: str) -> Checkpoint:
-    """A checkpoint of FC-CLIP or CMPF: an official file, or weights in our form (`lexiseg.methods.weights`).
-
-    Args:
-        path: a file, or the folder of weights in our form.
-        model: what the weights must be of, if they say.
-
-    Raises:
-        WeightsError: missing, damaged, or another model's.
-    """
-    if read_card(path) is None:
-        return from_official(read_state(path, entry="model"))
-    return from_saved(read_weights(path, model=model))
-
-
-def from_saved(saved: SavedWeights) -> Checkpoint:
-    """Sort weights in our form.
+def from_saved(tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """Sort tensors under our names.
 
     Raises:
         WeightsError: keys of a SAM that no rule knows, by name.
     """
     return Checkpoint(
-        head={name: value for name, value in saved.tensors.items() if not name.startswith(_FROZEN)},
-        clip=_within(saved.tensors, OUR_CLIP_PREFIX),
-        sam=sam_weights.to_official(_within(saved.tensors, OUR_SAM_PREFIX)),
-        behaviour=saved.card.get("behaviour", "official"),
+        head={name: value for name, value in tensors.items() if not name.startswith(_FROZEN)},
+        clip=_within(tensors, OUR_CLIP_PREFIX),
+        sam=sam_weights.to_official(_within(tensors, OUR_SAM_PREFIX)),
     )
 
 
@@ -198,3 +181,23 @@ def to_official(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+class FcClipCheckpoint(Official):
+    """The authors' checkpoints of FC-CLIP."""
+
+    licence: ClassVar[str] = "Apache-2.0"
+    holds_sam: ClassVar[bool] = False
+
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        reasons = DROPPED | {SAM_PREFIX + key: why for key, why in sam_weights.DROPPED.items()}
+        return {key: reasons[key] for key in keys if key in reasons}
+
+    def ours(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        checkpoint = from_official(state)
+        if checkpoint.sam and not self.holds_sam:
+            raise WeightsError(f"{source} is another model's: it holds a SAM")
+        return to_saved(checkpoint)
+
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        return to_official(from_saved(saved.tensors))

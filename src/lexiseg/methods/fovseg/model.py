@@ -14,7 +14,7 @@ Of CLIP the query projections of the vision tower learn, and only they.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import torch
@@ -23,83 +23,51 @@ from torch import Tensor, nn
 from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.backbones.clip_vit import ClipViT, attended, visible
 from lexiseg.backbones.proposals import MaskProposer
-from lexiseg.errors import UsageError
 from lexiseg.losses.fiser import Fiser
 from lexiseg.losses.matching import PointSource, uniform_points
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
 from lexiseg.methods.base import Trained
+from lexiseg.methods.fovseg.config import FovSegConfig
 from lexiseg.methods.fovseg.teva import DistributionAdapter, MaskTargetAttention, bias_of
 from lexiseg.methods.maskclip.model import MaskClip, padded_to, touched
+from lexiseg.ops.options import NonNegative, options
 from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, TextEmbeddings
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class FovSegLossOptions:
-    """What the loss is made of.
+    """Losses of Eq. (12)."""
 
-    Attributes:
-        fiser: lambda_FiSeR.
-        classes: lambda_CE, and how proposals are matched; proposals do not learn, so its masks have no weight.
-    """
-
-    fiser: float = 1.0
+    fiser: NonNegative = 1.0
+    """λ_FiSeR."""
     classes: SetLossOptions = field(default_factory=lambda: SetLossOptions(mask=0.0, dice=0.0))
+    """λ_CE, and how proposals are matched; proposals are not trained, so its masks have no weight."""
 
 
 class FovSeg(MaskClip):
     """Mask tokens that ask the names.
 
     Args:
-        clip, proposer, side, longest, overlap, templates: see `MaskClip`.
-        masks_at_once: see there; each part computes the keys and values of the picture again.
-        classifier_side: see there; CLIP's positions are resized to it bilinearly.
-        teva: mask tokens ask the names.
-        bottleneck: of that, see `MaskTargetAttention`.
-        adapter: convolutions of the distribution adapter, 0 to 3; 0 leaves it out.
-        fiser: layers of FiSeR's predictor, for training; 0 leaves it out, as for inference.
-        trained_on: the vocabulary of its training, by which classes count as seen.
-
-    Raises:
-        UsageError: another number of convolutions.
+        clip, proposer: see `MaskClip`.
+        config: sizes, adapter and FiSeR.
     """
 
-    def __init__(
-        self,
-        clip: ClipViT,
-        proposer: MaskProposer,
-        *,
-        classifier_side: int = 896,
-        side: int | None = 800,
-        longest: int = 1333,
-        overlap: float = 0.8,
-        templates: str = "single",
-        masks_at_once: int | None = None,
-        teva: bool = True,
-        bottleneck: int = 64,
-        adapter: int = 2,
-        fiser: int = 0,
-        trained_on: str | None = "coco",
-    ) -> None:
-        if not 0 <= adapter <= 3:
-            raise UsageError(f"the distribution adapter has 0 to 3 convolutions, not {adapter}")
-        super().__init__(
-            clip,
-            proposer,
-            classifier_side=classifier_side,
-            relative=(),
-            side=side,
-            longest=longest,
-            overlap=overlap,
-            templates=templates,
-            masks_at_once=masks_at_once,
-        )
+    key = "fovseg"
+    config: FovSegConfig
+
+    def __init__(self, clip: ClipViT, proposer: MaskProposer, config: FovSegConfig = FovSegConfig()) -> None:
+        super().__init__(clip, proposer, config)
         clip.interpolation = "bilinear"
-        width = clip.channels[0]
-        self.teva = nn.ModuleList(MaskTargetAttention(width, clip.width, bottleneck) for _ in range(clip.depth if teva else 0))
-        self.adapter: nn.Module = DistributionAdapter(adapter) if adapter else nn.Identity()
-        self.fiser: nn.Module = Fiser(clip, fiser) if fiser else nn.Identity()
+        width, depth = clip.channels[0], clip.depth if config.teva else 0
+        self.teva = nn.ModuleList(MaskTargetAttention(width, clip.width, config.teva_bottleneck) for _ in range(depth))
+        self.adapter: nn.Module = DistributionAdapter(config.adapter_layers) if config.adapter_layers else nn.Identity()
+        self.fiser: nn.Module = Fiser(clip, config.fiser_layers) if config.fiser_layers else nn.Identity()
         self.void = nn.Embedding(1, clip.width)
-        self.trained_on = trained_on
+
+    @property
+    def saved_config(self) -> FovSegConfig:
+        """Without FiSeR, whose weights are not saved."""
+        return replace(self.config, fiser_layers=0)
 
     def parts(self) -> Mapping[str, nn.Module]:
         names = ("clip", "proposer", "teva", "adapter", "fiser", "void")
@@ -118,7 +86,7 @@ class FovSeg(MaskClip):
                 yield one
             elif ".visual." in one.name and one.name.endswith(("attn.in_proj_weight", "attn.in_proj_bias")):
                 width = len(one.parameter) // 3
-                yield replace(one, kept=slice(width, 3 * width))
+                yield replace(one, frozen_rows=slice(width, 3 * width))
 
     def void_vector(self) -> Tensor | None:
         """The learnt vector [D] of "no object"."""

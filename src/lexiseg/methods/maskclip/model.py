@@ -25,15 +25,15 @@ from torch.nn import functional
 from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.backbones.clip_vit import Attend, ClipViT, attended, visible
 from lexiseg.backbones.proposals import MaskProposer
-from lexiseg.ensembles import Behaviour, classify_vectors
+from lexiseg.ensembles import classify_vectors
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Segmenter, check_trace
 from lexiseg.methods.fcclip.model import join, shortest_side
+from lexiseg.methods.maskclip.config import MaskClipConfig, MaskTokenConfig
 from lexiseg.methods.maskclip.relative import RelativeMaskAttention
 from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
 TEMPERATURE = 0.01
-RELATIVE = (5, 11, 17, 23)  # blocks of ViT-L, from 0
 SURE = 20.0  # logit of a cell of a mask that is given
 
 
@@ -43,45 +43,25 @@ class MaskClip(Segmenter):
     Args:
         clip: names the masks; frozen.
         proposer: proposes them; frozen, and in evaluation mode.
-        classifier_side: pixels a side of the square that CLIP looks at.
-        relative: numbers of the blocks with relative mask attention, from 0; none is plain mask attention.
-        side: pixels of the shorter side of the image that the generator sees; None leaves images as they are.
-        longest: pixels its longer side may have at most.
-        overlap: see `Segmenter`.
-        behaviour: "official" leaves the last class out of semantic results, as the official program, which takes it for
-            "no object" by mistake (so it does with instances, whose labels drift as a consequence; that is not repeated).
-        templates: the prompts its names are embedded with.
-        masks_at_once: bounds the memory; the result is the same. None takes all at once.
+        config: sizes of images, and relative attention.
 
     Raises:
         UsageError: CLIP has no such blocks.
     """
 
+    key = "maskclip"
     tasks = ("panoptic", "semantic", "instance")
+    config: MaskTokenConfig
 
-    def __init__(
-        self,
-        clip: ClipViT,
-        proposer: MaskProposer,
-        *,
-        classifier_side: int = 336,
-        relative: Sequence[int] = RELATIVE,
-        side: int | None = 640,
-        longest: int = 2560,
-        overlap: float = 0.5,
-        behaviour: Behaviour = "paper",
-        templates: str = "single",
-        masks_at_once: int | None = 25,
-    ) -> None:
-        super().__init__()
-        if wrong := [number for number in relative if not 0 <= number < clip.depth]:
-            raise UsageError(f"this CLIP has blocks 0 to {clip.depth - 1}, and no block {wrong[0]} for relative mask attention")
+    def __init__(self, clip: ClipViT, proposer: MaskProposer, config: MaskTokenConfig = MaskClipConfig()) -> None:
+        super().__init__(config)
+        blocks = config.relative_blocks if isinstance(config, MaskClipConfig) else ()
+        if wrong := [number for number in blocks if number >= clip.depth]:
+            raise UsageError(f"relative_blocks names block {wrong[0]}, but this CLIP has blocks 0 to {clip.depth - 1}")
         self.clip: ClipViT = clip.requires_grad_(False)
         self.proposer: MaskProposer = proposer.requires_grad_(False).eval()
         width, patch = clip.channels[0], clip.strides[0]
-        self.relative = nn.ModuleDict({str(number): RelativeMaskAttention(width, patch) for number in relative})
-        self.classifier_side, self.side, self.longest = classifier_side, side, longest
-        self.overlap, self.behaviour, self.templates, self.masks_at_once = overlap, behaviour, templates, masks_at_once
+        self.relative = nn.ModuleDict({str(number): RelativeMaskAttention(width, patch) for number in blocks})
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "proposer": self.proposer, "relative": self.relative}
@@ -103,7 +83,8 @@ class MaskClip(Segmenter):
         """
         check_trace(images, trace)
         prediction = join([self._segment(images.image(index), text, trace) for index in range(len(images))])
-        return without_last(prediction) if self.behaviour == "official" else prediction
+        official = isinstance(self.config, MaskClipConfig) and self.config.behaviour == "official"
+        return without_last(prediction) if official else prediction
 
     @torch.no_grad()
     def name_regions(self, image: Tensor, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
@@ -134,7 +115,7 @@ class MaskClip(Segmenter):
 
     def embed(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
         """Embeddings of masks in the joint space [B, Q, D], and the masks drawn again; see `names`."""
-        parts = masks.split(self.masks_at_once or masks.shape[1], dim=1)
+        parts = masks.split(self.config.masks_at_once or masks.shape[1], dim=1)
         found = [self._embedded(features, part, text) for part in parts]
         vectors, drawn = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
         return vectors, drawn
@@ -160,13 +141,14 @@ class MaskClip(Segmenter):
 
     def look(self, pixels: Tensor) -> ClipFeatures:
         """What CLIP sees of pixels [B, 3, H, W], squeezed into its square."""
-        side = (self.classifier_side, self.classifier_side)
+        side = (self.config.clip_image_size, self.config.clip_image_size)
         return self.clip.features(functional.interpolate(pixels, side, mode="bicubic", align_corners=False))
 
     def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
         """An image [3, H, W] as the generator sees it, [1, 3, H', W'], and its size."""
         size = (int(image.shape[-2]), int(image.shape[-1]))
-        inner = size if self.side is None else shortest_side(size, self.side, self.longest)
+        shortest = self.config.shortest_edge
+        inner = size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
         if inner != size:
             image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
         return image[None], inner

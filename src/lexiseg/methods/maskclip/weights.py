@@ -7,16 +7,20 @@ A file holds Mask2Former (R50) without its class head, CLIP's vision tower under
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lexiseg.backbones.state_dicts import read_state, some
+from lexiseg.backbones import mask2former_weights
+from lexiseg.backbones.state_dicts import some
 from lexiseg.errors import WeightsError
+from lexiseg.methods.variant import Official
+from lexiseg.methods.weights import SavedWeights
 
 VISION, PROPOSER = "maskclip.", ("backbone.", "sem_seg_head.", "criterion.")
+OUR_CLIP, OUR_PROPOSER, OUR_RELATIVE = "clip.clip_model.", "proposer.model.", "relative."
 RELATIVE_RULES = {
     "q_prime_norm_added_params": "query_norm",
     "k_prime_proj_weight_added_params": "key",
@@ -44,6 +48,21 @@ def relative_from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     return relative, rest
 
 
+def relative_to_official(relative: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `relative_from_official`."""
+    blocks = sorted({int(name.split(".")[0]) for name in relative})
+    theirs = {ours: official for official, ours in RELATIVE_RULES.items()}
+    official: dict[str, Tensor] = {}
+    for name, tensor in relative.items():
+        block, ours, kind = name.split(".")
+        key, start = theirs[ours], "visual.transformer."
+        if key.startswith("conv"):
+            official[f"{start}{key}.{blocks.index(int(block))}.{kind}"] = tensor
+        else:
+            official[f"{start}resblocks.{block}.attn.{key}.{kind}"] = tensor
+    return official
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An official file, taken apart.
@@ -57,15 +76,6 @@ class Checkpoint:
     proposer: dict[str, Tensor]
     vision: dict[str, Tensor]
     relative: dict[str, Tensor]
-
-
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """An official file.
-
-    Raises:
-        WeightsError: missing, damaged, or of another model.
-    """
-    return taken_apart(read_state(Path(path), entry="model"), str(path))
 
 
 def taken_apart(state: Mapping[str, Tensor], source: str) -> Checkpoint:
@@ -82,3 +92,32 @@ def taken_apart(state: Mapping[str, Tensor], source: str) -> Checkpoint:
     if not (proposer and vision and relative):
         raise WeightsError(f"{source} is no checkpoint of MaskCLIP: masks, CLIP or what was trained are missing")
     return Checkpoint(proposer, vision, relative)
+
+
+class MaskClipCheckpoint(Official):
+    """The authors' checkpoint. Its config says "paper": what their program does with the last class is a mistake."""
+
+    licence: ClassVar[str] = "unknown"
+    options: ClassVar[Mapping[str, Any]] = {}
+    partial: ClassVar[tuple[str, ...]] = (f"{OUR_CLIP}visual.",)  # the text tower is CLIP's own
+
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: why for key in keys for pattern, why in mask2former_weights.DROPPED.items() if re.fullmatch(pattern, key)}
+
+    def ours(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        checkpoint = taken_apart(state, source)
+        proposer = mask2former_weights.from_official(checkpoint.proposer)
+        return {
+            **{f"{OUR_CLIP}{name}": tensor for name, tensor in checkpoint.vision.items()},
+            **{f"{OUR_PROPOSER}{name}": tensor for name, tensor in proposer.items()},
+            **{f"{OUR_RELATIVE}{name}": tensor for name, tensor in checkpoint.relative.items()},
+        }
+
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        tower = _within(saved.tensors, OUR_CLIP) | relative_to_official(_within(saved.tensors, OUR_RELATIVE))
+        proposer = mask2former_weights.to_official(_within(saved.tensors, OUR_PROPOSER))
+        return {**proposer, **{f"{VISION}{name}": tensor for name, tensor in tower.items()}}
+
+
+def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.clip import ClipBackbone
-from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate, grid_points
+from lexiseg.backbones.mask_generator import GeneratedMasks, generate_masks, grid_points
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.methods.sam_clip.config import SamClipConfig
 from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
 OUTSIDE = -100.0  # logits of the rows that only fill up a batch
@@ -33,33 +34,17 @@ class SamClip(Segmenter):
     Args:
         clip: names the masks.
         sam: proposes them.
-        side: pixels of the shorter side of the image that CLIP sees.
-        longest: pixels its longer side may have at most.
-        points: SAM is asked on a grid of this many points squared.
-        options: of the mask generator.
-        templates: the prompts names are embedded with.
-        overlap: of panoptic regions, see `Segmenter`.
+        config: sizes of images, and how SAM is asked.
     """
 
     tasks = ("panoptic", "semantic", "instance")
 
-    def __init__(
-        self,
-        clip: ClipBackbone,
-        sam: SamFamily,
-        *,
-        side: int,
-        longest: int = 1333,
-        points: int = 32,
-        options: MaskGeneratorOptions | None = None,
-        templates: str = "vild14",
-        overlap: float = 0.8,
-    ) -> None:
-        super().__init__()
+    key = "sam_clip"
+    config: SamClipConfig
+
+    def __init__(self, clip: ClipBackbone, sam: SamFamily, config: SamClipConfig = SamClipConfig()) -> None:
+        super().__init__(config)
         self.clip, self.sam = clip, sam
-        self.side, self.longest, self.points = side, longest, points
-        self.options = options or MaskGeneratorOptions()
-        self.templates, self.overlap = templates, overlap
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "sam": self.sam}
@@ -85,7 +70,7 @@ class SamClip(Segmenter):
 
     def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None = None) -> tuple[GeneratedMasks, Tensor]:
         """Masks of one image [3, H, W], and the logarithms of their scores [Q, K]."""
-        generated = generate(self.sam, image, self.options, grid_points(self.points))
+        generated = generate_masks(self.sam, image, self.config.generator, grid_points(self.config.points_per_side))
         if len(generated) == 0:
             return generated, image.new_zeros((0, len(text)))
         size = self.clip_size((int(image.shape[-2]), int(image.shape[-1])))
@@ -101,8 +86,8 @@ class SamClip(Segmenter):
         return generated, names + generated.quality.float().clamp(LOWEST, 1)[:, None].log()
 
     def clip_size(self, size: Size) -> Size:
-        """(height, width) of the image that CLIP sees: shorter side ``side``, both multiples of its coarsest stride."""
-        scale = min(self.side / min(size), self.longest / max(size))
+        """(height, width) of the image that CLIP sees, both multiples of its coarsest stride."""
+        scale = min(self.config.shortest_edge / min(size), self.config.longest_edge / max(size))
         stride = self.clip.strides[-1]
         high, wide = (max(stride, round(length * scale / stride) * stride) for length in size)
         return high, wide

@@ -12,9 +12,8 @@ CAT-Seg, whose aggregation of costs is guided by SAM's masks, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,45 +22,41 @@ from torch.nn import functional
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.mask_generator import (
     GeneratedMasks,
-    MaskGeneratorOptions,
     Prompter,
-    generate,
+    generate_masks,
     given_points,
     grid_points,
     random_points,
 )
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.errors import UsageError
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
-from lexiseg.methods.catseg.model import GUIDES, POOLING, CatSeg
+from lexiseg.methods.catseg.model import POOLING, CatSeg
 from lexiseg.methods.correlation import WHOLE, Masks, Seen, UnitBox
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
+from lexiseg.methods.sam_mi.config import SamMiConfig
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
+from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, options
 from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
 
 ENLARGED = 4  # the decoder's finest guide has so many cells a side for one of the features
-ONE_A_POINT = MaskGeneratorOptions(best_of_point=True)  # thresholds of SAM's automatic generator  # [decided]
-Asking = Literal["chance", "top", "grid", "random"]
 
 
-@dataclass(frozen=True)
+@options(frozen=True)
 class SamMiLossOptions:
-    """What the loss is made of.
-
-    Attributes:
-        pixels: of L_ce.
-        prompter: lambda_tspp, where more than the prompter learns.
-        mse: lambda_mse.
-        density, limit: g_p and m_p of Eq. (5).
-    """
+    """Losses of both stages (Sec. 3.5)."""
 
     pixels: PixelLossOptions = field(default_factory=PixelLossOptions)
-    prompter: float = 0.1
-    mse: float = 0.5
-    density: float = 5.0
-    limit: int = 10
+    """L_ce."""
+    prompter: NonNegative = 0.1
+    """λ_tspp, where more than the prompter is trained."""
+    mse: NonNegative = 0.5
+    """λ_mse."""
+    density: PositiveFloat = 5.0
+    """g_p of Eq. (5)."""
+    limit: Positive = 10
+    """m_p of Eq. (5)."""
 
 
 class SamMi(CatSeg):
@@ -70,48 +65,18 @@ class SamMi(CatSeg):
     Args:
         clip: see `CatSeg`.
         sam: stays frozen and in evaluation mode.
-        asking: where SAM is asked: at the prompter's points drawn by "chance" or the "top" ones; or, as it was before the
-            prompter, on the "grid" or at "random" points.
-        points: of "random".
-        threshold: alpha_sma, the share of a mask that has to lie in a class for it to join; None joins none.
-        inject: the halves of the injection that are done, "low" and "high".
-        generator: how SAM is asked; or what differs in that from `ONE_A_POINT`, by name.
-        prompter_width, heads: of the prompter and of the attention between masks.
-        seed: of the points, at inference.
-        options: of `CatSeg`; its behaviour cannot be the official one.
-
-    Raises:
-        UsageError: the official behaviour, or a half of the injection that there is not.
+        config: points, masks and injection.
     """
 
-    def __init__(
-        self,
-        clip: ClipViT,
-        sam: SamFamily,
-        *,
-        asking: Asking = "chance",
-        points: int = 41,
-        threshold: float | None = 0.5,
-        inject: Sequence[str] = ("low", "high"),
-        generator: MaskGeneratorOptions | Mapping[str, Any] = ONE_A_POINT,
-        prompter_width: int = 128,
-        heads: int = 4,
-        guides: tuple[int, int] = GUIDES,
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
-        super().__init__(clip, guides=guides, heads=heads, **options)
-        if self.behaviour != "paper":
-            raise UsageError("SAM-MI has no official program whose behaviour could be repeated; leave behaviour out")
-        if unknown := sorted(set(inject) - {"low", "high"}):
-            raise UsageError(f"there is no injection '{unknown[0]}'; there are low and high")
+    key = "sam_mi"
+    config: SamMiConfig
+
+    def __init__(self, clip: ClipViT, sam: SamFamily, config: SamMiConfig = SamMiConfig()) -> None:
+        super().__init__(clip, config)
         self.sam: SamFamily = sam.requires_grad_(False)
-        self.prompter = SparsePrompter(prompter_width, heads=heads, at_once=self.aggregation.classes_at_once)
-        self.low_injection = LowFrequencyInjection(clip.width, heads)
-        self.high_injection = nn.ModuleList(HighFrequencyInjection(width) for width in guides)
-        self.asking, self.points, self.threshold, self.seed = asking, points, threshold, seed
-        self.inject = frozenset(inject)
-        self.generator = replace(ONE_A_POINT, **generator) if isinstance(generator, Mapping) else generator
+        self.prompter = SparsePrompter(config.prompter_dim, heads=config.num_heads, at_once=config.classes_at_once)
+        self.low_injection = LowFrequencyInjection(clip.width, config.num_heads)
+        self.high_injection = nn.ModuleList(HighFrequencyInjection(width) for width in config.guide_channels)
 
     def parts(self) -> Mapping[str, nn.Module]:
         names = ("sam", "prompter", "low_injection", "high_injection")
@@ -168,10 +133,10 @@ class SamMi(CatSeg):
         appearance, (second, first) = super().guidance(seen, None)
         if masks is None:
             return appearance, (second, first)
-        if "low" in self.inject:
+        if "low" in self.config.inject:
             pairs = zip(seen.dense, masks, strict=True)
             appearance = torch.stack([self.low_injection(features, covered(each, ENLARGED)) for features, each in pairs])
-        if "high" in self.inject:
+        if "high" in self.config.inject:
             coarse, fine = self.high_injection
             second = torch.stack(
                 [coarse(features, covered(each, 2) >= 0.5) for features, each in zip(second, masks, strict=True)]
@@ -185,7 +150,7 @@ class SamMi(CatSeg):
         A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
         """
         prompts = self.prompts(seen)
-        chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.seed))
+        chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.config.seed))
         return self._found(image, prompts.probabilities[0], prompts.text_masks[0], chance, trace)
 
     @torch.no_grad()
@@ -199,22 +164,22 @@ class SamMi(CatSeg):
     ) -> Masks:
         """SAM's masks in an image, put together by class, for any box of it."""
         side = ENLARGED * text_masks.shape[-1]
-        found = generate(self.sam, image, self.generator, self._prompts(image, probabilities, chance))
+        found = generate_masks(self.sam, image, self.config.generator, self._prompts(image, probabilities, chance))
         alone = in_box(found, WHOLE, side)
         groups = torch.eye(len(found), dtype=torch.bool, device=image.device)
-        if self.threshold is not None:
-            groups = members(matching_scores(covered(alone, ENLARGED), text_masks), self.threshold)
+        if self.config.matching_threshold is not None:
+            groups = members(matching_scores(covered(alone, ENLARGED), text_masks), self.config.matching_threshold)
         if trace is not None:
             together = aggregate(alone, groups).float()
             trace |= {"probabilities": probabilities[None], "sam_masks": alone.float(), "masks": together}
         return partial(_grouped, found, groups, side)
 
     def _prompts(self, image: Tensor, probabilities: Tensor, chance: Tensor) -> Prompter:
-        if self.asking == "grid":
+        if self.config.point_sampling == "grid":
             return grid_points(self.prompter.side)
-        if self.asking == "random":
-            return random_points(self.points, self.seed)
-        unit = sampled_points(probabilities, chance, self.asking)
+        if self.config.point_sampling == "random":
+            return random_points(self.config.num_random_points, self.config.seed)
+        unit = sampled_points(probabilities, chance, self.config.point_sampling)
         return given_points(unit * unit.new_tensor([image.shape[-1], image.shape[-2]]))
 
 

@@ -1,0 +1,83 @@
+"""CMPF's (FrozenSeg's) models and how they are trained.
+
+lexiseg train cmpf-convnext-l --root DIR --output RUN        on COCO panoptic, as published
+lexiseg train cmpf-tiny --output RUN                         on the emoji world, offline
+lexiseg train cmpf-tiny model.query_layers=[] --output RUN   a row of an ablation: without the Query Injector
+"""
+
+from __future__ import annotations
+
+from lexiseg.methods import parts
+from lexiseg.methods.cmpf.config import CmpfConfig
+from lexiseg.methods.cmpf.model import Cmpf
+from lexiseg.methods.cmpf.weights import CmpfCheckpoint
+from lexiseg.methods.fcclip import models as fcclip
+from lexiseg.methods.parts import LAION, OPENAI, TINY_CLIP, embedded
+from lexiseg.methods.recipe import Recipe
+from lexiseg.methods.variant import Source, Variant
+
+# With three decoder layers only the first looks at the coarsest features.
+TINY = CmpfConfig(**fcclip.TINY_SIZES, query_layers=(1, 2), feature_layers=(1,), sam_layers=2)
+
+
+def convnext_l() -> Recipe:
+    """COCO panoptic, 50 epochs, batches of 16 (published: 4 A100); ADE20K PQ 25.9, AP 16.5, mIoU 34.4 by the paper.
+
+    ``torchrun --nproc-per-node 4 -m lexiseg train cmpf-convnext-l --root DIR --output RUN``
+    """
+    return fcclip.coco("cmpf-convnext-l", CmpfConfig())
+
+
+def rn50x64() -> Recipe:
+    """The same on OpenAI's ResNet.
+
+    ``torchrun --nproc-per-node 4 -m lexiseg train cmpf-rn50x64 --root DIR --output RUN``
+    """
+    return fcclip.coco("cmpf-rn50x64", CmpfConfig())
+
+
+def tiny() -> Recipe:
+    """As `lexiseg.methods.fcclip.models.tiny`, for the same number of steps. Scores: docs/tiny.md.
+
+    ``lexiseg train cmpf-tiny --output RUN``
+    """
+    return fcclip.emoji("cmpf-tiny", TINY)
+
+
+# The files are those that the authors name.
+MODELS = (
+    Variant(
+        "cmpf-tiny",
+        "embedded, works offline: CMPF of the emoji world",
+        Cmpf,
+        TINY,
+        (
+            parts.tiny_clip(TINY_CLIP, parts.CONVOLUTIONAL),
+            parts.tiny_sam(),
+            parts.further_sam("mask_sam"),
+        ),
+        embedded("cmpf-tiny/model.safetensors"),
+        recipe=tiny,
+    ),
+    *(
+        Variant(
+            name,
+            f"CMPF (FrozenSeg) on a frozen CLIP {architecture} and a frozen SAM ViT-B, trained on COCO panoptic",
+            Cmpf,
+            CmpfConfig(behaviour="official"),
+            (
+                parts.clip(architecture, tag, parts.CONVOLUTIONAL),
+                parts.sam("b"),
+                parts.further_sam("mask_sam"),
+            ),
+            Source(f"{name}.pth", CmpfCheckpoint.licence, manual_url=f"{fcclip.DRIVE}{drive}"),
+            CmpfCheckpoint(),
+            "coco",
+            recipe,
+        )
+        for name, architecture, tag, drive, recipe in (
+            ("cmpf-convnext-l", "convnext_large_d_320", LAION, "1ThjVgY7nawm1AAP1LhrmGVlI3zr1EYMG", convnext_l),
+            ("cmpf-rn50x64", "RN50x64", OPENAI, "1wiPKPczTXrH1cPrDbf-l9NGdOkMUUikw", rn50x64),
+        )
+    ),
+)

@@ -1,0 +1,49 @@
+"""FC-CLIP's options."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
+
+from lexiseg.ensembles import Behaviour
+from lexiseg.methods.base import MethodConfig, check_heads
+from lexiseg.ops.options import Positive, Unit, options
+
+
+@options(frozen=True)
+class FcClipConfig(MethodConfig):
+    """Options of `FcClip`; the defaults are the published values (Sec. 4.1 of FC-CLIP; Mask2Former for the decoders)."""
+
+    RUNTIME: ClassVar[frozenset[str]] = MethodConfig.RUNTIME | {"alpha", "beta", "shortest_edge", "longest_edge", "behaviour"}
+
+    templates: str = "vild14"
+    """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
+    num_queries: Positive = 250
+    """Q, masks an image can have."""
+    hidden_dim: Positive = 256
+    """Channels of pixel and mask decoder."""
+    num_layers: Positive = 9
+    """Layers of the mask decoder."""
+    num_heads: Positive = 8
+    """Attention heads of the mask decoder and of the encoder in the pixel decoder."""
+    pixel_decoder_layers: Positive = 6
+    """Layers of the deformable encoder in the pixel decoder."""
+    pixel_decoder_ffn_dim: Positive = 1024
+    """Hidden width of its feed-forward networks."""
+    ffn_dim: Positive = 2048
+    """Hidden width of the feed-forward networks of the mask decoder."""
+    alpha: Unit = 0.4
+    """α of Eq. (7) of CMPF: CLIP's weight for seen classes; 0 leaves them to the decoder."""
+    beta: Unit = 0.8
+    """β of Eq. (7) of CMPF: CLIP's weight for unseen classes."""
+    shortest_edge: Annotated[int, Ge(32)] | None = 800
+    """Shorter side of the image in the network, in pixels; None leaves images as they are."""
+    longest_edge: Annotated[int, Ge(32)] = 1333
+    """Greatest longer side of it, in pixels."""
+    behaviour: Behaviour = "paper"
+    """"official" repeats the official program where it differs from the paper (`lexiseg.ensembles`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_heads(self.hidden_dim, self.num_heads, "num_heads")
