@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +26,12 @@ import torch
 
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import recipe_named
-from lexiseg.methods.base import ASSETS, Segmenter
+from lexiseg.methods.base import Segmenter
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import SamMasks
 from lexiseg.methods.recipe import Recipe, changed
 from lexiseg.methods.sam_clip.model import SamClip
+from lexiseg.methods.variant import ASSETS
 from lexiseg.methods.weights import digest_of
 from lexiseg.ops.files import write_json
 from lexiseg.text.vocabulary import Vocabulary
@@ -96,13 +97,13 @@ STUDIES = {
         "fovseg-tiny",
         600,
         {
-            "none": ("queries of CLIP alone", ("model.teva=False", "model.adapter=0", "model.fiser=0")),
-            "fiser": ("FiSeR", ("model.teva=False", "model.adapter=0")),
-            "teva": ("TeVA", ("model.fiser=0",)),
+            "none": ("queries of CLIP alone", ("model.teva=False", "model.adapter_layers=0", "model.fiser_layers=0")),
+            "fiser": ("FiSeR", ("model.teva=False", "model.adapter_layers=0")),
+            "teva": ("TeVA", ("model.fiser_layers=0",)),
             "both": ("FiSeR and TeVA", ()),
-            "a0": ("both, no adapter", ("model.adapter=0",)),
-            "a1": ("both, adapter of 1 layer", ("model.adapter=1",)),
-            "a3": ("both, adapter of 3 layers", ("model.adapter=3",)),
+            "a0": ("both, no adapter", ("model.adapter_layers=0",)),
+            "a1": ("both, adapter of 1 layer", ("model.adapter_layers=1",)),
+            "a3": ("both, adapter of 3 layers", ("model.adapter_layers=3",)),
         },
     ),
 }
@@ -119,7 +120,7 @@ Scores = Mapping[str, float]
 
 def recipe_of(study: Study, settings: Sequence[str], seed: int, steps: int, scenes: int) -> Recipe:
     """A row's training."""
-    budget = (f"steps={steps}", f"batch={BATCH}", f"precision={study.precision}")
+    budget = (f"steps={steps}", f"batch_size={BATCH}", f"precision={study.precision}")
     validation = (f"validate_every={steps}", f"validate_limit={scenes}")
     return changed(recipe_named(study.model), [*budget, *validation, f"seed={seed}", *settings])
 
@@ -148,10 +149,11 @@ def measured(name: str, build: Callable[[], Segmenter], output: Path, scenes: in
 
 def with_masks(folder: Path, cache: Path) -> Segmenter:
     """A trained row with the ensemble of masks: SAM is asked as by SAM + CLIP, and its masks are kept for the next row."""
-    segmenter, asked = load("cmpf-tiny", weights={"cmpf": folder / "model"}, device="cpu").segmenter, sam_clip()
+    segmenter, asked = load("cmpf-tiny", weights={"cmpf": folder / "model"}, device="cpu").segmenter, sam_clip().config
     assert isinstance(segmenter, Cmpf)
     identity = digest_of(ASSETS / "sam-tiny" / "model.safetensors")
-    segmenter.masks = SamMasks(points=asked.points, options=asked.options, cache=cache, identity=identity)
+    masks = SamMasks(points=asked.points_per_side, options=asked.generator, cache=cache, identity=identity)
+    segmenter.config = replace(segmenter.config, mask_ensemble=True, masks=masks)
     return segmenter
 
 

@@ -38,14 +38,14 @@ def peak() -> float:
 def measured(name: str, classes: int, at_once: int) -> dict[str, Any]:
     """One row, in this process; ``at_once`` 0 takes all classes at once."""
     torch.manual_seed(0)
-    segmenter = model_named(name).skeleton().eval()
+    segmenter = model_named(name).empty().eval()
     if not isinstance(segmenter, CorrelationSegmenter):
         raise UsageError(f"{name} has no correlations to decode; CAT-Seg and ESC-Net have")
     if isinstance(segmenter, CatSeg):
         segmenter.aggregation.most, segmenter.aggregation.classes_at_once = 0, at_once or None
     elif isinstance(segmenter, EscNet):
         segmenter.classes_at_once = at_once or None
-    cells, vectors = segmenter.side // segmenter.clip.strides[0], torch.randn(classes, segmenter.clip.width)
+    cells, vectors = segmenter.config.image_size // segmenter.clip.strides[0], torch.randn(classes, segmenter.clip.width)
     dense, *levels = (torch.randn(1, width, cells, cells) for width in (vectors.shape[1], *segmenter.clip.channels[:LEVELS]))
     seen = Seen(dense, vectors, correlation(dense, vectors), tuple(levels))
     before, start = peak(), time.perf_counter()

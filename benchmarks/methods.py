@@ -20,7 +20,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -35,11 +35,7 @@ from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder, at
 from lexiseg.layers.pixel_decoder import PixelFeatures
 from lexiseg.methods import MODELS
 from lexiseg.methods.cmpf.model import Cmpf
-from lexiseg.methods.cmpf.variants import TINY as TINY_CMPF
-from lexiseg.methods.cmpf.variants import tiny_skeleton as tiny_cmpf
 from lexiseg.methods.fcclip.model import FcClip
-from lexiseg.methods.fcclip.variants import TINY as TINY_FCCLIP
-from lexiseg.methods.fcclip.variants import tiny_skeleton as tiny_fcclip
 from lexiseg.postprocess import MASK2FORMER, Region, instances, label_map, panoptic, semantic_best
 from lexiseg.structures import MaskPrediction, Size, TextEmbeddings
 from lexiseg.world import scenes
@@ -243,11 +239,8 @@ def scene_prediction(size: Size, inner: Size, extent: Size, queries: int, text: 
 
 
 def build(name: str) -> FcClip:
-    """A model without weights, in evaluation mode; the tiny ones are `lexiseg train`'s."""
-    if name in TINY:
-        segmenter: Any = tiny_cmpf(TINY_CMPF) if name.startswith("cmpf") else tiny_fcclip(TINY_FCCLIP)
-    else:
-        segmenter = MODELS[name].skeleton()
+    """A model with random weights, in evaluation mode."""
+    segmenter = MODELS[name].empty()
     assert isinstance(segmenter, FcClip)
     return segmenter.eval()
 
@@ -256,7 +249,7 @@ def network(name: str, side: int, classes: int, repeat: int) -> tuple[list[Row],
     """The stages before post-processing, and in what both orders differ."""
     torch.manual_seed(0)
     segmenter, weights = measure(lambda: build(name), 1)
-    segmenter.side = side
+    segmenter.config = replace(segmenter.config, shortest_edge=side)
     size = (round(PHOTO[0] * side), round(PHOTO[1] * side))
     text = random_text(classes, segmenter.clip.width)
     seen = torch.arange(classes) % 2 == 0
@@ -288,7 +281,7 @@ def network(name: str, side: int, classes: int, repeat: int) -> tuple[list[Row],
 
     def ensemble() -> MaskPrediction:
         names, covered = segmenter._clip_classes(features, decoded.masks, text)
-        return class_ensemble(prediction, names, seen, behaviour=segmenter.behaviour, covered=covered)
+        return class_ensemble(prediction, names, seen, behaviour=segmenter.config.behaviour, covered=covered)
 
     rows.append(Row("classify, ensemble", measure(ensemble, repeat)[1]))
     return rows, [problem for problem in differences if problem]

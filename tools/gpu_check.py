@@ -248,7 +248,7 @@ def tiny_models(stage: Stage) -> list[str]:
     names = [name for name in MODELS if "-tiny" in name]
     if not stage.tiny:
         return names
-    here = [name for name in names if all(source.present() for source in MODELS[name].sources)]
+    here = [name for name in names if all(source.present() for source in MODELS[name].sources.values())]
     return [next(name for name in ("fcclip-tiny", "catseg-tiny", *here) if name in here)]
 
 
@@ -301,7 +301,7 @@ def _results(pipeline: Any, pixels: Any, vocabulary: Any, prediction: Any, text:
     from lexiseg.inference.pipeline import as_segmentation, regions_of
     from lexiseg.postprocess import Policy
 
-    policy = Policy(overlap=pipeline.segmenter.overlap)
+    policy = Policy(overlap=pipeline.segmenter.config.overlap_threshold)
     return {
         task: as_segmentation(task, pixels, vocabulary, regions_of(prediction, text, task, policy))
         for task in pipeline.segmenter.tasks
@@ -421,7 +421,7 @@ def _measure(device: str, tiny: bool, row: dict[str, Any]) -> None:
     began = time.perf_counter()
     torch.manual_seed(0)
     with torch.device(device):  # random weights are made there
-        segmenter = model_named(row["model"]).skeleton().eval()
+        segmenter = model_named(row["model"]).empty().eval()
     segmenter = segmenter.to(device).requires_grad_(False)
     _sure(segmenter)
     row["build_s"] = round(time.perf_counter() - began, 1)
@@ -476,10 +476,9 @@ def _sure(segmenter: Any) -> None:
     if sam is not None:
         with torch.no_grad():
             sam.model.mask_decoder.iou_prediction_head.proj_out.bias.fill_(1.0)
-    for name in ("options", "generator"):
-        options = getattr(segmenter, name, None)
-        if hasattr(options, "stability_threshold"):
-            setattr(segmenter, name, replace(options, stability_threshold=0.0))
+    generator = getattr(segmenter.config, "generator", None)
+    if generator is not None:
+        segmenter.config = replace(segmenter.config, generator=replace(generator, stability_threshold=0.0))
 
 
 def training(stage: Stage) -> None:
@@ -510,9 +509,9 @@ def _train(stage: Stage, row: dict[str, Any]) -> None:
     from lexiseg.training.loop import train
 
     steps = 1 if stage.tiny else 10
-    settings = [f"log_every={steps}", "save_every=1000000"] + (["batch=2"] if stage.tiny else [])
+    settings = [f"log_every={steps}", "save_every=1000000"] + (["batch_size=2"] if stage.tiny else [])
     recipe = changed(recipe_named(row["recipe"]), settings)
-    row["batch"] = recipe.batch
+    row["batch"] = recipe.batch_size
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         train(recipe, folder, device=stage.device, workers=0 if stage.tiny else 8, until=2 * steps)
@@ -520,7 +519,7 @@ def _train(stage: Stage, row: dict[str, Any]) -> None:
         for number, line in enumerate(read_log(Path(folder)), start=1):
             row[f"loss_{number}"] = round(line["loss"], 3)
             row["steps_per_s"] = round(
-                line["images_per_second"] / recipe.batch, 2
+                line["images_per_second"] / recipe.batch_size, 2
             )  # of the second half; without waiting for data
     if stage.device == "cuda":
         row["GiB"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

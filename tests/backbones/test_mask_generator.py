@@ -15,7 +15,7 @@ from lexiseg.backbones.mask_generator import (
     GeneratedMasks,
     MaskGeneratorOptions,
     crop_boxes,
-    generate,
+    generate_masks,
     generate_cached,
     given_points,
     grid_points,
@@ -27,7 +27,7 @@ from lexiseg.ops.masks import GridGeometry, boxes_of_masks, stability_score
 from lexiseg.ops.rle import decode_counts
 from tests.backbones.test_sam import tiny
 
-LOOSE = MaskGeneratorOptions(quality_threshold=0, stability_threshold=0.01, stability_offset=0.1, box_nms_threshold=1)
+LOOSE = MaskGeneratorOptions(pred_iou_threshold=0, stability_threshold=0.01, stability_offset=0.1, box_nms_threshold=1)
 
 
 @pytest.fixture(scope="module", params=["sam", "sam_hq", "sam2"])
@@ -47,16 +47,16 @@ def equal(first: GeneratedMasks, second: GeneratedMasks) -> bool:
 
 def test_official_defaults() -> None:
     options = MaskGeneratorOptions()
-    thresholds = (options.quality_threshold, options.stability_threshold, options.stability_offset, options.box_nms_threshold)
+    thresholds = (options.pred_iou_threshold, options.stability_threshold, options.stability_offset, options.box_nms_threshold)
     assert thresholds == (0.88, 0.95, 1.0, 0.7)
     assert (options.points_per_batch, options.crop_layers, options.min_region_area) == (64, 0, 0)
-    with pytest.raises(UsageError, match="points_per_batch must be at least 1, not 0"):
+    with pytest.raises(UsageError, match="points_per_batch must be int ≥ 1, not 0"):
         MaskGeneratorOptions(points_per_batch=0)
 
 
 def test_batches_do_not_matter(backbone: SamFamily, image: Tensor) -> None:
-    whole = generate(backbone, image, LOOSE, grid_points(4))
-    parts = generate(backbone, image, replace(LOOSE, points_per_batch=3), grid_points(4))
+    whole = generate_masks(backbone, image, LOOSE, grid_points(4))
+    parts = generate_masks(backbone, image, replace(LOOSE, points_per_batch=3), grid_points(4))
     assert len(whole) > 1
     assert len(whole) == len(parts)
     torch.testing.assert_close(whole.quality, parts.quality, rtol=1e-4, atol=1e-4)
@@ -65,9 +65,9 @@ def test_batches_do_not_matter(backbone: SamFamily, image: Tensor) -> None:
 
 
 def test_the_best_mask_of_each_point(backbone: SamFamily, image: Tensor) -> None:
-    every = replace(LOOSE, stability_threshold=0.0, quality_threshold=-100.0)
-    three = generate(backbone, image, every, grid_points(4))
-    best = generate(backbone, image, replace(every, best_of_point=True), grid_points(4))
+    every = replace(LOOSE, stability_threshold=0.0, pred_iou_threshold=-100.0)
+    three = generate_masks(backbone, image, every, grid_points(4))
+    best = generate_masks(backbone, image, replace(every, best_mask_per_point=True), grid_points(4))
     assert len(three) in {16, 48}, "HQ-SAM has one anyway"
     assert len(best) == 16
     for point, quality in zip(best.points, best.quality, strict=True):
@@ -75,7 +75,7 @@ def test_the_best_mask_of_each_point(backbone: SamFamily, image: Tensor) -> None
 
 
 def test_fields_describe_the_masks_in_pixels(backbone: SamFamily, image: Tensor) -> None:
-    masks = generate(backbone, image, replace(LOOSE, full_resolution=True), grid_points(3))
+    masks = generate_masks(backbone, image, replace(LOOSE, full_resolution=True), grid_points(3))
     pixels = masks.binary()
     assert pixels.shape == (len(masks), 50, 70)
     assert torch.equal(masks.boxes, boxes_of_masks(pixels))
@@ -126,10 +126,10 @@ def test_prompters() -> None:
 
 
 def test_given_points_and_none(backbone: SamFamily, image: Tensor) -> None:
-    masks = generate(backbone, image, LOOSE, given_points([[35.0, 25.0]]))
+    masks = generate_masks(backbone, image, LOOSE, given_points([[35.0, 25.0]]))
     assert set(map(tuple, masks.points.tolist())) <= {(35.0, 25.0)}
     with pytest.raises(UsageError, match="no point prompt lies in the image of 70 × 50"):
-        generate(backbone, image, LOOSE, given_points([[90.0, 10.0]]))
+        generate_masks(backbone, image, LOOSE, given_points([[90.0, 10.0]]))
 
 
 def test_crops(image: Tensor) -> None:
@@ -143,7 +143,7 @@ def test_crops(image: Tensor) -> None:
 
     backbone = tiny("sam")
     options = replace(LOOSE, crop_layers=1, full_resolution=True)
-    masks = generate(backbone, image, options, grid_points(3))
+    masks = generate_masks(backbone, image, options, grid_points(3))
     pixels = masks.binary()
     assert torch.equal(masks.boxes, boxes_of_masks(pixels))
     for box, crop in zip(masks.boxes.tolist(), masks.crops.tolist(), strict=True):
@@ -157,8 +157,8 @@ def test_crops(image: Tensor) -> None:
 
 def test_small_regions_are_removed(image: Tensor) -> None:
     backbone = tiny("sam")
-    plain = generate(backbone, image, replace(LOOSE, full_resolution=True), grid_points(3))
-    masks = generate(backbone, image, replace(LOOSE, min_region_area=30), grid_points(3))
+    plain = generate_masks(backbone, image, replace(LOOSE, full_resolution=True), grid_points(3))
+    masks = generate_masks(backbone, image, replace(LOOSE, min_region_area=30), grid_points(3))
     assert masks.edited is not None
     assert torch.equal(masks.areas, masks.binary().sum(dim=(1, 2)))
     assert torch.equal(masks.boxes, boxes_of_masks(masks.binary()))
@@ -202,5 +202,5 @@ def test_a_picture_is_encoded_once_for_all_points(monkeypatch: pytest.MonkeyPatc
         return encode(inputs)
 
     monkeypatch.setattr(backbone, "encode_with_skips", counted)
-    generate(backbone, image, MaskGeneratorOptions(quality_threshold=0, stability_threshold=0.5), grid_points(16))
+    generate_masks(backbone, image, MaskGeneratorOptions(pred_iou_threshold=0, stability_threshold=0.5), grid_points(16))
     assert times == [1]

@@ -16,7 +16,9 @@ from lexiseg.backbones.sam_mobile import MobileSamBackbone
 from lexiseg.backbones.sam_weights import DROPPED, from_official, to_official
 from lexiseg.cli import main
 from lexiseg.errors import WeightsError
+from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.model import Cmpf
+from lexiseg.methods.sam_clip.config import SamClipConfig
 from lexiseg.methods.sam_clip.model import SamClip
 from tests.laws.builders import SIZES, some_images, some_text, tiny_clip
 
@@ -240,15 +242,13 @@ def test_something_wrong_is_said_by_name(official: dict[str, Tensor]) -> None:
 def test_cmpf_and_sam_clip_take_it(small: MobileSamBackbone) -> None:
     images, text = some_images((60, 80)), some_text()
     segmenter = Cmpf(
-        tiny_clip("convnext"),
+        tiny_clip("convnext"),  # type: ignore[arg-type]
         small,
-        **SIZES,
-        query_layers=(1, 2),
-        feature_layers=(1, 2),
-        sam_layers=1,  # type: ignore[arg-type]
+        config=CmpfConfig(**SIZES, query_layers=(1, 2), feature_layers=(1, 2), sam_layers=1),
     ).train()
     assert not any(module.training for module in segmenter.sam.modules())
     assert segmenter.eval()(images, text).masks.isfinite().all()
-    options = MaskGeneratorOptions(quality_threshold=-10.0, stability_threshold=0.0, box_nms_threshold=0.9)
-    prediction = SamClip(tiny_clip("vit"), small, side=64, points=2, options=options).eval()(images, text)
+    options = MaskGeneratorOptions(pred_iou_threshold=-10.0, stability_threshold=0.0, box_nms_threshold=0.9)
+    config = SamClipConfig(shortest_edge=64, points_per_side=2, generator=options)
+    prediction = SamClip(tiny_clip("vit"), small, config).eval()(images, text)
     assert prediction.masks.shape[1] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,23 @@ from transformers import SamConfig, SamHQConfig
 import lexiseg
 from lexiseg import methods
 from lexiseg.backbones import sam_weights
-from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipMeanPooled, ClipResNet, build_clip
-from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipResNet, build_clip
 from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, mobile_sam, sam_config, sam_hq_config
-from lexiseg.checkpoints.convert import names_of
+from lexiseg.checkpoints.convert import converter_of
 from lexiseg.cli import main
-from lexiseg.methods.base import ASSETS
-from lexiseg.methods.cmpf import variants as cmpf_variants
+from lexiseg.methods import parts
+from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.model import Cmpf
-from lexiseg.methods.fcclip import variants
+from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.weights import Checkpoint, to_official
+from lexiseg.methods.variant import ASSETS, Part
 from lexiseg.methods.weights import SavedWeights, digest_of, save_segmenter
 
 NAME = "fcclip-mini"
-SIZES: dict[str, Any] = {"queries": 9, "width": 64, "layers": 3, "pixel_layers": 2, "pixel_feedforward": 48, "feedforward": 48}
+SIZES: dict[str, Any] = {
+    "num_queries": 9, "hidden_dim": 64, "num_layers": 3, "pixel_decoder_layers": 2, "pixel_decoder_ffn_dim": 48, "ffn_dim": 48
+}  # fmt: skip
 
 
 CLIP: dict[str, Any] = {
@@ -53,18 +56,12 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class SmallFcClip(FcClip):
-    def __init__(self, clip: ClipMeanPooled | ClipResNet, **options: Any) -> None:
-        super().__init__(clip, **SIZES, **options)
-
-
 @pytest.fixture(autouse=True)
 def _miniature(monkeypatch: pytest.MonkeyPatch, small_clip: Path) -> None:
     """FC-CLIP with few layers on a small CLIP, as if it had been published."""
-    monkeypatch.setattr(variants, "FcClip", SmallFcClip)
-    model = variants._model(NAME, str(small_clip), "openai", "nowhere")
-    for models in (variants.MODELS, methods.MODELS):
-        monkeypatch.setitem(models, NAME, model)
+    like = methods.MODELS["fcclip-convnext-l"]
+    clip = parts.tiny_clip(str(small_clip), parts.CONVOLUTIONAL)
+    monkeypatch.setitem(methods.MODELS, NAME, replace(like, name=NAME, config=FcClipConfig(**SIZES), parts=(clip,)))
 
 
 def official_state(segmenter: FcClip) -> dict[str, Tensor]:
@@ -76,7 +73,7 @@ def official_state(segmenter: FcClip) -> dict[str, Tensor]:
 @pytest.fixture
 def segmenter() -> FcClip:
     torch.manual_seed(5)
-    skeleton = methods.MODELS[NAME].skeleton()
+    skeleton = methods.MODELS[NAME].empty()
     assert isinstance(skeleton, FcClip)
     return skeleton
 
@@ -111,7 +108,7 @@ def test_there_and_back_is_the_same(capsys, checkpoint, segmenter, tmp_path, suf
     assert [Path(file).name for file in document["files"]] == ["model.safetensors", "card.json"]
     card = json.loads((tmp_path / "ours/card.json").read_text())
     assert card == document["card"]
-    assert (card["model"], card["behaviour"], card["licence"]) == (NAME, "official", "Apache-2.0")
+    assert (card["model"], card["config"]["behaviour"], card["licence"]) == (NAME, "official", "Apache-2.0")
     assert card["source"]["file"] == checkpoint.name
     assert card["source"]["sha256"] == digest_of(checkpoint)
     assert card["parts"] == ["clip", "mask_decoder", "pixel_decoder"]
@@ -130,15 +127,16 @@ def test_either_form_loads_as_the_same_model(capsys, checkpoint, segmenter, tmp_
         loaded = lexiseg.load(NAME, weights=weights, device="cpu").segmenter
         assert same(loaded.state_dict(), segmenter.state_dict())
         assert isinstance(loaded, FcClip)
-        assert loaded.behaviour == "official"
+        assert loaded.config.behaviour == "official"
 
 
 def test_what_a_training_of_ours_saved_loads_with_its_behaviour(segmenter, tmp_path):
-    save_segmenter(segmenter, tmp_path, {"model": NAME, "behaviour": "paper"}, all_parts=True)
+    segmenter.config = replace(segmenter.config, behaviour="paper")
+    save_segmenter(segmenter, tmp_path, {"model": NAME}, all_parts=True)
     loaded = lexiseg.load(NAME, weights=tmp_path, device="cpu").segmenter
     assert same(loaded.state_dict(), segmenter.state_dict())
     assert isinstance(loaded, FcClip)
-    assert loaded.behaviour == "paper"
+    assert loaded.config.behaviour == "paper"
 
 
 def test_a_checkpoint_without_clip_needs_one_from_elsewhere(capsys, segmenter, small_clip, tmp_path):
@@ -203,7 +201,7 @@ def test_what_cannot_be_converted_is_refused_by_name(capsys, checkpoint, segment
 def test_a_wrong_call_is_said_before_anything_is_read(capsys, tmp_path):
     for model, more, message in (
         ("fcclip-huge", (), "'fcclip-huge' is unknown; checkpoints can be converted of fcclip-convnext-l"),
-        ("sam_clip-tiny", (), "is not one that others publish"),
+        ("sam_clip-tiny", (), "'sam_clip-tiny' has no weights that its authors published"),
         (NAME, ("--to", "official"), "name the checkpoint to be written, ending in .safetensors"),
     ):
         code, _, err = run(capsys, tmp_path / "gone", "--model", model, "--output", tmp_path / "folder", *more)
@@ -218,7 +216,7 @@ def test_a_sam_by_itself_by_its_names_and_shapes(name):
     with torch.device("meta"):
         sam = build_sam(sam_config(size) if family == "sam" else sam_hq_config(size))
     state = sam_weights.to_official(sam.model.state_dict())
-    tensors, config = names_of(name).ours(state, "x.pth")
+    tensors, config = converter_of(name).ours(state, "x.pth")
     assert config is not None
     document = json.loads(json.dumps(config))
     again = {"sam": SamConfig, "sam_hq": SamHQConfig}[document["model_type"]].from_dict(document)
@@ -226,30 +224,34 @@ def test_a_sam_by_itself_by_its_names_and_shapes(name):
         same_shapes = build_sam(again).model.state_dict()
     assert {key: value.shape for key, value in tensors.items()} == {key: value.shape for key, value in same_shapes.items()}
     assert again.mask_decoder_config.layer_norm_eps == DECODER_NORM_EPS
-    assert names_of(name).official(SavedWeights(tensors, {}, Path("x"))).keys() == state.keys()
+    assert converter_of(name).official(SavedWeights(tensors, {}, Path("x"))).keys() == state.keys()
     with pytest.raises(lexiseg.WeightsError, match=f"it holds {name}, not sam_hq-vit-h"):
-        names_of("sam_hq-vit-h").ours(state, "x.pth")
+        converter_of("sam_hq-vit-h").ours(state, "x.pth")
 
 
 def test_parts_need_names(tmp_path):
-    with pytest.raises(lexiseg.UsageError, match=r"sam_clip-tiny is put together of parts: .* clip, sam"):
+    with pytest.raises(
+        lexiseg.UsageError, match=r"nothing of sam_clip-tiny is trained: give weights of its parts .* of clip, sam"
+    ):
         lexiseg.load("sam_clip-tiny", weights=tmp_path)
 
 
-class SmallCmpf(Cmpf):
-    def __init__(self, clip: ClipMeanPooled | ClipResNet, sam: SamFamily, **options: Any) -> None:
-        few = {"queries": 9, "layers": 3, "pixel_layers": 1, "pixel_feedforward": 48, "feedforward": 48, "sam_layers": 1}
-        super().__init__(clip, sam, **few, query_layers=(1, 2), feature_layers=(1, 2), **options)
-
-
 def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, small_clip, tmp_path):
-    monkeypatch.setattr(cmpf_variants, "Cmpf", SmallCmpf)
-    model = cmpf_variants._model("cmpf-mini", str(small_clip), "openai", "nowhere")
-    for models in (cmpf_variants.MODELS, methods.MODELS):
-        monkeypatch.setitem(models, "cmpf-mini", model)
+    few = {
+        **SIZES,
+        "hidden_dim": 256,
+        "pixel_decoder_layers": 1,
+        "sam_layers": 1,
+        "query_layers": (1, 2),
+        "feature_layers": (1, 2),
+    }
+    config = CmpfConfig(**few, behaviour="official")
+    own = (parts.tiny_clip(str(small_clip), parts.CONVOLUTIONAL), Part("sam", mobile_sam, lambda _: mobile_sam()))
+    like = methods.MODELS["cmpf-convnext-l"]
+    monkeypatch.setitem(methods.MODELS, "cmpf-mini", replace(like, name="cmpf-mini", config=config, parts=own))
     clip = build_clip(small_clip)
     assert isinstance(clip, ClipResNet)
-    segmenter = SmallCmpf(clip, mobile_sam(), behaviour="official")
+    segmenter = Cmpf(clip, mobile_sam(), config=config)
     ours = segmenter.state_dict()
     head = {name: value for name, value in ours.items() if not name.startswith(("clip.", "sam."))}
     sam = sam_weights.to_official(segmenter.sam.model.state_dict())
@@ -265,7 +267,8 @@ def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, small_clip, tmp_pa
     assert run(capsys, *arguments)[0] == 0
     assert same(load_file(tmp_path / "back.safetensors"), official)
 
-    save_segmenter(segmenter, tmp_path / "paper", {"model": "cmpf-mini", "behaviour": "paper"}, all_parts=True)
+    segmenter.config = replace(config, behaviour="paper")
+    save_segmenter(segmenter, tmp_path / "paper", {"model": "cmpf-mini"}, all_parts=True)
     code, _, err = run(capsys, tmp_path / "paper", *arguments[1:])
     assert code == 1
     assert "was trained with the paper's own encoder of SAM's features" in err
@@ -285,7 +288,5 @@ def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, small_clip, tmp_pa
 def test_a_checkpoint_with_another_clip_is_refused(segmenter, tmp_path):
     state = official_state(segmenter) | {"backbone.clip_model.text_projection": torch.zeros(3, 4)}
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(
-        lexiseg.WeightsError, match=r"the checkpoint's CLIP, to be \S+clip-small-resnet, .*text_projection is \(3, 4\)"
-    ):
+    with pytest.raises(lexiseg.WeightsError, match=r"other\.pth is another model's: clip\.\S+text_projection is \(3, 4\), not"):
         lexiseg.load(NAME, weights=tmp_path / "other.pth")

@@ -19,7 +19,7 @@ from lexiseg.errors import DataError, RunError, UsageError
 from lexiseg.inference import evaluation, report, results
 from lexiseg.inference.evaluation import FORGIVING, RECALL, Protocol, Share, collect, evaluate, forgive
 from lexiseg.inference.pipeline import Pipeline
-from lexiseg.methods.base import Segmenter
+from lexiseg.methods.base import MethodConfig, Segmenter
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.semantic import SemanticScores
 from lexiseg.ops.rle import encode_masks
@@ -56,10 +56,10 @@ class Words(nn.Module):
 class Colours(Segmenter):
     """Says where a picture is red, green and blue."""
 
-    tasks, templates, overlap = TASKS, "single", 0.5
+    tasks = TASKS
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(MethodConfig(overlap_threshold=0.5))
         self.clip = Words()  # type: ignore[assignment]
         self.calls = 0
 

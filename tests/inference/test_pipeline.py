@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lexiseg.inference.pipeline import REMEMBERED, Pipeline
-from lexiseg.methods.base import Segmenter
+from lexiseg.methods.base import MethodConfig, Segmenter
 from lexiseg.structures import ImageBatch, MaskPrediction, TextEmbeddings, Trace
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -42,10 +42,10 @@ class Letters(nn.Module):
 class Rows(Segmenter):
     """One mask a class, a row of the picture, named by the place its vector has."""
 
-    tasks, templates = ("instance",), "single"
+    tasks = ("instance",)
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(MethodConfig())
         self.clip = Letters()  # type: ignore[assignment]
 
     def parts(self) -> Mapping[str, nn.Module]:
@@ -120,7 +120,7 @@ def test_the_last_few_vocabularies_are_embedded_once_however_many_ask() -> None:
 def test_other_prompts_are_other_embeddings() -> None:
     pipeline = Pipeline(Rows())
     first = pipeline.embed(SHORT).vectors
-    pipeline.segmenter.templates = "catseg"
+    pipeline.segmenter.config = MethodConfig(templates="catseg")
     assert not torch.equal(pipeline.embed(SHORT).vectors, first)
 
 

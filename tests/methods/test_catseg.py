@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,21 +13,21 @@ from torch.testing import assert_close
 
 import lexiseg
 from lexiseg.errors import WeightsError
-from lexiseg.methods.base import Model
-from lexiseg.methods.catseg import variants
+from lexiseg.methods import MODELS
 from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.catseg.weights import dropped, from_official, names_from_official, to_official
 from lexiseg.methods.correlation import CANVAS, CROP, STRIDE
 from lexiseg.methods.recipe import Stage
+from lexiseg.methods.variant import Part
 from lexiseg.structures import ImageBatch, MaskTarget, Trace
 from lexiseg.text.embed import embed_names
 from lexiseg.training.optimiser import optimiser_of
-from tests.laws.builders import some_images, some_text, tiny_catseg
+from tests.laws.builders import some_images, some_text, tiny_catseg, tiny_clip
 
 
 def test_every_pixel_counts_its_crops_and_the_whole_alike() -> None:
     """With the row of the canvas in place of the model, the mosaic is the canvas again."""
-    segmenter = tiny_catseg(side=CROP)
+    segmenter = tiny_catseg(image_size=CROP)
     rows = torch.linspace(-2, 2, CANVAS)[:, None].expand(CANVAS, CANVAS)
     views = iter([None, *((top, left) for top in (0, STRIDE) for left in (0, STRIDE))])
 
@@ -80,9 +80,9 @@ def test_what_it_trains() -> None:
     assert {id(one.parameter) for one in clip} == {
         id(block.attn.in_proj_weight) for tower in towers for block in tower.resblocks
     }
-    assert all(one.kept == slice(len(one.parameter) // 3, len(one.parameter) // 3 * 2) for one in clip)
+    assert all(one.frozen_rows == slice(len(one.parameter) // 3, len(one.parameter) // 3 * 2) for one in clip)
     rest = [one for name, one in trained.items() if not name.startswith("clip.")]
-    assert all(one.kept is None for one in rest)
+    assert all(one.frozen_rows is None for one in rest)
     assert len(rest) == len([*segmenter.enlarge.parameters(), *segmenter.aggregation.parameters()])
 
 
@@ -90,7 +90,7 @@ def test_a_step_leaves_the_keys_alone() -> None:
     """Neither gradient nor weight decay moves what is not trained, the keys between the queries and the values included."""
     segmenter, text, images = tiny_catseg(), some_text(), some_images((64, 64), (64, 64))
     before = {name: values.clone() for name, values in segmenter.state_dict().items()}
-    optimiser = optimiser_of(segmenter, Stage(3, rate=1e-2, weight_decay=0.5))
+    optimiser = optimiser_of(segmenter, Stage(3, lr=1e-2, weight_decay=0.5))
     targets = [MaskTarget(torch.ones(1, 64, 64, dtype=torch.bool), torch.tensor([label])) for label in (0, 2)]
     names = [f"thing {number}" for number in range(len(text.owner))]
     for _ in range(3):
@@ -117,12 +117,12 @@ def test_a_step_leaves_the_keys_alone() -> None:
 
 def test_it_learns() -> None:
     """The left half of a picture is one class, the right half another: a few steps are enough to see it."""
-    segmenter, text = tiny_catseg(sliding=False, most=0), some_text()
+    segmenter, text = tiny_catseg(sliding=False, max_classes=0), some_text()
     half = torch.zeros(2, 64, 64, dtype=torch.bool)
     half[0, :, :32], half[1, :, 32:] = True, True
     pixels = torch.where(half[0], 0.9, 0.1).expand(1, 3, 64, 64).contiguous()
     images, target = ImageBatch(pixels, ((64, 64),)), MaskTarget(half, torch.tensor([0, 2]))
-    optimiser = optimiser_of(segmenter.train(), Stage(60, rate=1e-2, multipliers={"clip": 0.01}))
+    optimiser = optimiser_of(segmenter.train(), Stage(60, lr=1e-2, lr_multipliers={"clip": 0.01}))
     for _ in range(60):
         optimiser.zero_grad()
         loss = segmenter.loss(images, text, [target])["pixels"]
@@ -136,13 +136,12 @@ def test_it_learns() -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> CatSeg:
-    """The published model in small: what `variants.skeleton` builds."""
-
-    def skeleton(*_: Any) -> CatSeg:
-        return tiny_catseg(behaviour="official")
-
-    monkeypatch.setattr(variants, "skeleton", skeleton)
-    return skeleton()
+    """The published model in small."""
+    segmenter = tiny_catseg(behaviour="official")
+    clip = Part("clip", partial(tiny_clip, "vit"), lambda _: tiny_clip("vit"))
+    variant = replace(MODELS["catseg-vit-b16"], config=segmenter.config, parts=(clip,))
+    monkeypatch.setitem(MODELS, "catseg-vit-b16", variant)
+    return segmenter
 
 
 def official_file(segmenter: CatSeg, folder: Path) -> Path:
@@ -189,6 +188,5 @@ def test_names_there_and_back() -> None:
     [("catseg-vit-b16", 154_289_378, 25_115_873), ("catseg-vit-l14", 433_726_946, 70_270_177)],
 )
 def test_the_full_size_is_the_official_one(name: str, total: int, trainable: int) -> None:
-    model: Model = variants.MODELS[name]
-    counts = model.parameters()
+    counts = MODELS[name].num_parameters()
     assert (counts["total"], counts["trainable"]) == (total, trainable)

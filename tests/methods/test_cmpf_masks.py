@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from lexiseg.backbones.mask_generator import generate, grid_points
+from lexiseg.backbones.mask_generator import generate_masks, grid_points
+from lexiseg.backbones.sam import SamFamily
 from lexiseg.ensembles import classify_vectors
 from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import MODELS
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import OFFICIAL, SamMasks, cells_of, official_cells
+from lexiseg.methods.fcclip.weights import Checkpoint, to_official
+from lexiseg.methods.variant import Part
 from lexiseg.postprocess import Placing, instances, panoptic, resized, semantic_scores
 from lexiseg.structures import ImageBatch, TextEmbeddings
 from tests.laws.builders import (
@@ -44,7 +47,7 @@ def sums(prediction, **options) -> list[torch.Tensor]:
 # --- what it changes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"epsilon": 0.0}, {"masks": None}])
+@pytest.mark.parametrize("options", [{"epsilon": 0.0}, {"mask_ensemble": False}, {"mask_sam": None}])
 def test_switched_off_it_is_the_model_without_it_bit_for_bit(options, monkeypatch):
     images, text = some_images((60, 80), (72, 48)), words()
     plain, off = tiny_cmpf("convnext")(images, text), tiny_cmpf_with_masks("convnext", **options)
@@ -72,19 +75,19 @@ def test_panoptic_and_instance_results_and_seen_classes_stay(kind):
 def test_semantic_scores_follow_equation_12(behaviour):
     """Against SAM's own masks in pixels: of the paper cut at zero, of the official program as probabilities."""
     images, text, side = some_images((60, 80)), words(), 64 if behaviour == "paper" else 512
-    segmenter = tiny_cmpf_with_masks("convnext", behaviour=behaviour, epsilon=0.3, side=side)
-    generated = generate(segmenter.mask_sam, images.image(0), EVERY_MASK.options, grid_points(2))
+    segmenter = tiny_cmpf_with_masks("convnext", behaviour=behaviour, epsilon=0.3, shortest_edge=side)
+    generated = generate_masks(segmenter.mask_sam, images.image(0), EVERY_MASK.options, grid_points(2))
     sam = segmenter.sam_prediction(images.image(0), segmenter.look(images.image(0)), text, EVERY_MASK)
     best = sam.classes[0].exp().masked_fill(SEEN & (behaviour == "official"), 0).amax(-1)
     kept, xi = best > best.median(), float(best.median())
-    segmenter.xi = xi
+    segmenter.config = replace(segmenter.config, xi=xi)
     assert 0 < kept.sum() < len(kept)
     if behaviour == "paper":
         inside = generated.binary().float()
     else:
         inside = segmenter.mask_sam.geometry((60, 80)).upsample(generated.logits).sigmoid()
     theirs = torch.einsum("qk,qhw->khw", sam.classes[0, kept].exp(), inside[kept])
-    model = sums(tiny_cmpf("convnext", behaviour=behaviour, side=side)(images, text))[0]
+    model = sums(tiny_cmpf("convnext", behaviour=behaviour, shortest_edge=side)(images, text))[0]
     expected = torch.where(SEEN[:, None, None], model, 0.7 * model + 0.3 * theirs)
     found = sums(segmenter(images, text))[0]
     assert (expected - model)[~SEEN].abs().max() > 0.1
@@ -152,7 +155,7 @@ def test_masks_are_named_by_what_clip_sees_under_them(kind):
 
 @pytest.mark.parametrize(("kind", "valid"), [("convnext", True), ("resnet", False)])
 def test_officially_no_object_competes_and_only_a_convnext_names_nothing(kind, valid):
-    segmenter, text = tiny_cmpf_with_masks(kind, behaviour="official", side=None), words()
+    segmenter, text = tiny_cmpf_with_masks(kind, behaviour="official", shortest_edge=None), words()
     empty, whole = torch.full((1, 16, 16), -9.0), Placing((512, 512), (512, 512), (512, 512))
     names, covered = segmenter.sam_classes(
         segmenter.look(some_images((512, 512)).image(0)), torch.cat([-empty, empty]), whole, text
@@ -188,7 +191,10 @@ def test_clip_looks_at_a_picture_once(monkeypatch):
 
 def test_another_sam_makes_the_masks():
     other, images, text = loud_sam(5), some_images((60, 80)), words()
-    segmenter, own = tiny_cmpf_with_masks("convnext", mask_sam=other), tiny_cmpf_with_masks("convnext", mask_sam=None)
+    segmenter, own = (
+        tiny_cmpf_with_masks("convnext", mask_sam=other),
+        tiny_cmpf_with_masks("convnext", mask_sam=None, mask_ensemble=True),
+    )
     assert torch.equal(segmenter(images, text).masks, own(images, text).masks)
     assert not torch.equal(segmenter(images, text).semantic[1].masks, own(images, text).semantic[1].masks)
     assert segmenter.parts()["mask_sam"] is other
@@ -228,24 +234,28 @@ def test_only_the_largest_masks_are_kept():
 # --- published models -------------------------------------------------------------------------------------------------
 
 
-def test_a_published_model_takes_a_sam_for_its_masks(monkeypatch):
-    variants = sys.modules["lexiseg.methods.cmpf.variants"]
-    sams = {"h.pth": loud_sam(), "b.pth": loud_sam()}
-    monkeypatch.setattr(variants, "frozen_clip", lambda *_: tiny_clip("convnext"))
-    monkeypatch.setattr(variants, "load_sam", sams.__getitem__)
-    monkeypatch.setattr(variants, "read_checkpoint", lambda *_: Checkpoint())
-    monkeypatch.setattr(variants, "fill", lambda *_: None)
-    load_model = MODELS["cmpf-convnext-l"].load
-    plain = load_model({"cmpf": "x.pth", "sam": "b.pth"})
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, SamFamily]:
+    """The published model in small; "b.pth" and "h.pth" are its SAMs."""
+    sams = {"b.pth": loud_sam(), "h.pth": loud_sam(5)}
+    clip = Part("clip", partial(tiny_clip, "convnext"), lambda _: tiny_clip("convnext"))
+    own = Part("sam", loud_sam, lambda given: sams[given or "b.pth"])
+    further = Part("mask_sam", loud_sam, lambda given: sams[given or "h.pth"], optional=True)
+    config = tiny_cmpf("convnext", behaviour="official", query_layers=()).config
+    variant = replace(MODELS["cmpf-convnext-l"], config=config, parts=(clip, own, further))
+    monkeypatch.setitem(MODELS, "cmpf-convnext-l", variant)
+    return sams
+
+
+def test_a_published_model_takes_a_sam_for_its_masks(published, tmp_path):
+    state = tiny_cmpf("convnext", behaviour="official", query_layers=()).state_dict()
+    head = {name: value for name, value in state.items() if not name.startswith(("clip.", "sam."))}
+    torch.save({"model": to_official(Checkpoint(head, {}, {}))}, tmp_path / "x.pth")
+    plain = load("cmpf-convnext-l", weights={"cmpf": tmp_path / "x.pth"}, device="cpu").segmenter
     assert plain.masks is plain.mask_sam is None
-    segmenter = load_model({"cmpf": "x.pth", "sam": "b.pth", "mask_sam": "h.pth"})
-    assert segmenter.mask_sam is sams["h.pth"]
+    segmenter = load("cmpf-convnext-l", weights={"cmpf": tmp_path / "x.pth", "mask_sam": "h.pth"}, device="cpu").segmenter
+    assert segmenter.mask_sam is published["h.pth"]
+    assert segmenter.sam is published["b.pth"]
     assert segmenter.masks == OFFICIAL
     with pytest.raises(UsageError, match=r"no part 'masks' .* clip, cmpf, mask_sam, sam"):
         load("cmpf-convnext-l", weights={"masks": "h.pth"})
-
-
-class Checkpoint:
-    """As much of one as is asked for."""
-
-    sam, clip, head, behaviour = (), (), (), "official"

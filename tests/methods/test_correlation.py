@@ -15,7 +15,7 @@ from lexiseg.structures import MaskTarget
 from tests.laws.builders import some_images, some_text, tiny_catseg, tiny_escnet
 
 
-@pytest.mark.parametrize("build", [partial(tiny_catseg, most=0), tiny_escnet], ids=["catseg", "escnet"])
+@pytest.mark.parametrize("build", [partial(tiny_catseg, max_classes=0), tiny_escnet], ids=["catseg", "escnet"])
 def test_parts_learn_the_same_and_keep_less(build: Callable[..., CorrelationSegmenter]) -> None:
     """In training, what a part of the classes needed is computed again on the way back."""
     images, text = some_images((64, 64), (64, 64)), some_text(9)

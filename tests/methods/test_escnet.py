@@ -20,6 +20,7 @@ from lexiseg.layers.cost_aggregation import NEVER
 from lexiseg.losses.pixel_loss import class_loss
 from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.escnet.blocks import PromptedBlocks, SamBlock, TextAttention
+from lexiseg.methods.escnet.config import EscNetConfig
 from lexiseg.methods.escnet.model import EscNet, EscNetLossOptions
 from lexiseg.methods.escnet.prompts import (
     FINER,
@@ -34,6 +35,8 @@ from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
 from lexiseg.training.optimiser import optimiser_of
 from tests.backbones.test_sam import tiny as small_sam
 from tests.laws.builders import loud_sam, some_images, some_text, tiny_escnet
+
+SMALL = EscNetConfig(image_size=64, hidden_dim=16, window_size=2, decoder_channels=(16, 16), skip_channels=(4, 4))
 
 # --- pseudo prompts (Sec. 3.3) ----------------------------------------------------------------------------------------
 
@@ -161,9 +164,7 @@ def test_tokens_are_those_of_sam_2(name: str, kinds: tuple[str, ...]) -> None:
 def test_blocks_of_sam_2_learn_as_sams_do(name: str) -> None:
     sam = small_sam(name)
     clip = tiny_escnet().clip
-    segmenter = EscNet(
-        clip, sam, side=64, width=16, window=2, decoder=(16, 16), skips=(4, 4), prompts=("points", "boxes", "masks")
-    )
+    segmenter = EscNet(clip, sam, replace(SMALL, prompts=("points", "boxes", "masks")))
     assert isinstance(segmenter.sam, PromptedBlocks)
     for part, own in (
         (segmenter.sam.prompts.inside, sam.model.prompt_encoder.point_embed.weight[1:2]),
@@ -205,7 +206,7 @@ def test_a_region_that_is_not_there_is_no_point() -> None:
 
 
 def test_prompts_that_there_are_not() -> None:
-    with pytest.raises(UsageError, match="no prompts 'boxs'; there are points, boxes, masks"):
+    with pytest.raises(UsageError, match="must be 'points', 'boxes' or 'masks', not 'boxs'"):
         tiny_escnet(prompts=("boxs",))
     with pytest.raises(UsageError, match="give points, boxes or both"):
         tiny_escnet(prompts=("masks",))
@@ -238,7 +239,7 @@ def test_a_block_is_sams(number: int) -> None:
 
 
 def test_blocks_are_copies_in_turns() -> None:
-    segmenter, sam = tiny_escnet(blocks=3), loud_sam(mask_channels=16)
+    segmenter, sam = tiny_escnet(num_blocks=3), loud_sam(mask_channels=16)
     first, second = (layer.mlp.lin1.weight for layer in sam.model.mask_decoder.transformer.layers)
     assert isinstance(segmenter.sam, PromptedBlocks)
     own = [block.block.mlp.lin1.weight for block in segmenter.sam.blocks]  # type: ignore[union-attr]
@@ -328,12 +329,12 @@ def test_without_sam_the_image_stays_as_it_is() -> None:
     assert sum(p.numel() for p in random.parameters()) == sum(p.numel() for p in pretrained.parameters())
 
 
-TABLE_3 = ({"points"}, {"boxes"}, {"points", "boxes"}, {"boxes", "masks"}, {"points", "boxes", "masks"})
+TABLE_3 = (("points",), ("boxes",), ("points", "boxes"), ("boxes", "masks"), ("points", "boxes", "masks"))
 
 
 def test_every_setting_makes_a_difference() -> None:
     text = some_text()
-    others = ({"regions": 1}, {"threshold": 0.9}, {"probability": "space"}, {"blocks": 2})
+    others = ({"num_regions": 1}, {"threshold": 0.9}, {"probability": "space"}, {"num_blocks": 2})
     settings: list[dict[str, Any]] = [{}, *({"prompts": kinds} for kinds in TABLE_3), *others]
     found = [logits(tiny_escnet(**options), text) for options in settings]
     for number, one in enumerate(found):
@@ -342,7 +343,7 @@ def test_every_setting_makes_a_difference() -> None:
 
 
 def test_the_nearest_classes_of_each_picture() -> None:
-    segmenter, text = tiny_escnet(most=3), some_text(7)
+    segmenter, text = tiny_escnet(max_classes=3), some_text(7)
     found, seen = logits(segmenter, text), segmenter.see(some_images((64, 64), (64, 64)).pixels, text)
     for image in range(2):
         nearest = seen.costs[image].amax((-2, -1)).topk(3).indices.sort().values
@@ -361,9 +362,9 @@ def test_a_trace_has_the_correlations_of_every_block() -> None:
     assert "correlation_5" not in trace
     regions = trace["regions_1"]
     assert set(regions.flatten().tolist()) == {0, 1, 2, 3}
-    assert torch.equal(regions > 0, trace["probability_1"] > segmenter.threshold)
+    assert torch.equal(regions > 0, trace["probability_1"] > segmenter.config.threshold)
     few = Trace()
-    tiny_escnet(most=3)(some_images((60, 80)), text, trace=few)
+    tiny_escnet(max_classes=3)(some_images((60, 80)), text, trace=few)
     kept = few["probability_1"].amax((-2, -1)) > 0
     assert int(kept.sum()) == 3
     assert torch.equal(few["correlation_1"][kept], trace["cost"][kept])
@@ -393,7 +394,7 @@ def test_everything_but_clips_rest_learns() -> None:
 def test_before_it_has_learnt_all_prompts_are_made_of_cosines() -> None:
     clip, sam = tiny_escnet().clip, loud_sam(mask_channels=16)
     trace = Trace()
-    segmenter = EscNet(clip, sam, side=64, width=16, window=2, decoder=(16, 16), skips=(4, 4))
+    segmenter = EscNet(clip, sam, SMALL)
     segmenter(some_images((60, 80)), some_text(), trace=trace)
     assert all(torch.equal(trace[f"correlation_{number}"], trace["cost"]) for number in range(2, 5))
 
@@ -421,7 +422,7 @@ def test_correlations_between_blocks_answer_for_their_classes() -> None:
 def test_it_learns() -> None:
     """The left half of a picture is one class, the right half another: a few steps are enough to see it."""
     segmenter, text, (images, targets) = tiny_escnet().train(), some_text(), halves()
-    optimiser = optimiser_of(segmenter, Stage(60, rate=1e-3, multipliers={"clip": 0.01, "sam": 0.01}))
+    optimiser = optimiser_of(segmenter, Stage(60, lr=1e-3, lr_multipliers={"clip": 0.01, "sam": 0.01}))
     for _ in range(60):
         optimiser.zero_grad()
         segmenter.loss(images, text, targets)["pixels"].backward()
@@ -445,24 +446,23 @@ def test_unlabelled_pixels_do_not_count() -> None:
 
 def test_the_papers_settings() -> None:
     settings = recipe_named("escnet-vit-l14").document()
-    assert (settings["data"], settings["batch"], settings["stages.0.steps"]) == ("coco-stuff-train", 4, 80_000)
-    rate, multipliers = settings["stages.0.rate"], {part: settings[f"stages.0.multipliers.{part}"] for part in ("clip", "sam")}
+    assert (settings["data"], settings["batch_size"], settings["stages.0.steps"]) == ("coco-stuff-train", 4, 80_000)
+    rate, multipliers = settings["stages.0.lr"], {part: settings[f"stages.0.lr_multipliers.{part}"] for part in ("clip", "sam")}
     assert {part: rate * times for part, times in multipliers.items()} == pytest.approx({"clip": 2e-6, "sam": 2e-6})
-    segmenter = tiny_escnet(regions=5)
-    defaults = EscNet.__init__.__kwdefaults__
-    assert defaults is not None
-    assert (len(segmenter.blocks), defaults["regions"], defaults["side"], defaults["prompts"]) == (
+    defaults = EscNetConfig()
+    assert (defaults.num_blocks, defaults.num_regions, defaults.image_size, defaults.prompts) == (
         4,
         5,
         336,
         ("points", "masks"),
     )
+    assert len(tiny_escnet().blocks) == 4
 
 
 @pytest.mark.parametrize(("name", "cells"), [("escnet-vit-b16", 21), ("escnet-vit-l14", 24)])
 def test_full_size_cells_fit_into_windows(name: str, cells: int) -> None:
     with torch.device("meta"):
-        segmenter = MODELS[name].skeleton()
+        segmenter = MODELS[name].empty()
         assert isinstance(segmenter, EscNet)
         width = segmenter.clip.width
         text = TextEmbeddings(torch.zeros(3, width), torch.arange(3), ("a", "b", "c"), torch.ones(3, dtype=torch.bool))
@@ -477,9 +477,9 @@ def test_full_size_cells_fit_into_windows(name: str, cells: int) -> None:
 )
 def test_the_full_size(name: str, total: int, trainable: int) -> None:
     """Near the paper's 451.3 M for ViT-L/14; docs/methods/escnet.md says what may be missing."""
-    counts = MODELS[name].parameters()
+    counts = MODELS[name].num_parameters()
     assert (counts["total"], counts["trainable"]) == (total, trainable)
-    assert math.isclose(MODELS["escnet-vit-l14"].parameters()["total"], 451.3e6, rel_tol=0.025)
+    assert math.isclose(MODELS["escnet-vit-l14"].num_parameters()["total"], 451.3e6, rel_tol=0.025)
 
 
 def test_there_are_no_published_weights() -> None:

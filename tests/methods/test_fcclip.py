@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lexiseg.errors import WeightsError
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods.fcclip.model import FcClip, shortest_side
-from lexiseg.methods.weights import fill
+from lexiseg.methods.weights import SavedWeights, fill
 from lexiseg.structures import ImageBatch, MaskTarget
 from lexiseg.text.vocabulary import Vocabulary
 from tests.laws.builders import some_images, some_text, tiny_fcclip
@@ -26,7 +27,7 @@ def segmenter(request: pytest.FixtureRequest) -> FcClip:
 
 def test_without_ensemble_the_classes_are_the_decoders(segmenter):
     images, text = some_images((60, 80)), some_text()
-    segmenter.alpha = segmenter.beta = 0.0
+    segmenter.config = replace(segmenter.config, alpha=0.0, beta=0.0)
     pixels, inner = segmenter.network_input(images.image(0))
     decoded = segmenter.decode(pixels, inner, segmenter.clip_features(pixels), text)
     assert torch.equal(segmenter(images, text).classes, decoded.classes.log_softmax(-1))
@@ -35,7 +36,7 @@ def test_without_ensemble_the_classes_are_the_decoders(segmenter):
 def test_seen_classes_listen_less_to_clip(segmenter):
     images, text = some_images((60, 80)), some_text()
     nobody, everybody = (segmenter(images, replace(text, seen=torch.full((5,), seen))) for seen in (False, True))
-    segmenter.alpha = segmenter.beta
+    segmenter.config = replace(segmenter.config, alpha=segmenter.config.beta)
     same = segmenter(images, replace(text, seen=torch.ones(5, dtype=torch.bool)))
     assert (nobody.classes - everybody.classes).abs().max() > 1e-3
     assert torch.equal(same.classes, nobody.classes)
@@ -72,7 +73,8 @@ def test_padding_is_zero_once_normalised(segmenter):
 
 def test_the_pipeline_says_which_classes_were_seen():
     segmenter = tiny_fcclip("convnext")
-    segmenter.templates = "none"
+    segmenter.config = replace(segmenter.config, templates="none")
+    segmenter.training_classes = Vocabulary.builtin("coco").class_names
     text = Pipeline(segmenter).embed(Vocabulary.parse("person; zebra crossing; Sky; sofa, couch"))
     assert text.seen is not None
     assert text.seen.tolist() == [True, False, True, True]
@@ -108,7 +110,7 @@ def test_a_published_file_is_read_as_tensors_or_refused(tmp_path, capsys):
 def test_weights_fill_the_model_or_are_refused(segmenter):
     head = {name: value + 1 for name, value in segmenter.state_dict().items() if not name.startswith("clip.")}
     before = {name: value.clone() for name, value in segmenter.state_dict().items()}
-    fill(segmenter, head, "x.pth", ("clip",))
+    fill(segmenter, SavedWeights(head, {}, Path("x.pth")), elsewhere={"clip"})
     for name, value in segmenter.state_dict().items():
         assert torch.equal(value, before[name] if name.startswith("clip.") else head[name]), name
     some = next(iter(head))
@@ -118,7 +120,7 @@ def test_weights_fill_the_model_or_are_refused(segmenter):
         ({**head, some: torch.zeros(1)}, rf"{some} is \(1,\), not"),
     ):
         with pytest.raises(WeightsError, match=rf"x\.pth is another model's: {message}"):
-            fill(segmenter, wrong, "x.pth", ("clip",))
+            fill(segmenter, SavedWeights(wrong, {}, Path("x.pth")), elsewhere={"clip"})
 
 
 @pytest.mark.parametrize(("name", "part"), [("fcclip-convnext-l", "fcclip"), ("cmpf-rn50x64", "cmpf")])

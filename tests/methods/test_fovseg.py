@@ -11,12 +11,12 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from lexiseg.backbones.clip import build_clip
+from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.errors import UsageError
 from lexiseg.losses.fiser import Fiser
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods import recipe_named
-from lexiseg.methods.catseg.variants import transformer
 from lexiseg.methods.fovseg.model import FovSeg, FovSegLossOptions
 from lexiseg.methods.fovseg.teva import DistributionAdapter, MaskTargetAttention
 from lexiseg.methods.recipe import Stage
@@ -43,11 +43,11 @@ def fresh(**options: Any) -> Any:
     return segmenter
 
 
-@pytest.mark.parametrize("options", [{}, {"teva": False, "adapter": 0}])
+@pytest.mark.parametrize("options", [{}, {"teva": False, "adapter_layers": 0}])
 def test_before_its_training_it_is_maskclip(options: dict[str, Any]) -> None:
     """With the same plain attention, and "no object" beside the names."""
-    ours, text = fresh(classifier_side=64, **options), some_text()
-    plain = tiny_maskclip(relative=(), classifier_side=64, side=64)
+    ours, text = fresh(clip_image_size=64, **options), some_text()
+    plain = tiny_maskclip(relative_blocks=(), clip_image_size=64, shortest_edge=64)
     plain.load_state_dict({name: ours.state_dict()[name] for name in plain.state_dict()})
     images = some_images((60, 80))
     features, masks = ours.look(images.pixels), torch.randn(1, 7, 16, 24)
@@ -59,7 +59,10 @@ def test_before_its_training_it_is_maskclip(options: dict[str, Any]) -> None:
 
 def test_every_part_makes_a_difference() -> None:
     text, images = some_text(), some_images((60, 80))
-    found = [tiny_fovseg(**options)(images, text).classes for options in ({}, {"teva": False}, {"adapter": 0}, {"adapter": 1})]
+    found = [
+        tiny_fovseg(**options)(images, text).classes
+        for options in ({}, {"teva": False}, {"adapter_layers": 0}, {"adapter_layers": 1})
+    ]
     for number, one in enumerate(found):
         for other in found[:number]:
             assert (one - other).abs().max() > 1e-4
@@ -76,7 +79,7 @@ def test_the_image_does_not_see_masks_or_names() -> None:
 
 
 def test_positions_are_resized_bilinearly() -> None:
-    segmenter = tiny_fovseg(classifier_side=96)
+    segmenter = tiny_fovseg(clip_image_size=96)
     tower, image = segmenter.clip.clip_model.visual, torch.rand(1, 3, 96, 96)
     table = tower.positional_embedding
     cells = torch.nn.functional.interpolate(table[1:].T.unflatten(-1, (4, 4))[None], (6, 6), mode="bilinear")[0]
@@ -88,9 +91,9 @@ def test_positions_are_resized_bilinearly() -> None:
 
 def test_what_it_trains() -> None:
     """Of CLIP the queries of the vision tower, and nothing else; a step moves nothing else."""
-    segmenter, text, images = tiny_fovseg(fiser=1), some_text(), some_images((64, 64), (64, 64))
+    segmenter, text, images = tiny_fovseg(fiser_layers=1), some_text(), some_images((64, 64), (64, 64))
     before = {name: values.clone() for name, values in segmenter.state_dict().items()}
-    optimiser = optimiser_of(segmenter.train(), Stage(1, rate=1e-2, weight_decay=0.5))
+    optimiser = optimiser_of(segmenter.train(), Stage(1, lr=1e-2, weight_decay=0.5))
     targets = [MaskTarget(torch.ones(1, 64, 64, dtype=torch.bool), torch.tensor([label])) for label in (0, 2)]
     sum(segmenter.loss(images, text, targets, FEW).values()).backward()  # type: ignore[union-attr]
     optimiser.step()
@@ -128,9 +131,9 @@ class Given(MaskProposer):
 
 
 def test_it_learns_names_and_what_is_no_object() -> None:
-    segmenter, text, (images, targets) = tiny_fovseg(classifier_side=64).train(), some_text(), halves()
+    segmenter, text, (images, targets) = tiny_fovseg(clip_image_size=64).train(), some_text(), halves()
     segmenter.proposer = Given()
-    optimiser = optimiser_of(segmenter, Stage(240, rate=3e-3))
+    optimiser = optimiser_of(segmenter, Stage(240, lr=3e-3))
     draw = points_of((0,), 0, torch.device("cpu"))
     losses = []
     for _ in range(240):
@@ -145,7 +148,7 @@ def test_it_learns_names_and_what_is_no_object() -> None:
 
 
 def test_images_are_shared_out_in_any_way() -> None:
-    segmenter, text = tiny_fovseg(fiser=1), some_text()
+    segmenter, text = tiny_fovseg(fiser_layers=1), some_text()
     images = some_images((64, 64), (64, 64))
     targets = [MaskTarget(torch.ones(1, 64, 64, dtype=torch.bool), torch.tensor([label])) for label in (0, 2)]
     whole = segmenter.loss(images, text, targets, FEW, points_of((8, 9), 3, torch.device("cpu")))
@@ -159,7 +162,7 @@ def test_images_are_shared_out_in_any_way() -> None:
 
 
 def test_the_predictor_is_not_among_the_weights(tmp_path: Any) -> None:
-    segmenter, images, text = tiny_fovseg(fiser=1), some_images((60, 80)), some_text()
+    segmenter, images, text = tiny_fovseg(fiser_layers=1), some_images((60, 80)), some_text()
     card = save_segmenter(segmenter, tmp_path, {"model": "fovseg-test"})
     assert card["parts"] == ["adapter", "clip", "teva", "void"]
     again = tiny_fovseg()
@@ -177,14 +180,16 @@ def test_the_papers_weights() -> None:
     options = FovSegLossOptions()
     assert (options.fiser, options.classes.classes) == (1.0, 2.0)
     assert recipe_named("fovseg-tiny").document()["loss.fiser"] == 1.0
-    with pytest.raises(UsageError, match="0 to 3 convolutions, not 4"):
-        tiny_fovseg(adapter=4)
+    with pytest.raises(UsageError, match="adapter_layers must be int ≥ 0 and ≤ 3, not 4"):
+        tiny_fovseg(adapter_layers=4)
 
 
 def test_more_names_cost_next_to_nothing() -> None:
     """At full size, of CLIP and all that names 100 masks: 847 names against 150, in floating point operations."""
     with torch.device("meta"), torch.no_grad():
-        segmenter = FovSeg(transformer(build_clip("ViT-L-14-336-quickgelu")), SomeProposals())
+        clip = build_clip("ViT-L-14-336-quickgelu")
+        assert isinstance(clip, ClipViT)
+        segmenter = FovSeg(clip, SomeProposals())
         costs = []
         for count in (150, 847):
             text = some_text(count, segmenter.clip.width).to("meta")
@@ -198,7 +203,7 @@ def test_more_names_cost_next_to_nothing() -> None:
 
 
 def fiser() -> tuple[Any, Fiser]:
-    segmenter = tiny_fovseg(fiser=2)
+    segmenter = tiny_fovseg(fiser_layers=2)
     assert isinstance(segmenter.fiser, Fiser)
     return segmenter, segmenter.fiser
 

@@ -42,7 +42,7 @@ def test_attention_is_clips_own() -> None:
 
 def test_a_mask_over_everything_is_the_class_token() -> None:
     """It sees what the class token sees, as copies of it; so its embedding is that of the picture."""
-    segmenter = tiny_maskclip(relative=())
+    segmenter = tiny_maskclip(relative_blocks=())
     image = some_images((64, 64)).pixels
     everything = torch.ones(1, 2, 8, 8)
     vectors, _ = segmenter.embed(segmenter.clip.features(image), everything, some_text())
@@ -60,7 +60,7 @@ def test_nobody_sees_a_mask_token() -> None:
 
 
 def test_masks_are_drawn_again_where_they_are_relative() -> None:
-    plain, relative, text = tiny_maskclip(relative=()), tiny_maskclip(), some_text()
+    plain, relative, text = tiny_maskclip(relative_blocks=()), tiny_maskclip(), some_text()
     masks = torch.randn(1, 2, 16, 16)
     assert torch.equal(plain.embed(features_of(plain), masks, text)[1], masks)
     drawn = relative.embed(features_of(relative), masks, text)[1]
@@ -85,14 +85,14 @@ def test_the_official_program_leaves_the_last_class_out_of_semantic_results() ->
 
 def test_masks_lie_where_the_generator_put_them() -> None:
     """The picture is resized and padded for the generator, and CLIP sees the same area."""
-    segmenter, trace = tiny_maskclip(relative=(), side=64), Trace()
+    segmenter, trace = tiny_maskclip(relative_blocks=(), shortest_edge=64), Trace()
     found = segmenter(some_images((50, 90)), some_text(), trace=trace)
     assert found.inner == ((64, 115),)
     assert found.extents == ((64, 128),)
     assert found.masks.shape == (1, 7, 16, 32)
     assert torch.equal(found.masks[0], trace["masks"])
     assert trace.share == (1.0, 115 / 128)
-    relative = tiny_maskclip(side=64)(ImageBatch.of([torch.rand(3, 50, 90), torch.rand(3, 90, 50)]), some_text())
+    relative = tiny_maskclip(shortest_edge=64)(ImageBatch.of([torch.rand(3, 50, 90), torch.rand(3, 90, 50)]), some_text())
     assert relative.masks.shape == (2, 7, 64, 64)
     assert relative.extents == ((64, 128), (128, 64))
 
@@ -109,9 +109,9 @@ class Halves(MaskProposer):
         return Proposals(masks, (images.shape[-2], images.shape[-1]))
 
 
-@pytest.mark.parametrize("options", [{}, {"relative": ()}, {"behaviour": "official"}])
+@pytest.mark.parametrize("options", [{}, {"relative_blocks": ()}, {"behaviour": "official"}])
 def test_given_masks_are_named_as_if_they_were_proposed(options: dict[str, Any]) -> None:
-    segmenter, text, images = tiny_maskclip(side=None, **options), some_text(), some_images((64, 96))
+    segmenter, text, images = tiny_maskclip(shortest_edge=None, **options), some_text(), some_images((64, 96))
     segmenter.proposer = Halves()
     regions = Halves()(images.pixels).masks[0] > 0
     found = segmenter.name_regions(images.image(0), regions, text)
@@ -123,9 +123,9 @@ def test_given_masks_are_named_as_if_they_were_proposed(options: dict[str, Any])
 def test_only_what_is_relative_learns() -> None:
     segmenter = tiny_maskclip()
     assert {one.name.split(".")[0] for one in segmenter.trained_parameters()} == {"relative"}
-    assert tiny_maskclip(relative=()).trained_parts() == frozenset()
-    with pytest.raises(UsageError, match="blocks 0 to 1, and no block 23"):
-        tiny_maskclip(relative=(1, 23))
+    assert tiny_maskclip(relative_blocks=()).trained_parts() == frozenset()
+    with pytest.raises(UsageError, match="block 23, but this CLIP has blocks 0 to 1"):
+        tiny_maskclip(relative_blocks=(1, 23))
 
 
 def test_official_names_are_ours() -> None:

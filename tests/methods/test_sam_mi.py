@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import lexiseg
-from lexiseg.backbones.mask_generator import generate, grid_points
+from lexiseg.backbones.mask_generator import generate_masks, grid_points
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.recipe import Stage
@@ -256,7 +256,7 @@ def test_high_frequencies_of_masks() -> None:
 
 def test_sizes_are_the_papers() -> None:
     """28 million numbers trained of 798 million with ViT-B/16 and SAM-H; 25 of 154 without SAM (Table 10)."""
-    counts, without = (MODELS[name].parameters() for name in ("sam_mi-vit-b16", "catseg-vit-b16"))
+    counts, without = (MODELS[name].num_parameters() for name in ("sam_mi-vit-b16", "catseg-vit-b16"))
     assert [round(counts[name] / 1e6) for name in ("trainable", "total")] == [28, 798]
     assert [round(without[name] / 1e6) for name in ("trainable", "total")] == [25, 154]
 
@@ -265,17 +265,17 @@ def test_it_asks_sam_at_few_points() -> None:
     images, text = some_images((60, 80)), some_text()
     sparse, dense = Trace(), Trace()
     tiny_sam_mi()(images, text, trace=sparse)
-    tiny_sam_mi(asking="grid")(images, text, trace=dense)
+    tiny_sam_mi(point_sampling="grid")(images, text, trace=dense)
     expected = float(sparse["probabilities"].sum())
     assert 0 < len(sparse["sam_masks"]) <= 3 * expected < 0.5 * 32 * 32
     assert len(dense["sam_masks"]) > len(sparse["sam_masks"])
     assert len(sparse["masks"]) <= len(sparse["sam_masks"]) + len(text)
 
 
-@pytest.mark.parametrize("asking", ["chance", "top", "grid", "random"])
-def test_the_same_points_each_time(asking: str) -> None:
+@pytest.mark.parametrize("sampling", ["chance", "top", "grid", "random"])
+def test_the_same_points_each_time(sampling: str) -> None:
     images, text = some_images((60, 80)), some_text()
-    segmenter = tiny_sam_mi(asking=asking)
+    segmenter = tiny_sam_mi(point_sampling=sampling)
     first = segmenter(images, text).logits
     torch.manual_seed(99)
     assert torch.equal(segmenter(images, text).logits, first)
@@ -295,7 +295,7 @@ def test_each_half_of_the_injection_counts() -> None:
 def test_a_crop_has_the_masks_of_its_part() -> None:
     """The masks in a box are those of the whole at the same places: the lower right quarter at twice the resolution."""
     segmenter, image = tiny_sam_mi(), some_images((60, 80)).image(0)
-    found = generate(segmenter.sam, image, segmenter.generator, grid_points(4))
+    found = generate_masks(segmenter.sam, image, segmenter.config.generator, grid_points(4))
     whole, quarter = in_box(found, WHOLE, 32), in_box(found, (0.5, 0.5, 1.0, 1.0), 16)
     assert len(whole) == len(quarter) > 0
     assert 0 < whole.float().mean() < 1
@@ -312,7 +312,7 @@ def _centres(side: int) -> Tensor:
 
 def test_a_picture_without_masks() -> None:
     images, text = some_images((60, 80)), some_text()
-    strict = replace(tiny_sam_mi().generator, quality_threshold=1e9)
+    strict = replace(tiny_sam_mi().config.generator, pred_iou_threshold=1e9)
     trace = Trace()
     assert tiny_sam_mi(generator=strict)(images, text, trace=trace).logits.isfinite().all()
     assert len(trace["sam_masks"]) == len(trace["masks"]) == 0
@@ -372,7 +372,7 @@ def test_an_image_draws_its_points_by_itself() -> None:
 def test_the_prompter_learns_where_to_ask() -> None:
     """After a few steps it asks near the middle of both halves, and knows which is which."""
     segmenter, text, (images, targets) = tiny_sam_mi().train(), some_text(), halves()
-    optimiser = optimiser_of(segmenter, Stage(150, rate=2e-2, parts=("prompter",), weight_decay=0.0))
+    optimiser = optimiser_of(segmenter, Stage(150, lr=2e-2, parts=("prompter",), weight_decay=0.0))
     for _ in range(150):
         optimiser.zero_grad()
         sum(segmenter.loss(images, text, targets).values()).backward()  # type: ignore[union-attr]
@@ -388,18 +388,18 @@ def test_the_prompter_learns_where_to_ask() -> None:
 
 def test_the_papers_settings() -> None:
     settings = recipe_named("sam_mi-vit-b16").document()
-    assert (settings["data"], settings["batch"], settings["stages.1.steps"]) == ("coco-stuff-train", 4, 80_000)
-    assert (settings["stages.1.rate"], settings["stages.1.multipliers.clip"]) == (2e-4, 0.01)
+    assert (settings["data"], settings["batch_size"], settings["stages.1.steps"]) == ("coco-stuff-train", 4, 80_000)
+    assert (settings["stages.1.lr"], settings["stages.1.lr_multipliers.clip"]) == (2e-4, 0.01)
     loss = {name: settings[f"loss.{name}"] for name in ("prompter", "mse", "density", "limit")}
     assert loss == {"prompter": 0.1, "mse": 0.5, "density": 5.0, "limit": 10}
     segmenter = tiny_sam_mi()
-    assert (segmenter.threshold, segmenter.prompter.side) == (0.5, 32)
+    assert (segmenter.config.matching_threshold, segmenter.prompter.side) == (0.5, 32)
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(UsageError, match="leave behaviour out"):
+    with pytest.raises(UsageError, match="behaviour must be 'paper', not 'official'"):
         tiny_sam_mi(behaviour="official")
-    with pytest.raises(UsageError, match="no injection 'lo'; there are low and high"):
+    with pytest.raises(UsageError, match="must be 'low' or 'high', not 'lo'"):
         tiny_sam_mi(inject=("lo",))
 
 

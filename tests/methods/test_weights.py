@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lexiseg.errors import OutputError, UsageError, WeightsError
+from lexiseg.methods import MODELS
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.weights import (
     CARD_KEY,
@@ -18,7 +19,6 @@ from lexiseg.methods.weights import (
     digest_of,
     fill_from,
     halved,
-    options_of,
     read_card,
     read_weights,
     save_segmenter,
@@ -74,10 +74,10 @@ def test_a_lean_file_goes_on_the_encoder_it_came_from(tmp_path: Path) -> None:
 
 def test_the_file_alone_is_enough(tmp_path: Path) -> None:
     one, two = tiny_fcclip("convnext"), tiny_fcclip("convnext")
-    save_segmenter(one, tmp_path, {"model": "x", "behaviour": "paper"})
+    save_segmenter(one, tmp_path, {"model": "x", "step": 7})
     (tmp_path / "card.json").unlink()
     other(two)
-    assert fill_from(two, tmp_path / "model.safetensors")["behaviour"] == "paper"
+    assert fill_from(two, tmp_path / "model.safetensors")["step"] == 7
     assert torch.equal(two.mask_decoder.void.weight, one.mask_decoder.void.weight)
 
 
@@ -150,14 +150,31 @@ def test_what_is_no_such_form_is_refused(tmp_path: Path) -> None:
     assert read_card(tmp_path / "foreign.safetensors") is None
 
 
-@pytest.mark.parametrize("card", ["{", "[" * 100_000, "[]", "3", '{"model": "x", "options": ["side"]}'])
+@pytest.mark.parametrize("card", ["{", "[" * 100_000, "[]", "3"])
 def test_a_card_that_is_none_is_refused_by_file(tmp_path: Path, card: str) -> None:
     write_safetensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {CARD_KEY: card})
     for read in (read_card, read_weights):
         with pytest.raises(WeightsError, match=r"the card in .*model\.safetensors"):
             read(tmp_path)
-    with pytest.raises(WeightsError, match=r"the card in .*model\.safetensors"):
-        options_of(tmp_path, {"side": 3})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, r"the card in .*model\.safetensors has no config"),
+        (["shortest_edge"], r"the card in .*model\.safetensors has no config"),
+        (
+            {"shortest_edge": "wide"},
+            r"the config in the card of .*model\.safetensors is not one of fcclip-tiny: shortest_edge must",
+        ),
+        ({"shortest_edges": 64}, r"is not one of fcclip-tiny: there is no option 'shortest_edges'; did you mean shortest_edge"),
+    ],
+)
+def test_a_card_whose_config_is_none_is_refused_by_file(tmp_path: Path, config: object, message: str) -> None:
+    card = {"model": "fcclip-tiny", **({} if config is None else {"config": config})}
+    write_safetensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {CARD_KEY: json.dumps(card)})
+    with pytest.raises(WeightsError, match=message):
+        MODELS["fcclip-tiny"].load({"fcclip": str(tmp_path)})
 
 
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from lexiseg.methods.variant import Part, Source, Variant
 from lexiseg.training.loop import train
 from tests.laws.builders import COST_SIZES, SIZES, tiny_catseg, tiny_clip
 
-
 CONFIG = FcClipConfig(**{**SIZES, "num_layers": 2, "pixel_decoder_layers": 1, "templates": "none"})
 
 
@@ -32,7 +31,6 @@ CATSEG_CONFIG = CatSegConfig(**{**COST_SIZES, "sliding": False, "max_classes": 0
 def _clip(kind: str) -> Part:
     """A CLIP that is the same whether or not it is asked for with weights."""
     return Part("clip", partial(tiny_clip, kind), lambda _: tiny_clip(kind))
-
 
 
 def recipe(*settings: str) -> Recipe:

@@ -24,7 +24,8 @@ def test_the_papers_numbers():
     """CMPF's and FC-CLIP's settings, as `facts` of the official code have them."""
     for name in ("fcclip-convnext-l", "cmpf-rn50x64"):
         settings = recipe_named(name).document()
-        assert {key: settings[key] for key in ("data", "batch_size", "precision", "jitter.side", "jitter.least", "jitter.most")} == {
+        named = ("data", "batch_size", "precision", "jitter.side", "jitter.least", "jitter.most")
+        assert {key: settings[key] for key in named} == {
             "data": "coco-panoptic-train", "batch_size": 16, "precision": "float16", "jitter.side": 1024, "jitter.least": 0.1,
             "jitter.most": 2.0,
         }  # fmt: skip

@@ -37,6 +37,7 @@ from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
 from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.ops.rle import area_of_counts, encode_masks
 from lexiseg.postprocess import Placing, Policy, resized
+from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction, Task, TextEmbeddings
 
 CHUNK = 16  # pictures; what a crash can cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from lexiseg.backbones.clip import ClipViT, assemble_clip
 from lexiseg.backbones.state_dicts import compiled, rename_all
 from lexiseg.layers.cost_aggregation import NEVER, CostAggregation, correlation, neighbours
+from lexiseg.methods import MODELS
+from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.catseg.model import CatSeg
-from lexiseg.methods.catseg.variants import MODELS
 from lexiseg.methods.catseg.weights import AGGREGATION_RULES, dropped, from_official, to_official
 from lexiseg.postprocess import semantic_scores
 from lexiseg.structures import ImageBatch, PixelPrediction, TextEmbeddings
@@ -79,7 +81,7 @@ def sliding(path: Path) -> list[Row]:
     """The mosaic of crops and the whole picture, with recorded logits in place of the model."""
     tensors, document = load_case(path)
     recorded, looked = list(tensors["in.fake_head_logits"]), []
-    segmenter = CatSeg(tiny_clip(CLIP), side=document["kernel"])
+    segmenter = CatSeg(tiny_clip(CLIP), CatSegConfig(image_size=document["kernel"]))
 
     def see(squares: Tensor, _: TextEmbeddings) -> None:
         looked.append(squares[0])
@@ -106,7 +108,9 @@ def end_to_end(path: Path) -> list[Row]:
     clip = tiny_clip(document["clip_config"])
     clip.level_blocks = (1, 2, 3)  # the official one hooks blocks 1 and 2 of four
     sizes = sizes_of(config, width="hidden_dims", heads="num_heads", window="window_sizes")
-    segmenter = CatSeg(clip, guides=tuple(config["decoder_guidance_dims"]), behaviour="official", **sizes).eval()
+    options = {OPTIONS[name]: value for name, value in sizes.items()}
+    options |= {"guide_channels": tuple(config["decoder_guidance_dims"]), "behaviour": "official"}
+    segmenter = CatSeg(clip, CatSegConfig(**options)).eval()
     official = {name.removeprefix("sd."): tensor for name, tensor in tensors.items() if name.startswith("sd.")}
     segmenter.load_state_dict(from_official(official))
     back = to_official(segmenter.state_dict())
@@ -119,7 +123,8 @@ def end_to_end(path: Path) -> list[Row]:
         Row(path.name, "names there and back", len({key for key in official if not dropped(key)} ^ set(back)), 0),
         Row(path.name, "text embeddings", max_difference(vectors, unit(tensors["text.embed"][:, 0])), 1e-5),
     ]
-    for name, segmenter.sliding in (("whole", False), ("sliding", True)):
+    for name, crops in (("whole", False), ("sliding", True)):
+        segmenter.config = replace(segmenter.config, sliding=crops)
         found = []
         decode = segmenter.decode
 
@@ -146,15 +151,15 @@ def full_size(path: Path) -> list[Row]:
     """Names, shapes and what is trained of the full-size model."""
     _, document = load_case(path)
     with torch.device("meta"):
-        segmenter = MODELS[NAMES[document["model"]]].skeleton()
+        segmenter = MODELS[NAMES[document["model"]]].empty()
     official = {key: tuple(shape) for key, shape in document["keys"].items() if not dropped(key)}
     ours = {key: tuple(tensor.shape) for key, tensor in to_official(segmenter.state_dict()).items()}
     differing = [key for key in official.keys() | ours.keys() if official.get(key) != ours.get(key)]
     trained = list(segmenter.trained_parameters())
-    tensors = sum(1 if one.kept is None else 2 for one in trained)  # queries and values in one
+    tensors = sum(1 if one.frozen_rows is None else 2 for one in trained)  # queries and values in one
     return [
         Row(path.name, "names and shapes that differ", len(differing), 0),
-        Row(path.name, "trained numbers", abs(sum(one.numbers for one in trained) - document["trainable_params"]), 0),
+        Row(path.name, "trained numbers", abs(sum(one.num_parameters for one in trained) - document["trainable_params"]), 0),
         Row(path.name, "tensors trained", abs(tensors - len(document["trainable_keys"])), 0),
     ]
 
@@ -203,6 +208,11 @@ def at_size(probability: Tensor, size: tuple[int, int]) -> Tensor:
 CLIP = {
     "embed_dim": 32, "image_resolution": 64, "vision_layers": 4, "vision_width": 64, "vision_patch_size": 16,
     "transformer_width": 64, "transformer_heads": 1, "transformer_layers": 1, "vocab_size": 512,
+}  # fmt: skip
+OPTIONS = {  # of the whole model, by their names in the aggregation
+    "width": "hidden_dim", "appearance": "appearance_dim", "text": "text_dim", "decoder": "decoder_channels",
+    "decoder_guides": "decoder_guide_channels", "layers": "num_layers", "heads": "num_heads", "window": "window_size",
+    "attention": "class_attention",
 }  # fmt: skip
 NAMES = {"catseg_vitb": "catseg-vit-b16", "catseg_vitl336": "catseg-vit-l14"}
 CASES: dict[str, Callable[[Path], list[Row]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from lexiseg.backbones.mask2former import Mask2Former
 from lexiseg.backbones.mask2former_weights import from_official as proposer_from_official
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.ensembles import classify_vectors
-from lexiseg.methods.maskclip.model import RELATIVE, MaskClip, without_last
-from lexiseg.methods.maskclip.variants import MODELS
+from lexiseg.methods import MODELS
+from lexiseg.methods.maskclip.config import MaskClipConfig
+from lexiseg.methods.maskclip.model import MaskClip, without_last
 from lexiseg.methods.maskclip.weights import relative_from_official, taken_apart
 from lexiseg.methods.weights import check
 from lexiseg.postprocess import semantic_scores
@@ -44,9 +46,9 @@ def loaded(tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> MaskCl
     official = {name.removeprefix("sd."): tensor for name, tensor in tensors.items() if name.startswith("sd.")}
     relative, rest = relative_from_official(official)
     clip.clip_model.load_state_dict({**clip.clip_model.state_dict(), **rest})
-    blocks = [number for number in RELATIVE if number < config["layers"]]
-    side = config["input_resolution"]
-    segmenter = MaskClip(clip, SomeProposals(), classifier_side=side, relative=blocks, masks_at_once=None).eval()
+    blocks = tuple(number for number in MaskClipConfig().relative_blocks if number < config["layers"])
+    options = MaskClipConfig(clip_image_size=config["input_resolution"], relative_blocks=blocks, masks_at_once=None)
+    segmenter = MaskClip(clip, SomeProposals(), options).eval()
     segmenter.relative.load_state_dict(relative)
     return segmenter
 
@@ -62,7 +64,7 @@ def tokens(path: Path) -> list[Row]:
     vectors, masks = segmenter.embed(features, tensors["in.masks"], names)
     cosines = classify_vectors(vectors, names, 1 / config["temperature"])
     expected = tensors["out.pred_logits"].log_softmax(-1)
-    segmenter.masks_at_once = 7
+    segmenter.config = replace(segmenter.config, masks_at_once=7)
     parts, _ = segmenter.embed(features, tensors["in.masks"], names)
     return [
         Row(path.name, "embeddings of masks", max_difference(vectors, tensors["out.mask_embeds"]), 1e-4),
@@ -115,7 +117,7 @@ def manifest(path: Path) -> list[Row]:
     _, document = load_case(path)
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in document["keys"].items()}
-        segmenter = MODELS["maskclip-vit-l14"].skeleton()
+        segmenter = MODELS["maskclip-vit-l14"].empty()
     assert isinstance(segmenter, MaskClip)
     checkpoint = taken_apart(state, path.name)
     own = segmenter.clip.clip_model.state_dict()

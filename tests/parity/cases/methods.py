@@ -16,7 +16,9 @@ from transformers import SamConfig
 from lexiseg.backbones.sam_loading import from_official_state
 from lexiseg.ensembles import mask_ensemble
 from lexiseg.losses.set_loss import SetLossOptions
+from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.model import Cmpf
+from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.weights import from_official, names_from_official
 from lexiseg.postprocess import MASK2FORMER, Placing, instances, panoptic, semantic_scores
@@ -184,23 +186,24 @@ def _segmenter(path: Path, document: Mapping[str, Any]) -> FcClip:
     head, clip = document["head"], fcclip_backbone(path, document)
     clip.mean, clip.std = (tuple(value / 255 for value in document[f"pixel_{name}"]) for name in ("mean", "std"))
     options = {
-        "queries": head["queries"],
-        "width": head["hidden"],
-        "layers": head["dec_layers"],
-        "pixel_layers": head["enc_layers"],
-        "pixel_feedforward": head["pixel_dim_feedforward"],
-        "feedforward": head["dim_feedforward"],
-        "heads": head["nheads"],
+        "num_queries": head["queries"],
+        "hidden_dim": head["hidden"],
+        "num_layers": head["dec_layers"],
+        "pixel_decoder_layers": head["enc_layers"],
+        "pixel_decoder_ffn_dim": head["pixel_dim_feedforward"],
+        "ffn_dim": head["dim_feedforward"],
+        "num_heads": head["nheads"],
         "alpha": document["alpha"],
         "beta": document["beta"],
-        "side": None,
+        "shortest_edge": None,
         "behaviour": "official",
     }
     if checkpoint.sam:
         sam = from_official_state(checkpoint.sam, path.name, _small_sam())
-        segmenter: FcClip = Cmpf(clip, sam, sam_layers=head["enc_layers"], **options)  # type: ignore[arg-type]
+        config = CmpfConfig(sam_layers=head["enc_layers"], **options)
+        segmenter: FcClip = Cmpf(clip, sam, config=config)  # type: ignore[arg-type]
     else:
-        segmenter = FcClip(clip, **options)  # type: ignore[arg-type]  # a ConvNeXt or a ResNet
+        segmenter = FcClip(clip, FcClipConfig(**options))  # type: ignore[arg-type]  # a ConvNeXt or a ResNet
     missing, unexpected = segmenter.load_state_dict(checkpoint.head, strict=False)
     assert not unexpected, unexpected
     assert all(name.startswith(("clip.", "sam.")) for name in missing), missing

@@ -203,7 +203,7 @@ def _run(case: str, name: str, run: dict[str, Any], logits: Tensor, quality: Ten
     settings, records = run["settings"], run["records"]
     options = MaskGeneratorOptions(
         points_per_batch=settings["points_per_batch"],
-        quality_threshold=settings["pred_iou_thresh"],
+        pred_iou_threshold=settings["pred_iou_thresh"],
         stability_threshold=settings["stability_score_thresh"],
         stability_offset=settings["stability_score_offset"],
         box_nms_threshold=settings["box_nms_thresh"],
