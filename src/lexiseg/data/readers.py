@@ -31,7 +31,7 @@ from lexiseg.errors import DataError
 from lexiseg.ops.coco import CocoTruth, Entry, ImageId, instance_of, place_of, read_ids
 from lexiseg.ops.files import find_files
 from lexiseg.ops.names import below, relative_name
-from lexiseg.ops.pictures import opened_picture
+from lexiseg.ops.pictures import opened_picture, read_values
 from lexiseg.ops.rle import encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 from lexiseg.text.vocabulary import ClassName, Vocabulary
@@ -141,19 +141,6 @@ class InstanceRecord:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def read_values(path: Path) -> NDArray[Any]:
-    """The raw ids [H, W] of a label map: grey of 8, 16 or 32 bits, or the indices of a palette.
-
-    Raises:
-        DataError: if the file is missing, damaged, or a picture of colours.
-    """
-    with opened_picture(path) as opened:
-        if opened.mode not in ("1", "L", "P") and not opened.mode.startswith("I"):
-            raise DataError(f"{path}: is a colour picture ({opened.mode}); a label map has one channel, a class id a pixel")
-        values = np.array(opened)
-    return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lexiseg.errors import UsageError
 from lexiseg.exports.coco import Record, segment_record
 from lexiseg.ops.colours import ids_of_picture
 from lexiseg.ops.files import write_json, write_png
+from lexiseg.ops.pictures import opened_picture
 from lexiseg.structures import Segment
 
 
@@ -43,8 +43,12 @@ def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
 
 
 def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:
-    """The segment ids [H, W] in a panoptic PNG."""
-    with Image.open(path) as opened:
+    """The segment ids [H, W] in a panoptic PNG.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    with opened_picture(Path(path)) as opened:
         return ids_of_picture(opened)
 
 

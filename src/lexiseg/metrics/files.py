@@ -42,7 +42,7 @@ from lexiseg.ops.coco import (
 )
 from lexiseg.ops.files import find_files
 from lexiseg.ops.names import below
-from lexiseg.ops.pictures import opened_picture
+from lexiseg.ops.pictures import read_values
 from lexiseg.structures import IGNORED, Instances, PanopticMap, PanopticSegment, Size
 
 Groups = Mapping[str, Collection[int]]
@@ -268,10 +268,7 @@ def _label_files(folder: str | Path) -> dict[str, Path]:
 
 
 def _labels_of(path: Path, void: int, value: int) -> NDArray[np.int32]:
-    with opened_picture(path) as picture:
-        labels = np.asarray(picture)
-    if labels.ndim != 2:
-        raise DataError(f"{path}: is in colour; a label map has grey values or palette indices")
+    labels = read_values(path)
     return np.where(labels == void, value, labels.astype(np.int32))
 
 

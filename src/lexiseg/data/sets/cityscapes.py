@@ -21,10 +21,10 @@ from lexiseg.data.readers import (
     pair_samples,
     panoptic_to_instances,
     read_label_map,
-    read_values,
     refuse_missing,
 )
 from lexiseg.data.row import Row
+from lexiseg.ops.pictures import read_values
 from lexiseg.structures import IGNORED, Instances, PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
 
