@@ -224,7 +224,7 @@ def test_pickled_arrays(tmp_path: Path, protocol: int) -> None:
     data = pickle.dumps(document, protocol)
     for name, content in (("now.pkl", data), ("before.pkl", data.replace(b"cnumpy._core.", b"cnumpy.core."))):
         (tmp_path / name).write_bytes(content)
-        found = read_arrays(tmp_path / name, entry="model")
+        found = read_arrays(tmp_path / name)
         assert list(found) == list(arrays)
         for key, array in arrays.items():
             native = np.array(array, array.dtype.newbyteorder("="))

@@ -36,12 +36,11 @@ class _ForeignNameError(pickle.UnpicklingError):
     """A pickle names what no array needs."""
 
 
-def read_arrays(path: str | Path, *, entry: str | None = None) -> dict[str, Tensor]:
+def read_arrays(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a pickled dictionary of arrays, in their own number types, all numbers finite.
 
     Args:
         path: the file.
-        entry: as `read_state`.
 
     Raises:
         WeightsError: missing, damaged, made of other Python objects, no dictionary of arrays, or with numbers that are none.
@@ -52,7 +51,7 @@ def read_arrays(path: str | Path, *, entry: str | None = None) -> dict[str, Tens
     try:
         with path.open("rb") as file:
             document = _ArrayUnpickler(file, encoding="latin1").load()
-        arrays = unwrapped(document, entry)
+        arrays = unwrapped(document)
         if not isinstance(arrays, dict) or not arrays or not all(isinstance(value, _Array) for value in arrays.values()):
             raise WeightsError(f"{path} is no dictionary of arrays; give the checkpoint as published")
         return finished({str(name): array.tensor() for name, array in arrays.items()}, path)

@@ -160,7 +160,7 @@ def load_mask2former(source: str | Path) -> Mask2Former:
         return _from_folder(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
     if path.is_file():
         read = read_arrays if path.suffix == ".pkl" else read_state
-        return from_official_state(read(path, entry="model"), str(path))
+        return from_official_state(read(path), str(path))
     name = str(source)
     if path.suffix in {".pkl", ".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(

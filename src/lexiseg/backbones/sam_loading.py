@@ -173,7 +173,7 @@ def load_sam(source: str | Path) -> SamFamily:
     if path.is_dir():
         return _from_transformers(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
     if path.is_file():
-        return from_official_state(read_state(path, entry="model"), str(path))
+        return from_official_state(read_state(path), str(path))
     name = str(source)
     if path.suffix in {".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(

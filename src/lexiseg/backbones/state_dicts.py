@@ -37,12 +37,11 @@ _BESIDE = (bool, int, float, str, bytes, np.generic, type(None))  # what may sta
 Rules = Sequence[tuple[re.Pattern[str], str]]
 
 
-def read_state(path: str | Path, *, entry: str | None = None) -> dict[str, Tensor]:
+def read_state(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file or of a PyTorch file (tensors only, no code), all numbers finite.
 
     Args:
-        path: the file.
-        entry: where in a training checkpoint the tensors are, before the usual places (`WRAPPERS`).
+        path: the file; in a training checkpoint the tensors may be in one of the usual places (`WRAPPERS`).
 
     Raises:
         WeightsError: missing, damaged, made of Python objects, no dictionary of tensors, or with numbers that are none.
@@ -60,7 +59,7 @@ def read_state(path: str | Path, *, entry: str | None = None) -> dict[str, Tenso
             f"it holds Python objects ({found[1]}), {_ONLY_TENSORS}" if found else "damaged or no weights file; fetch it again"
         )
         raise WeightsError(f"cannot read weights from {path}: {why}") from error
-    state = unwrapped(document, entry)
+    state = unwrapped(document)
     if not isinstance(state, dict):
         raise WeightsError(f"{path} is no dictionary of tensors but a {type(state).__name__}; give the checkpoint as published")
     for name, value in state.items():
@@ -72,10 +71,10 @@ def read_state(path: str | Path, *, entry: str | None = None) -> dict[str, Tenso
     return finished(from_eight_bits({name: value for name, value in state.items() if isinstance(value, Tensor)}, path), path)
 
 
-def unwrapped(document: object, entry: str | None = None) -> object:
+def unwrapped(document: object) -> object:
     """What a training checkpoint has in the usual places for weights, or else the document itself."""
     for _ in range(3):  # a dictionary in a pickle may hold itself
-        names = (entry, *WRAPPERS) if isinstance(document, dict) else ()
+        names = WRAPPERS if isinstance(document, dict) else ()
         inside = next((document[name] for name in names if isinstance(document.get(name), dict)), None)  # type: ignore[attr-defined, index]
         if inside is None:
             break

@@ -110,7 +110,7 @@ def read_checkpoint(path: str | Path, model: str) -> tuple[dict[str, Tensor], Be
         WeightsError: missing, damaged, or another model's.
     """
     if read_card(path) is None:
-        return from_official(read_state(path, entry="model")), "official"
+        return from_official(read_state(path)), "official"
     saved = read_weights(path, model=model)
     return dict(saved.tensors), saved.card.get("behaviour", "official")
 

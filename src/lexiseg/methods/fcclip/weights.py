@@ -143,7 +143,7 @@ def read_checkpoint(path: str | Path, model: str) -> Checkpoint:
         WeightsError: missing, damaged, or another model's.
     """
     if read_card(path) is None:
-        return from_official(read_state(path, entry="model"))
+        return from_official(read_state(path))
     return from_saved(read_weights(path, model=model))
 
 

@@ -65,7 +65,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         WeightsError: missing, damaged, or of another model.
     """
-    return taken_apart(read_state(Path(path), entry="model"), str(path))
+    return taken_apart(read_state(Path(path)), str(path))
 
 
 def taken_apart(state: Mapping[str, Tensor], source: str) -> Checkpoint:
