@@ -12,7 +12,8 @@ from lexiseg.cli.streams import complain, one_line
 from lexiseg.errors import UsageError
 from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
 from lexiseg.ops.files import write_json
-from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.ops.label_table import LabelTable
+from lexiseg.text.vocabulary import ClassList
 
 LIBRARIES = ("hotcoco", "numpy")  # those the numbers could depend on
 
@@ -57,5 +58,6 @@ def _score(arguments: argparse.Namespace) -> Score:
         return scorer(*files, keep_going=arguments.keep_going)
     if arguments.vocabulary is None:
         raise UsageError("label maps do not say what their values mean: name the classes with --vocabulary")
-    names = Vocabulary.load(arguments.vocabulary).names
-    return score_semantic(*files, names, ignored=arguments.ignore, keep_going=arguments.keep_going)
+    words = ClassList.load(arguments.vocabulary)
+    table = LabelTable.of_ids(words.ids, words.void, ignored=arguments.ignore)
+    return score_semantic(*files, words.vocabulary.names, table=table, keep_going=arguments.keep_going)

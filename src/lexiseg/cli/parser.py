@@ -50,7 +50,7 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         "--classes", metavar="WORDS", help="'dog, puppy; grass; sky': semicolons between classes, commas between synonyms"
     )
     words.add_argument(
-        "--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file with one class a line"
+        "--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file: one class a line, or JSON"
     )
     parser.add_argument("--task", choices=TASKS, default="panoptic")
     parser.add_argument(
@@ -162,9 +162,13 @@ def _metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--predictions", required=True, metavar="PATH", help="COCO results, COCO panoptic JSON, or label maps")
     parser.add_argument("--ground-truth", required=True, metavar="PATH", help="the same of the truth")
-    parser.add_argument("--vocabulary", metavar="NAME|FILE", help="the classes of label maps")
+    parser.add_argument("--vocabulary", metavar="NAME|FILE", help="the classes of label maps, with their values if it has ids")
     parser.add_argument(
-        "--ignore", type=int, metavar="VALUE", help="the value of label maps that is not measured (default: 255)"
+        "--ignore",
+        type=_value,
+        metavar="VALUE",
+        help="the value of label maps that is not measured, besides those the vocabulary calls void (default: 255, or 65535 "
+        "where the vocabulary has an id of 255 or more)",
     )
     parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be measured")
     parser.add_argument("--output", metavar="FILE", help="write the numbers there, too")
@@ -235,6 +239,10 @@ def _number(kind: Callable[[str], float], text: str, fits: Callable[[float], boo
     if not fits(value):
         raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
     return value
+
+
+def _value(text: str) -> int:
+    return int(_number(int, text, lambda value: -(2**31) <= value < 2**32, "a value that label maps can have"))
 
 
 def _unit(text: str) -> float:

@@ -30,6 +30,7 @@ from lexiseg.data.dataset import Dataset, Sample, Truth
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import CocoTruth, Entry, ImageId, instance_of, place_of, read_ids
 from lexiseg.ops.files import find_files
+from lexiseg.ops.label_table import LabelTable, listed
 from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.pictures import opened_picture, read_values
 from lexiseg.ops.rle import encode_masks
@@ -37,75 +38,9 @@ from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, Panopt
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")  # the endings a picture of a data set may have
-SHOWN = 3  # how many missing files or unknown ids a message names
+SHOWN = 3  # how many missing files a message names
 
 Reader = Callable[[Sample], Truth]
-
-_UNKNOWN = -2
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """What the ids in a data set's files mean.
-
-    Attributes:
-        labels: raw id -> label, a position in the vocabulary; several ids may be one label.
-        ignored: ids that are no class: such pixels are `IGNORED`, such instances and segments left out.
-    """
-
-    labels: Mapping[int, int]
-    ignored: frozenset[int] = frozenset()
-
-    @classmethod
-    def counted(cls, classes: int, *, first: int = 0, ignored: Collection[int] = ()) -> LabelTable:
-        """The raw ids ``first``, ``first + 1``, … are the labels 0, 1, …"""
-        return cls({first + label: label for label in range(classes)}, frozenset(ignored))
-
-    def label(self, raw: int, source: str) -> int:
-        """The label of an id, `IGNORED` if it is no class.
-
-        Raises:
-            DataError: if the id is in neither list; ``source`` says where it stood.
-        """
-        if raw in self.ignored:
-            return IGNORED
-        if raw not in self.labels:
-            raise DataError(f"{source}: unknown class id {raw}; {self._known()}")
-        return self.labels[raw]
-
-    def labels_of(self, raws: Iterable[int], source: str) -> frozenset[int]:
-        """The labels of ids; those that are no class are left out.
-
-        Raises:
-            DataError: as `label`.
-        """
-        return frozenset(self.label(raw, source) for raw in raws) - {IGNORED}
-
-    def map(self, values: NDArray[Any], source: str) -> NDArray[np.int32]:
-        """The labels of raw ids [H, W].
-
-        Raises:
-            DataError: as `label`.
-        """
-        known = [*self.labels, *self.ignored]
-        low, high = min(known), max(known)
-        lookup = np.full(high - low + 2, _UNKNOWN, np.int32)  # the last place is for ids outside of low..high
-        lookup[[raw - low for raw in self.labels]] = list(self.labels.values())
-        lookup[[raw - low for raw in self.ignored]] = IGNORED
-        shifted = values.astype(np.int64) - low
-        labels = lookup[np.where((shifted < 0) | (shifted > high - low), -1, shifted)]
-        if (labels == _UNKNOWN).any():
-            strange, counts = np.unique(values[labels == _UNKNOWN], return_counts=True)
-            shown = ", ".join(f"{raw} ({count} pixels)" for raw, count in list(zip(strange, counts, strict=True))[:SHOWN])
-            raise DataError(f"{source}: unknown class id {shown}; {self._known()}")
-        return labels
-
-    def _known(self) -> str:
-        ignored = f", ignored {_listed(sorted(self.ignored))}" if self.ignored else ""
-        return (
-            f"known are {_listed(sorted(self.labels))}{ignored}: is the file of another version or data set? "
-            "In data of your own, a line '11: void' in the list of classes says that id 11 is not measured"
-        )
 
 
 @dataclass(frozen=True)
@@ -379,8 +314,8 @@ def category_table(category_ids: Iterable[int], ignored: Collection[int] = ()) -
 
 
 def semantic_dataset(name: str, vocabulary: Vocabulary, samples: Sequence[Sample], table: LabelTable | None = None) -> Dataset:
-    """A data set of label maps alone; without a table the raw ids are the labels, and 255 is ignored."""
-    table = table or LabelTable.counted(len(vocabulary), ignored=[255] if len(vocabulary) <= 255 else [65535])
+    """A data set of label maps alone; without a table the raw ids are the labels (`LabelTable.of_ids`)."""
+    table = table or LabelTable.of_ids(range(len(vocabulary)))
     raw_ids = {label: raw for raw, label in reversed(list(table.labels.items()))}  # of several ids for a label the first
     return Dataset(
         name,
@@ -424,7 +359,7 @@ def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
     shown = np.unique(ids)
     if unlisted := [int(number) for number in shown if number and int(number) not in labels]:
         raise DataError(
-            f"{record.png}: shows segment {_listed(unlisted)}, which {record.source} does not list for image"
+            f"{record.png}: shows segment {listed(unlisted)}, which {record.source} does not list for image"
             f" {sample.image_id}; are the PNG and the JSON of the same version?"
         )
     left_out = [number for number, label in labels.items() if label == IGNORED]
@@ -543,15 +478,3 @@ def _file_name(entry: Entry, place: str) -> str:
         raise DataError(f"{place}: lacks 'file_name'; without it the picture cannot be found")
     name: str = entry["file_name"]
     return name
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 7 as ``1..3, 7``, shortened if long."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    words = [str(low) if low == high else f"{low}..{high}" for low, high in spans]
-    return ", ".join(words[:8]) + (", …" if len(words) > 8 else "")

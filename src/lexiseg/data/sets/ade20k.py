@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.data.readers import (
-    LabelTable,
     Reader,
     check_size,
     instance_samples,
@@ -34,6 +33,7 @@ from lexiseg.data.row import Row, missing
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import read_coco
 from lexiseg.ops.files import write_json, write_png
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.ops.rle import compress, encode_masks
 from lexiseg.structures import IGNORED
 from lexiseg.text.vocabulary import ClassName, Vocabulary

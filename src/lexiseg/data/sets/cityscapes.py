@@ -14,16 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from lexiseg.data.dataset import Dataset, Sample
-from lexiseg.data.readers import (
-    LabelTable,
-    Reader,
-    check_size,
-    pair_samples,
-    panoptic_to_instances,
-    read_label_map,
-    refuse_missing,
-)
+from lexiseg.data.readers import Reader, check_size, pair_samples, panoptic_to_instances, read_label_map, refuse_missing
 from lexiseg.data.row import Row
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.ops.pictures import read_values
 from lexiseg.structures import IGNORED, Instances, PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
