@@ -7,11 +7,11 @@ import io
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from lexiseg.errors import ImageError, UsageError
 from lexiseg.ops.files import find_files
@@ -21,6 +21,8 @@ from lexiseg.ops.pictures import MAX_PIXELS, check_side, decoding, opened_pictur
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 
 Pixels = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+ValueT = TypeVar("ValueT", bound=np.generic)
 
 
 def find_images(patterns: Iterable[str]) -> list[str]:
@@ -105,6 +107,43 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: {width} × {height} pixels are more than {MAX_PIXELS:,}; scale it down first")
     check_side(size, name, ImageError)
+
+
+def orientation_of(opened: Image.Image) -> int:
+    """The EXIF orientation by which a picture is turned upright, 1 to 8; 1 where it has none, or none that EXIF knows.
+
+    To be asked before the pixels are: Pillow forgets the orientation of a TIFF with them.
+    """
+    given = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(given) if given in range(1, 9) else 1
+
+
+def turned(values: NDArray[ValueT], orientation: int) -> NDArray[ValueT]:
+    """Values [H, W, …] on the pixels of a picture as they are stored, on those of the upright picture.
+
+    Args:
+        values: an array.
+        orientation: of the picture, as `orientation_of` says.
+    """
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return np.ascontiguousarray(values)  # PyTorch takes no array that is read backwards
+
+
+def turned_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """As `turned`, of a box (left, top, width, height) in a picture stored as ``size``, (height, width)."""
+    (left, top, wide, high), (height, width) = box, size
+    if orientation >= 5:
+        left, top, wide, high, height, width = top, left, high, wide, width, height
+    if orientation in (2, 3, 6, 7):
+        left = width - left - wide
+    if orientation in (3, 4, 7, 8):
+        top = height - top - high
+    return left, top, wide, high
 
 
 def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags
 
 from lexiseg.data.dataset import Dataset, Sample, Truth
+from lexiseg.data.images import ValueT, orientation_of, turned, turned_box
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import CocoTruth, Entry, ImageId, instance_of, place_of, read_ids
 from lexiseg.ops.files import find_files
 from lexiseg.ops.label_table import LabelTable, listed
 from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.pictures import opened_picture, read_values
-from lexiseg.ops.rle import encode_masks
+from lexiseg.ops.rle import decode_counts, encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
@@ -94,19 +94,53 @@ def picture_size(path: Path) -> Size:
     Raises:
         DataError: if the file is missing or no picture.
     """
-    with opened_picture(path) as opened:
-        wide, high = opened.size
-        on_its_side = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (wide, high) if on_its_side else (high, wide)
+    return _held_upright(path)[0]
 
 
-def check_size(size: Size, sample: Sample, source: Path) -> None:
-    """Raise DataError if a truth of ``size``, read from ``source``, is not as large as the picture."""
-    if (expected := picture_size(sample.image)) != tuple(size):
+def upright(values: NDArray[ValueT], sample: Sample, source: Path) -> NDArray[ValueT]:
+    """A truth [H, W, …] on the picture held upright, which it need not be drawn on: see `orientation_of_truth`."""
+    return turned(values, orientation_of_truth((values.shape[0], values.shape[1]), sample, source))
+
+
+def orientation_of_truth(size: Size, sample: Sample, source: Path) -> int:
+    """The EXIF orientation by which a truth has to be turned to fit the picture held upright; 1 if it fits as it is.
+
+    A truth as large as the picture held upright is drawn on that, one as large as the pixels stored on these. Where both are
+    of one size, ``sample.stored`` decides.
+
+    Args:
+        size: of the truth, (height, width).
+        sample: says what the picture is.
+        source: the file the truth was read from, for messages.
+
+    Raises:
+        DataError: the truth is of neither size.
+    """
+    expected, orientation = _held_upright(sample.image)
+    fitting = _fitting(size, expected, orientation)
+    if not fitting:
+        stored = f", EXIF orientation {orientation}: stored on its side" if orientation >= 5 else ""
         raise DataError(
             f"{source}: the truth of '{sample.key}' has {size[0]} × {size[1]} pixels (height × width), the picture"
-            f" {sample.image} {expected[0]} × {expected[1]}; one of them was resized or belongs to another picture"
+            f" {sample.image} {expected[0]} × {expected[1]}{stored}; one of them was resized or belongs to another picture"
         )
+    return orientation if (sample.stored if len(fitting) == 2 else fitting == {"stored"}) else 1
+
+
+def _held_upright(path: Path) -> tuple[Size, int]:
+    """(height, width) of a picture held upright, and the EXIF orientation by which it is."""
+    with opened_picture(path) as opened:
+        wide, high = opened.size  # of a TIFF upright already
+        orientation = orientation_of(opened)
+        on_its_side = orientation >= 5 and opened.format != "TIFF"
+    return (wide, high) if on_its_side else (high, wide), orientation
+
+
+def _fitting(size: Size, expected: Size, orientation: int) -> set[str]:
+    """What a truth of a size may be drawn on: "upright", "stored", of a picture without orientation always upright."""
+    stored = expected[::-1] if orientation >= 5 else expected
+    fitting = {"upright"} if tuple(size) == expected else set()
+    return fitting | {"stored"} if orientation != 1 and tuple(size) == stored else fitting
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -336,9 +370,7 @@ def read_label_map(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
         DataError: if the file is missing, damaged, not of the picture's size, or has an id outside the table.
     """
     path: Path = sample.annotation["semantic"]
-    labels = table.map(read_values(path), str(path))
-    check_size(labels.shape, sample, path)
-    return labels
+    return upright(table.map(read_values(path), str(path)), sample, path)
 
 
 def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
@@ -353,8 +385,7 @@ def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
     record: PanopticRecord = sample.annotation["panoptic"]
     if record.fault is not None:
         raise DataError(record.fault)
-    ids = read_ids(record.png)
-    check_size(ids.shape, sample, record.png)
+    ids = upright(read_ids(record.png), sample, record.png)
     labels = {entry["id"]: table.label(entry["category_id"], place_of(record.source, entry)) for entry in record.segments}
     shown = np.unique(ids)
     if unlisted := [int(number) for number in shown if number and int(number) not in labels]:
@@ -400,15 +431,16 @@ def read_instances(sample: Sample, *, table: LabelTable) -> Instances:
     record: InstanceRecord = sample.annotation["instance"]
     if record.fault is not None:
         raise DataError(record.fault)
-    check_size(record.size, sample, record.source)
+    orientation = orientation_of_truth(record.size, sample, record.source)
     things, place = [], f"{record.source}, image {sample.image_id}"
     for entry in record.annotations:
         source = place_of(record.source, entry)
         label = table.label(entry["category_id"], source)
         if label != IGNORED:
-            things.append(instance_of(entry, label, record.size, source))
+            things.append(_turned_instance(instance_of(entry, label, record.size, source), record.size, orientation))
+    size = (record.size[1], record.size[0]) if orientation >= 5 else record.size
     checked = None if record.checked is None else table.labels_of(record.checked, place)
-    return Instances(record.size, tuple(things), checked, table.labels_of(record.partly, place))
+    return Instances(size, tuple(things), checked, table.labels_of(record.partly, place))
 
 
 def read_panoptic_as_instances(sample: Sample, *, table: LabelTable, things: Collection[int]) -> Instances:
@@ -445,6 +477,15 @@ def instances_of_map(ids: NDArray[Any], labels: Mapping[int, int], crowds: Colle
         (counts,) = encode_masks(torch.from_numpy(mask[None]))
         things.append(Instance(labels[int(number)], counts, float(mask.sum()), box, int(number) in crowds))
     return Instances((ids.shape[0], ids.shape[1]), tuple(things))
+
+
+def _turned_instance(thing: Instance, size: Size, orientation: int) -> Instance:
+    """An instance of a picture stored as ``size``, on the picture held upright."""
+    if orientation == 1:
+        return thing
+    mask = turned(decode_counts(thing.counts, size).numpy(), orientation)
+    (counts,) = encode_masks(torch.from_numpy(mask[None]))
+    return replace(thing, counts=counts, box=turned_box(thing.box, size, orientation))
 
 
 # --- details ----------------------------------------------------------------------------------------------------------
