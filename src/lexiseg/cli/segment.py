@@ -13,9 +13,10 @@ from tqdm import tqdm
 from lexiseg.cli import undisturbed
 from lexiseg.cli.streams import complain, one_line, tell
 from lexiseg.data.images import find_images
-from lexiseg.errors import OutputError, UsageError
+from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import DEFAULT
+from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import located, result_name
 from lexiseg.segmentation import Segmentation, result_files
 from lexiseg.text.vocabulary import Vocabulary
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output) if arguments.output else None if arguments.json else Path(DEFAULT_OUTPUT)
     if folder is not None:
         _spare_pictures(files, names, folder, arguments.task)
-        _make(folder)
+        make_writable(folder)
     weights = weights_by_part(arguments.weights)
     model = arguments.model or DEFAULT
     with undisturbed():
@@ -85,17 +86,6 @@ def table(result: Segmentation, written: list[Path]) -> str:
             name, box = names[segment.label], ", ".join(map(str, segment.box))
             lines.append(f"  {name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {box}")
     return "\n".join([*lines, *(f"  → {one_line(str(path))}" for path in written)])
-
-
-def _make(folder: Path) -> None:
-    """Find out before the work, not after it, whether results can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".lexiseg-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
 
 
 def weights_by_part(pairs: list[str]) -> dict[str, str]:
