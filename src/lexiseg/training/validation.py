@@ -29,7 +29,7 @@ class Validation:
         names: see there.
         limit: pictures of each.
         vocabulary: of the training, by which classes count as seen.
-        folder: of the training; rendered scenes and the state of an interrupted measurement are kept in it.
+        folder: of the training; rendered scenes are kept in it.
         root: of the catalogue's data sets.
         processes: they share the pictures.
     """
@@ -51,6 +51,9 @@ class Validation:
             protocol = Protocol(f"step {step}", name, tasks, limit=self.limit, groups=groups)
             folder = self.folder / "validation" / f"{name.replace(':', '-').replace('/', '-')}-{step}"
             share = Share(self.processes.number, self.processes.count)
+            if self.processes.leads:  # sums of a training that was killed here; on a GPU the weights are not the same again
+                shutil.rmtree(folder, ignore_errors=True)
+            self.processes.wait()
             evaluate(pipeline, dataset, protocol, folder, share=share, progress=self.processes.leads)
             self.processes.wait()
             metrics, failed = collect(dataset, protocol, folder)
