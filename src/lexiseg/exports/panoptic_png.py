@@ -29,7 +29,10 @@ def ids_to_colours(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
     """
     if ids.size and (ids.min() < 0 or ids.max() >= 1 << 24):
         raise UsageError(f"segment ids from {ids.min()} to {ids.max()}: a panoptic PNG holds 0 to {(1 << 24) - 1}")
-    return (ids.astype(np.int32)[..., None] >> np.array([0, 8, 16], np.int32) & 255).astype(np.uint8)
+    colours = np.empty((*ids.shape, 3), np.uint8)
+    for channel in range(3):
+        colours[..., channel] = ids >> 8 * channel & 255
+    return colours
 
 
 def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:

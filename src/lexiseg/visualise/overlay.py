@@ -13,6 +13,7 @@ from lexiseg.visualise.lettering import Lettering, warn_of_boxes
 from lexiseg.visualise.palette import Colour, class_colour
 
 TINT = 0.45  # share of the colour in a region
+ROWS = 64  # of pixels that are tinted at once
 LEAST_SIDE = 480  # pixels; smaller pictures are enlarged so that the names can be read
 LEAST_LETTERS, LETTERS = 13, 56  # pixels of the letters, and how often they go into the side of a square of the picture's area
 LONGEST = 16  # a name takes so many times the size of the letters at most
@@ -34,16 +35,14 @@ def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArra
     for number in range(len(segments), 0, -1):
         ids[masks[number - 1]] = number
     zoom = max(1, -(-LEAST_SIDE // max(height, width)))
-    ids = ids.repeat(zoom, 0).repeat(zoom, 1)
-    large = Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
-    canvas = np.asarray(large).astype(np.float32)
+    if zoom > 1:
+        ids = ids.repeat(zoom, 0).repeat(zoom, 1)
+        image = np.asarray(Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC))
     colours = _colours(segments)
-    table = np.array([(0, 0, 0), *colours], np.float32)
-    amount = np.where(ids > 0, np.float32(TINT), np.float32(0))[..., None]
-    canvas += (table[ids] - canvas) * amount
+    canvas = _tinted(image, ids, np.array([(0, 0, 0), *colours], np.float32))
     lettering = Lettering(letters_of(*ids.shape))
     canvas[_outline(ids, max(1, lettering.size // LEAST_LETTERS))] = 255
-    drawn = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    drawn = Image.fromarray(canvas)
     for number, segment in enumerate(segments, start=1):
         _write_name(drawn, ids == number, segment.name, colours[number - 1], lettering)
     legend = _legend(segments, colours, drawn.width, lettering)
@@ -51,6 +50,17 @@ def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArra
     whole.paste(drawn, (0, 0))
     whole.paste(legend, (0, drawn.height))
     return whole
+
+
+def _tinted(image: NDArray[np.uint8], ids: NDArray[np.int32], table: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A copy of the picture with the colours of ``table`` laid over its regions, some rows at a time to save memory."""
+    canvas = np.empty_like(image)
+    for top in range(0, len(image), ROWS):
+        rows = slice(top, top + ROWS)
+        part, numbers = image[rows].astype(np.float32), ids[rows]
+        part += (table[numbers] - part) * np.where(numbers > 0, np.float32(TINT), np.float32(0))[..., None]
+        canvas[rows] = np.clip(part, 0, 255)
+    return canvas
 
 
 def _colours(segments: Sequence[Segment]) -> list[Colour]:
