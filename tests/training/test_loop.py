@@ -20,6 +20,7 @@ from torch.testing import assert_close
 from lexiseg.errors import OutputError, RunError, UsageError
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.weights import fill_from, read_card
+from lexiseg.ops.names import file_name
 from lexiseg.training import checkpoint, examples, loop
 from lexiseg.training.journal import read_log
 from lexiseg.training.loop import train
@@ -347,7 +348,7 @@ def test_a_folder_has_one_training_at_a_time(tmp_path):
 
 def test_a_measurement_of_a_killed_training_is_not_in_the_way(tmp_path):
     settings = ("steps=2", "validate_every=2", "validate_limit=2", "validation=world:val:64")
-    left = tmp_path / "validation/world-val-64-2"
+    left = tmp_path / f"validation/{file_name('world:val:64', 'world:val:64')}-2"
     left.mkdir(parents=True)
     (left / "protocol.json").write_text('{"weights": "of the killed one, which a GPU does not give again"}')
     train(recipe(*settings), tmp_path, device="cpu", workers=0)
