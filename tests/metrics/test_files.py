@@ -311,6 +311,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "AP50" in capsys.readouterr().out
 
 
+def test_the_command_names_the_classes_that_are_not_in_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, truth = label_maps(tmp_path)
+    (tmp_path / "names.txt").write_text("sky\ndog\nzebra\n", encoding="utf-8")
+    options = {"task": "semantic", "predictions": found, "ground_truth": truth, "vocabulary": str(tmp_path / "names.txt")}
+    command.run(called(**options))
+    assert "Classes that are not in the truth: 1 (zebra)." in capsys.readouterr().out
+    command.run(called(**options, json=True))
+    assert json.loads(capsys.readouterr().out)["absent"] == ["zebra"]
+
+
 VALUES = [[3, 3, 0, 1], [3, 255, 255, 1], [700, 700, 9, 1]]
 LISTS = {
     "lines": "0: void\n3: sky, heaven\n9:void\n700: dog\n1: car\n2: cat\n255: void\n",

@@ -164,12 +164,13 @@ def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argpar
         recall=arguments.recall,
         groups=groups,
         forgiven=forgiven,
+        exif=arguments.exif,
     )
 
 
 def _reported(dataset: Dataset, protocol: Protocol, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     metrics, failed = collect(dataset, protocol, folder)
-    document = report.document(protocol, metrics, failed, command=shlex.join(["lexiseg", *arguments.typed]))
+    document = report.document(protocol, metrics, failed, dataset, command=shlex.join(["lexiseg", *arguments.typed]))
     written = report.write(folder, document, metrics, dataset)
     if arguments.save_predictions:
         starts = range(0, len(dataset.samples[: protocol.limit]), CHUNK)

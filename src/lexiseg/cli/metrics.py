@@ -11,6 +11,7 @@ from lexiseg import __version__
 from lexiseg.cli.streams import complain, one_line
 from lexiseg.errors import UsageError
 from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
+from lexiseg.metrics.base import absence_in_words
 from lexiseg.ops.files import write_json
 from lexiseg.ops.label_table import LabelTable
 from lexiseg.text.vocabulary import ClassList
@@ -30,7 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.output:
         write_json(arguments.output, document, indent=1)
-    print(json.dumps(document, ensure_ascii=False) if arguments.json else table(document["result"]))
+    if arguments.json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print("\n".join([table(document["result"]), *absence_in_words(document["absent"])]))
     for problem in score.problems:
         complain(problem)
     if score.problems:

@@ -132,6 +132,13 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="which classes mIoU is a mean over: those in the truth, or also those found (default: mess for the data sets of "
         "MESS, else official)",
     )
+    parser.add_argument(
+        "--exif",
+        choices=("upright", "stored"),
+        default="upright",
+        help="what truths are drawn on where a picture has an EXIF orientation and sizes do not tell: the picture held "
+        "upright, or its pixels as they are stored (default: %(default)s)",
+    )
     parser.add_argument("--seen", metavar="NAME|FILE", help="the vocabulary of the training: scores of seen and unseen classes")
     parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that lets 'animal' pass for a dog")
     parser.add_argument("--recall", action="store_true", help="also the recall of the masks, whatever they are called")

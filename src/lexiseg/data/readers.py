@@ -16,6 +16,7 @@ loading process can be sent. Whatever is wrong with a file is a `DataError` that
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -125,6 +126,56 @@ def orientation_of_truth(size: Size, sample: Sample, source: Path) -> int:
             f" {sample.image} {expected[0]} × {expected[1]}{stored}; one of them was resized or belongs to another picture"
         )
     return orientation if (sample.stored if len(fitting) == 2 else fitting == {"stored"}) else 1
+
+
+def orientations(samples: Iterable[Sample]) -> dict[str, int]:
+    """How many pictures have an EXIF orientation, and on what their truths are drawn, from the headers of the files.
+
+    Only truths of the formats above are looked at. Files that cannot be read are left to whoever reads them.
+
+    Returns:
+        ``pictures``: those with an orientation other than 1; ``upright``, ``stored``: of these, those whose truths fit only the
+        picture held upright, only the pixels as they are stored; ``undecided``: those whose truths fit both.
+    """
+    counts = dict.fromkeys(("pictures", "upright", "stored", "undecided"), 0)
+    for sample in samples:
+        with suppress(DataError):
+            expected, orientation = _held_upright(sample.image)
+            if orientation == 1:
+                continue
+            counts["pictures"] += 1
+            fitting = _fitting(_size_of_truth(sample), expected, orientation)
+            if fitting:
+                counts["undecided" if len(fitting) == 2 else fitting.pop()] += 1
+    return counts
+
+
+def _size_of_truth(sample: Sample) -> Size:
+    """(height, width) of a truth of the formats above, before it is turned.
+
+    Raises:
+        DataError: if its file is missing or no picture.
+    """
+    if "instance" in sample.annotation:
+        return sample.annotation["instance"].size
+    path = sample.annotation["semantic"] if "semantic" in sample.annotation else sample.annotation["panoptic"].png
+    with opened_picture(path) as opened:
+        return opened.size[1], opened.size[0]
+
+
+def only_masks_of_bytes(dataset: Dataset, samples: Iterable[Sample]) -> bool:
+    """Whether label maps hold nothing but 0 and 255, and 255 is not measured: masks, as many programs write them."""
+    reader = dataset.readers.get("semantic")
+    if not (isinstance(reader, partial) and reader.func is read_label_map and 255 in reader.keywords["table"].ignored):
+        return False
+    with suppress(DataError):
+        values: set[int] = set()
+        for sample in samples:
+            values.update(np.unique(read_values(sample.annotation["semantic"])).tolist())
+            if not values <= {0, 255}:
+                return False
+        return 255 in values
+    return False
 
 
 def _held_upright(path: Path) -> tuple[Size, int]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.errors import DataError
-from lexiseg.metrics.base import Metric
+from lexiseg.metrics.base import Metric, absence
 from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
@@ -69,8 +69,13 @@ class Score:
     problems: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """``result``, ``classes`` (one row each) and ``problems``, ready for JSON."""
-        return {"result": self.metric.result(), "classes": self.metric.table(self.names), "problems": list(self.problems)}
+        """``result``, ``classes`` (one row each), ``absent`` from the truth, and ``problems``, ready for JSON."""
+        return {
+            "result": self.metric.result(),
+            "classes": self.metric.table(self.names),
+            "absent": absence(self.metric, self.names),
+            "problems": list(self.problems),
+        }
 
 
 class _Problems:
