@@ -110,7 +110,7 @@ class Vocabulary:
         if name not in builtin_names():
             close = get_close_matches(name.lower(), builtin_names(), n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(close)}" if close else f"choose {_listed()}"
-            raise UsageError(f"no built-in vocabulary named {name!r}; {hint}, or give the path of a text file")
+            raise UsageError(f"no built-in vocabulary named {name[:60]!r}; {hint}, or give the path of a text file")
         return _builtin(name)
 
     def __len__(self) -> int:
