@@ -72,6 +72,7 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="where overlays, masks and segments go (default: lexiseg-output; with --json: nowhere)"
     )
+    parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--json", action="store_true", help="one JSON document a picture, each on a line of standard output")
 
 
@@ -223,6 +224,7 @@ def _figure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--most", type=_positive, default=4, metavar="N", help="classes or boxes of a picture (default: 4)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--output", required=True, metavar="FILE.png")
 
 

@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lexiseg.cli import undisturbed
-from lexiseg.cli.streams import complain, one_line, tell
+from lexiseg.cli.streams import complain, one_line, printable, tell
 from lexiseg.data.images import find_images
 from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import load
@@ -20,6 +21,7 @@ from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import located, result_name
 from lexiseg.segmentation import Segmentation, result_files
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.visualise.lettering import notice, preferring
 
 DEFAULT_OUTPUT = "lexiseg-output"
 FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', such as sam_clip-vit-b16"
@@ -27,6 +29,11 @@ FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', suc
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment every picture; one that fails is reported and the others are still done."""
+    with preferring(arguments.font):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     files = find_images(arguments.pictures)
     names = {file: result_name(file) for file in files}
     vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
@@ -34,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if folder is not None:
         _spare_pictures(files, names, folder, arguments.task)
         make_writable(folder)
+        tell_of_boxes(vocabulary.names)
     weights = weights_by_part(arguments.weights)
     model = arguments.model or DEFAULT
     with undisturbed():
@@ -63,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
         else:
-            tqdm.write(table(result, written), file=sys.stdout)
+            tqdm.write(table(result, written, arguments.threshold, arguments.background), file=sys.stdout)
     if failed:
         complain(f"{failed} of {len(files)} pictures failed")
     elif arguments.model is None and not arguments.json:
@@ -71,12 +79,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def table(result: Segmentation, written: list[Path]) -> str:
-    """The segments of a picture in columns, largest first, and where its files are."""
+def tell_of_boxes(names: Iterable[str]) -> None:
+    """Tell the user which letters of names will be boxes in what is drawn, if some will."""
+    if told := notice(names):
+        print(f"note: {printable(told)}", file=sys.stderr)
+
+
+def table(result: Segmentation, written: list[Path], threshold: float = 0.0, background: str | None = None) -> str:
+    """The segments of a picture in columns, largest first, and where its files are.
+
+    Args:
+        result: of one picture.
+        written: its files.
+        threshold, background: with which it was made; where nothing was found they are what can be changed.
+    """
     height, width = result.size
     lines = [f"{one_line(result.source or 'picture')}  {width} × {height}  {result.task}"]
     if not result.segments:
-        lines.append("  nothing found: lower --threshold, or name more of what is in the picture")
+        lines.append(f"  nothing found: {_advice(result, threshold, background)}")
     else:
         names = {segment.label: one_line(segment.name) for segment in result.segments}
         longest = max(map(len, names.values()))
@@ -86,6 +106,18 @@ def table(result: Segmentation, written: list[Path]) -> str:
             name, box = names[segment.label], ", ".join(map(str, segment.box))
             lines.append(f"  {name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {box}")
     return "\n".join([*lines, *(f"  → {one_line(str(path))}" for path in written)])
+
+
+def _advice(result: Segmentation, threshold: float, background: str | None) -> str:
+    """What may help where nothing was found."""
+    steps = ["lower --threshold"] if threshold > 0 else []
+    if background is not None:
+        steps.append(f"leave out --background {one_line(background)}")
+    if result.task == "instance" and not any(result.things):
+        steps.append("none of the names is a thing, and instances are things: write 'NAME | thing', or leave out --task")
+    else:
+        steps.append("name more of what is in the picture")
+    return ", or ".join(steps)
 
 
 def weights_by_part(pairs: list[str]) -> dict[str, str]:
