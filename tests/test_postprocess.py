@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from lexiseg import postprocess
-from lexiseg.errors import UsageError
+from lexiseg.errors import ImageError, UsageError
 from lexiseg.postprocess import MASK2FORMER, VOID, Policy, instances, panoptic, semantic, semantic_best, semantic_scores
 from lexiseg.structures import MaskPrediction, PixelPrediction, TextEmbeddings
 
@@ -329,3 +329,57 @@ def test_half_precision_and_no_query_are_fine():
     assert (semantic(half)[0] != VOID).all()
     assert (semantic(none)[0] == VOID).all()
     assert next(semantic_scores(none)).sum() == next(semantic_best(none))[0].sum() == 0
+
+
+@pytest.mark.parametrize(("cells", "strip"), [(1, 1), (5 * 12 * 16, 40), (2**26, 40), (1, 2**22)])
+@pytest.mark.parametrize("policy", [Policy(threshold=0.1, overlap=0.01), replace(MASK2FORMER, overlap=0.01)])
+@pytest.mark.parametrize("size", [SIZE, (29, 23)])
+def test_results_do_not_depend_on_how_much_is_worked_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, cells: int, strip: int, policy: Policy, size: tuple[int, int]
+) -> None:
+    prediction, words = (
+        replace(random_prediction(), sizes=(size,), extents=((31, 25) if size != SIZE else SIZE,)),
+        text(6, {0, 2, 4}),
+    )
+
+    def results() -> list[tuple[torch.Tensor, list[postprocess.Region]]]:
+        score, label = next(semantic_best(prediction))
+        return [
+            (label, postprocess.class_regions(score, postprocess.label_map(score, label, policy))),
+            panoptic(prediction, words, policy)[0],
+            (score, instances(prediction, words, policy)[0]),
+        ]
+
+    expected = results()
+    monkeypatch.setattr("lexiseg.ops.memory.CELLS", cells)
+    monkeypatch.setattr(postprocess, "STRIP", strip)
+    for (whole, regions), (parts, same) in zip(expected, results(), strict=True):
+        assert torch.equal(whole, parts)
+        assert len(regions) == len(same) > 1
+        for region, other in zip(regions, same, strict=True):
+            assert torch.equal(region.mask, other.mask)
+            assert (region.label, region.score) == (other.label, pytest.approx(other.score, rel=1e-6))
+
+
+def test_a_label_map_leaves_the_labels_it_is_made_of_as_they_are() -> None:
+    score, label = torch.tensor([[0.2, 0.9]]), torch.tensor([[1, 1]], dtype=torch.int32)
+    assert postprocess.label_map(score, label, Policy(threshold=0.5)).tolist() == [[VOID, 1]]
+    assert label.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_more_regions_than_there_is_memory_for_are_refused_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    prediction, words = random_prediction(), text(6, {0, 2, 4})
+    score, label = next(semantic_best(prediction))
+    attempts = {
+        "semantic": lambda: postprocess.class_regions(score, label),
+        "panoptic": lambda: panoptic(prediction, words, Policy(overlap=0.01)),
+        "instance": lambda: instances(prediction, words),
+    }
+    monkeypatch.setattr("lexiseg.ops.memory.memory_left", lambda: 1000)
+    with pytest.raises(ImageError, match=r"^\d+ regions need about 0\.0 GB of memory, and 0\.0 GB are left; scale the picture"):
+        attempts[task]()
+    monkeypatch.setattr("lexiseg.ops.memory.memory_left", lambda: None)
+    assert attempts[task]()

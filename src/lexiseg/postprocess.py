@@ -19,12 +19,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexiseg.errors import UsageError
+from lexiseg.ops.masks import areas_of_masks
+from lexiseg.ops.memory import masks_at_once, refuse_beyond_memory
 from lexiseg.structures import MaskPrediction, PixelPrediction, Size, TextEmbeddings
 
 VOID = -1  # the label of a pixel without a class
-ROWS = 64  # masks resized at once: what bounds the memory, not the number of queries
+ROWS = 64  # masks resized at once at most
 SLACK = 1e-3  # relative; what a bound says must not depend on rounding
 PIXELS = 4096  # pixels whose classes are compared at once: what bounds the memory, not the number of classes
+STRIP = 2**22  # pixels of an image that are looked at at once, where it can be done row by row
+# Of a region's pixel: its mask, the stack of all masks, and what torch makes of that to add it up (`as_segmentation`).
+REGION_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -122,11 +127,16 @@ def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tupl
 
 
 def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
-    """The maximum over classes of ``scores`` (first pixel row, row after the last -> [K, rows, W])."""
+    """The maximum over classes of ``scores`` (first pixel row, row after the last -> [K, rows, W]), and its class in int32."""
     height, width = size
     high = max(1, PIXELS // width)
-    best = [scores(top, min(top + high, height)).max(0) for top in range(0, height, high)]
-    return torch.cat([band.values for band in best]), torch.cat([band.indices for band in best])
+    best: list[tuple[Tensor, Tensor]] = []
+    for top in range(0, height, high):
+        score, label = scores(top, min(top + high, height)).max(0)
+        if not best:
+            best.append((score.new_empty(size), label.new_empty(size, dtype=torch.int32)))
+        best[0][0][top : top + high], best[0][1][top : top + high] = score, label
+    return best[0]
 
 
 def _pixel_scores(prediction: PixelPrediction, index: int, top: int, bottom: int) -> Tensor:
@@ -148,7 +158,7 @@ def _parts(prediction: MaskPrediction) -> tuple[MaskPrediction, ...]:
 
 def label_map(score: Tensor, label: Tensor, policy: Policy) -> Tensor:
     """The class of every pixel [H, W] int32, or `VOID`, of the best classes [H, W] and their probabilities."""
-    named = label.to(torch.int32)
+    named = label.to(torch.int32, copy=True)
     named[(score <= 0) | (score < policy.threshold)] = VOID
     for background in policy.background:
         named[named == background] = VOID
@@ -157,8 +167,17 @@ def label_map(score: Tensor, label: Tensor, policy: Policy) -> Tensor:
 
 def class_regions(score: Tensor, labels: Tensor) -> list[Region]:
     """One region for each class of a label map [H, W]; its score is the mean over its pixels of ``score`` [H, W]."""
-    masks = [(label, labels == label) for label in labels.unique().tolist() if label != VOID]
-    return [Region(mask, label, float(score[mask].mean())) for label, mask in masks]
+    strips = _strips((labels.shape[0], labels.shape[1]))
+    present = sorted({label for rows in strips for label in labels[rows].unique().tolist()} - {VOID})
+    refuse_beyond_memory(len(present) * labels.numel() * REGION_BYTES, f"{len(present)} regions")
+    masks = [labels == label for label in present]
+    return [Region(mask, label, _mean(score, mask, strips)) for label, mask in zip(present, masks, strict=True)]
+
+
+def _mean(values: Tensor, mask: Tensor, strips: Sequence[slice]) -> float:
+    """The mean of ``values`` [H, W] inside a mask that is not empty."""
+    inside = [values[rows][mask[rows]] for rows in strips]
+    return sum(float(part.sum()) for part in inside) / sum(len(part) for part in inside)
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------
@@ -186,29 +205,18 @@ def _panoptic_of_masks(
     named = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
     rows = rows[named]
     rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if place.inner == size else 3)]
-    winner = torch.full(size, -1, dtype=torch.int64, device=score.device)
-    highest = score.new_full(size, -1.0)
-    inside = torch.zeros(size, dtype=torch.bool, device=score.device)
-    areas = [torch.zeros(0, dtype=torch.int64, device=score.device)]
-    for start in range(0, len(rows), ROWS):
-        chunk = rows[start : start + ROWS]
-        masks = resized(prediction.masks[index, chunk], place).sigmoid()
-        areas.append((masks >= 0.5).sum((1, 2)))
-        claim, row = (score[chunk, None, None] * masks).max(0)
-        better = claim > highest
-        winner = torch.where(better, row + start, winner)
-        inside = torch.where(better, masks.gather(0, row[None])[0] >= 0.5, inside)
-        highest = torch.where(better, claim, highest)
-    own = winner.masked_fill(~inside, -1)
-    kept = torch.bincount(own.flatten() + 1, minlength=len(rows) + 1)[1:].tolist()
-    won = torch.bincount(winner.flatten() + 1, minlength=len(rows) + 1)[1:].tolist() if policy.generous_overlap else kept
-    area = torch.cat(areas).tolist()
+    own, kept, won, area = _owners(prediction.masks[index], rows, score[rows], place)
+    counted = won if policy.generous_overlap else kept
+    claims = [
+        (position, name, sureness)
+        for position, (name, sureness) in enumerate(zip(label[rows].tolist(), score[rows].tolist(), strict=True))
+        if kept[position] and counted[position] / area[position] >= policy.overlap and name not in policy.background
+    ]
+    refuse_beyond_memory(len(claims) * own.numel() * REGION_BYTES, f"{len(claims)} regions")
     numbers = torch.zeros(size, dtype=torch.int32, device=score.device)
     regions: list[Region] = []
     stuff: dict[int, int] = {}
-    for position, (name, sureness) in enumerate(zip(label[rows].tolist(), score[rows].tolist(), strict=True)):
-        if kept[position] == 0 or won[position] / area[position] < policy.overlap or name in policy.background:
-            continue
+    for position, name, sureness in claims:
         mask = own == position
         if name in stuff:
             number = stuff[name]
@@ -221,6 +229,57 @@ def _panoptic_of_masks(
                 stuff[name] = number
         numbers.masked_fill_(mask, number)
     return numbers, regions
+
+
+def _owners(masks: Tensor, rows: Tensor, score: Tensor, place: Placing) -> tuple[Tensor, list[int], list[int], list[int]]:
+    """Which query each pixel goes to, by the largest score × mask probability.
+
+    Args:
+        masks: logits [Q, h, w].
+        rows: which of them take part, [N].
+        score: theirs, [N].
+        place: how the grid lies on the image.
+
+    Returns:
+        The number 0..N - 1 of the owner of each pixel [H, W] int32, -1 where there is none or the pixel is outside of its mask;
+        and for each of the N how many pixels it owns, how many it would with those outside of its mask, and how many its mask
+        has.
+    """
+    owner = torch.full(place.size, -1, dtype=torch.int32, device=score.device)
+    inside = torch.zeros(place.size, dtype=torch.bool, device=score.device)
+    highest = score.new_full(place.size, -1.0)
+    strips, some = _strips(place.size), masks_at_once(place.size, ROWS)
+    areas = [torch.zeros(0, dtype=torch.int64, device=score.device)]
+    for start in range(0, len(rows), some):
+        logits = resized(masks[rows[start : start + some]], place)
+        weights, area = score[start : start + some, None, None], rows.new_zeros(len(logits))
+        for strip in strips:
+            certain = logits[:, strip].sigmoid()
+            within = certain >= 0.5
+            area += areas_of_masks(within)
+            claim, row = (weights * certain).max(0)
+            better = claim > highest[strip]
+            owner[strip] = torch.where(better, row.int() + start, owner[strip])
+            inside[strip] = torch.where(better, within.gather(0, row[None])[0], inside[strip])
+            highest[strip] = torch.where(better, claim, highest[strip])
+        areas.append(area)
+    won = _counts(owner, len(rows), strips)
+    owner.masked_fill_(inside.logical_not_(), -1)
+    return owner, _counts(owner, len(rows), strips), won, torch.cat(areas).tolist()
+
+
+def _counts(numbers: Tensor, count: int, strips: Sequence[slice]) -> list[int]:
+    """How often each of 0..count - 1 is in a map [H, W] of these and -1."""
+    total = numbers.new_zeros(count + 1, dtype=torch.int64)
+    for rows in strips:
+        total += torch.bincount(numbers[rows].flatten() + 1, minlength=count + 1)
+    return total[1:].tolist()
+
+
+def _strips(size: Size) -> list[slice]:
+    """The rows of an image in slices of about `STRIP` pixels."""
+    high = max(1, STRIP // size[1])
+    return [slice(top, min(top + high, size[0])) for top in range(0, size[0], high)]
 
 
 def _may_win(masks: Tensor, score: Tensor, reach: int) -> Tensor:
@@ -279,12 +338,14 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     possible = wanted[label] & positive[row] & (score > 0) & (score >= policy.threshold)  # the mask can only lower a score
     score, row, label = score[possible], row[possible], label[possible]
     queries, place = row.unique(return_inverse=True)
+    size = prediction.sizes[index]
+    refuse_beyond_memory(len(row) * size[0] * size[1] * REGION_BYTES, f"{len(row)} regions")
     masks, certainties = [], []
-    for chunk in queries.split(ROWS):
+    for chunk in queries.split(masks_at_once(size, ROWS)):
         logits = resized(prediction.masks[index, chunk], Placing.of(prediction, index))
         inside = logits > 0
         masks += list(inside)
-        certainties.append((logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1))
+        certainties.append((logits.sigmoid() * inside).sum((1, 2)) / areas_of_masks(inside).clamp(min=1))
     score = score * torch.cat(certainties)[place]
     best, order = score.sort(descending=True, stable=True)
     kept = order[(best > 0) & (best >= policy.threshold)]

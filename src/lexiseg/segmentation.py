@@ -15,6 +15,7 @@ from lexiseg.exports import coco, labels, panoptic_png
 from lexiseg.ops.files import write_json, write_png
 from lexiseg.ops.names import below, is_file_of, result_name
 from lexiseg.structures import Segment, Task
+from lexiseg.visualise.lettering import preferring
 from lexiseg.visualise.overlay import overlay
 
 TASKS = ("panoptic", "semantic", "instance")
@@ -70,9 +71,19 @@ class Segmentation:
         pairs = zip(self.segments, self.masks, strict=True)
         return tuple(sorted((pair for pair in pairs if pair[0].thing), key=lambda pair: -pair[0].score))
 
-    def overlay(self) -> Image.Image:
-        """The picture with its regions tinted, outlined and named, and a legend below."""
-        return overlay(self.image, self.segments, self.masks)
+    def overlay(self, font: str | Path | None = None) -> Image.Image:
+        """The picture with its regions tinted, outlined and named, and a legend below.
+
+        Args:
+            font: the file of a font, .ttf, .otf or .ttc, for the names; letters that it lacks, or all without one, are drawn
+                in DejaVu Sans, which has Latin, Greek, Cyrillic and more, or else in a font installed on the machine. Letters
+                that no font has are boxes, of which a `UserWarning` tells once.
+
+        Raises:
+            UsageError: the file is no font.
+        """
+        with preferring(font):
+            return overlay(self.image, self.segments, self.masks)
 
     def show(self) -> None:
         """Open the overlay in the system's picture viewer."""
@@ -92,7 +103,7 @@ class Segmentation:
             ],
         }
 
-    def save(self, folder: str | Path, stem: str | None = None) -> list[Path]:
+    def save(self, folder: str | Path, stem: str | None = None, *, font: str | Path | None = None) -> list[Path]:
         """Write the overlay and the masks into ``folder``; every file appears whole or not at all.
 
         ``STEM.overlay.png``, ``STEM.json`` (the segments, with their masks as COCO run lengths), and ``STEM.labels.png``
@@ -102,6 +113,7 @@ class Segmentation:
             folder: is made if it is not there.
             stem: how the files' names begin; None: as `result_name` says, which gives every picture names of its own, or
                 ``image`` where the picture is no file.
+            font: as for `overlay`.
 
         Returns:
             The files written.
@@ -109,12 +121,13 @@ class Segmentation:
         Raises:
             DataError: the stem is not the name of a file in the folder or below it.
             OutputError: the folder or a file cannot be written, or a file would take the place of the picture.
+            UsageError: the font is none.
         """
         stem = stem or (result_name(self.source) if self.source else "image")
         paths = result_files(Path(folder), stem, self.task)
         if self.source and (taken := [path for path in paths if is_file_of(path, self.source)]):
             raise OutputError(f"{taken[0]}: is the picture itself; choose another folder or another stem")
-        write_png(paths[0], np.asarray(self.overlay()))
+        write_png(paths[0], np.asarray(self.overlay(font)))
         annotations = coco.instance_annotations(self.masks, self.segments, image_id=0)
         rows = [
             {**row, "segmentation": found["segmentation"]}

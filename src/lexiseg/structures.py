@@ -38,6 +38,8 @@ class ImageBatch:
         """Batch images [3, H_i, W_i], float RGB in 0..1."""
         sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
         high, wide = max(h for h, _ in sizes), max(w for _, w in sizes)
+        if len(images) == 1:  # without a copy
+            return cls(images[0][None], sizes)
         padded = [functional.pad(image, (0, wide - w, 0, high - h)) for image, (h, w) in zip(images, sizes, strict=True)]
         return cls(torch.stack(padded), sizes)
 

@@ -56,7 +56,9 @@ def architecture(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, MODEL)
     tags = {
         "quick": pretrained._pcfg(hf_hub="someone/quick/", quick_gelu=True),
-        "plain": pretrained._pcfg("https://example.org/plain.pt", mean=(0.5, 0.5, 0.5)),
+        "plain": pretrained._pcfg(hf_hub="someone/plain/", mean=(0.5, 0.5, 0.5)),
+        "page": pretrained._pcfg("https://example.org/page.pt"),
+        "file": pretrained._pcfg(hf_hub="someone/file/weights.pkl"),
     }
     monkeypatch.setitem(pretrained._PRETRAINED, NAME, tags)
     return NAME
@@ -199,7 +201,7 @@ def test_a_tag_brings_its_activation_and_colours(
     tmp_path: Path, architecture: str, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file(state, tmp_path / "weights.safetensors")
-    monkeypatch.setattr(pretrained, "download_pretrained", lambda _: str(tmp_path / "weights.safetensors"))
+    monkeypatch.setattr("lexiseg.backbones.clip.fetched", lambda *_, **__: tmp_path / "weights.safetensors")
     quick, plain = load_clip(architecture, "quick"), load_clip(architecture, "plain")
     assert any(isinstance(module, QuickGELU) for module in quick.modules())
     assert not any(isinstance(module, QuickGELU) for module in plain.modules())
@@ -210,29 +212,44 @@ def test_a_tag_brings_its_activation_and_colours(
     assert "quick_gelu" not in name, "open_clip's own table must stay as it is"
 
 
-@pytest.mark.parametrize(
-    ("tag", "place"),
-    [("quick", "open_clip_model.safetensors of the Hugging Face repository someone/quick"), ("plain", "plain.pt")],
-)
-def test_without_connection_it_says_what_is_missing(
-    architecture: str, monkeypatch: pytest.MonkeyPatch, tag: str, place: str
-) -> None:
-    def offline(_: object) -> str:
-        raise FileNotFoundError("no route to host")
-
-    monkeypatch.setattr(pretrained, "download_pretrained", offline)
-    with pytest.raises(WeightsError) as caught:
+@pytest.mark.parametrize(("tag", "place"), [("page", "https://example.org/page.pt"), ("file", "someone/file/weights.pkl")])
+def test_only_the_hub_is_asked_and_only_for_known_files(architecture: str, tag: str, place: str) -> None:
+    with pytest.raises(
+        WeightsError, match=rf"'{tag}' of the CLIP {architecture} are not fetched from {place}; fetch them your"
+    ):
         load_clip(architecture, tag)
-    for part in (tag, architecture, place, "as the weights", "sam_clip-tiny"):
-        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_folder_is_the_weights_of_a_named_architecture(
+    folder: Path, architecture: str, state: dict[str, torch.Tensor], name: str
+) -> None:
+    """Of that architecture, with the activation, colours and vocabulary of the folder."""
+    (folder / WEIGHTS_FILE).unlink()
+    save_file(state, folder / name) if name == WEIGHTS_FILE else torch.save(state, folder / name)
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["model_cfg"] = MODEL | {"quick_gelu": True}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    clip = load_clip(architecture, folder)
+    loaded = clip.clip_model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert any(isinstance(module, QuickGELU) for module in clip.modules())
+    assert (clip.mean, clip.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert clip.tokenize(["a house"]).max() == 2047
+    assert clip.identity == load_clip(folder).identity
+    with pytest.raises(WeightsError, match=rf"{name} does not hold weights of ViT-B-32"):
+        load_clip("ViT-B-32", folder)
+    (folder / CONFIG_FILE).unlink()
+    with pytest.raises(WeightsError, match=CONFIG_FILE):
+        load_clip(architecture, folder)
 
 
 def test_unknown_names_are_usage_errors(architecture: str, folder: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown CLIP 'ViT-B-61'.*did you mean .*ViT-B-16"):
         load_clip("ViT-B-61", "openai")
-    with pytest.raises(UsageError, match=r"no weights 'opnai'.*quick, plain"):
+    with pytest.raises(UsageError, match=r"no weights 'opnai'.*quick, plain, page"):
         load_clip(architecture, "opnai")
-    with pytest.raises(UsageError, match=r"needs weights: .*quick, plain"):
+    with pytest.raises(UsageError, match=r"needs weights: .*quick, plain, page"):
         load_clip(architecture)
     with pytest.raises(UsageError, match="not the tag 'openai'"):
         load_clip(folder, "openai")

@@ -71,6 +71,17 @@ def test_what_a_config_names_is_not_followed(saved: tuple[Any, Callable[[Path], 
     )
 
 
+def test_the_weights_of_a_folder_may_be_given_by_their_file(saved: tuple[Any, Callable[[Path], Any], Path]) -> None:
+    """Under any name; its config must lie beside it."""
+    model, load, config = saved
+    state, file = model.model.state_dict(), config.with_name("mine.safetensors")
+    config.with_name("model.safetensors").rename(file)
+    assert all(torch.equal(value, state[name]) for name, value in load(file).model.state_dict().items())
+    config.unlink()
+    with pytest.raises(WeightsError, match=rf"{re.escape(str(config.parent))} has no config\.json; .*needs config\.json"):
+        load(file)
+
+
 @pytest.fixture
 def edgetam(tmp_path: Path) -> tuple[Any, Path]:
     """A small EdgeTAM and its folder as transformers writes it."""

@@ -45,11 +45,9 @@ def test_the_weights_are_found_in_what_training_programs_save(tmp_path: Path, do
     assert same(read_state(tmp_path / "weights.pt"))
 
 
-def test_the_model_goes_before_its_average_and_a_named_entry_before_both(tmp_path: Path) -> None:
-    other = {"a.weight": torch.zeros(1)}
-    torch.save({"ema": other, "model": STATE, "own": other}, tmp_path / "weights.pt")
+def test_the_model_goes_before_its_average(tmp_path: Path) -> None:
+    torch.save({"ema": {"a.weight": torch.zeros(1)}, "model": STATE}, tmp_path / "weights.pt")
     assert same(read_state(tmp_path / "weights.pt"))
-    assert read_state(tmp_path / "weights.pt", entry="own").keys() == other.keys()
 
 
 def test_a_prefix_that_not_all_keys_have_stays(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_name_that_is_not_utf_8_is_segmented_and_printed(picture, tmp_path):
     [
         (["--classes", ""], "class"),
         (["--classes", "dog;;cat"], "2"),
-        (["--classes", "dog; Dog"], "'Dog' names classes 1 and 2"),
+        (["--classes", "dog; Dog"], "'Dog' names class 1 and class 2"),
         (["--classes", " ".join(["very"] * 300)], "300"),
         (["--vocabulary", "emojis"], "emoji"),
         (["--vocabulary", "no/such/file.txt"], "no/such/file.txt"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lexiseg.cli import main
+from lexiseg.ops.locks import LOCK
 from lexiseg.ops.names import result_name
 
 
@@ -22,7 +23,7 @@ def worlds(tmp_path: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
 
 
 def test_several_data_sets_of_ones_own_have_a_folder_each_in_the_output(

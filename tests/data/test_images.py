@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lexiseg.data.images import MAX_PIXELS, MAX_SIDE, as_pixels, decode_image, find_images, read_image
+from lexiseg.data.images import as_pixels, decode_image, find_images, read_image
 from lexiseg.errors import ImageError, UsageError
+from lexiseg.ops.pictures import MAX_PIXELS, MAX_SIDE
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from lexiseg.data.dataset import Sample
-from lexiseg.data.readers import LabelTable, pair_samples, picture_size, read_values
+from lexiseg.data.readers import pair_samples, picture_size
 from lexiseg.errors import DataError
+from lexiseg.ops.label_table import LabelTable
+from lexiseg.ops.pictures import read_values
 from lexiseg.structures import IGNORED
 from tests.data.miniatures import picture, write
 

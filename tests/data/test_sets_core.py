@@ -207,7 +207,7 @@ BAD: dict[str, tuple[str, str, Callable[[Path], object], str, str]] = {
         CAMVID_MAP,
         lambda path: write(path, np.zeros((4, 6, 3), np.uint8)),
         "semantic",
-        r"00000\.png: is a colour picture \(RGB\)",
+        r"00000\.png: is in colour \(RGB\)",
     ),
     "unknown id": (
         "camvid-val",

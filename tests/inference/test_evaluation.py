@@ -116,7 +116,7 @@ def _small_chunks(monkeypatch) -> None:
 
 def numbers(dataset: Dataset, folder: Path, protocol: Protocol = PROTOCOL) -> str:
     metrics, failed = collect(dataset, protocol, folder)
-    return json.dumps(report.document(protocol, metrics, failed, command="x"), sort_keys=True)
+    return json.dumps(report.document(protocol, metrics, failed, dataset, command="x"), sort_keys=True)
 
 
 def test_the_numbers_are_those_of_the_metrics_alone(dataset, tmp_path):
@@ -274,7 +274,7 @@ def test_the_report_stands_beside_the_papers(dataset, tmp_path):
     protocol = Protocol("colours", "ade20k-150", ("semantic",), limit=3, corrupt="blur:1")
     evaluate(Pipeline(Colours()), dataset, protocol, tmp_path / "out")
     metrics, failed = collect(dataset, protocol, tmp_path / "out")
-    document = report.document(protocol, metrics, failed, command="lexiseg evaluate")
+    document = report.document(protocol, metrics, failed, dataset, command="lexiseg evaluate")
     paths = report.write(tmp_path / "out", document, metrics, dataset)
     assert [path.name for path in paths] == ["metrics.json", "report.md", "classes-semantic.csv"]
     page = paths[1].read_text()

@@ -61,7 +61,7 @@ class Run:
         pipeline, dataset = pipeline or Pipeline(Colours()), open_own(self.folder)
         evaluate(pipeline, dataset, PROTOCOL, self.output, keep_going=keep_going, keep_predictions=keep_predictions)
         metrics, failed = collect(dataset, PROTOCOL, self.output)
-        numbers = json.dumps(report.document(PROTOCOL, metrics, failed, command="x"), sort_keys=True)
+        numbers = json.dumps(report.document(PROTOCOL, metrics, failed, dataset, command="x"), sort_keys=True)
         return numbers, list(failed), pipeline.segmenter.calls
 
 

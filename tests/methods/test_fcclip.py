@@ -92,7 +92,7 @@ def test_a_published_file_is_read_as_tensors_or_refused(tmp_path, capsys):
     state = {"a": torch.arange(3.0)}
     for name, document in (("plain.pth", state), ("wrapped.pth", {"model": state, "iteration": 7})):
         torch.save(document, tmp_path / name)
-        assert torch.equal(read_state(tmp_path / name, entry="model")["a"], state["a"])
+        assert torch.equal(read_state(tmp_path / name)["a"], state["a"])
     torch.save({"model": Sly()}, tmp_path / "sly.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "plain.pth").read_bytes()[:200])
@@ -103,7 +103,7 @@ def test_a_published_file_is_read_as_tensors_or_refused(tmp_path, capsys):
         ("no", "do not exist"),
     ):
         with pytest.raises(WeightsError, match=message):
-            read_state(tmp_path / f"{name}.pth", entry="model")
+            read_state(tmp_path / f"{name}.pth")
     assert capsys.readouterr().out == ""
 
 

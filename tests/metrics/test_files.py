@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lexiseg.cli import main
 from lexiseg.cli import metrics as command
+from lexiseg.data.own import open_own
 from lexiseg.errors import DataError, UsageError
 from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
 from lexiseg.metrics.files import _read_ahead
+from lexiseg.ops.label_table import LabelTable
 
 NAMES = ("sky", "dog")
 SQUARE = {"size": [4, 4], "counts": [5, 2, 2, 2, 5]}  # the four pixels in the middle
@@ -245,7 +248,7 @@ def test_every_label_map_is_found_and_nothing_hidden_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([[0, 2], [0, 0]], r"city/a\.png: the result has label 2; there are 2 classes"),
+        ([[0, 2], [0, 0]], r"found/city/a\.png: unknown class id 2 \(1 pixels\); known are 0\.\.1, ignored 255"),
         ([[0, 1, 0]], r"city/a\.png: the truth is 2 × 2 pixels, the result 1 × 3"),
         ([[[0, 0, 0]]], r"city/a\.png: is in colour"),
         (None, r"no prediction city/a;"),
@@ -306,6 +309,71 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     files = write(tmp_path / "results.json", results_document()), write(tmp_path / "gt.json", truth_document())
     assert command.run(called(task="instance", predictions=files[0], ground_truth=files[1])) == 0
     assert "AP50" in capsys.readouterr().out
+
+
+def test_the_command_names_the_classes_that_are_not_in_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, truth = label_maps(tmp_path)
+    (tmp_path / "names.txt").write_text("sky\ndog\nzebra\n", encoding="utf-8")
+    options = {"task": "semantic", "predictions": found, "ground_truth": truth, "vocabulary": str(tmp_path / "names.txt")}
+    command.run(called(**options))
+    assert "Classes that are not in the truth: 1 (zebra)." in capsys.readouterr().out
+    command.run(called(**options, json=True))
+    assert json.loads(capsys.readouterr().out)["absent"] == ["zebra"]
+
+
+VALUES = [[3, 3, 0, 1], [3, 255, 255, 1], [700, 700, 9, 1]]
+LISTS = {
+    "lines": "0: void\n3: sky, heaven\n9:void\n700: dog\n1: car\n2: cat\n255: void\n",
+    "objects": json.dumps(
+        [{"id": n, "name": name} for n, name in ((3, "sky"), (700, "dog"), (1, "car"), (2, "cat"), (0, "void"), (9, "void"))]
+        + [{"id": 255, "name": "void"}]
+    ),
+    "id to name": json.dumps({"3": "sky", "700": "dog", "1": "car", "2": "cat", "0": "void", "9": "void", "255": "void"}),
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_values_are_the_same_classes_to_metrics_and_to_evaluate(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, values in (("images", np.zeros((3, 4, 3), np.uint8)), ("labels", np.array(VALUES, np.uint16))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(values).save(tmp_path / folder / "a.png")
+    names = tmp_path / "classes.txt"
+    names.write_text(LISTS[form], encoding="utf-8")
+    dataset = open_own(tmp_path)
+    truth = dataset.truth(dataset.samples[0], "semantic")
+    assert dataset.vocabulary.names == ("sky", "dog", "car", "cat")
+    labels = tmp_path / "labels"
+    assert main(["metrics", "--task", "semantic", "--predictions", str(labels), "--ground-truth", str(labels),
+                 "--vocabulary", str(names), "--json"]) == 0  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)["classes"]
+    assert [row["name"] for row in rows] == list(dataset.vocabulary.names)
+    assert [row["truth_pixels"] for row in rows] == [int((truth == label).sum()) for label in range(4)] == [3, 2, 3, 0]
+    assert [row["IoU"] for row in rows] == [1, 1, 1, None]
+
+
+def test_what_a_prediction_calls_void_is_not_found(tmp_path: Path) -> None:
+    for folder, values in (("truth", [[3, 3, 0, 255]]), ("found", [[3, 0, 3, 3]])):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.array(values, np.uint8)).save(tmp_path / folder / "a.png")
+    score = score_semantic(tmp_path / "found", tmp_path / "truth", ("sky",), table=LabelTable.of_ids([3], [0]))
+    assert score.metric.result()["mIoU"] == 1 / 2
+
+
+def test_the_help_says_what_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["metrics", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: 255, or 65535 where the vocabulary has an id of 255 or more)" in shown
+    for count, ignored in ((255, 255), (256, 65535)):
+        path = tmp_path / "a.png"
+        Image.fromarray(np.array([[0, ignored]], np.uint16)).save(path)
+        assert score_semantic(tmp_path, tmp_path, [str(n) for n in range(count)]).metric.result()["pixels"] == 1
+    for value in ("x", "1.5", "9" * 5000):
+        with pytest.raises(SystemExit):
+            main(["metrics", "--task", "semantic", "--predictions", "a", "--ground-truth", "b", "--ignore", value])
+        assert "is not a value that label maps can have" in capsys.readouterr().err
 
 
 def test_a_score_is_plain_json(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from lexiseg.errors import DataError, UsageError
 from lexiseg.metrics import AveragePrecision, MaskRecall, Metric, PanopticQuality, SemanticScores
+from lexiseg.metrics.base import absence, absence_in_words
 from lexiseg.metrics.regions import runs_of_regions
 from lexiseg.structures import Instance, Instances, PanopticMap, PanopticSegment
 
@@ -129,6 +131,47 @@ def test_a_state_goes_on_where_it_was_saved(case: Case, tmp_path: Any) -> None:
         resumed.update(image, *images[image])
     assert report(resumed) == report(whole)
     assert first.images == frozenset(range(4))  # a result does not end a metric, and a copy does not share its sums
+
+
+def labels_of(truth: Any) -> set[int]:
+    """The classes of a truth of any kind; a group that nobody counted makes none."""
+    if isinstance(truth, np.ndarray):
+        return {label for label in np.unique(truth).tolist() if label >= 0}
+    return {each.label for each in (truth.segments if isinstance(truth, PanopticMap) else truth.things) if not each.crowd}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_is_in_the_truth_is_known(case: Case) -> None:
+    build, make_pair = case
+    metric, seen = build(), set()
+    assert not metric.in_truth().any()
+    for image, (truth, found) in pairs(make_pair).items():
+        one = build()
+        one.update(image, truth, found)
+        metric.merge(one)
+        assert set(np.flatnonzero(one.in_truth())) == labels_of(truth)
+        seen |= labels_of(truth)
+        assert set(np.flatnonzero(metric.in_truth())) == seen
+    empty = build()
+    empty.update(0, *(_without(each, {1, 3}) for each in make_pair(np.random.default_rng(0))))
+    assert absence(empty, NAMES) == [NAMES[label] for label in range(CLASSES) if not empty.in_truth()[label]]
+    assert {NAMES[1], NAMES[3]} <= set(absence(empty, NAMES))
+
+
+def _without(truth: Any, labels: set[int]) -> Any:
+    """A truth or result without some classes."""
+    if isinstance(truth, np.ndarray):
+        return np.where(np.isin(truth, list(labels)), -1, truth)
+    if isinstance(truth, PanopticMap):
+        kept = tuple(each for each in truth.segments if each.label not in labels)
+        return PanopticMap(np.where(np.isin(truth.ids, [each.id for each in kept]), truth.ids, 0), kept)
+    return replace(truth, things=tuple(each for each in truth.things if each.label not in labels))
+
+
+def test_absent_classes_in_words() -> None:
+    assert absence_in_words([]) == []
+    assert absence_in_words(["a\nb"]) == ["Classes that are not in the truth: 1 (a b)."]
+    assert absence_in_words([str(number) for number in range(12)])[0].endswith("12 (0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more).")
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

@@ -180,7 +180,7 @@ def test_built_in_lists_have_no_duplicates(name: str) -> None:
 
 def test_load_takes_what_parse_refuses_for_its_names(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
-    path.write_text("\ufeff# mine\ndog, puppy; cat\n\nDog | stuff;\n", encoding="utf-8")
+    path.write_text("\ufeff# mine\ndog, puppy\ncat\n\nDog | stuff;\n", encoding="utf-8")
     with pytest.raises(UsageError):
         Vocabulary.load(path)
     assert load(path).classes == (ClassName("dog", ("puppy",)), ClassName("cat"), ClassName("Dog", (), False))
@@ -198,7 +198,7 @@ def test_load_takes_what_parse_refuses_for_its_names(tmp_path: Path) -> None:
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
-    words.write_text("mammal; dog, pet\ncat, pet\ndog\ndogs\nguide dog\n")
+    words.write_text("mammal\ndog, pet\ncat, pet\ndog\ndogs\nguide dog\n")
     assert main(["vocabulary", "check", str(words)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "names of several classes:",
@@ -214,7 +214,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         "  dog > guide dog",
         "  dogs > guide dog",
     ]
-    words.write_text("mammal; dog\n")
+    words.write_text("mammal\ndog\n")
     own = tmp_path / "own.txt"
     own.write_text("mammal > dog\n")
     assert main(["vocabulary", "check", str(words), "--hypernyms", str(own), "--json"]) == 0

@@ -53,7 +53,7 @@ def test_names_and_owners_go_together() -> None:
 
 def test_unicode_names_are_kept_and_compared_composed() -> None:
     assert Vocabulary.parse("犬, 子犬; Straße").all_names == ("犬", "子犬", "Straße")
-    with pytest.raises(UsageError, match="'caf\u00e9' names classes 1 and 2"):
+    with pytest.raises(UsageError, match="'caf\u00e9' names class 1 and class 2"):
         Vocabulary.parse(["caf\u00e9", "cafe\u0301"])
 
 
@@ -82,7 +82,7 @@ def test_kind_where_nobody_says_is_that_of_most_lists(text: str, thing: bool) ->
         (["dog", " "], "class 2 has an empty name"),
         (["dog, "], "class 1 has an empty name"),
         ({"dog": [""]}, "class 1 has an empty name"),
-        ("dog; cat; DOG", "'DOG' names classes 1 and 3"),
+        ("dog; cat; DOG", "'DOG' names class 1 and class 3"),
         ("dog, puppy; cat; Puppy", "'puppy' is class 3 and a synonym in class 1"),
         ("puppy; dog, Puppy", "'Puppy' is class 1 and a synonym in class 2"),
         ("cat;" + "very " * 299 + "long", "class 2 .* 300 words.*sentence"),

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lexiseg.errors import OutputError, RunError, UsageError
 from lexiseg.methods import MODELS
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.weights import fill_from, read_card
+from lexiseg.ops.names import file_name
 from lexiseg.training import checkpoint, examples, loop
 from lexiseg.training.journal import read_log
 from lexiseg.training.loop import train
@@ -279,10 +281,80 @@ def test_batches_that_cannot_be_shared(tmp_path):
         train(recipe("grad_accum_steps=3"), tmp_path, device="cpu")
 
 
-def test_a_damaged_checkpoint(tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(RunError, match="is no checkpoint of a training"):
-        train(recipe(), tmp_path, device="cpu")
+def _without(state, key):
+    return {name: value for name, value in state.items() if name != key}
+
+
+DAMAGES = {
+    "no checkpoint": lambda _: b"no checkpoint",
+    "empty": lambda _: b"",
+    "a list": lambda _: [],
+    "only a step": lambda state: {"step": 8, "recipe": state["recipe"]},
+    "another recipe's form": lambda state: {**state, "recipe": 3},
+    "no weights": lambda state: {**state, "segmenter": {}},
+    "weights that are none": lambda state: {**state, "segmenter": None},
+    "one weight less": lambda state: {**state, "segmenter": dict(list(state["segmenter"].items())[1:])},
+    "weights of another shape": lambda state: {**state, "segmenter": {name: torch.zeros(1) for name in state["segmenter"]}},
+    "no optimiser": lambda state: {**state, "optimiser": {}},
+    "an optimiser of other parameters": lambda state: {
+        **state,
+        "optimiser": {**state["optimiser"], "param_groups": state["optimiser"]["param_groups"][:1]},
+    },
+    "another window": lambda state: {**state, "window": {"x": 1}},
+    "no number of steps": lambda state: {**state, "step": "eight"},
+    **{f"without {key}": partial(_without, key=key) for key in ("average", "scaler", "best", "recipe")},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_a_line_with_a_way_out(whole, tmp_path, damage):
+    path = tmp_path / "checkpoint.pt"
+    train(recipe(), tmp_path, device="cpu", workers=0, until=2)
+    content = DAMAGES[damage](torch.load(path, weights_only=True))
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(RunError, match=r"checkpoint\.pt is no checkpoint of this training \(.+\); delete it") as caught:
+        train(recipe(), tmp_path, device="cpu", workers=0)
+    assert "\n" not in str(caught.value)
+    path.unlink()
+    train(recipe(), tmp_path, device="cpu", workers=0)
+    assert same(weights(tmp_path), weights(whole))
+    assert log(tmp_path) == log(whole)
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 2', b"[]\n", b"\xff\xfe\n", b'{"loss": 1}\n', b'{"step": null}\n'])
+def test_a_log_that_was_cut_short_is_mended(tmp_path, torn):
+    train(recipe("log_every=1"), tmp_path, device="cpu", workers=0, until=3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with (tmp_path / "metrics.jsonl").open("ab") as stream:
+        stream.write(torn)
+    train(recipe("log_every=1"), tmp_path, device="cpu", workers=0, until=4)
+    after = (tmp_path / "metrics.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert [row["step"] for row in log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_folder_has_one_training_at_a_time(tmp_path):
+    command = [sys.executable, "-m", "tests.training.recipes", str(tmp_path), "steps=100000"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not (tmp_path / "checkpoint.pt").exists():
+                assert process.poll() is None, "it ended before its first checkpoint"
+                time.sleep(0.002)
+            with pytest.raises(OutputError, match=rf"is in use by process {process.pid} on .*; wait for its end"):
+                train(recipe("steps=100000"), tmp_path, device="cpu", workers=0)
+        finally:
+            process.kill()
+    train(recipe("steps=100000"), tmp_path, device="cpu", workers=0, until=3)  # a dead one's lock keeps nobody out
+
+
+def test_a_measurement_of_a_killed_training_is_not_in_the_way(tmp_path):
+    settings = ("steps=2", "validate_every=2", "validate_limit=2", "validation=world:val:64")
+    left = tmp_path / f"validation/{file_name('world:val:64', 'world:val:64')}-2"
+    left.mkdir(parents=True)
+    (left / "protocol.json").write_text('{"weights": "of the killed one, which a GPU does not give again"}')
+    train(recipe(*settings), tmp_path, device="cpu", workers=0)
+    assert "world:val:64/PQ" in log(tmp_path)[-1]
+    assert list((tmp_path / "validation").iterdir()) == []
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):

@@ -6,7 +6,9 @@ only take notes, every other name is refused, and the arrays are made afterwards
 
 from __future__ import annotations
 
+import mmap
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lexiseg.backbones.state_dicts import finished, unwrapped
+from lexiseg.backbones.pickles import ForeignNameError, check_pickle
+from lexiseg.backbones.state_dicts import check_sizes, finished, unwrapped
 from lexiseg.errors import WeightsError
 
 _KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}  # of numbers, as NumPy writes them
+_NAMES = re.compile(
+    r"numpy (ndarray|dtype)|numpy\.(_core|core)\.(multiarray (_reconstruct|scalar)|numeric _frombuffer)"
+    r"|_codecs encode|collections OrderedDict"
+)
 _DAMAGED = (  # what the unpickler raises on damaged data
     pickle.UnpicklingError,
     EOFError,
@@ -32,16 +39,11 @@ _DAMAGED = (  # what the unpickler raises on damaged data
 )
 
 
-class _ForeignNameError(pickle.UnpicklingError):
-    """A pickle names what no array needs."""
-
-
-def read_arrays(path: str | Path, *, entry: str | None = None) -> dict[str, Tensor]:
+def read_arrays(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a pickled dictionary of arrays, in their own number types, all numbers finite.
 
     Args:
         path: the file.
-        entry: as `read_state`.
 
     Raises:
         WeightsError: missing, damaged, made of other Python objects, no dictionary of arrays, or with numbers that are none.
@@ -50,13 +52,16 @@ def read_arrays(path: str | Path, *, entry: str | None = None) -> dict[str, Tens
     if not path.is_file():
         raise WeightsError(f"the weights {path} do not exist; give the path of the checkpoint as published")
     try:
-        with path.open("rb") as file:
-            document = _ArrayUnpickler(file, encoding="latin1").load()
-        arrays = unwrapped(document, entry)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            check_pickle(content, _NAMES)
+            content.seek(0)
+            document = _ArrayUnpickler(content, encoding="latin1").load()
+        arrays = unwrapped(document)
         if not isinstance(arrays, dict) or not arrays or not all(isinstance(value, _Array) for value in arrays.values()):
             raise WeightsError(f"{path} is no dictionary of arrays; give the checkpoint as published")
+        check_sizes((len(array.data) for array in arrays.values()), path)
         return finished({str(name): array.tensor() for name, array in arrays.items()}, path)
-    except _ForeignNameError as error:
+    except ForeignNameError as error:
         raise WeightsError(
             f"cannot read weights from {path}: it holds Python objects ({error}), and no code of a file is run here; where you "
             "trust it, unpickle it and save its tensors alone, with safetensors or torch.save"
@@ -125,7 +130,7 @@ class _ArrayUnpickler(pickle.Unpickler):
                 return self._encode
             case "collections", "OrderedDict":
                 return dict
-        raise _ForeignNameError(f"{module}.{name}")
+        raise ForeignNameError(f"{module}.{name}")
 
     def _kind(self, code: str, *_: object) -> _Kind:
         return _Kind(code)

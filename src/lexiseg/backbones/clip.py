@@ -3,13 +3,14 @@
     load_clip("ViT-B-16", "openai")                        weights by their tag, from the Hugging Face hub or its cache
     load_clip("convnext_large_d_320", "clip.safetensors")  a local file
     load_clip("src/lexiseg/assets/clip-tiny-vit")          a folder as open_clip saves it
+    load_clip("ViT-B-16", "clip/")                         such a folder, which must hold this architecture
     build_clip("RN50x64")                                  no weights; inside ``torch.device("meta")`` not even memory
 
-A folder holds ``open_clip_config.json`` and ``open_clip_model.safetensors``. The key ``lexiseg`` of the config, which
-open_clip does not know, may name a byte-pair vocabulary other than CLIP's, relative to the folder: ``{"bpe": "x.txt.gz"}``. It
-must lie in the folder, or in the assets of this package, where the embedded models share one. ``{"text": "x.safetensors"}``
-names a file with the text tower, which then is not in the folder's weights. What else a config may say is listed in
-`lexiseg.backbones.configs`.
+A folder holds ``open_clip_config.json`` and ``open_clip_model.safetensors`` (or ``open_clip_pytorch_model.bin``). The key
+``lexiseg`` of the config, which open_clip does not know, may name a byte-pair vocabulary other than CLIP's, relative to the
+folder: ``{"bpe": "x.txt.gz"}``. It must lie in the folder, or in the assets of this package, where the embedded models share
+one. ``{"text": "x.safetensors"}`` names a file with the text tower, which then is not in the folder's weights. What else a
+config may say is listed in `lexiseg.backbones.configs`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lexiseg.backbones.clip_mean_pooled import ClipConvNeXt, ClipEfficientNet, C
 from lexiseg.backbones.clip_resnet import ClipResNet
 from lexiseg.backbones.clip_vit import ClipViT, pack_projections, split_projections
 from lexiseg.backbones.configs import check_clip_config, check_preprocessing, file_named, read_config, read_vocabulary
-from lexiseg.backbones.hub import expect_hub
+from lexiseg.backbones.hub import failure, fetched
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 
@@ -67,7 +68,8 @@ def load_clip(name: str | Path, weights: str | Path | None = None, device: torch
         name: an open_clip architecture ("ViT-B-16", "RN50x64", "convnext_large_d_320"), or a folder (see above).
             For weights with a tag, the activation (GELU or QuickGELU) is the one they were trained with, whatever the name
             says; for a file it is the name's ("ViT-B-16-quickgelu").
-        weights: a tag ("openai") or a file (see `read_state`). A folder has its own.
+        weights: a tag ("openai"), a file (see `read_state`), or a folder as open_clip saves it, whose activation, colours and
+            vocabulary are taken with its weights. A folder as ``name`` has its own.
         device: where to put it.
 
     Raises:
@@ -78,8 +80,12 @@ def load_clip(name: str | Path, weights: str | Path | None = None, device: torch
     if weights is None:
         if source.folder is None:
             raise UsageError(f"the CLIP {name} needs weights: a file, or one of the tags {_tags(source.name)}")
-        return _with_weights(_build(source), source.folder / WEIGHTS_FILE, source).to(device).eval()
+        return _with_weights(_build(source), _weights_in(source.folder), source).to(device).eval()
     file = Path(weights)
+    if file.is_dir():
+        own = _folder_source(file)
+        source = replace(own, name=source.name, model=source.model | {"quick_gelu": own.model.get("quick_gelu", False)})
+        return _with_weights(_build(source), _weights_in(file), source).to(device).eval()
     if file.is_file() or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
         return _with_weights(_build(source), file, source).to(device).eval()
     tag = _tag(source, str(weights))
@@ -162,6 +168,11 @@ def _folder_source(folder: Path) -> _Source:
     return _Source(str(folder), model, preprocessing, folder, vocabulary, text)
 
 
+def _weights_in(folder: Path) -> Path:
+    """The weights in a folder; the first of `WEIGHTS_FILES` if there are none."""
+    return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), folder / WEIGHTS_FILE)
+
+
 def _build(source: _Source) -> ClipBackbone:
     import open_clip  # heavy
 
@@ -170,7 +181,10 @@ def _build(source: _Source) -> ClipBackbone:
         tokenizer, vocabulary = _tokenizer(source)
     except (UsageError, WeightsError):
         raise
-    except Exception as error:  # sizes that fit no model can raise anything; a text tower may have to be fetched
+    except Exception as error:  # sizes that fit no model can raise anything
+        text = source.model["text_cfg"]
+        if isinstance(error, OSError) and (repository := text.get("hf_model_name") or text.get("hf_tokenizer_name")):
+            raise failure(error, repository, "the tokenizer", f"take another CLIP than {source.name}") from error
         raise WeightsError(f"open_clip cannot build the CLIP {source.name}: {error!r}. {OFFLINE}") from error
     mean, std = source.preprocessing.get("mean"), source.preprocessing.get("std")
     return _wrapped(
@@ -289,7 +303,7 @@ def _tag(source: _Source, tag: str) -> dict[str, Any]:
     known: dict[str, Any] = get_pretrained_cfg(source.name, tag)
     if not known:
         raise UsageError(
-            f"no weights '{tag}' for the CLIP {source.name}: neither a file nor one of the tags {_tags(source.name)}"
+            f"no weights '{tag}' for the CLIP {source.name}: no file, no folder and none of the tags {_tags(source.name)}"
         )
     return known
 
@@ -301,17 +315,11 @@ def _tags(architecture: str) -> str:
 
 
 def _fetched(source: _Source, name: str, tag: Mapping[str, Any]) -> Path:
-    from open_clip import pretrained  # heavy
-
-    repository, _, file = tag.get("hf_hub", "").rpartition("/")
-    try:
-        if repository:
-            expect_hub(repository, *([file] if file else WEIGHTS_FILES))
-        return Path(pretrained.download_pretrained(dict(tag)))
-    except (OSError, RuntimeError) as error:
-        place = f"{file or WEIGHTS_FILE} of the Hugging Face repository {repository}" if repository else tag["url"]
+    repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
+    if file or not repository:  # a name of its own, or a page: of models in open_clip's table, none that has an adapter
         raise WeightsError(
-            f"the weights '{name}' of the CLIP {source.name} are not on this machine and could not be fetched: {place}. "
-            f"Fetch this file on a machine with a connection and give its path as the weights, or copy that machine's "
-            f"Hugging Face cache folder to this one. {OFFLINE}"
-        ) from error
+            f"the weights '{name}' of the CLIP {source.name} are not fetched from {tag.get('hf_hub') or tag.get('url')}; "
+            f"fetch them yourself and give the path of the file as the weights. {OFFLINE}"
+        )
+    advice = f"give the path of that file, the weights '{name}' of the CLIP {source.name}, as the weights"
+    return fetched(repository, *WEIGHTS_FILES, advice=advice)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 import re
+import reprlib
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -20,7 +20,7 @@ from typing import Any
 
 from lexiseg.errors import WeightsError
 
-CONFIG_BYTES, VOCABULARY_BYTES = 2**20, 2**26  # the most that is read; of vocabularies when unpacked
+CONFIG_BYTES, VOCABULARY_BYTES = 2**20, 2**24  # the most that is read; of vocabularies when unpacked
 ASSETS = Path(str(files("lexiseg") / "assets"))
 
 Rule = Callable[[object], bool]
@@ -107,21 +107,26 @@ def _read(path: Path, most: int, what: str) -> bytes:
     return content
 
 
-# What a value may be.
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= CONFIG_BYTES
+# What a value may be. No published model has half of the greatest sizes; they keep what a model needs before its weights are
+# compared with it, a thing of Python for each layer and pictures of positions, within memory and seconds.
+_WIDTH, _LAYERS, _PIXELS, _PATCHES, _WORDS = 8192, 128, 4096, 128, 2**20
 
 
-def _counts(value: object) -> bool:
-    return _count(value) or (isinstance(value, list | tuple) and 1 <= len(value) <= 8 and all(map(_count, value)))
+def _whole(most: int, least: int = 1) -> Rule:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _number(most: float, least: float = 0.0) -> Rule:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _some(rule: Rule) -> Rule:
+    """A value of a kind, or a few of it."""
+    return lambda value: rule(value) or (isinstance(value, list | tuple) and 1 <= len(value) <= 8 and all(map(rule, value)))
 
 
 def _flag(value: object) -> bool:
     return isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _or_none(rule: Rule) -> Rule:
@@ -136,12 +141,9 @@ def _only(**rules: Rule) -> Rule:
     return lambda value: isinstance(value, Mapping) and all(key in rules and rules[key](one) for key, one in value.items())
 
 
-def _colour(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(map(_number, value))
-
-
-def _spread(value: object) -> bool:
-    return _colour(value) and all(number > 0 for number in value)  # type: ignore[attr-defined]
+def _colour(least: float) -> Rule:
+    rule = _number(1e3, least)
+    return lambda value: isinstance(value, list | tuple) and len(value) == 3 and all(map(rule, value))
 
 
 def timm_name(value: object) -> bool:
@@ -152,25 +154,25 @@ def timm_name(value: object) -> bool:
 
 
 _TOWER: dict[str, Rule] = {
-    "width": _count,
-    "mlp_ratio": _number,
-    "ls_init_value": _or_none(_number),
+    "width": _whole(_WIDTH),
+    "mlp_ratio": _number(64, 1e-3),
+    "ls_init_value": _or_none(_number(1e3, -1e3)),
     "output_tokens": _flag,
     "final_ln_after_pool": _flag,
     "act_kwargs": _or_none(_only(approximate=_one_of("none", "tanh"))),
-    "norm_kwargs": _or_none(_only(eps=_number)),
+    "norm_kwargs": _or_none(_only(eps=_number(1, 1e-20))),
     "block_type": _or_none(_one_of("default", "custom")),
     **dict.fromkeys(("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), _flag),
 }
 _VISION: dict[str, Rule] = _TOWER | {
-    "layers": _counts,
-    "head_width": _count,
-    "patch_size": _or_none(_count),
-    "image_size": _counts,
-    "patch_dropout": _number,
+    "layers": _some(_whole(_LAYERS)),
+    "head_width": _whole(_WIDTH),
+    "patch_size": _or_none(_whole(_PIXELS)),
+    "image_size": _some(_whole(_PIXELS)),
+    "patch_dropout": _number(1),
     "attentional_pool": _flag,
-    "attn_pooler_queries": _count,
-    "attn_pooler_heads": _count,
+    "attn_pooler_queries": _whole(_PIXELS),
+    "attn_pooler_heads": _whole(_WIDTH),
     "no_ln_pre": _flag,
     "pos_embed_type": _one_of("learnable", "sin_cos_2d"),
     "pool_type": _one_of("tok", "avg", "none"),
@@ -179,17 +181,17 @@ _VISION: dict[str, Rule] = _TOWER | {
     "timm_pool": _one_of("", "avg", "abs_attn", "rot_attn", "map", "token"),
     "timm_proj": _or_none(_one_of("", "linear", "mlp", "none")),
     "timm_proj_bias": _flag,
-    "timm_drop": _number,
-    "timm_drop_path": _or_none(_number),
+    "timm_drop": _number(1),
+    "timm_drop_path": _or_none(_number(1)),
 }
 _TEXT: dict[str, Rule] = _TOWER | {
-    "layers": _count,
-    "heads": _count,
-    "context_length": _count,
-    "vocab_size": _count,
+    "layers": _whole(_LAYERS),
+    "heads": _whole(_WIDTH),
+    "context_length": _whole(_PIXELS),
+    "vocab_size": _whole(_WORDS),
     "embed_cls": _flag,
-    "pad_id": _count,
-    "eos_id": _count,
+    "pad_id": _whole(_WORDS, 0),
+    "eos_id": _whole(_WORDS, 0),
     "no_causal_mask": _flag,
     "pool_type": _one_of("first", "last", "argmax", "eos", "none"),
     "proj_type": _one_of("linear", "none"),
@@ -197,25 +199,28 @@ _TEXT: dict[str, Rule] = _TOWER | {
     "tokenizer_kwargs": _only(clean=_one_of("lower", "whitespace", "canonicalize")),
 }
 _TIMM: dict[str, Rule] = {  # arguments of timm's ResNets, as EdgeTAM's config passes them on
-    "in_chans": _count,
+    "in_chans": _whole(_WIDTH),
     "features_only": _flag,
-    "out_indices": _counts,
-    "layers": _counts,
-    "channels": _counts,
-    "stem_width": _count,
+    "out_indices": _some(_whole(_LAYERS, 0)),
+    "layers": _some(_whole(_LAYERS)),
+    "channels": _some(_whole(_WIDTH)),
+    "stem_width": _whole(_WIDTH),
     "stem_type": _one_of("", "deep", "deep_tiered"),
 }
 _MODEL: dict[str, Rule] = {
-    "embed_dim": _count,
+    "embed_dim": _whole(_WIDTH),
     "vision_cfg": lambda value: isinstance(value, Mapping),
     "text_cfg": lambda value: isinstance(value, Mapping),
     "quick_gelu": _flag,
     "custom_text": _flag,
-    "init_logit_scale": _number,
-    "init_logit_bias": _or_none(_number),
+    "init_logit_scale": _number(1e3, -1e3),
+    "init_logit_bias": _or_none(_number(1e3, -1e3)),
     "nonscalar_logit_scale": _flag,
 }
-_PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour), "std": _or_none(_spread)}
+_PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour(-1e3)), "std": _or_none(_colour(1e-6))}
+# Options of transformers that say how many parts a model has.
+_PARTS = re.compile(r"\w*(layers|depths?|levels|stages|blocks_per_stage|outputs|num_point_embeddings)")
+_OPTION = 2**15  # greatest number among the others
 _OF_THE_HUB = (
     "it is of a text tower or tokenizer of the Hugging Face hub, which no folder may choose; give the name of the architecture "
     "and the folder's weights file, which takes them from where open_clip says"
@@ -237,6 +242,10 @@ def check_clip_config(model: Mapping[str, Any], source: str | Path) -> None:
         if part not in model:
             raise WeightsError(f"{source}: model_cfg has no {part}; it is no CLIP as open_clip saves it")
         _check(model[part], rules, source, f"model_cfg.{part}")
+    size, patch = model["vision_cfg"].get("image_size", 224), model["vision_cfg"].get("patch_size") or 16
+    side = max(size) if isinstance(size, list | tuple) else size
+    if side > _PATCHES * patch:
+        raise WeightsError(f"{source}: {side} pixels a side are more than {_PATCHES} patches of {patch}; fetch it again")
 
 
 def check_timm_arguments(values: object, source: str | Path, where: str) -> dict[str, Any]:
@@ -246,7 +255,7 @@ def check_timm_arguments(values: object, source: str | Path, where: str) -> dict
         WeightsError: no mapping, a key that is not allowed, or a value that is not allowed.
     """
     if not isinstance(values, Mapping):
-        raise WeightsError(f"{source}: {where} must be an object, not {_shown(values)}")
+        raise WeightsError(f"{source}: {where} must be an object, not {reprlib.repr(values)}")
     _check(values, _TIMM, source, where)
     return dict(values)
 
@@ -258,7 +267,7 @@ def check_preprocessing(values: object, source: str | Path) -> None:
         WeightsError: it is no mapping, or its colours are not three numbers.
     """
     if not isinstance(values, Mapping):
-        raise WeightsError(f"{source}: preprocess_cfg must be an object, not {_shown(values)}")
+        raise WeightsError(f"{source}: preprocess_cfg must be an object, not {reprlib.repr(values)}")
     _check({key: value for key, value in values.items() if key in _PREPROCESSING}, _PREPROCESSING, source, "preprocess_cfg")
 
 
@@ -267,14 +276,10 @@ def _check(values: Mapping[str, Any], rules: Mapping[str, Rule], source: str | P
         if key not in rules:
             hub = key.startswith("hf_") or key == "tokenizer_mode"
             why = _OF_THE_HUB if hub else f"remove it if the model does not need it; allowed are {', '.join(sorted(rules))}"
-            raise WeightsError(f"{source}: the key {where}.{key} is not allowed: {why}")
+            name = key if key.isidentifier() else reprlib.repr(key)
+            raise WeightsError(f"{source}: the key {where}.{name[:80]} is not allowed: {why}")
         if not rules[key](value):
-            raise WeightsError(f"{source}: {where}.{key} must not be {_shown(value)}; here weights come with sizes alone")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+            raise WeightsError(f"{source}: {where}.{key} must not be {reprlib.repr(value)}; here weights come with sizes alone")
 
 
 def own_options(config_class: type[Any], options: object, source: str | Path, **parts: object) -> dict[str, Any]:
@@ -290,22 +295,24 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
         parts: options that are not taken from there.
 
     Raises:
-        WeightsError: no object, or a value that is neither number, text nor a list of these.
+        WeightsError: no object, or a value that is neither a number within bounds, a short text nor a list of these.
     """
     from transformers import PreTrainedConfig  # heavy
 
     if not isinstance(options, Mapping):
-        raise WeightsError(f"{source} must be an object, not {_shown(options)}")
+        raise WeightsError(f"{source} must be an object, not {reprlib.repr(options)}")
     shared = {field.name for field in fields(PreTrainedConfig)} | parts.keys()
     own = [field.name for field in fields(config_class) if field.name not in shared and not field.name.startswith("_")]
     said = {key: options[key] for key in own if key in options}
     for key, value in said.items():
-        if not _plain(value):
-            raise WeightsError(f"{source}: {key} must not be {_shown(value)}; here weights come with sizes alone")
+        if not _plain(value, _LAYERS if _PARTS.fullmatch(key) else _OPTION):
+            raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; here weights come with sizes alone")
     return said | parts
 
 
-def _plain(value: object, depth: int = 2) -> bool:
+def _plain(value: object, most: int, depth: int = 2) -> bool:
     if isinstance(value, list):
-        return depth > 0 and all(_plain(one, depth - 1) for one in value)
-    return value is None or isinstance(value, str | int | float | bool)
+        return depth > 0 and len(value) <= _LAYERS and all(_plain(entry, most, depth - 1) for entry in value)
+    if isinstance(value, int | float):
+        return -most <= value <= most
+    return value is None or (isinstance(value, str) and len(value) <= _LAYERS)

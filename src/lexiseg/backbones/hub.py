@@ -1,42 +1,264 @@
-"""The Hugging Face hub: is a file here already, and if not, can the hub be reached at all."""
+"""The Hugging Face hub: how weights and the configs beside them are fetched, and checked once they are here.
+
+    fetched("facebook/sam-vit-base", "config.json", advice="give a folder with it")    its path in the hub client's cache
+
+A file in the cache is used without a request, so a model stays what it was until the file is deleted. Whether a file is
+whole is decided by the digest that the hub states: SHA-256 of large files, git's SHA-1 of small ones. It is computed after
+the download, and again when the file's size or times have changed; the records are in ``$LEXISEG_CACHE/hub``. A damaged file
+is fetched again.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lexiseg.errors import WeightsError
+from lexiseg.errors import OutputError, WeightsError
+from lexiseg.ops.files import write_json
+from lexiseg.text.embed import cache_folder
 
-PATIENCE = 10.0  # seconds for an answer
-
-
-def expect_hub(repository: str, *files: str) -> None:
-    """Find out soon whether files of a repository can be had; without a connection huggingface_hub tries for minutes.
-
-    Raises:
-        OSError: none of them is in the cache, and the hub does not answer.
-    """
-    from huggingface_hub import constants, get_session, try_to_load_from_cache  # heavy
-
-    if constants.HF_HUB_OFFLINE or any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
-        return
-    try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception as error:  # of whatever HTTP library it uses
-        raise OSError(f"{constants.ENDPOINT} does not answer ({error})") from error
+FETCHED = frozenset({"config.json", "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"})
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_log = logging.getLogger(__name__)
 
 
-def fetched(repository: str, file: str, advice: str) -> Path:
-    """A file of a repository on this machine; it is fetched unless it is in the cache already.
+def fetched(repository: str, *files: str, advice: str) -> Path:
+    """A file of a repository on this machine, whole; it is fetched unless it is in the hub client's cache.
+
+    Args:
+        repository: such as ``facebook/sam-vit-base``.
+        files: names out of `FETCHED`; the first of them that the repository has is taken.
+        advice: what to do without a connection; part of a sentence.
 
     Raises:
-        WeightsError: it cannot be had; ``advice`` says what to do offline.
+        WeightsError: it cannot be had, and why.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache  # heavy
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    assert files
+    assert FETCHED.issuperset(files)
+    what, damaged = files[0], None
     try:
-        expect_hub(repository, file)
-        return Path(hf_hub_download(repository, file))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"cannot fetch {file} of {repository}: {reason}. {advice}") from error
+        cached = {file: path for file in files if isinstance(path := try_to_load_from_cache(repository, file), str)}
+        if cached:
+            what, path = next(iter(cached.items()))
+            if _whole(Path(path)):
+                return Path(path)
+            damaged = Path(path).resolve()
+            _log.warning("%s is damaged (its digest is not the one that the hub states); it is fetched again", damaged)
+            return _download(repository, what, Path(path))
+        for what in files[:-1]:
+            with suppress(RemoteEntryNotFoundError):
+                return _download(repository, what)
+        what = " or ".join(files)
+        return _download(repository, files[-1])
+    except WeightsError:
+        raise
+    except Exception as error:  # of whatever HTTP library the client uses
+        raise failure(error, repository, what, advice, damaged) from error
+
+
+def failure(error: BaseException, repository: str, what: str, advice: str, damaged: Path | None = None) -> WeightsError:
+    """The error that says why the hub client, or a library that uses it, did not fetch something.
+
+    Args:
+        error: of the hub client, or raised because of such an error.
+        repository: where it was to come from.
+        what: a file's name, or in words.
+        advice: as for `fetched`.
+        damaged: what is in the cache instead.
+    """
+    from huggingface_hub import constants  # heavy
+
+    reason, by_hand = _reason(error, repository)
+    if damaged is None:
+        message = f"cannot fetch {what} of {repository}: {reason}"
+    else:
+        message = f"{damaged} is damaged, and {what} of {repository} cannot be fetched again: {reason}. Delete the damaged file"
+    if by_hand:
+        message += (
+            f". Without a connection: {advice}; or copy a Hugging Face cache that has it to {constants.HF_HUB_CACHE}; or take "
+            "a model that is in the package, such as sam_clip-tiny"
+        )
+    return WeightsError(message)
+
+
+def _download(repository: str, file: str, damaged: Path | None = None) -> Path:
+    """Fetch a file, twice if it arrives damaged.
+
+    Args:
+        repository, file: what.
+        damaged: its path in the cache, where it is to be replaced.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url  # heavy
+
+    with _warning_once():
+        # Without retries, which take the client minutes, it is known here whether the hub answers, and what the digest is.
+        stated = get_hf_file_metadata(hf_hub_url(repository, file), timeout=constants.HF_HUB_ETAG_TIMEOUT).etag
+        for _ in range(2):
+            if damaged is not None:
+                damaged.unlink(missing_ok=True)  # the client replaces what a link leads to, but no file in its place
+            path = Path(hf_hub_download(repository, file, force_download=damaged is not None))
+            if _whole(path, stated):
+                return path
+            damaged = path
+    for useless in (path.resolve(), path):
+        useless.unlink(missing_ok=True)  # other programs read this cache, too
+    raise WeightsError(
+        f"{file} of {repository} arrives damaged: its digest is not the one that {constants.ENDPOINT} states; try again, and "
+        "if it stays so, look for a proxy that changes files"
+    )
+
+
+def _whole(path: Path, stated: str | None = None) -> bool:
+    """Whether a file in the cache is what the hub states; also true where nothing is known of it.
+
+    Args:
+        path: in the cache: a link to a file that is called by its digest, where the file system has links.
+        stated: the digest that the hub states; left out, it is taken from the link, or from what was recorded.
+    """
+    real = path.resolve()
+    facts, folder = real.stat(), cache_folder("hub")
+    record = None if folder is None else folder / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
+    known = _read(record)
+    if stated is None:
+        stated = path.readlink().name if path.is_symlink() else str(known[0]) if known else None
+    now = [stated, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
+    if stated is None or known == now:
+        return True
+    if not _has_digest(real, stated, facts.st_size):
+        return False
+    if record is not None:
+        with suppress(OutputError):  # then it is computed again next time
+            write_json(record, now)
+    return True
+
+
+def _read(record: Path | None) -> list[str | int]:
+    """What was recorded of a file: its digest, its size in bytes, and when it changed; empty if nothing was."""
+    if record is not None:
+        with suppress(OSError, ValueError, RecursionError):
+            values = json.loads(record.read_bytes())
+            if isinstance(values, list) and len(values) == 4 and isinstance(values[0], str):
+                return values
+    return []
+
+
+def _has_digest(file: Path, stated: str, size: int) -> bool:
+    """Whether a file of ``size`` bytes has a digest; true of digests that are neither SHA-256 nor git's, as mirrors have."""
+    if re.fullmatch("[0-9a-f]{64}", stated):
+        digest = hashlib.sha256()
+    elif re.fullmatch("[0-9a-f]{40}", stated):
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    else:
+        return True
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: digest).hexdigest() == stated
+
+
+@contextmanager
+def _warning_once() -> Iterator[None]:
+    """Let the hub client say everything once, not at every try, nor again through the handlers of the root logger."""
+    client, said = logging.getLogger("huggingface_hub"), set[str]()
+
+    def new(record: logging.LogRecord) -> bool:
+        text = re.sub(r"\d+", "", str(record.msg).partition("\n")[0])
+        return not (text in said or said.add(text))  # type: ignore[func-returns-value]
+
+    propagate, handlers = client.propagate, list(client.handlers)
+    client.propagate = propagate and not handlers
+    for handler in handlers:
+        handler.addFilter(new)
+    try:
+        yield
+    finally:
+        client.propagate = propagate
+        for handler in handlers:
+            handler.removeFilter(new)
+
+
+def _reason(error: BaseException, repository: str) -> tuple[str, bool]:
+    """Why something was not fetched and what to do, and whether to fetch it by other ways is an answer."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    for cause in causes:
+        if answer := _reason_of_hub(cause, repository) or _reason_of_connection(cause) or _reason_of_disk(cause):
+            return answer
+    return f"{(str(error).strip() or type(error).__name__).splitlines()[0]}; try again", True
+
+
+def _reason_of_hub(error: BaseException, repository: str) -> tuple[str, bool] | None:
+    from huggingface_hub import constants, errors  # heavy
+
+    page = f"{constants.ENDPOINT}/{repository}"
+    match error:
+        case errors.HFValidationError():
+            return "this is no name of a repository, which is OWNER/NAME", False
+        case errors.GatedRepoError():
+            return f"it is gated; accept its licence at {page}, log in with 'hf auth login' and try again", False
+        case errors.RemoteEntryNotFoundError() | errors.RevisionNotFoundError():
+            return f"there is no such file in it; look at {page}", False
+        case errors.DisabledRepoError():
+            return f"the hub has closed it; look at {page}", False
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set, so nothing is fetched", True
+        case errors.FileMetadataError():
+            return f"{constants.ENDPOINT} does not answer as a hub does; check HF_ENDPOINT and the settings of your proxy", True
+        case errors.HfHubHTTPError():
+            return _reason_of_status(error.response.status_code, error.server_message or "", page)
+    return None
+
+
+def _reason_of_status(status: int, said: str, page: str) -> tuple[str, bool]:
+    if status == 401 and "credentials" in said:
+        return "the hub does not accept your token; log in again with 'hf auth login', or unset HF_TOKEN", False
+    if status in {401, 404}:
+        return f"there is no {page}, or it is private; check the name, and for a private one log in with 'hf auth login'", False
+    if status == 403:
+        return f"access to {page} is forbidden; log in with 'hf auth login' and a token that may read it", False
+    if status == 429:
+        return "the hub has had too many requests from here; wait some minutes, or log in with 'hf auth login'", False
+    if status >= 500:
+        return f"the hub is out of order for the moment (it answers {status}); try again later", True
+    return f"the hub answers {status}; look at {page}", True
+
+
+def _reason_of_connection(error: BaseException) -> tuple[str, bool] | None:
+    from huggingface_hub import constants  # heavy
+
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # of httpx, which is called httpx2 in newer versions of the client
+    if "TimeoutException" in kinds:
+        waited = f"{constants.HF_HUB_ETAG_TIMEOUT} and {constants.HF_HUB_DOWNLOAD_TIMEOUT} seconds"
+        return (
+            f"{constants.ENDPOINT} does not answer in time; try again, or give it more than {waited} with HF_HUB_ETAG_TIMEOUT "
+            "and HF_HUB_DOWNLOAD_TIMEOUT",
+            True,
+        )
+    if kinds & {"ConnectError", "ProxyError", "UnsupportedProtocol"}:
+        return f"{constants.ENDPOINT} cannot be reached ({error}); check the connection, HF_ENDPOINT and your proxy", True
+    if "TransportError" in kinds:
+        return "the connection broke off before the whole file was here; try again", True
+    return None
+
+
+def _reason_of_disk(error: BaseException) -> tuple[str, bool] | None:
+    from huggingface_hub import constants  # heavy
+
+    if not isinstance(error, OSError):
+        return None
+    where = error.filename or constants.HF_HUB_CACHE
+    if error.errno in _NO_SPACE:
+        return f"no space is left for {where}; free some, or set HF_HOME to a folder on another disk", False
+    if error.errno in _NOT_WRITABLE:
+        return f"{where} cannot be written ({error.strerror}); set HF_HOME to a folder that can", False
+    return None

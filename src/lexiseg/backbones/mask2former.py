@@ -26,12 +26,13 @@ from lexiseg.backbones.mask2former_weights import (
 )
 from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.backbones.sam_weights import check_keys
-from lexiseg.backbones.state_dicts import read_state
+from lexiseg.backbones.state_dicts import has_names, read_state
 from lexiseg.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+_TRANSFORMERS = "model.pixel_level_module."  # begins transformers' names; official names have backbone and sem_seg_head
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0..255
 
 Architecture = Literal["r50", "swin-t", "swin-b"]
@@ -149,8 +150,9 @@ def load_mask2former(source: str | Path) -> Mask2Former:
 
     Args:
         source: a file as published (``model_final_94dc52.pkl``; or .pth or .safetensors with those names) with any ResNet or
-            Swin; a folder of transformers (``config.json`` and ``model.safetensors``); or a hub id
-            (``facebook/mask2former-swin-tiny-coco-panoptic``), which is fetched unless it is in the cache already.
+            Swin; a folder of transformers (``config.json`` and ``model.safetensors``), or that ``model.safetensors`` with its
+            config beside it; or a hub id (``facebook/mask2former-swin-tiny-coco-panoptic``), which is fetched unless it is in
+            the cache already.
 
     Raises:
         WeightsError: nothing there, unreadable, or of another model; the message says what to put where.
@@ -159,8 +161,10 @@ def load_mask2former(source: str | Path) -> Mask2Former:
     if path.is_dir():
         return _from_folder(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
     if path.is_file():
+        if has_names(path, _TRANSFORMERS):
+            return _from_folder(_file_in(path.parent, "config.json"), path, str(path))
         read = read_arrays if path.suffix == ".pkl" else read_state
-        return from_official_state(read(path, entry="model"), str(path))
+        return from_official_state(read(path), str(path))
     name = str(source)
     if path.suffix in {".pkl", ".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
@@ -235,6 +239,6 @@ def _from_hub(name: str, file: str) -> Path:
     return fetched(
         name,
         file,
-        f"Offline, put config.json and model.safetensors of {name} in a folder and give that folder, or give an official file "
-        "(model_final_94dc52.pkl)",
+        advice=f"put config.json and model.safetensors of {name} in a folder and give that folder, or give an official "
+        "file (model_final_94dc52.pkl)",
     )

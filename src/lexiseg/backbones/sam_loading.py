@@ -19,12 +19,13 @@ from lexiseg.backbones.hub import fetched
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
 from lexiseg.backbones.sam_weights import MOBILE_KEY, TIED, check_keys, from_official
-from lexiseg.backbones.state_dicts import read_state
+from lexiseg.backbones.state_dicts import has_names, read_state
 from lexiseg.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from transformers import SamConfig, SamHQConfig
 
+_TRANSFORMERS = "vision_encoder."  # begins names of theirs and ours; official names have image_encoder
 DECODER_NORM_EPS = 1e-5  # of the official two-way transformer; transformers' default, 1e-6, moves logits by 2e-4
 
 # width, layers, heads, layers with global attention
@@ -163,8 +164,8 @@ def load_sam(source: str | Path) -> SamFamily:
     Args:
         source: a file as published (``sam_vit_b_01ec64.pth``, ``sam_hq_vit_l.pth``, ``mobile_sam.pt``,
             ``sam2.1_hiera_tiny.pt``, or safetensors with those names); a folder of transformers or of ``lexiseg convert``
-            (``config.json`` and ``model.safetensors``); or a hub id (``facebook/sam-vit-base``), which is fetched unless it is
-            in the cache already.
+            (``config.json`` and ``model.safetensors``), or that ``model.safetensors`` with its config beside it; or a hub id
+            (``facebook/sam-vit-base``), which is fetched unless it is in the cache already.
 
     Raises:
         WeightsError: nothing there, unreadable, or of another model; the message says what to put where.
@@ -173,7 +174,9 @@ def load_sam(source: str | Path) -> SamFamily:
     if path.is_dir():
         return _from_transformers(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
     if path.is_file():
-        return from_official_state(read_state(path, entry="model"), str(path))
+        if has_names(path, _TRANSFORMERS):
+            return _from_transformers(_file_in(path.parent, "config.json"), path, str(path))
+        return from_official_state(read_state(path), str(path))
     name = str(source)
     if path.suffix in {".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
@@ -329,6 +332,6 @@ def _from_hub(name: str, file: str) -> Path:
     return fetched(
         name,
         file,
-        f"Offline, put config.json and model.safetensors of {name} in a folder and give that folder, give an official file "
-        "(sam_vit_b_01ec64.pth), or use a tiny model, whose weights are here",
+        advice=f"put config.json and model.safetensors of {name} in a folder and give that folder, or give an official "
+        "file (sam_vit_b_01ec64.pth)",
     )

@@ -3,46 +3,58 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-from zipfile import ZipFile, is_zipfile
+from typing import IO, Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
-import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lexiseg.backbones.eight_bits import from_eight_bits
+from lexiseg.backbones.pickles import ForeignNameError, check_pickle
 from lexiseg.errors import WeightsError
 
-# How a pickle begins, and how the first of the pickles in a file of an old PyTorch.
-_PICKLE, _BEFORE_ZIP = b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_GLOBAL = re.compile(r"GLOBAL (\S+) was not an allowed")
+# How files begin: a pickle, the first of the pickles in a file of an old PyTorch, a zip archive of PyTorch.
+_PICKLE, _BEFORE_ZIP, _ZIP = b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"PK\x03\x04"
 _ONLY_TENSORS = (
     "and no code of a file is run here; where you trust it, unpickle it and save its tensors alone, "
     "with safetensors or torch.save"
 )
-# Numbers and texts that training programs leave beside the tensors; the second name is that before NumPy 2.
-_NUMPY_SCALARS: list[Any] = [
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?bhilqBHILQefdSU"},
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
-]
+# What a file of PyTorch may name. PyTorch allows more by itself, such as ``bytearray`` and ``torch.FloatTensor``, which make
+# gigabytes of a single number.
+_NAMES = re.compile(
+    r"torch\._utils _rebuild_(tensor(_v2|_v3)?|parameter|sparse_tensor|qtensor|meta_tensor_no_storage)"
+    r"|torch(\.cuda)? [A-Z]\w*Storage|torch\.storage UntypedStorage|torch [a-z]\w*|torch Size"
+    r"|torch\.serialization _get_layout"
+    r"|collections (OrderedDict|Counter)|(builtins|__builtin__) (set|complex)|_codecs encode"
+    r"|numpy dtype|numpy\.(_core|core)\.multiarray scalar"
+)
+# Numbers that training programs leave beside the tensors, and their types; the last name is that before NumPy 2.
+_NUMBERS = ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
+_LONGEST = 500  # characters of a parameter's name
+# Weights are read into several times the size of their file at most: from eight bits into float32.
+_TIMES = 4
 WRAPPERS = ("model", "state_dict", "model_state_dict", "ema")  # where training programs put the weights, the first one first
 _PREFIXES = ("module.", "_orig_mod.")  # of models that PyTorch wrapped, to share them out or to compile them
 _MASK = "attn_mask"  # a constant that some programs save, infinite where nothing may be looked at
-_BESIDE = (bool, int, float, str, bytes, np.generic, type(None))  # what may stand beside tensors and is left out
+_DTYPES = {
+    torch.bool,
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2),
+}
 
 Rules = Sequence[tuple[re.Pattern[str], str]]
 
 
-def read_state(path: str | Path, *, entry: str | None = None) -> dict[str, Tensor]:
+def read_state(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file or of a PyTorch file (tensors only, no code), all numbers finite.
 
     Args:
-        path: the file.
-        entry: where in a training checkpoint the tensors are, before the usual places (`WRAPPERS`).
+        path: the file; in a training checkpoint the tensors may be in one of the usual places (`WRAPPERS`).
 
     Raises:
         WeightsError: missing, damaged, made of Python objects, no dictionary of tensors, or with numbers that are none.
@@ -54,28 +66,35 @@ def read_state(path: str | Path, *, entry: str | None = None) -> dict[str, Tenso
         document = load_file(path) if path.suffix == ".safetensors" else _load(path)
     except WeightsError:
         raise
+    except ForeignNameError as error:
+        raise WeightsError(f"cannot read weights from {path}: it holds Python objects ({error}), {_ONLY_TENSORS}") from error
     except Exception as error:  # of a damaged file, PyTorch raises nearly everything
-        found = _GLOBAL.search(str(error))
-        why = (
-            f"it holds Python objects ({found[1]}), {_ONLY_TENSORS}" if found else "damaged or no weights file; fetch it again"
-        )
-        raise WeightsError(f"cannot read weights from {path}: {why}") from error
-    state = unwrapped(document, entry)
+        raise WeightsError(f"cannot read weights from {path}: damaged or no weights file; fetch it again") from error
+    state = unwrapped(document)
     if not isinstance(state, dict):
         raise WeightsError(f"{path} is no dictionary of tensors but a {type(state).__name__}; give the checkpoint as published")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, (Tensor, *_BESIDE)):
             raise WeightsError(
-                f"{path} is no dictionary of tensors: under {name!r} is a {type(value).__name__}; give the checkpoint as "
-                f"published, or put its tensors under '{WRAPPERS[0]}'"
+                f"{path} is no dictionary of tensors: under {reprlib.repr(name)} is a {type(value).__name__}; give the "
+                f"checkpoint as published, or put its tensors under '{WRAPPERS[0]}'"
             )
-    return finished(from_eight_bits({name: value for name, value in state.items() if isinstance(value, Tensor)}, path), path)
+    return finished({name: value for name, value in state.items() if isinstance(value, Tensor)}, path)
 
 
-def unwrapped(document: object, entry: str | None = None) -> object:
+def has_names(path: Path, beginning: str) -> bool:
+    """Whether a safetensors file has tensors whose names begin so; False of files that are damaged or of another kind."""
+    try:
+        with safe_open(path, "pt") as opened:
+            return any(name.startswith(beginning) for name in opened.keys())  # noqa: SIM118, it is no dictionary
+    except (OSError, SafetensorError):
+        return False
+
+
+def unwrapped(document: object) -> object:
     """What a training checkpoint has in the usual places for weights, or else the document itself."""
     for _ in range(3):  # a dictionary in a pickle may hold itself
-        names = (entry, *WRAPPERS) if isinstance(document, dict) else ()
+        names = WRAPPERS if isinstance(document, dict) else ()
         inside = next((document[name] for name in names if isinstance(document.get(name), dict)), None)  # type: ignore[attr-defined, index]
         if inside is None:
             break
@@ -95,19 +114,38 @@ def finished(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """
     if not state:
         raise WeightsError(f"{path} is no dictionary of tensors: it has none; give the checkpoint as published")
-    while prefix := next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state)), ""):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     for name, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
+        if len(name) > _LONGEST or not name.isprintable():
+            raise WeightsError(f"{path}: {reprlib.repr(name)} is no name of a parameter; give the checkpoint as published")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
             raise WeightsError(f"{path}: {name} is sparse, quantised, complex or without numbers; save it as a plain tensor")
         if tensor.untyped_storage().nbytes() < tensor.nbytes:  # a few bytes that say they are terabytes
             raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)} but holds fewer numbers; save its contiguous form")
+    check_sizes((tensor.nbytes for tensor in state.values()), path)
+    while prefix := next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = from_eight_bits(state, path)
+    for name, tensor in state.items():
         if not name.endswith(_MASK) and not _finite(tensor):
             raise WeightsError(
                 f"{path}: {name} has numbers that are infinite or not a number, so nothing would be found with these weights; "
                 "fetch the file again, or take an earlier checkpoint of that training"
             )
     return state
+
+
+def check_sizes(sizes: Iterable[int], path: Path) -> None:
+    """Refuse weights that would need much more memory than their file, because many of them are the same bytes of it.
+
+    Args:
+        sizes: bytes of each.
+        path: the file.
+
+    Raises:
+        WeightsError: together they are more than `_TIMES` the size of the file.
+    """
+    if sum(sizes) > _TIMES * path.stat().st_size:
+        raise WeightsError(f"{path}: its tensors are many times larger than the file; save each of them as a tensor of its own")
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -119,20 +157,56 @@ def _finite(tensor: Tensor) -> bool:
     return bool(tensor.sum(dtype=torch.float32 if tensor.itemsize < 4 else tensor.dtype).isfinite() or tensor.isfinite().all())
 
 
+class _Number:
+    """Stands for a number of NumPy or its type, which training programs leave beside the tensors."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_BESIDE = (bool, int, float, str, bytes, type(None), _Number)  # what may stand beside tensors and is left out
+
+
 def _load(path: Path) -> Any:
+    """What is in a file of PyTorch, which is looked at first."""
     with path.open("rb") as file:
-        start = file.read(len(_BEFORE_ZIP))
-    if start.startswith(_PICKLE) and start != _BEFORE_ZIP:
-        raise WeightsError(f"cannot read weights from {path}: it is a bare pickle, {_ONLY_TENSORS}")
-    if is_zipfile(path):
-        with ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise WeightsError(
-                    f"cannot read weights from {path}: it is a TorchScript archive, which is a program, and no code of a file "
-                    "is run here; where you trust it, save torch.jit.load(file).state_dict() with torch.save"
-                )
-    with torch.serialization.safe_globals(_NUMPY_SCALARS):
+        if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
+            for _ in range(4):  # the version, the machine, the tensors, the keys of their numbers
+                check_pickle(file, _NAMES)
+        else:
+            file.seek(0)
+            _check_archive(file, path)
+    with torch.serialization.safe_globals([(_Number, name) for name in _NUMBERS]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_archive(file: IO[bytes], path: Path) -> None:
+    """That a file is an archive as `torch.save` writes it, of tensors and nothing else."""
+    start = file.read(len(_ZIP))
+    if start.startswith(_PICKLE):
+        raise WeightsError(f"cannot read weights from {path}: it is a bare pickle, {_ONLY_TENSORS}")
+    if start != _ZIP:
+        raise BadZipFile("neither of an old nor of a new PyTorch")
+    with ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise WeightsError(
+                f"cannot read weights from {path}: it is a TorchScript archive, which is a program, and no code of a file "
+                "is run here; where you trust it, save torch.jit.load(file).state_dict() with torch.save"
+            )
+        if len(set(names)) < len(names) or any(member.compress_type != ZIP_STORED for member in members):
+            raise WeightsError(
+                f"cannot read weights from {path}: its parts are compressed or called the same, which torch.save never does; "
+                "fetch it again, or save it with torch.save"
+            )
+        for name in names:
+            if name.endswith(".pkl"):
+                with archive.open(name) as pickled:
+                    check_pickle(pickled, _NAMES)
 
 
 def compiled(rules: Iterable[tuple[str, str]], source: int) -> Rules:

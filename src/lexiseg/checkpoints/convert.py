@@ -164,7 +164,7 @@ def to_lexiseg(file: str | Path, model: str, folder: str | Path, *, half: bool =
         raise WeightsError(f"{file} is in lexiseg's form already, weights of {card.get('model')}; '--to official' goes back")
     with tqdm(total=4, unit="step", disable=None if progress else True) as steps:
         steps.set_description("reading")
-        state = read_state(file, entry="model")
+        state = read_state(file)
         digest = digest_of(file)
         steps.update()
         steps.set_description("renaming")

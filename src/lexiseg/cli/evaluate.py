@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,6 +26,7 @@ from lexiseg.inference.evaluation import CHUNK, Protocol, Share, collect, evalua
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.metrics.seen import seen_groups
 from lexiseg.ops.files import write_atomically, write_json
+from lexiseg.ops.locks import locked
 from lexiseg.ops.names import result_name
 from lexiseg.text.hygiene import Hypernyms, forgiving
 from lexiseg.text.vocabulary import Vocabulary
@@ -36,6 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.corrupt is not None:
         parse(arguments.corrupt)
     share = _share()
+    with locked(arguments.output) if share.number == 0 else nullcontext():
+        return _run(names, share, arguments)
+
+
+def _run(names: Sequence[str], share: Share, arguments: argparse.Namespace) -> int:
     pipeline = load(
         arguments.model,
         weights=weights_by_part(arguments.weights),
@@ -44,11 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
         seen=None if arguments.seen is None else Vocabulary.load(arguments.seen),
         **options_by_name(arguments.set),
     )
-    reports, failed = [], 0
+    reports, failed, several = [], 0, len(names) > 1
     for name in names:
-        folder = Path(arguments.output) / (_folder_name(name) if len(names) > 1 else "")
+        folder = Path(arguments.output) / (_folder_name(name) if several else "")
         try:
-            done = _evaluated(name, folder, pipeline, share, arguments)
+            with locked(folder) if several and share.number == 0 else nullcontext():
+                done = _evaluated(name, folder, pipeline, share, arguments)
         except UsageError:
             raise
         except Exception as error:
@@ -58,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             failed += 1
         else:
             reports += done
-    if failed and len(names) > 1:
+    if failed and several:
         complain(f"{failed} of {len(names)} data sets failed; they are in no mean")
     if len(reports) > 1:
         rows = report.summary(reports, _groups(), {row.name: row.part_of for row in catalogue.rows() if row.part_of})
@@ -160,12 +168,13 @@ def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argpar
         recall=arguments.recall,
         groups=groups,
         forgiven=forgiven,
+        exif=arguments.exif,
     )
 
 
 def _reported(dataset: Dataset, protocol: Protocol, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     metrics, failed = collect(dataset, protocol, folder)
-    document = report.document(protocol, metrics, failed, command=shlex.join(["lexiseg", *arguments.typed]))
+    document = report.document(protocol, metrics, failed, dataset, command=shlex.join(["lexiseg", *arguments.typed]))
     written = report.write(folder, document, metrics, dataset)
     if arguments.save_predictions:
         starts = range(0, len(dataset.samples[: protocol.limit]), CHUNK)

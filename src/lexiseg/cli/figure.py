@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lexiseg.cli import undisturbed
-from lexiseg.cli.segment import options_by_name, weights_by_part
+from lexiseg.cli.segment import options_by_name, tell_of_boxes, weights_by_part
 from lexiseg.data import catalogue
 from lexiseg.data.images import find_images, read_image
 from lexiseg.errors import UsageError
@@ -22,6 +22,7 @@ from lexiseg.methods import model_named
 from lexiseg.ops.files import write_atomically, write_png
 from lexiseg.ops.names import is_file_of
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.visualise.lettering import preferring
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,10 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.output)
     if path.suffix.lower() not in {".png", ".webp"}:
         raise UsageError(f"--output {path}: a figure is a PNG or a WebP, so its name ends in .png or .webp")
-    subjects = _subjects(arguments)
-    with undisturbed():
-        models = dict(_model(given, arguments.device) for given in arguments.model or ["cmpf-tiny"])
-    drawn = FIGURES[arguments.kind](models, subjects, arguments.task, arguments.most)
+    with preferring(arguments.font):
+        subjects = _subjects(arguments)
+        with undisturbed():
+            models = dict(_model(given, arguments.device) for given in arguments.model or ["cmpf-tiny"])
+        tell_of_boxes([*models, *(name for subject in subjects for name in (subject.name, *subject.vocabulary.names))])
+        drawn = FIGURES[arguments.kind](models, subjects, arguments.task, arguments.most)
     if path.suffix.lower() == ".png":
         write_png(path, np.asarray(drawn))
     else:

@@ -11,8 +11,10 @@ from lexiseg import __version__
 from lexiseg.cli.streams import complain, one_line
 from lexiseg.errors import UsageError
 from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
+from lexiseg.metrics.base import absence_in_words
 from lexiseg.ops.files import write_json
-from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.ops.label_table import LabelTable
+from lexiseg.text.vocabulary import ClassList
 
 LIBRARIES = ("hotcoco", "numpy")  # those the numbers could depend on
 
@@ -29,7 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     }
     if arguments.output:
         write_json(arguments.output, document, indent=1)
-    print(json.dumps(document, ensure_ascii=False) if arguments.json else table(document["result"]))
+    if arguments.json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print("\n".join([table(document["result"]), *absence_in_words(document["absent"])]))
     for problem in score.problems:
         complain(problem)
     if score.problems:
@@ -57,5 +62,6 @@ def _score(arguments: argparse.Namespace) -> Score:
         return scorer(*files, keep_going=arguments.keep_going)
     if arguments.vocabulary is None:
         raise UsageError("label maps do not say what their values mean: name the classes with --vocabulary")
-    names = Vocabulary.load(arguments.vocabulary).names
-    return score_semantic(*files, names, ignored=arguments.ignore, keep_going=arguments.keep_going)
+    words = ClassList.load(arguments.vocabulary)
+    table = LabelTable.of_ids(words.ids, words.void, ignored=arguments.ignore)
+    return score_semantic(*files, words.vocabulary.names, table=table, keep_going=arguments.keep_going)

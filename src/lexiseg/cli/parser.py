@@ -50,7 +50,7 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         "--classes", metavar="WORDS", help="'dog, puppy; grass; sky': semicolons between classes, commas between synonyms"
     )
     words.add_argument(
-        "--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file with one class a line"
+        "--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file: one class a line, or JSON"
     )
     parser.add_argument("--task", choices=TASKS, default="panoptic")
     parser.add_argument(
@@ -74,6 +74,7 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help="where overlays, masks and segments go (default: lexiseg-output; with --json: nowhere)"
     )
+    parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--json", action="store_true", help="one JSON document a picture, each on a line of standard output")
 
 
@@ -146,6 +147,13 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "MESS, else official)",
     )
     parser.add_argument(
+        "--exif",
+        choices=("upright", "stored"),
+        default="upright",
+        help="what truths are drawn on where a picture has an EXIF orientation and sizes do not tell: the picture held "
+        "upright, or its pixels as they are stored (default: %(default)s)",
+    )
+    parser.add_argument(
         "--seen",
         metavar="NAME|FILE",
         help="class names of the training, in place of those the weights state; adds scores of seen and of unseen classes",
@@ -181,9 +189,13 @@ def _metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--predictions", required=True, metavar="PATH", help="COCO results, COCO panoptic JSON, or label maps")
     parser.add_argument("--ground-truth", required=True, metavar="PATH", help="the same of the truth")
-    parser.add_argument("--vocabulary", metavar="NAME|FILE", help="the classes of label maps")
+    parser.add_argument("--vocabulary", metavar="NAME|FILE", help="the classes of label maps, with their values if it has ids")
     parser.add_argument(
-        "--ignore", type=int, metavar="VALUE", help="the value of label maps that is not measured (default: 255)"
+        "--ignore",
+        type=_value,
+        metavar="VALUE",
+        help="the value of label maps that is not measured, besides those the vocabulary calls void (default: 255, or 65535 "
+        "where the vocabulary has an id of 255 or more)",
     )
     parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be measured")
     parser.add_argument("--output", metavar="FILE", help="write the numbers there, too")
@@ -234,6 +246,7 @@ def _figure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--most", type=_positive, default=4, metavar="N", help="classes or boxes of a picture (default: 4)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--output", required=True, metavar="FILE.png")
 
 
@@ -257,6 +270,10 @@ def _number(kind: Callable[[str], float], text: str, fits: Callable[[float], boo
     if not fits(value):
         raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
     return value
+
+
+def _value(text: str) -> int:
+    return int(_number(int, text, lambda value: -(2**31) <= value < 2**32, "a value that label maps can have"))
 
 
 def _unit(text: str) -> float:

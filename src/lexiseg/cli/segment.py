@@ -6,19 +6,22 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lexiseg.cli import undisturbed
-from lexiseg.cli.streams import complain, one_line, tell
+from lexiseg.cli.streams import complain, one_line, printable, tell
 from lexiseg.data.images import find_images
-from lexiseg.errors import OutputError, UsageError
+from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import DEFAULT
+from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import located, result_name
 from lexiseg.segmentation import Segmentation, result_files
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.visualise.lettering import notice, preferring
 
 DEFAULT_OUTPUT = "lexiseg-output"
 FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', such as sam_clip-vit-b16"
@@ -26,13 +29,19 @@ FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', suc
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment every picture; one that fails is reported and the others are still done."""
+    with preferring(arguments.font):
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     files = find_images(arguments.pictures)
     names = {file: result_name(file) for file in files}
     vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
     folder = Path(arguments.output) if arguments.output else None if arguments.json else Path(DEFAULT_OUTPUT)
     if folder is not None:
         _spare_pictures(files, names, folder, arguments.task)
-        _make(folder)
+        make_writable(folder)
+        tell_of_boxes(vocabulary.names)
     weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
     model = arguments.model or DEFAULT
     seen = None if arguments.seen is None else Vocabulary.load(arguments.seen)
@@ -63,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
         else:
-            tqdm.write(table(result, written), file=sys.stdout)
+            tqdm.write(table(result, written, arguments.threshold, arguments.background), file=sys.stdout)
     if failed:
         complain(f"{failed} of {len(files)} pictures failed")
     elif arguments.model is None and not arguments.json:
@@ -71,12 +80,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def table(result: Segmentation, written: list[Path]) -> str:
-    """The segments of a picture in columns, largest first, and where its files are."""
+def tell_of_boxes(names: Iterable[str]) -> None:
+    """Tell the user which letters of names will be boxes in what is drawn, if some will."""
+    if told := notice(names):
+        print(f"note: {printable(told)}", file=sys.stderr)
+
+
+def table(result: Segmentation, written: list[Path], threshold: float = 0.0, background: str | None = None) -> str:
+    """The segments of a picture in columns, largest first, and where its files are.
+
+    Args:
+        result: of one picture.
+        written: its files.
+        threshold, background: with which it was made; where nothing was found they are what can be changed.
+    """
     height, width = result.size
     lines = [f"{one_line(result.source or 'picture')}  {width} × {height}  {result.task}"]
     if not result.segments:
-        lines.append("  nothing found: lower --threshold, or name more of what is in the picture")
+        lines.append(f"  nothing found: {_advice(result, threshold, background)}")
     else:
         names = {segment.label: one_line(segment.name) for segment in result.segments}
         longest = max(map(len, names.values()))
@@ -88,15 +109,16 @@ def table(result: Segmentation, written: list[Path]) -> str:
     return "\n".join([*lines, *(f"  → {one_line(str(path))}" for path in written)])
 
 
-def _make(folder: Path) -> None:
-    """Find out before the work, not after it, whether results can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".lexiseg-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
+def _advice(result: Segmentation, threshold: float, background: str | None) -> str:
+    """What may help where nothing was found."""
+    steps = ["lower --threshold"] if threshold > 0 else []
+    if background is not None:
+        steps.append(f"leave out --background {one_line(background)}")
+    if result.task == "instance" and not any(result.things):
+        steps.append("none of the names is a thing, and instances are things: write 'NAME | thing', or leave out --task")
+    else:
+        steps.append("name more of what is in the picture")
+    return ", or ".join(steps)
 
 
 def weights_by_part(pairs: list[str]) -> dict[str, str]:

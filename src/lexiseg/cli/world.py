@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from lexiseg.ops.locks import locked
 from lexiseg.training.scenes import write_scenes
 from lexiseg.world import world_classes
 
@@ -13,7 +14,8 @@ from lexiseg.world import world_classes
 def run(arguments: argparse.Namespace) -> int:
     """Write scenes with their ground truth."""
     folder = Path(arguments.output)
-    write_scenes(folder, arguments.split, arguments.count, size=arguments.size, seed=arguments.seed)
+    with locked(folder):
+        write_scenes(folder, arguments.split, arguments.count, size=arguments.size, seed=arguments.seed)
     document = {
         "folder": str(folder),
         "split": arguments.split,

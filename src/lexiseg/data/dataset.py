@@ -32,6 +32,8 @@ class Sample:
         image_id: what prediction files call it (COCO's number where there is one).
         annotation: what the data set's reader needs to find the truth; nobody else looks at it.
         vocabulary: the names of this picture alone, where each has its own (referring expressions); else None.
+        stored: where the picture has an EXIF orientation and the truth's size does not tell: whether the truth is drawn on the
+            pixels as they are stored, not on the picture held upright.
     """
 
     key: str
@@ -39,6 +41,7 @@ class Sample:
     image_id: int | str
     annotation: Any = field(repr=False)
     vocabulary: Vocabulary | None = None
+    stored: bool = False
 
     def __post_init__(self) -> None:
         if relative_name(self.key, f"{self.image}, its key") != self.key:
@@ -74,7 +77,7 @@ class Dataset:
         return tuple(self.readers)
 
     def truth(self, sample: Sample, task: str) -> Truth:
-        """The truth of a sample.
+        """The truth of a sample, on the picture held upright.
 
         Raises:
             DataError: if a file is missing, damaged, of another size than the picture, or has a label outside the classes;

@@ -5,25 +5,24 @@ from __future__ import annotations
 import glob
 import io
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
-from lexiseg.errors import ImageError, UsageError, is_no_memory
+from lexiseg.errors import ImageError, UsageError
 from lexiseg.ops.files import find_files
 from lexiseg.ops.names import is_result, located
+from lexiseg.ops.pictures import MAX_PIXELS, check_side, decoding, opened_picture
 
-MAX_PIXELS = 100_000_000  # a picture that claims more is refused before it is decoded
-MAX_SIDE = 65_535  # likewise, the most that a JPEG can have: decoders and models need memory by the row
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 
 Pixels = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+ValueT = TypeVar("ValueT", bound=np.generic)
 
 
 def find_images(patterns: Iterable[str]) -> list[str]:
@@ -95,41 +94,56 @@ def decode_image(data: bytes, name: str = "the picture") -> Pixels:
     """As `read_image`, from the bytes of a file; ``name`` is what messages call it."""
     if not data:
         raise ImageError(f"{name}: is empty (0 bytes); fetch or export it again")
-    with warnings.catch_warnings(), _decoding(name):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-        with Image.open(io.BytesIO(data)) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{name}: {width} × {height} pixels are more than {MAX_PIXELS:,}; scale it down first")
-            if max(width, height) > MAX_SIDE:
-                raise ImageError(
-                    f"{name}: {width} × {height} pixels are a side of more than {MAX_SIDE:,}; cut it in parts first"
-                )
-            return _upright_rgb(opened, name)
+    with opened_picture(io.BytesIO(data), name, error=ImageError) as opened:
+        _check_size(opened.size, name)
+        ImageOps.exif_transpose(opened, in_place=True)
+        _check_size(opened.size, name)  # a picture in an icon may be another one than its list says
+        return _rgb(opened, name)
 
 
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Whatever Pillow and its decoders raise is the picture's fault.
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Raise ImageError if a picture of ``size``, (width, height), is too large."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name}: {width} × {height} pixels are more than {MAX_PIXELS:,}; scale it down first")
+    check_side(size, name, ImageError)
 
-    Raises:
-        ImageError: it says why.
+
+def orientation_of(opened: Image.Image) -> int:
+    """The EXIF orientation by which a picture is turned upright, 1 to 8; 1 where it has none, or none that EXIF knows.
+
+    To be asked before the pixels are: Pillow forgets the orientation of a TIFF with them.
     """
-    try:
-        yield
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: is not a picture in a format known here; convert it to PNG or JPEG") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: claims far more than {MAX_PIXELS:,} pixels; scale it down first") from None
-    except NotImplementedError as error:
-        raise ImageError(f"{name}: is of a kind that is not decoded here ({error}); convert it to PNG or JPEG") from None
-    except Exception as error:
-        if is_no_memory(error):
-            raise ImageError(f"{name}: needs more memory than there is; scale it down first") from None
-        said = error if isinstance(error, OSError | SyntaxError | ValueError | EOFError) else f"{type(error).__name__}: {error}"
-        raise ImageError(f"{name}: is damaged or cut off ({said}); fetch or export it again") from None
+    given = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(given) if given in range(1, 9) else 1
+
+
+def turned(values: NDArray[ValueT], orientation: int) -> NDArray[ValueT]:
+    """Values [H, W, …] on the pixels of a picture as they are stored, on those of the upright picture.
+
+    Args:
+        values: an array.
+        orientation: of the picture, as `orientation_of` says.
+    """
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return np.ascontiguousarray(values)  # PyTorch takes no array that is read backwards
+
+
+def turned_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """As `turned`, of a box (left, top, width, height) in a picture stored as ``size``, (height, width)."""
+    (left, top, wide, high), (height, width) = box, size
+    if orientation >= 5:
+        left, top, wide, high, height, width = top, left, high, wide, width, height
+    if orientation in (2, 3, 6, 7):
+        left = width - left - wide
+    if orientation in (3, 4, 7, 8):
+        top = height - top - high
+    return left, top, wide, high
 
 
 def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
@@ -143,8 +157,8 @@ def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        with _decoding("the picture"):  # Pillow reads a file when its pixels are asked for
-            return _upright_rgb(image, "the picture")
+        with decoding("the picture", ImageError):  # Pillow reads a file when its pixels are asked for
+            return _rgb(ImageOps.exif_transpose(image), "the picture")
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -153,8 +167,7 @@ def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
     return _from_values(array, "the array")
 
 
-def _upright_rgb(opened: Image.Image, name: str) -> Pixels:
-    image = ImageOps.exif_transpose(opened)
+def _rgb(image: Image.Image, name: str) -> Pixels:
     if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel, which Pillow would clip rather than scale
         values = np.asarray(image)
         return _from_values(

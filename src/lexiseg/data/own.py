@@ -1,9 +1,9 @@
 """A user's own data, opened without writing Python: label maps, COCO instances, or COCO panoptic.
 
     a folder        ``images/`` and ``labels/`` (or other names of `PAIRS`), label maps of the pictures' names, and a
-                    ``classes.txt``: one class a line as in `lexiseg.text.vocabulary`, its id being its place from 0, or
-                    ``7: dog, puppy`` to say the id; ``11: void`` is an id that is not measured, and 255 (65535 where a
-                    class has an id as high) never is
+                    ``classes.txt``: a list of classes as in `lexiseg.text.class_lists`, of which the ids are the values of
+                    the label maps (without ids the places in the list, from 0); ``11: void`` is a value that is not
+                    measured, and 255 (65535 where an id is 255 or more) never is
     a folder        with ``panoptic.json`` or one other JSON: as below
     a COCO JSON     of instances, with the folder of the pictures
     a COCO JSON     of panoptic segments, with the PNGs in a folder of the JSON's name, and the folder of the pictures
@@ -13,13 +13,11 @@ Folders that are not named are looked for in the data set's own.
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
 from lexiseg.data.readers import (
-    LabelTable,
     Reader,
     category_table,
     coco_vocabulary,
@@ -34,10 +32,11 @@ from lexiseg.data.readers import (
     refuse_strangers,
     semantic_dataset,
 )
-from lexiseg.errors import DataError, UsageError
+from lexiseg.errors import DataError
 from lexiseg.ops.coco import CocoTruth, place_of, png_folder, read_coco
 from lexiseg.ops.files import find_files
-from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.ops.label_table import LabelTable
+from lexiseg.text.vocabulary import ClassList, Vocabulary
 
 PAIRS = (  # folders of pictures, folders of label maps
     ("images", "labels"),
@@ -51,8 +50,7 @@ PAIRS = (  # folders of pictures, folders of label maps
     ("JPEGImages", "SegmentationClass"),
 )
 MAP_ENDINGS = (".png", ".tif", ".tiff")
-CLASSES, VOID = "classes.txt", "void"
-NUMBERED = re.compile(r"\s*(\d+)\s*:\s*(.+)")
+CLASSES = "classes.txt"
 
 
 def open_own(
@@ -68,8 +66,7 @@ def open_own(
         path: a folder, or a COCO JSON.
         images: the folder of the pictures, if it is not found by itself.
         labels: the folder of the label maps or of the panoptic PNGs, if it is not found by itself.
-        vocabulary: a file like ``classes.txt`` or the name of a built-in list; for label maps, where the folder has no
-            ``classes.txt``.
+        vocabulary: of label maps, in place of the folder's ``classes.txt``: the name of a built-in list, or another file.
 
     Raises:
         DataError: if there is nothing of the kind, or files are missing or damaged; it says what was looked for.
@@ -113,47 +110,22 @@ def open_panoptic(source: Path, images: Path, truths: Path | None = None, *, nam
     return _panoptic(read_coco(source, panoptic=True), images, truths or png_folder(source), name or str(source))
 
 
-def read_classes(path: Path) -> tuple[Vocabulary, LabelTable]:
-    """The classes in a file like ``classes.txt``, and which id of the label maps each has.
+def read_classes(name_or_path: str | Path) -> tuple[Vocabulary, LabelTable]:
+    """The classes of a built-in list or in a file like ``classes.txt``, and which id of the label maps each has.
 
     Raises:
-        UsageError: if the file is no vocabulary, or only some lines have an id, or an id stands twice.
+        UsageError: as `lexiseg.text.vocabulary.ClassList.load`.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        Vocabulary.from_file(path)  # says what is wrong
-        raise
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    matches = [NUMBERED.fullmatch(line) for line in lines]
-    if not any(matches):
-        vocabulary = Vocabulary.from_file(path)
-        return vocabulary, _plain(vocabulary)
-    if plain := [line for line, match in zip(lines, matches, strict=True) if match is None]:
-        raise UsageError(f"{path}: '{plain[0]}' has no id while other lines have; write '7: dog' in every line or in none")
-    ids = [int(match[1]) for match in matches if match]
-    if twice := sorted({number for number in ids if ids.count(number) > 1}):
-        raise UsageError(f"{path}: id {twice[0]} stands in more than one line; write all names of a class in one, with commas")
-    named = {int(match[1]): match[2].strip() for match in matches if match}
-    kept = [raw for raw, name in named.items() if name != VOID]
-    ignored = {255 if max(ids) < 255 else 65535} | (set(ids) - set(kept))
-    table = LabelTable({raw: label for label, raw in enumerate(kept)}, frozenset(ignored))
-    return Vocabulary.parse([named[raw] for raw in kept]), table
-
-
-def _plain(vocabulary: Vocabulary) -> LabelTable:
-    return LabelTable.counted(len(vocabulary), ignored=[255 if len(vocabulary) <= 255 else 65535])
+    words = ClassList.load(name_or_path)
+    return words.vocabulary, LabelTable.of_ids(words.ids, words.void)
 
 
 def _classes(folder: Path, vocabulary: str | Path | None) -> tuple[Vocabulary, LabelTable]:
     if vocabulary is not None:
-        if Path(vocabulary).is_file():
-            return read_classes(Path(vocabulary))
-        words = Vocabulary.load(vocabulary)
-        return words, _plain(words)
-    for place in (folder / CLASSES, folder.parent / CLASSES):
-        if place.is_file():
-            return read_classes(place)
+        return read_classes(vocabulary)
+    for path in (folder / CLASSES, folder.parent / CLASSES):
+        if path.is_file():
+            return read_classes(path)
     raise DataError(
         f"{folder}: no {CLASSES} in it or beside it; write one with one class a line ('dog, puppy', the first line is id 0;"
         " or '7: dog, puppy' with the id), or name a vocabulary"

@@ -16,6 +16,7 @@ loading process can be sent. Whatever is wrong with a file is a `DataError` that
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -24,88 +25,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags
 
 from lexiseg.data.dataset import Dataset, Sample, Truth
+from lexiseg.data.images import ValueT, orientation_of, turned, turned_box
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import CocoTruth, Entry, ImageId, instance_of, place_of, read_ids
 from lexiseg.ops.files import find_files
+from lexiseg.ops.label_table import LabelTable, listed
 from lexiseg.ops.names import below, relative_name
-from lexiseg.ops.pictures import opened_picture
-from lexiseg.ops.rle import encode_masks
+from lexiseg.ops.pictures import opened_picture, read_values
+from lexiseg.ops.rle import decode_counts, encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")  # the endings a picture of a data set may have
-SHOWN = 3  # how many missing files or unknown ids a message names
+SHOWN = 3  # how many missing files a message names
 
 Reader = Callable[[Sample], Truth]
-
-_UNKNOWN = -2
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """What the ids in a data set's files mean.
-
-    Attributes:
-        labels: raw id -> label, a position in the vocabulary; several ids may be one label.
-        ignored: ids that are no class: such pixels are `IGNORED`, such instances and segments left out.
-    """
-
-    labels: Mapping[int, int]
-    ignored: frozenset[int] = frozenset()
-
-    @classmethod
-    def counted(cls, classes: int, *, first: int = 0, ignored: Collection[int] = ()) -> LabelTable:
-        """The raw ids ``first``, ``first + 1``, … are the labels 0, 1, …"""
-        return cls({first + label: label for label in range(classes)}, frozenset(ignored))
-
-    def label(self, raw: int, source: str) -> int:
-        """The label of an id, `IGNORED` if it is no class.
-
-        Raises:
-            DataError: if the id is in neither list; ``source`` says where it stood.
-        """
-        if raw in self.ignored:
-            return IGNORED
-        if raw not in self.labels:
-            raise DataError(f"{source}: unknown class id {raw}; {self._known()}")
-        return self.labels[raw]
-
-    def labels_of(self, raws: Iterable[int], source: str) -> frozenset[int]:
-        """The labels of ids; those that are no class are left out.
-
-        Raises:
-            DataError: as `label`.
-        """
-        return frozenset(self.label(raw, source) for raw in raws) - {IGNORED}
-
-    def map(self, values: NDArray[Any], source: str) -> NDArray[np.int32]:
-        """The labels of raw ids [H, W].
-
-        Raises:
-            DataError: as `label`.
-        """
-        known = [*self.labels, *self.ignored]
-        low, high = min(known), max(known)
-        lookup = np.full(high - low + 2, _UNKNOWN, np.int32)  # the last place is for ids outside of low..high
-        lookup[[raw - low for raw in self.labels]] = list(self.labels.values())
-        lookup[[raw - low for raw in self.ignored]] = IGNORED
-        shifted = values.astype(np.int64) - low
-        labels = lookup[np.where((shifted < 0) | (shifted > high - low), -1, shifted)]
-        if (labels == _UNKNOWN).any():
-            strange, counts = np.unique(values[labels == _UNKNOWN], return_counts=True)
-            shown = ", ".join(f"{raw} ({count} pixels)" for raw, count in list(zip(strange, counts, strict=True))[:SHOWN])
-            raise DataError(f"{source}: unknown class id {shown}; {self._known()}")
-        return labels
-
-    def _known(self) -> str:
-        ignored = f", ignored {_listed(sorted(self.ignored))}" if self.ignored else ""
-        return (
-            f"known are {_listed(sorted(self.labels))}{ignored}: is the file of another version or data set? "
-            "In data of your own, a line '11: void' in the list of classes says that id 11 is not measured"
-        )
 
 
 @dataclass(frozen=True)
@@ -143,19 +79,6 @@ class InstanceRecord:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_values(path: Path) -> NDArray[Any]:
-    """The raw ids [H, W] of a label map: grey of 8, 16 or 32 bits, or the indices of a palette.
-
-    Raises:
-        DataError: if the file is missing, damaged, or a picture of colours.
-    """
-    with opened_picture(path) as opened:
-        if opened.mode not in ("1", "L", "P") and not opened.mode.startswith("I"):
-            raise DataError(f"{path}: is a colour picture ({opened.mode}); a label map has one channel, a class id a pixel")
-        values = np.array(opened)
-    return values.astype(np.uint8) if values.dtype == np.bool_ else values
-
-
 def read_colours(path: Path) -> NDArray[np.uint8]:
     """The colours [H, W, 3] of a picture that means something by them.
 
@@ -172,19 +95,103 @@ def picture_size(path: Path) -> Size:
     Raises:
         DataError: if the file is missing or no picture.
     """
-    with opened_picture(path) as opened:
-        wide, high = opened.size
-        on_its_side = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (wide, high) if on_its_side else (high, wide)
+    return _held_upright(path)[0]
 
 
-def check_size(size: Size, sample: Sample, source: Path) -> None:
-    """Raise DataError if a truth of ``size``, read from ``source``, is not as large as the picture."""
-    if (expected := picture_size(sample.image)) != tuple(size):
+def upright(values: NDArray[ValueT], sample: Sample, source: Path) -> NDArray[ValueT]:
+    """A truth [H, W, …] on the picture held upright, which it need not be drawn on: see `orientation_of_truth`."""
+    return turned(values, orientation_of_truth((values.shape[0], values.shape[1]), sample, source))
+
+
+def orientation_of_truth(size: Size, sample: Sample, source: Path) -> int:
+    """The EXIF orientation by which a truth has to be turned to fit the picture held upright; 1 if it fits as it is.
+
+    A truth as large as the picture held upright is drawn on that, one as large as the pixels stored on these. Where both are
+    of one size, ``sample.stored`` decides.
+
+    Args:
+        size: of the truth, (height, width).
+        sample: says what the picture is.
+        source: the file the truth was read from, for messages.
+
+    Raises:
+        DataError: the truth is of neither size.
+    """
+    expected, orientation = _held_upright(sample.image)
+    fitting = _fitting(size, expected, orientation)
+    if not fitting:
+        stored = f", EXIF orientation {orientation}: stored on its side" if orientation >= 5 else ""
         raise DataError(
             f"{source}: the truth of '{sample.key}' has {size[0]} × {size[1]} pixels (height × width), the picture"
-            f" {sample.image} {expected[0]} × {expected[1]}; one of them was resized or belongs to another picture"
+            f" {sample.image} {expected[0]} × {expected[1]}{stored}; one of them was resized or belongs to another picture"
         )
+    return orientation if (sample.stored if len(fitting) == 2 else fitting == {"stored"}) else 1
+
+
+def orientations(samples: Iterable[Sample]) -> dict[str, int]:
+    """How many pictures have an EXIF orientation, and on what their truths are drawn, from the headers of the files.
+
+    Only truths of the formats above are looked at. Files that cannot be read are left to whoever reads them.
+
+    Returns:
+        ``pictures``: those with an orientation other than 1; ``upright``, ``stored``: of these, those whose truths fit only the
+        picture held upright, only the pixels as they are stored; ``undecided``: those whose truths fit both.
+    """
+    counts = dict.fromkeys(("pictures", "upright", "stored", "undecided"), 0)
+    for sample in samples:
+        with suppress(DataError):
+            expected, orientation = _held_upright(sample.image)
+            if orientation == 1:
+                continue
+            counts["pictures"] += 1
+            fitting = _fitting(_size_of_truth(sample), expected, orientation)
+            if fitting:
+                counts["undecided" if len(fitting) == 2 else fitting.pop()] += 1
+    return counts
+
+
+def _size_of_truth(sample: Sample) -> Size:
+    """(height, width) of a truth of the formats above, before it is turned.
+
+    Raises:
+        DataError: if its file is missing or no picture.
+    """
+    if "instance" in sample.annotation:
+        return sample.annotation["instance"].size
+    path = sample.annotation["semantic"] if "semantic" in sample.annotation else sample.annotation["panoptic"].png
+    with opened_picture(path) as opened:
+        return opened.size[1], opened.size[0]
+
+
+def only_masks_of_bytes(dataset: Dataset, samples: Iterable[Sample]) -> bool:
+    """Whether label maps hold nothing but 0 and 255, and 255 is not measured: masks, as many programs write them."""
+    reader = dataset.readers.get("semantic")
+    if not (isinstance(reader, partial) and reader.func is read_label_map and 255 in reader.keywords["table"].ignored):
+        return False
+    with suppress(DataError):
+        values: set[int] = set()
+        for sample in samples:
+            values.update(np.unique(read_values(sample.annotation["semantic"])).tolist())
+            if not values <= {0, 255}:
+                return False
+        return 255 in values
+    return False
+
+
+def _held_upright(path: Path) -> tuple[Size, int]:
+    """(height, width) of a picture held upright, and the EXIF orientation by which it is."""
+    with opened_picture(path) as opened:
+        wide, high = opened.size  # of a TIFF upright already
+        orientation = orientation_of(opened)
+        on_its_side = orientation >= 5 and opened.format != "TIFF"
+    return (wide, high) if on_its_side else (high, wide), orientation
+
+
+def _fitting(size: Size, expected: Size, orientation: int) -> set[str]:
+    """What a truth of a size may be drawn on: "upright", "stored", of a picture without orientation always upright."""
+    stored = expected[::-1] if orientation >= 5 else expected
+    fitting = {"upright"} if tuple(size) == expected else set()
+    return fitting | {"stored"} if orientation != 1 and tuple(size) == stored else fitting
 
 
 # --- samples ----------------------------------------------------------------------------------------------------------
@@ -392,8 +399,8 @@ def category_table(category_ids: Iterable[int], ignored: Collection[int] = ()) -
 
 
 def semantic_dataset(name: str, vocabulary: Vocabulary, samples: Sequence[Sample], table: LabelTable | None = None) -> Dataset:
-    """A data set of label maps alone; without a table the raw ids are the labels, and 255 is ignored."""
-    table = table or LabelTable.counted(len(vocabulary), ignored=[255] if len(vocabulary) <= 255 else [65535])
+    """A data set of label maps alone; without a table the raw ids are the labels (`LabelTable.of_ids`)."""
+    table = table or LabelTable.of_ids(range(len(vocabulary)))
     raw_ids = {label: raw for raw, label in reversed(list(table.labels.items()))}  # of several ids for a label the first
     return Dataset(
         name,
@@ -414,9 +421,7 @@ def read_label_map(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
         DataError: if the file is missing, damaged, not of the picture's size, or has an id outside the table.
     """
     path: Path = sample.annotation["semantic"]
-    labels = table.map(read_values(path), str(path))
-    check_size(labels.shape, sample, path)
-    return labels
+    return upright(table.map(read_values(path), str(path)), sample, path)
 
 
 def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
@@ -431,13 +436,12 @@ def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
     record: PanopticRecord = sample.annotation["panoptic"]
     if record.fault is not None:
         raise DataError(record.fault)
-    ids = read_ids(record.png)
-    check_size(ids.shape, sample, record.png)
+    ids = upright(read_ids(record.png), sample, record.png)
     labels = {entry["id"]: table.label(entry["category_id"], place_of(record.source, entry)) for entry in record.segments}
     shown = np.unique(ids)
     if unlisted := [int(number) for number in shown if number and int(number) not in labels]:
         raise DataError(
-            f"{record.png}: shows segment {_listed(unlisted)}, which {record.source} does not list for image"
+            f"{record.png}: shows segment {listed(unlisted)}, which {record.source} does not list for image"
             f" {sample.image_id}; are the PNG and the JSON of the same version?"
         )
     left_out = [number for number, label in labels.items() if label == IGNORED]
@@ -478,15 +482,16 @@ def read_instances(sample: Sample, *, table: LabelTable) -> Instances:
     record: InstanceRecord = sample.annotation["instance"]
     if record.fault is not None:
         raise DataError(record.fault)
-    check_size(record.size, sample, record.source)
+    orientation = orientation_of_truth(record.size, sample, record.source)
     things, place = [], f"{record.source}, image {sample.image_id}"
     for entry in record.annotations:
         source = place_of(record.source, entry)
         label = table.label(entry["category_id"], source)
         if label != IGNORED:
-            things.append(instance_of(entry, label, record.size, source))
+            things.append(_turned_instance(instance_of(entry, label, record.size, source), record.size, orientation))
+    size = (record.size[1], record.size[0]) if orientation >= 5 else record.size
     checked = None if record.checked is None else table.labels_of(record.checked, place)
-    return Instances(record.size, tuple(things), checked, table.labels_of(record.partly, place))
+    return Instances(size, tuple(things), checked, table.labels_of(record.partly, place))
 
 
 def read_panoptic_as_instances(sample: Sample, *, table: LabelTable, things: Collection[int]) -> Instances:
@@ -525,6 +530,15 @@ def instances_of_map(ids: NDArray[Any], labels: Mapping[int, int], crowds: Colle
     return Instances((ids.shape[0], ids.shape[1]), tuple(things))
 
 
+def _turned_instance(thing: Instance, size: Size, orientation: int) -> Instance:
+    """An instance of a picture stored as ``size``, on the picture held upright."""
+    if orientation == 1:
+        return thing
+    mask = turned(decode_counts(thing.counts, size).numpy(), orientation)
+    (counts,) = encode_masks(torch.from_numpy(mask[None]))
+    return replace(thing, counts=counts, box=turned_box(thing.box, size, orientation))
+
+
 # --- details ----------------------------------------------------------------------------------------------------------
 
 
@@ -556,15 +570,3 @@ def _file_name(entry: Entry, place: str) -> str:
         raise DataError(f"{place}: lacks 'file_name'; without it the picture cannot be found")
     name: str = entry["file_name"]
     return name
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 7 as ``1..3, 7``, shortened if long."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    words = [str(low) if low == high else f"{low}..{high}" for low, high in spans]
-    return ", ".join(words[:8]) + (", …" if len(words) > 8 else "")

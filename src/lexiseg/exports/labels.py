@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lexiseg.errors import UsageError
 from lexiseg.ops.files import write_atomically, write_json, write_png
+from lexiseg.ops.pictures import read_values
 
 
 def void_value(classes: int) -> int:
@@ -48,9 +48,12 @@ def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], classes: in
 
 
 def read_labels(path: str | Path) -> NDArray[np.int32]:
-    """The labels [H, W] in a label map, -1 for void."""
-    with Image.open(path) as opened:
-        values = np.asarray(opened)
+    """The labels [H, W] in a label map, -1 for void.
+
+    Raises:
+        DataError: the file is missing, damaged, or no label map.
+    """
+    values = read_values(Path(path))
     return np.where(values == np.iinfo(values.dtype).max, -1, values.astype(np.int32))
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from lexiseg.errors import UsageError
 from lexiseg.exports.coco import Record, segment_record
 from lexiseg.ops.colours import ids_of_picture
 from lexiseg.ops.files import write_json, write_png
+from lexiseg.ops.pictures import opened_picture
 from lexiseg.structures import Segment
 
 
@@ -29,7 +29,10 @@ def ids_to_colours(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
     """
     if ids.size and (ids.min() < 0 or ids.max() >= 1 << 24):
         raise UsageError(f"segment ids from {ids.min()} to {ids.max()}: a panoptic PNG holds 0 to {(1 << 24) - 1}")
-    return (ids.astype(np.int32)[..., None] >> np.array([0, 8, 16], np.int32) & 255).astype(np.uint8)
+    colours = np.empty((*ids.shape, 3), np.uint8)
+    for channel in range(3):
+        colours[..., channel] = ids >> 8 * channel & 255
+    return colours
 
 
 def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
@@ -43,8 +46,12 @@ def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
 
 
 def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:
-    """The segment ids [H, W] in a panoptic PNG."""
-    with Image.open(path) as opened:
+    """The segment ids [H, W] in a panoptic PNG.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    with opened_picture(Path(path)) as opened:
         return ids_of_picture(opened)
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ class Protocol:
         recall: measure the recall of all predicted masks, too, whatever they are called.
         groups: names for sets of labels with numbers of their own ("seen", "unseen").
         forgiven: for each label the labels that a result may have there without being wrong; None: no such score.
+        exif: what truths are drawn on where a picture has an EXIF orientation and sizes do not tell: the picture held
+            "upright", or its pixels as they are "stored".
     """
 
     model: str
@@ -75,6 +77,7 @@ class Protocol:
     recall: bool = False
     groups: Mapping[str, frozenset[int]] | None = None
     forgiven: tuple[frozenset[int], ...] | None = None
+    exif: Literal["upright", "stored"] = "upright"
 
     def document(self) -> dict[str, Any]:
         """The protocol for JSON, sets of labels as digests."""
@@ -273,7 +276,8 @@ def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
 def _samples(dataset: Dataset, protocol: Protocol) -> Sequence[Sample]:
     if not dataset.samples:
         raise DataError(f"{dataset.name} has no pictures")
-    return dataset.samples[: protocol.limit]
+    samples = dataset.samples[: protocol.limit]
+    return samples if protocol.exif == "upright" else [replace(sample, stored=True) for sample in samples]
 
 
 def _part(folder: Path, start: int) -> Path:

@@ -10,9 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lexiseg.data.dataset import Dataset
+from lexiseg.data import catalogue
+from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.data.published import METRICS, Figure, published
+from lexiseg.data.readers import only_masks_of_bytes, orientations
 from lexiseg.inference.evaluation import Metrics, Protocol
+from lexiseg.metrics.base import absence, absence_in_words
 from lexiseg.ops.files import write_atomically, write_json
 
 LIBRARIES = ("lexiseg", "torch", "torchvision", "numpy", "pillow", "hotcoco", "open_clip_torch", "timm", "transformers")
@@ -23,17 +26,60 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {  # of each metric, what stands in t
 }
 
 
-def document(protocol: Protocol, metrics: Metrics, failed: Mapping[str, str], *, command: str) -> dict[str, Any]:
-    """All numbers, and all that they depend on. Two runs of the same command give the same document."""
+def document(
+    protocol: Protocol, metrics: Metrics, failed: Mapping[str, str], dataset: Dataset, *, command: str
+) -> dict[str, Any]:
+    """All numbers, and all that they depend on. Two runs of the same command give the same document.
+
+    ``absent`` has the names of the classes that are not in the truth, for each task; ``orientations``, of data of the user's
+    own, how many pictures have an EXIF orientation and what their truths fit, see `lexiseg.data.readers.orientations`;
+    ``notes`` what else the reader of the numbers must know, in words.
+    """
+    absent = {name: absence(metrics[name], dataset.vocabulary.names) for name in protocol.tasks}
+    samples = dataset.samples[: protocol.limit]
+    own = protocol.data not in {row.name for row in catalogue.rows()}
+    turned = orientations(samples) if own else None
     return {
         "model": protocol.model,
         "data": protocol.data,
         "results": {name: metric.result() for name, metric in metrics.items()},
+        "absent": absent,
+        "orientations": turned,
+        "notes": [*_on_orientations(turned, protocol.exif), *_on_masks(absent, dataset, samples)],
         "failed": dict(failed),
         "protocol": protocol.document(),
         "command": command,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
     }
+
+
+def _on_orientations(counts: Mapping[str, int] | None, exif: str) -> list[str]:
+    """What to say of pictures that are not stored upright."""
+    if not counts or not counts["pictures"]:
+        return []
+    said = [f"Pictures with an EXIF orientation, by which they are turned upright: {counts['pictures']}."]
+    if counts["stored"]:
+        said.append(f"Truths that fit only the pixels as they are stored, and are turned as well: {counts['stored']}.")
+    if counts["undecided"]:
+        taken, other = "drawn on the picture held upright", "stored"
+        if exif == "stored":
+            taken, other = "drawn on the pixels as they are stored, and turned as well", "upright"
+        said.append(
+            f"Truths whose sizes do not tell, taken to be {taken}: {counts['undecided']}. If the tool that made them showed the "
+            f"pictures otherwise, run again with --exif {other} and another --output."
+        )
+    return [" ".join(said)]
+
+
+def _on_masks(absent: Mapping[Any, Sequence[str]], dataset: Dataset, samples: Sequence[Sample]) -> list[str]:
+    """What to say of masks that are read as a map of one class and void."""
+    names = dataset.vocabulary.names
+    if not 1 < len(names) <= len(absent.get("semantic", ())) + 1 or not only_masks_of_bytes(dataset, samples):
+        return []
+    return [
+        "The label maps hold nothing but 0 and 255, and 255 is not measured. If they are masks, number the classes in "
+        f"classes.txt: '0: {names[0]}' and '255: {names[1]}', a line each."
+    ]
 
 
 def write(folder: Path, report: Mapping[str, Any], metrics: Metrics, dataset: Dataset) -> list[Path]:
@@ -60,7 +106,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     """A page with the numbers in per cent, and below them the published ones of the same data set."""
     lines = [f"# {report['model']} on {report['data']}", "", f"`{report['command']}`", ""]
     for name, result in report["results"].items():
-        lines += [f"## {name}", "", *_numbers(name, result), ""]
+        lines += [f"## {name}", "", *_numbers(name, result), *absence_in_words(report["absent"].get(name, ())), ""]
+    for note in report["notes"]:
+        lines += [note, ""]
     if report["failed"]:
         lines += [f"{len(report['failed'])} pictures could not be read and are not counted; `metrics.json` names them.", ""]
     changed = {key: report["protocol"][key] for key in ("limit", "oracle", "corrupt") if report["protocol"][key] is not None}

@@ -159,7 +159,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], file: Path, header: Mapping
     Raises:
         OutputError: the file cannot be written.
     """
-    with replacing(file) as temporary:
+    with replacing(file, apart=True) as temporary:  # safetensors writes a file beside it and renames that
         temporary.touch()
         mode = temporary.stat().st_mode
         try:

@@ -21,6 +21,7 @@ from lexiseg.errors import DataError, UsageError, explained
 TruthT = TypeVar("TruthT")
 FoundT = TypeVar("FoundT")
 State = dict[str, NDArray[Any]]
+SHOWN = 10  # how many classes a line names
 
 
 class Metric(ABC, Generic[TruthT, FoundT]):
@@ -108,6 +109,10 @@ class Metric(ABC, Generic[TruthT, FoundT]):
         """One row a class, in the order of labels."""
 
     @abstractmethod
+    def in_truth(self) -> NDArray[np.bool_]:
+        """Which classes the truth has, [K]; groups that nobody counted do not make one."""
+
+    @abstractmethod
     def _add(self, image: int, truth: TruthT, found: FoundT) -> None: ...
 
     @abstractmethod
@@ -152,6 +157,18 @@ class CountingMetric(Metric[TruthT, FoundT]):
                 f"saved sums of shape {state['sums'].shape}, expected {self.sums.shape}: other classes; measure again"
             )
         self.sums = state["sums"].astype(np.int64)
+
+
+def absence(metric: Metric[Any, Any], names: Sequence[str]) -> list[str]:
+    """The names of the classes that are not in the truth."""
+    return [name for name, there in zip(names, metric.in_truth(), strict=True) if not there]
+
+
+def absence_in_words(absent: Sequence[str]) -> list[str]:
+    """A line that says how many classes are not in the truth and names some; none if all are."""
+    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+    named = ", ".join(" ".join(name.split()) for name in absent[:SHOWN])
+    return [f"Classes that are not in the truth: {len(absent)} ({named}{more})."] if absent else []
 
 
 def number(value: float) -> float | None:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.errors import DataError
-from lexiseg.metrics.base import Metric
+from lexiseg.metrics.base import Metric, absence
 from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
@@ -41,9 +41,10 @@ from lexiseg.ops.coco import (
     read_results,
 )
 from lexiseg.ops.files import find_files
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.ops.names import below
-from lexiseg.ops.pictures import opened_picture
-from lexiseg.structures import IGNORED, Instances, PanopticMap, PanopticSegment, Size
+from lexiseg.ops.pictures import read_values
+from lexiseg.structures import Instances, PanopticMap, PanopticSegment, Size
 
 Groups = Mapping[str, Collection[int]]
 Item = TypeVar("Item")
@@ -51,7 +52,6 @@ Pair = TypeVar("Pair", bound=tuple[Any, Any])
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # LVIS
 LABEL_MAPS = (".png", ".tif", ".tiff")
-VOID_OF_BYTES, VOID_OF_WORDS = 255, 65535
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,13 @@ class Score:
     problems: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """``result``, ``classes`` (one row each) and ``problems``, ready for JSON."""
-        return {"result": self.metric.result(), "classes": self.metric.table(self.names), "problems": list(self.problems)}
+        """``result``, ``classes`` (one row each), ``absent`` from the truth, and ``problems``, ready for JSON."""
+        return {
+            "result": self.metric.result(),
+            "classes": self.metric.table(self.names),
+            "absent": absence(self.metric, self.names),
+            "problems": list(self.problems),
+        }
 
 
 class _Problems:
@@ -214,7 +219,7 @@ def score_semantic(
     truth: str | Path,
     names: Sequence[str],
     *,
-    ignored: int | None = None,
+    table: LabelTable | None = None,
     absent: AbsentClasses = "official",
     groups: Groups | None = None,
     keep_going: bool = False,
@@ -222,11 +227,11 @@ def score_semantic(
     """mIoU and its relatives of label maps.
 
     Args:
-        predictions, truth: folders of PNGs or TIFFs with grey values or palette indices 0 to K - 1; a truth has the
-            prediction of the same name, whatever its ending, in the same sub-folder.
+        predictions, truth: folders of PNGs or TIFFs with grey values or palette indices; a truth has the prediction of the
+            same name, whatever its ending, in the same sub-folder.
         names: the K classes.
-        ignored: the value of pixels that are not measured, and of void in predictions; None: 255, or 65535 where there are
-            more than 255 classes.
+        table: which values stand for which class, and which are not measured in a truth and void in predictions; None: 0 to
+            K - 1, and 255 (65535 where there are more than 255 classes) is ignored.
         absent: see `SemanticScores`.
         groups: sets of labels with numbers of their own.
         keep_going: leave out images with something wrong, also those without a prediction.
@@ -234,17 +239,20 @@ def score_semantic(
     Raises:
         DataError: a folder or file is missing or damaged, sizes differ, or a value is no class.
     """
-    void = ignored if ignored is not None else VOID_OF_BYTES if len(names) <= VOID_OF_BYTES else VOID_OF_WORDS
+    meaning = table or LabelTable.of_ids(range(len(names)))
     files, results = _label_files(truth), _label_files(predictions)
     if not files:
         raise DataError(f"{truth}: has no PNG or TIFF in it; nothing can be measured")
     metric, problems = SemanticScores(len(names), groups, absent), _Problems(keep_going)
     _report_strangers(results, files, Path(predictions), "prediction", problems)
 
-    def read(name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    def labels_of(path: Path) -> NDArray[np.int32]:
+        return meaning.map(read_values(path), str(path))  # IGNORED, -1, is void in a result
+
+    def read(name: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         if name not in results:
             raise DataError(f"{predictions}: has no prediction {name}; every image of the truth needs one")
-        return _labels_of(files[name], void, IGNORED), _labels_of(results[name], void, -1)
+        return labels_of(files[name]), labels_of(results[name])
 
     for order, (name, pair) in enumerate(_read_ahead(read, files)):
         try:
@@ -265,14 +273,6 @@ def _label_files(folder: str | Path) -> dict[str, Path]:
         if other is not path:
             raise DataError(f"{other} and {path.name} are label maps of one name; keep one of them")
     return files
-
-
-def _labels_of(path: Path, void: int, value: int) -> NDArray[np.int32]:
-    with opened_picture(path) as picture:
-        labels = np.asarray(picture)
-    if labels.ndim != 2:
-        raise DataError(f"{path}: is in colour; a label map has grey values or palette indices")
-    return np.where(labels == void, value, labels.astype(np.int32))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

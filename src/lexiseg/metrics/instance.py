@@ -130,6 +130,10 @@ class AveragePrecision(Metric[Instances, Instances]):
             "groups": {name: self._means(precision, recall, labels) for name, labels in self.groups.items()},
         }
 
+    def in_truth(self) -> NDArray[np.bool_]:
+        """See `Metric`."""
+        return self.counts[:, TRUTH] > 0
+
     def table(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """``AP``, ``AP50``, ``AP75`` of each class, and how many instances, crowds and results it has."""
         precision = self.curves()[0][..., AREAS[""], -1]

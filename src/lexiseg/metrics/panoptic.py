@@ -95,6 +95,10 @@ class PanopticQuality(CountingMetric[PanopticMap, PanopticMap]):
             "groups": {name: self._means(labels) for name, labels in self.groups.items()},
         }
 
+    def in_truth(self) -> NDArray[np.bool_]:
+        """See `Metric`."""
+        return self.sums[:, [MATCHED, MISSED]].sum(axis=1) > 0
+
     def table(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """``PQ``, ``SQ``, ``RQ``, the sum of IoU, and the segments matched, wrong and missed of each class."""
         panoptic, segmentation, recognition = self.qualities()

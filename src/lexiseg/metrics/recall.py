@@ -65,6 +65,10 @@ class MaskRecall(CountingMetric[RegionTruth, RegionResult]):
             "groups": {name: self._shares(labels) for name, labels in self.groups.items()},
         }
 
+    def in_truth(self) -> NDArray[np.bool_]:
+        """See `Metric`."""
+        return self.sums[:, 0] > 0
+
     def table(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """The same of each class."""
         return [

@@ -68,6 +68,10 @@ class SemanticScores(CountingMetric[Labels, Labels]):
             "groups": {name: self._means(labels) for name, labels in self.groups.items()},
         }
 
+    def in_truth(self) -> NDArray[np.bool_]:
+        """See `Metric`."""
+        return self.sums.sum(axis=1) > 0
+
     def table(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """``IoU``, ``accuracy`` and the pixels of truth and result of each class."""
         iou, truth, found = self.iou(), self.sums.sum(axis=1), self.sums.sum(axis=0)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import secrets
+import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +39,129 @@ def find_files(folder: Path, endings: str | Iterable[str]) -> list[Path]:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, apart: bool = False) -> Iterator[Path]:
     """A temporary file to be written, which then takes the place of ``path``; folders on the way are made.
+
+    The temporary file of a process that was killed stays, and is removed when another process first writes to its folder, see
+    `remove_litter`.
+
+    Args:
+        path: the file to be written.
+        apart: put the temporary file into a temporary folder of its own, for writers that make further files beside it.
 
     Raises:
         OutputError: if it cannot be done (no permission, no space, …); nothing is left behind then.
     """
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.part"  # the same folder, for a rename does not cross disks
+    litter = path.parent / _temporary_name()  # the same folder, for a rename does not cross disks
+    temporary = litter / path.name if apart else litter
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clean_once(path.parent.absolute())
         try:
+            if apart:
+                litter.mkdir()
             yield temporary
             temporary.replace(path)
         except BaseException:  # Ctrl-C too must leave no litter
-            temporary.unlink(missing_ok=True)
+            _remove(litter)
             raise
-    except OSError as error:
-        reason = error.strerror or str(error)
+        if apart:
+            _remove(litter)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "enforce fail" not in str(error):  # this is how torch.save reports a full disk
+            raise
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise OutputError(f"cannot write {path}: {reason}; choose another folder or free some space") from error
+
+
+def make_writable(folder: str | Path) -> None:
+    """Make a folder for results, and find out before the work whether they can be written there.
+
+    Raises:
+        OutputError: if they cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clean_once(folder.absolute())
+        probe = folder / _temporary_name()
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+
+
+def remove_litter(folder: str | Path) -> None:
+    """Remove the temporary files in a folder whose writers are dead; what cannot be removed stays.
+
+    One listing of the folder; sub-folders are not looked into. A writer on this machine is dead when its process has ended. Of
+    one that this process cannot see (another machine or container that shares the folder, a system without ``/proc``), the
+    file must not have changed for a day.
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for path in [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
+            if _is_litter(path):
+                _remove(path)
+
+
+# The name of a temporary file: which kernel and container counts the processes, the writer's id and start, and chance.
+_UNKNOWN = "unknown"
+_TEMPORARY = re.compile(r"\.([0-9a-f]{12}|unknown)-(\d{1,7})-(\d+)-[0-9a-f]{16}\.part")
+_DAY = 24 * 60 * 60  # seconds
+
+
+def _temporary_name() -> str:
+    process, machine = os.getpid(), _machine()
+    began = "0" if machine == _UNKNOWN else _process(process)[1]
+    return f".{machine}-{process}-{began}-{secrets.token_hex(8)}.part"
+
+
+@cache
+def _machine() -> str:
+    """What a process id belongs to: a boot of a machine, and in it a container; "unknown" where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        return sha256(boot + str(Path("/proc/self/ns/pid").readlink()).encode()).hexdigest()[:12]
+    except OSError:
+        return _UNKNOWN
+
+
+def _process(number: int) -> tuple[str, str]:
+    """State and start of a process, as the kernel's ``stat`` has them. OSError if there is none, or it is hidden from us."""
+    fields = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return fields[0], fields[19]
+
+
+def _is_litter(path: Path) -> bool:
+    """Whether the writer of a temporary file is dead."""
+    match = _TEMPORARY.fullmatch(path.name)
+    assert match is not None
+    if match[1] == _UNKNOWN or match[1] != _machine():
+        with suppress(FileNotFoundError):
+            return time.time() - path.lstat().st_mtime > _DAY
+        return False
+    with suppress(OSError):
+        state, began = _process(int(match[2]))
+        return began != match[3] or state in "XZ"
+    try:
+        os.kill(int(match[2]), 0)  # asks only whether there is one: another user's may be hidden in /proc
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a temporary file, or a temporary folder with all that is in it, if that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+_clean_once = cache(remove_litter)  # a process cleans each folder when it first writes there
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import nms
 
+from lexiseg.ops.memory import masks_at_once
 from lexiseg.structures import Size
 
 
@@ -82,7 +83,10 @@ def _first_and_last(hit: Tensor) -> tuple[Tensor, Tensor]:
 
 def areas_of_masks(masks: Tensor) -> Tensor:
     """Pixels inside binary masks, [..., H, W] -> [...] integers."""
-    return masks.sum(dim=-1, dtype=torch.int32).sum(dim=-1)  # row by row in 32 bits: ten times faster than at once
+    flat = masks.reshape(-1, *masks.shape[-2:])
+    parts = flat.split(masks_at_once((flat.shape[1], flat.shape[2])))  # for torch sums a copy in 32 bits
+    areas = [part.sum(dim=-1, dtype=torch.int32).sum(dim=-1) for part in parts]  # row by row: ten times faster than at once
+    return torch.cat(areas).reshape(masks.shape[:-2])
 
 
 def stability_score(logits: Tensor, *, threshold: float = 0.0, offset: float = 1.0) -> Tensor:

@@ -98,8 +98,13 @@ def result_name(picture: str | Path) -> str:
     if str(picture) == "-":
         return "stdin"
     place = located(picture)
-    shown = unicodedata.normalize("NFC", _UNFIT.sub("_", place.name)).encode()[:SHOWN_BYTES].decode(errors="ignore")
-    return f"{shown}-{sha256(str(place).encode('utf-8', 'surrogatepass')).hexdigest()[:DIGITS]}"
+    return file_name(place.name, str(place))
+
+
+def file_name(shown: str, identity: str) -> str:
+    """A name that any file system takes: what can be shown of ``shown``, and a digest of ``identity``, what it stands for."""
+    plain = unicodedata.normalize("NFC", _UNFIT.sub("_", shown)).encode()[:SHOWN_BYTES].decode(errors="ignore")
+    return f"{plain}-{sha256(identity.encode('utf-8', 'surrogatepass')).hexdigest()[:DIGITS]}"
 
 
 def is_result(file: str) -> bool:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lexiseg.errors import UsageError
+from lexiseg.ops.memory import masks_at_once
 from lexiseg.structures import Size
 
 Counts = NDArray[np.int64]
@@ -28,6 +29,8 @@ def encode_masks(masks: Tensor) -> list[Counts]:
     number, high, wide = masks.shape
     if number == 0:
         return []
+    if number > (some := masks_at_once((high, wide))):
+        return [counts for part in masks.split(some) for counts in encode_masks(part)]
     pixels = masks.to(device="cpu", dtype=torch.bool).transpose(1, 2).reshape(number, high * wide).numpy()
     total = high * wide
     starts = np.zeros((number, total + 1), bool)  # a run starts where a pixel differs from the one before; one ends the mask

@@ -2,9 +2,10 @@
 
 from lexiseg.text.embed import TextEncoder, cache_folder, embed_names, embed_vocabulary
 from lexiseg.text.templates import fill, resolve_templates, template_names
-from lexiseg.text.vocabulary import ClassName, Vocabulary, builtin_names
+from lexiseg.text.vocabulary import ClassList, ClassName, Vocabulary, builtin_names
 
 __all__ = [
+    "ClassList",
     "ClassName",
     "TextEncoder",
     "Vocabulary",

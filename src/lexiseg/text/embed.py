@@ -105,13 +105,13 @@ def embed_names(
     return rows[torch.tensor([unique[name] for name in names], device=rows.device)]
 
 
-def cache_folder() -> Path | None:
-    """Where embeddings are kept: ``$LEXISEG_CACHE/text`` or the user's cache folder; None for a user without a home."""
-    for variable, below in (("LEXISEG_CACHE", "text"), ("XDG_CACHE_HOME", "lexiseg/text")):
+def cache_folder(room: str = "text") -> Path | None:
+    """Where a kind of cache is kept: ``$LEXISEG_CACHE/text`` or the user's cache folder; None for a user without a home."""
+    for variable, below in (("LEXISEG_CACHE", ""), ("XDG_CACHE_HOME", "lexiseg")):
         if os.environ.get(variable):
-            return Path(os.environ[variable]) / below
+            return Path(os.environ[variable]) / below / room
     try:
-        return Path.home() / ".cache/lexiseg/text"
+        return Path.home() / ".cache/lexiseg" / room
     except RuntimeError:
         return None
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from unicodedata import normalize
 
 from lexiseg.errors import UsageError
-from lexiseg.text.vocabulary import ClassName, Vocabulary, builtin_names
+from lexiseg.text.class_lists import read_text
+from lexiseg.text.vocabulary import ClassList, Vocabulary
 
 IRREGULAR = {
     "children": "child",
@@ -77,14 +78,7 @@ class Hypernyms:
         Raises:
             UsageError: if the file cannot be read, or a line is not ``name > name, name`` or ``name !> name, name``.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise UsageError(f"hypernym file {path} cannot be read ({error.strerror}); check its path") from None
-        except UnicodeDecodeError:
-            raise UsageError(
-                f"hypernym file {path} is not UTF-8 text; save it as UTF-8, one 'animal > cat, dog' a line"
-            ) from None
+        text = read_text(path, "hypernym file")
         return cls.parse(text, f"hypernym file {path}")
 
     @classmethod
@@ -219,23 +213,7 @@ def load(name_or_path: str | Path) -> Vocabulary:
     Raises:
         UsageError: if there is no such list or file, or a line of the file is not a class.
     """
-    if str(name_or_path) in builtin_names():
-        return Vocabulary.builtin(str(name_or_path))
-    try:
-        text = Path(name_or_path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        return Vocabulary.load(name_or_path)  # says what is wrong with the name or the file
-    classes: list[ClassName] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            try:
-                for entry in line.rstrip("; \t").split(";"):
-                    classes += Vocabulary.parse([entry]).classes  # alone, so that it is compared with no other
-            except UsageError as error:
-                raise UsageError(f"vocabulary file {name_or_path}, line {number}: {error}") from None
-    if not classes or "\0" in text:
-        return Vocabulary.load(name_or_path)  # refuses what is empty or no text
-    return Vocabulary(tuple(classes))
+    return ClassList.load(name_or_path, unique=False).vocabulary
 
 
 def plain(name: str) -> str:

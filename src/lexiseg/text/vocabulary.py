@@ -1,8 +1,6 @@
 """The classes to look for: their names, synonyms, and whether they are things or stuff.
 
-One class is written ``dog, puppy`` or ``grass, lawn | stuff``: commas between synonyms, the first being the name shown;
-``| thing`` or ``| stuff`` if it is to be said. Classes stand one a line in a file (blank lines and lines that begin with
-``#`` do not count), between semicolons in a string, or one an item in a list.
+`lexiseg.text.class_lists` says how a list of classes is written, in strings and in files; all commands read lists by it.
 
 Where nobody says, a name is stuff if more of the large built-in lists (`VOTERS`) have it as stuff than as a thing (grass,
 sky, road); every other name is a thing.
@@ -11,19 +9,28 @@ sky, road); every other name is a thing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from unicodedata import normalize
 
 from lexiseg.errors import UsageError
+from lexiseg.text.class_lists import (
+    LARGEST_ID,
+    ClassEntry,
+    clean,
+    entries_of_items,
+    entries_of_lines,
+    entries_of_mapping,
+    entries_of_string,
+    entry_of_item,
+    read_entries,
+)
 
-WORDS, CHARACTERS = 60, 500  # more is no name: CLIP reads 75 tokens and drops the rest
-KINDS = {"thing": True, "stuff": False}
+VOID = (("void",), ("invalid_class_id",))  # names of an id that is no class; the second is that of FC-CLIP's lists
 # The lists that say what is stuff where nobody else does: those whose data sets mark it.
 VOTERS = ("ade150", "cityscapes", "coco", "coco-stuff-171", "emoji", "pascal-context-59")
 
@@ -58,7 +65,7 @@ class Vocabulary:
 
         Args:
             value: a list with one class an item; a string with ``;`` between classes, or exactly the name of a built-in
-                list, or ending in ``.txt`` and so a file; a path; a dict from name to synonyms; or a vocabulary.
+                list, or ending in ``.txt`` or ``.json`` and so a file; a path; a dict from name to synonyms; or a vocabulary.
 
         Raises:
             UsageError: if ``value`` is none of these or is refused as said above.
@@ -70,45 +77,28 @@ class Vocabulary:
         if isinstance(value, str):
             if value in builtin_names():
                 return cls.builtin(value)
-            if value.endswith(".txt"):
+            if value.endswith((".txt", ".json")):
                 return cls.from_file(Path(value))
-            return cls(_checked(_classes(value)))
+            return ClassList.of(entries_of_string(value)).vocabulary
         if isinstance(value, Mapping):
-            return cls(_checked(_class_of(*item, f"class {number}") for number, item in enumerate(value.items(), start=1)))
+            return ClassList.of(entries_of_mapping(value)).vocabulary
         if isinstance(value, Sequence):
-            return cls(_checked(_item(text, f"class {number}") for number, text in enumerate(value, start=1)))
+            return ClassList.of(entries_of_items(value)).vocabulary
         raise UsageError(f"classes given as {type(value).__name__}: give a list of names, or a string with ';' between them")
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Vocabulary:
-        """A built-in list by its name, or else the file at a path."""
-        if str(name_or_path) in builtin_names():
-            return cls.builtin(str(name_or_path))
-        path = Path(name_or_path)
-        if path.exists() or path.suffix or len(path.parts) > 1:
-            return cls.from_file(path)
-        return cls.builtin(str(name_or_path))
+        """A built-in list by its name, or else the file at a path. Raises as `from_file` and `builtin`."""
+        return ClassList.load(name_or_path).vocabulary
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
-        """The vocabulary in a UTF-8 text file, one class a line.
+        """The vocabulary in a UTF-8 file, one class a line or JSON; ids are left out, and so are those that are void.
 
         Raises:
             UsageError: if the file is missing, not text, without classes, or refused as said above.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            raise UsageError(f"vocabulary file {path} does not exist; the built-in lists are {_listed()}") from None
-        except IsADirectoryError:
-            raise UsageError(f"vocabulary {path} is a folder; give a text file with one class a line") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"vocabulary file {path} is not UTF-8 text; save it as UTF-8, one class a line") from None
-        except OSError as error:
-            raise UsageError(f"vocabulary file {path} cannot be read ({error.strerror}); check its permissions") from None
-        if "\0" in text:
-            raise UsageError(f"vocabulary file {path} is not text; give a text file with one class a line")
-        return cls(_checked(_lines(text, str(path)), f"vocabulary file {path}"))
+        return ClassList.from_file(path).vocabulary
 
     @classmethod
     def builtin(cls, name: str) -> Vocabulary:
@@ -120,7 +110,7 @@ class Vocabulary:
         if name not in builtin_names():
             close = get_close_matches(name.lower(), builtin_names(), n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(close)}" if close else f"choose {_listed()}"
-            raise UsageError(f"no built-in vocabulary named {name!r}; {hint}, or give the path of a text file")
+            raise UsageError(f"no built-in vocabulary named {name[:60]!r}; {hint}, or give the path of a text file")
         return _builtin(name)
 
     def __len__(self) -> int:
@@ -158,11 +148,11 @@ class Vocabulary:
             UsageError: if no class has this name.
         """
         folded = [known.casefold() for known in self.names]
-        if _clean(name).casefold() not in folded:
+        if clean(name).casefold() not in folded:
             close = get_close_matches(name.casefold(), folded, n=1)
             hint = f"did you mean {self.names[folded.index(close[0])]!r}?" if close else "add it to the classes"
             raise UsageError(f"no class is named {name!r}; {hint}")
-        return folded.index(_clean(name).casefold())
+        return folded.index(clean(name).casefold())
 
     def select(self, labels: Sequence[int]) -> Vocabulary:
         """Some of the classes, in the order given."""
@@ -170,10 +160,91 @@ class Vocabulary:
 
     def with_background(self, name: str) -> Vocabulary:
         """The same with a class for all the rest: stuff ``name``, added last unless a class of that name is there."""
-        entry = _item(name, "background")
+        entry = _named(entry_of_item(name, "background"))
         if entry.name.casefold() in (known.casefold() for known in self.names):
             return self
         return Vocabulary((*self.classes, replace(entry, thing=False)))
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """The classes of a list, and the values that stand for them in label maps.
+
+    Attributes:
+        vocabulary: the K classes.
+        ids: of each class its id: as the list says, or else its label.
+        void: ids that are no class: those called ``void`` (`VOID`). Such pixels are not measured.
+    """
+
+    vocabulary: Vocabulary
+    ids: tuple[int, ...]
+    void: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, entries: Sequence[ClassEntry], source: str = "", *, unique: bool = True) -> ClassList:
+        """The list of some entries.
+
+        Args:
+            entries: as `lexiseg.text.class_lists` gives them.
+            source: the file, for messages.
+            unique: whether to refuse a class's name in another class.
+
+        Raises:
+            UsageError: if there is no class, only some have an id, or an id or name is in two.
+        """
+        prefix = f"{source}: " if source else ""
+        numbered = [entry for entry in entries if entry.id is not None]
+        if numbered and len(numbered) < len(entries):
+            bare = next(entry for entry in entries if entry.id is None)
+            raise UsageError(
+                f"{prefix}{bare.position} ({bare.names[0]!r}) has no id while {numbered[0].position} has; write '7: dog' for"
+                " every class or for none"
+            )
+        positions: dict[int | None, str] = {}
+        for entry in numbered:
+            if entry.id in positions:
+                raise UsageError(
+                    f"{prefix}id {entry.id} stands in {positions[entry.id]} and {entry.position}; write all names of a class in"
+                    " one, with commas between"
+                )
+            positions[entry.id] = entry.position
+        void = frozenset(entry.id for entry in entries if entry.id is not None and entry.names in VOID)
+        classes = [entry for entry in entries if entry.id not in void]
+        if not classes:
+            raise UsageError(
+                f"{source or 'the list of classes'} is empty: give at least one class, such as 'dog, puppy; grass; sky'"
+            )
+        ids = tuple(label if entry.id is None else entry.id for label, entry in enumerate(classes))
+        if max(ids) >= LARGEST_ID:
+            position = classes[ids.index(max(ids))].position
+            raise UsageError(f"{prefix}{position} has the id {max(ids)}; {LARGEST_ID} is void, ids of classes are smaller")
+        if unique:
+            _refuse_shared_names(classes, prefix)
+        return cls(Vocabulary(tuple(_named(entry) for entry in classes)), ids, void)
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, unique: bool = True) -> ClassList:
+        """The list in a file, see `lexiseg.text.class_lists.read_entries`; ``unique`` as in `of`.
+
+        Raises:
+            UsageError: if there is no such file, it cannot be read, or is refused as said there and in `of`.
+        """
+        if not _exists(Path(path)):
+            raise UsageError(f"vocabulary file {path} does not exist; the built-in lists are {_listed()}")
+        return cls.of(read_entries(path), f"vocabulary file {path}", unique=unique)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, unique: bool = True) -> ClassList:
+        """A built-in list by its name, or else the file at a path; ``unique`` as in `of`.
+
+        Raises:
+            UsageError: as `from_file` and `Vocabulary.builtin`.
+        """
+        name, path = str(name_or_path), Path(name_or_path)
+        if name not in builtin_names() and (_exists(path) or path.suffix or len(path.parts) > 1):
+            return cls.from_file(path, unique=unique)
+        vocabulary = Vocabulary.builtin(name)
+        return cls(vocabulary, tuple(range(len(vocabulary))))
 
 
 @lru_cache(maxsize=1)
@@ -184,7 +255,8 @@ def builtin_names() -> tuple[str, ...]:
 
 @cache
 def _builtin(name: str) -> Vocabulary:
-    return Vocabulary(_checked(_lines((_folder() / f"{name}.txt").read_text(encoding="utf-8"), name)))
+    text = (_folder() / f"{name}.txt").read_text(encoding="utf-8")
+    return ClassList.of(entries_of_lines(text, name), name).vocabulary
 
 
 def _folder() -> Traversable:
@@ -205,75 +277,32 @@ def _stuff() -> frozenset[str]:
     return frozenset(name for name, vote in votes.items() if vote > 0)
 
 
-def _clean(name: str) -> str:
-    return normalize("NFC", " ".join(name.split()))
+def _exists(path: Path) -> bool:
+    """Whether something is there; not, if no system takes such a path."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
-def _lines(text: str, source: str) -> Iterable[ClassName]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield from _classes(line, f"{source}, line {number}")
+def _named(entry: ClassEntry) -> ClassName:
+    """The class of an entry, its kind decided."""
+    name, *synonyms = entry.names
+    return ClassName(name, tuple(synonyms), name.casefold() not in _stuff() if entry.thing is None else entry.thing)
 
 
-def _classes(text: str, place: str | None = None) -> Iterable[ClassName]:
-    """The classes between semicolons; one semicolon after the last class is fine, an empty class before it is not."""
-    parts = text.split(";")
-    while parts and not parts[-1].strip():
-        parts.pop()
-    for number, part in enumerate(parts, start=1):
-        yield _item(part, place or f"class {number}")
-
-
-def _item(text: object, place: str) -> ClassName:
-    """One class as written: ``name, synonym, … | kind``; ``place`` says in errors where it stands."""
-    if not isinstance(text, str):
-        raise UsageError(f"{place} is {text!r}: a class is written as a string such as 'dog, puppy'")
-    if ";" in text:
-        raise UsageError(f"{place} is {_short(text)}: ';' separates classes; give each class an item of its own")
-    names, bar, kind = text.partition("|")
-    if bar and kind.strip() not in KINDS:
-        raise UsageError(f"{place} ends in {_short('|' + kind)}: after '|' write thing or stuff")
-    name, *synonyms = names.split(",")
-    return _class_of(name, synonyms, place, KINDS[kind.strip()] if bar else None)
-
-
-def _class_of(name: object, synonyms: object, place: str, thing: bool | None = None) -> ClassName:
-    """A class with clean names, each once, and its kind decided; ``synonyms`` is a sequence or a comma list."""
-    listed = synonyms.split(",") if isinstance(synonyms, str) else synonyms
-    if not isinstance(listed, Sequence) or not all(isinstance(known, str) for known in (name, *listed)):
-        raise UsageError(
-            f"{place} is {_short(repr({name: synonyms}))}: names and synonyms are strings, as in {{'dog': ['puppy']}}"
-        )
-    unique: dict[str, str] = {}
-    for known in (_clean(str(known)) for known in (name, *listed)):
-        if not known:
-            raise UsageError(f"{place} has an empty name; write a name there or take away the extra separator")
-        if len(known) > CHARACTERS or len(known.split()) > WORDS:
-            length = f"{len(known.split())} words, {len(known)} characters"
-            raise UsageError(f"{place} is {_short(known)} of {length}: is this a sentence? Give a name of a few words")
-        unique.setdefault(known.casefold(), known)
-    shown, *others = unique.values()
-    return ClassName(shown, tuple(others), shown.casefold() not in _stuff() if thing is None else thing)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:39] + "…")
-
-
-def _checked(classes: Iterable[ClassName], source: str = "the list of classes") -> tuple[ClassName, ...]:
-    """The classes, if there is one and no class's name is in another class too."""
-    kept = tuple(classes)
-    if not kept:
-        raise UsageError(f"{source} is empty: give at least one class, such as 'dog, puppy; grass; sky'")
-    first: dict[str, int] = {}
-    for number, entry in enumerate(kept, start=1):
-        if entry.name.casefold() in first:
-            raise UsageError(f"{entry.name!r} names classes {first[entry.name.casefold()]} and {number}; take one away")
-        first[entry.name.casefold()] = number
-    for number, entry in enumerate(kept, start=1):
-        for synonym in entry.synonyms:
-            if (other := first.get(synonym.casefold(), number)) != number:
+def _refuse_shared_names(entries: Sequence[ClassEntry], prefix: str) -> None:
+    """Raise UsageError if the name of a class is in another class, too."""
+    first: dict[str, str] = {}
+    for entry in entries:
+        name = entry.names[0]
+        if name.casefold() in first:
+            raise UsageError(f"{prefix}{name!r} names {first[name.casefold()]} and {entry.position}; take one away")
+        first[name.casefold()] = entry.position
+    for entry in entries:
+        for synonym in entry.names[1:]:
+            other = first.get(synonym.casefold(), entry.position)
+            if other != entry.position:
                 raise UsageError(
-                    f"{synonym!r} is class {other} and a synonym in class {number} ({entry.name!r}); take one away"
+                    f"{prefix}{synonym!r} is {other} and a synonym in {entry.position} ({entry.names[0]!r}); take one away"
                 )
-    return kept

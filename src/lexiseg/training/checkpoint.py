@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lexiseg.errors import OutputError, RunError, UsageError
+from lexiseg.errors import RunError, UsageError
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe
+from lexiseg.methods.weights import check
 from lexiseg.ops.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
@@ -36,10 +37,7 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     with replacing(path) as temporary, temporary.open("wb") as stream:
-        try:
-            torch.save(dict(state), stream)
-        except RuntimeError as error:  # so torch reports a full disk
-            raise OutputError(f"cannot write {path}: {error}; free some space and start the same command again") from error
+        torch.save(dict(state), stream)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -55,9 +53,9 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        then = state["recipe"]
+        then = dict(state["recipe"])
     except Exception as error:  # torch.load raises nearly everything on damaged files
-        raise RunError(f"{path} is no checkpoint of a training ({error}); choose another --output") from error
+        raise unusable(path, error) from error
     now = recipe.document()
     for key in sorted({*now, *then} - HARMLESS):
         if now.get(key) != then.get(key):
@@ -68,8 +66,19 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
     return state
 
 
-def fill_trained(segmenter: Segmenter, state: Mapping[str, Tensor]) -> None:
-    """Put a state of `trained_state` into a segmenter, on whatever device it is."""
+def unusable(path: Path, error: Exception) -> RunError:
+    """The error that says that a training cannot go on from a file, and what to do."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return RunError(f"{path} is no checkpoint of this training ({said}); delete it to begin anew, or choose another --output")
+
+
+def fill_trained(segmenter: Segmenter, state: Mapping[str, Tensor], source: str | Path = "") -> None:
+    """Put a state of `trained_state` into a segmenter, on whatever device it is.
+
+    Raises:
+        WeightsError: tensors are missing, left over, or of another shape; ``source`` is where they were read.
+    """
+    check(state, trained_state(segmenter), source)
     with torch.no_grad():
         for name, value in trained_state(segmenter).items():
             value.copy_(state[name])

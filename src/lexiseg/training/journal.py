@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
+
+from lexiseg.errors import OutputError
+from lexiseg.ops.files import write_atomically
 
 LOG = "metrics.jsonl"
 
@@ -46,7 +50,7 @@ class Window:
 
 
 class Journal:
-    """The log of one training, in its folder.
+    """The log of one training, in its folder. Its methods raise OutputError where it cannot be written.
 
     Args:
         folder: of the training.
@@ -63,7 +67,8 @@ class Journal:
             if find_spec("tensorboard") is not None:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and of the extra [train]
 
-                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+                with _told(self.path):
+                    self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=None if writes else True)
 
     def advance(self, shown: Mapping[str, float]) -> None:
@@ -75,12 +80,13 @@ class Journal:
         """A line of the log: numbers after ``step`` steps."""
         if not self.writes:
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **row}) + "\n")
-        if self.board is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(name, value, step)
+        with _told(self.path):
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, **row}) + "\n")
+            if self.board is not None:
+                for name, value in row.items():
+                    if isinstance(value, int | float):
+                        self.board.add_scalar(name, value, step)
         if self.bar.disable:
             told = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float))
             print(f"step {step}/{self.steps}  {told}", file=sys.stderr, flush=True)
@@ -88,7 +94,8 @@ class Journal:
     def close(self) -> None:
         self.bar.close()
         if self.board is not None:
-            self.board.close()
+            with _told(self.path):
+                self.board.close()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -101,11 +108,19 @@ def _cut(path: Path, step: int) -> None:
     """Take the lines after ``step`` out of the log, and a last one that a crash cut short."""
     if path.exists():
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row["step"] <= step:
-                kept.append(line)
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError, LookupError, TypeError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+        write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """An OSError as OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; free some space and start the same command again"
+        ) from error

@@ -20,15 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lexiseg.errors import RunError, UsageError
+from lexiseg.errors import RunError, UsageError, WeightsError
 from lexiseg.losses.matching import PointSource
 from lexiseg.methods import model_named
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe, Trainable
-from lexiseg.methods.weights import save_segmenter
+from lexiseg.methods.weights import check, save_segmenter
 from lexiseg.ops.files import write_json
+from lexiseg.ops.locks import locked
 from lexiseg.training.batches import Batch, batches, points_of, seed_of
-from lexiseg.training.checkpoint import CHECKPOINT, fill_trained, read_checkpoint, trained_state, write_checkpoint
+from lexiseg.training.checkpoint import (
+    CHECKPOINT,
+    fill_trained,
+    read_checkpoint,
+    trained_state,
+    unusable,
+    write_checkpoint,
+)
 from lexiseg.training.examples import open_examples
 from lexiseg.training.journal import Journal, Window
 from lexiseg.training.names import Names
@@ -66,10 +74,11 @@ def train(
     Raises:
         UsageError: the recipe does not fit its model, the processes, or what ``folder`` holds.
         DataError, ImageError: of the data.
+        OutputError: another process trains in ``folder``, or it cannot be written.
         RunError: the loss is not finite; the batch that did it is saved.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    with joined(device) as processes:
+    with joined(device) as processes, locked(folder) if processes.leads else nullcontext():
         return _Training(recipe, Path(folder), root, dict(weights or {}), processes, workers).run(until or recipe.steps)
 
 
@@ -117,9 +126,11 @@ class _Training:
         if recipe.ema_decay:
             self.average = {name: value.clone() for name, value in trained_state(self.segmenter).items()}
         if state is not None:
-            self._go_on(state)
+            try:
+                self._go_on(state)
+            except (LookupError, TypeError, ValueError, AttributeError, WeightsError) as error:  # it may hold anything
+                raise unusable(folder / CHECKPOINT, error) from error
         elif processes.leads:
-            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "recipe.json", recipe.document(), indent=1)
 
     def run(self, until: int) -> Path | None:
@@ -278,7 +289,10 @@ class _Training:
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         self.step, self.best, self.window = state["step"], state["best"], Window(**state["window"])
-        fill_trained(self.segmenter, state["segmenter"])
+        path = self.folder / CHECKPOINT
+        fill_trained(self.segmenter, state["segmenter"], path)
+        if self.average:
+            check(state["average"], self.average, path)
         self.average = {name: value.to(self.processes.device) for name, value in state["average"].items()}
         self.scaler.load_state_dict(state["scaler"])
         if self.step < self.recipe.steps:

@@ -8,13 +8,16 @@ import numpy as np
 from tqdm import tqdm
 
 from lexiseg.exports import coco, labels, panoptic_png
-from lexiseg.ops.files import write_png
+from lexiseg.ops.files import removed, write_png
 from lexiseg.structures import Segment
 from lexiseg.world import Scene, scenes, world_classes
 
 
 def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed: int = 0, progress: bool = True) -> None:
-    """Write scenes with their truth: images/, panoptic/ + panoptic.json (COCO), labels/ + classes.json.
+    """Write scenes with their truth: images/, panoptic/ + panoptic.json (COCO), labels/ + classes.txt, classes.json.
+
+    The files that name the pictures and the classes come last; those of an earlier call are removed first. So a folder that was
+    left half-written is no data set.
 
     Args:
         folder: is made if it is not there.
@@ -27,6 +30,8 @@ def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed:
     rows = world_classes()
     names, things = [row.name for row in rows], [row.thing for row in rows]
     images, annotations = [], []
+    for file in ("panoptic.json", "classes.txt", "classes.json"):
+        removed(folder / file)
     stream = scenes(split, count, seed=seed, size=size)
     for index, scene in enumerate(tqdm(stream, total=count, unit="scene", disable=None if progress else True)):
         file = f"{index:06d}.png"

@@ -14,6 +14,7 @@ from lexiseg.inference.pipeline import Pipeline
 from lexiseg.inference.report import HEADLINES
 from lexiseg.methods.base import Segmenter
 from lexiseg.metrics.seen import seen_groups
+from lexiseg.ops.names import file_name
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.examples import WORLD, world_parts
 from lexiseg.training.processes import Processes
@@ -29,7 +30,7 @@ class Validation:
         names: see there.
         limit: pictures of each.
         vocabulary: of the training, by which classes count as seen.
-        folder: of the training; rendered scenes and the state of an interrupted measurement are kept in it.
+        folder: of the training; rendered scenes are kept in it.
         root: of the catalogue's data sets.
         processes: they share the pictures.
     """
@@ -49,8 +50,11 @@ class Validation:
             tasks = tuple(task for task in dataset.tasks if task in segmenter.tasks and task != "instance")
             groups = seen_groups([entry.names for entry in dataset.vocabulary.classes], self.training)
             protocol = Protocol(f"step {step}", name, tasks, limit=self.limit, groups=groups)
-            folder = self.folder / "validation" / f"{name.replace(':', '-').replace('/', '-')}-{step}"
+            folder = self.folder / "validation" / f"{file_name(name, name)}-{step}"
             share = Share(self.processes.number, self.processes.count)
+            if self.processes.leads:  # sums of a training that was killed here; on a GPU the weights are not the same again
+                shutil.rmtree(folder, ignore_errors=True)
+            self.processes.wait()
             evaluate(pipeline, dataset, protocol, folder, share=share, progress=self.processes.leads)
             self.processes.wait()
             metrics, failed = collect(dataset, protocol, folder)

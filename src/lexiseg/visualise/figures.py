@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.cluster.vq import kmeans2
 
-from lexiseg.visualise.overlay import typeface
+from lexiseg.visualise.lettering import Lettering, warn_of_boxes
 from lexiseg.visualise.palette import class_colour
 
 WIDE = 240  # pixels of a panel
 GAP, HEAD = 6, 22
+LETTERS, BASE_LINE = 13, 15  # pixels: the size of titles and captions, and how far below their top they stand
 COLD, WARM = (20, 20, 60), (255, 230, 60)  # a heat of 0 and of 1
 
 
@@ -77,17 +78,19 @@ def dotted(image: NDArray[np.uint8], points: Sequence[tuple[float, float]]) -> I
 
 def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     """Panels in a grid, a title above each column and a caption at the left of each row; all panels become `WIDE` wide."""
+    lettering = Lettering(LETTERS)
+    warn_of_boxes([*columns, *(caption for caption, _ in rows)])
     panels = [(caption, [_fitted(panel) for panel in row]) for caption, row in rows]
-    margin = max((int(typeface(13).getlength(caption)) for caption, _ in panels if caption), default=-GAP) + 2 * GAP
+    margin = max((int(lettering.length(caption)) for caption, _ in panels if caption), default=-GAP) + 2 * GAP
     heights = [max(panel.height for panel in row) for _, row in panels]
     size = margin + len(columns) * (WIDE + GAP), HEAD + sum(heights) + GAP * len(heights)
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for number, title in enumerate(columns):
-        draw.text((margin + number * (WIDE + GAP), 3), title, fill="black", font=typeface(13))
+        lettering.write(draw, margin + number * (WIDE + GAP), BASE_LINE, title, "black")
     top = HEAD
     for (caption, row), high in zip(panels, heights, strict=True):
-        draw.text((GAP, top + 3), caption, fill="black", font=typeface(13))
+        lettering.write(draw, GAP, top + BASE_LINE, caption, "black")
         for number, panel in enumerate(row):
             canvas.paste(panel, (margin + number * (WIDE + GAP), top))
         top += high + GAP

@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lexiseg.structures import Segment
+from lexiseg.visualise.lettering import Lettering, warn_of_boxes
 from lexiseg.visualise.palette import Colour, class_colour
 
 TINT = 0.45  # share of the colour in a region
+ROWS = 64  # of pixels that are tinted at once
 LEAST_SIDE = 480  # pixels; smaller pictures are enlarged so that the names can be read
+LEAST_LETTERS, LETTERS = 13, 56  # pixels of the letters, and how often they go into the side of a square of the picture's area
+LONGEST = 16  # a name takes so many times the size of the letters at most
+
+
+def letters_of(height: int, width: int) -> int:
+    """The size of the letters on a picture of a size, in pixels."""
+    return max(LEAST_LETTERS, round((height * width) ** 0.5 / LETTERS))
 
 
 def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArray[np.bool_]) -> Image.Image:
-    """Draw segments on ``image`` [H, W, 3] uint8; ``masks`` [N, H, W] bool, the best segment on top."""
+    """Draw segments on ``image`` [H, W, 3] uint8; ``masks`` [N, H, W] bool, the best segment on top.
+
+    Letters and lines grow with the picture. Letters that no font has are boxes, of which a `UserWarning` tells once.
+    """
+    warn_of_boxes(segment.name for segment in segments)
     height, width = image.shape[:2]
     ids = np.zeros((height, width), np.int32)
     for number in range(len(segments), 0, -1):
         ids[masks[number - 1]] = number
     zoom = max(1, -(-LEAST_SIDE // max(height, width)))
-    ids = ids.repeat(zoom, 0).repeat(zoom, 1)
-    large = Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
-    canvas = np.asarray(large).astype(np.float32)
+    if zoom > 1:
+        ids = ids.repeat(zoom, 0).repeat(zoom, 1)
+        image = np.asarray(Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC))
     colours = _colours(segments)
-    table = np.array([(0, 0, 0), *colours], np.float32)
-    amount = np.where(ids > 0, np.float32(TINT), np.float32(0))[..., None]
-    canvas += (table[ids] - canvas) * amount
-    canvas[_outline(ids)] = 255
-    drawn = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    canvas = _tinted(image, ids, np.array([(0, 0, 0), *colours], np.float32))
+    lettering = Lettering(letters_of(*ids.shape))
+    canvas[_outline(ids, max(1, lettering.size // LEAST_LETTERS))] = 255
+    drawn = Image.fromarray(canvas)
     for number, segment in enumerate(segments, start=1):
-        _write_name(drawn, ids == number, segment.name, colours[number - 1])
-    legend = _legend(segments, colours, drawn.width)
+        _write_name(drawn, ids == number, segment.name, colours[number - 1], lettering)
+    legend = _legend(segments, colours, drawn.width, lettering)
     whole = Image.new("RGB", (drawn.width, drawn.height + legend.height), "white")
     whole.paste(drawn, (0, 0))
     whole.paste(legend, (0, drawn.height))
     return whole
+
+
+def _tinted(image: NDArray[np.uint8], ids: NDArray[np.int32], table: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A copy of the picture with the colours of ``table`` laid over its regions, some rows at a time to save memory."""
+    canvas = np.empty_like(image)
+    for top in range(0, len(image), ROWS):
+        rows = slice(top, top + ROWS)
+        part, numbers = image[rows].astype(np.float32), ids[rows]
+        part += (table[numbers] - part) * np.where(numbers > 0, np.float32(TINT), np.float32(0))[..., None]
+        canvas[rows] = np.clip(part, 0, 255)
+    return canvas
 
 
 def _colours(segments: Sequence[Segment]) -> list[Colour]:
@@ -51,59 +73,63 @@ def _colours(segments: Sequence[Segment]) -> list[Colour]:
     return colours
 
 
-def _outline(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _outline(ids: NDArray[np.int32], thick: int) -> NDArray[np.bool_]:
+    """Lines of ``thick`` pixels between regions."""
     edge = np.zeros(ids.shape, bool)
-    edge[:-1] |= ids[:-1] != ids[1:]
-    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    for step in range(1, thick + 1):
+        edge[:-step] |= ids[:-step] != ids[step:]
+        edge[:, :-step] |= ids[:, :-step] != ids[:, step:]
     return edge
 
 
-def _write_name(canvas: Image.Image, region: NDArray[np.bool_], name: str, colour: Colour) -> None:
+def _write_name(canvas: Image.Image, region: NDArray[np.bool_], name: str, colour: Colour, lettering: Lettering) -> None:
     """The name in a small plate at the middle of the region's widest place."""
-    rows = region.sum(1)
-    if rows.max(initial=0) < 12:
+    rows, size = region.sum(1), lettering.size
+    if rows.max(initial=0) < size:
         return
     wide = np.flatnonzero(rows >= 0.8 * rows.max())
     row = int(wide[len(wide) // 2])
     columns = np.flatnonzero(region[row])
-    draw, font = ImageDraw.Draw(canvas), typeface(13)
-    name = name if len(name) <= 24 else name[:23] + "…"
-    left, top, right, bottom = draw.textbbox((0, 0), name, font=font)
-    x = min(max(2, int(columns.mean()) - (right - left) // 2), max(2, canvas.width - (right - left) - 6))
-    y = min(max(2, row - (bottom - top) // 2), max(2, canvas.height - (bottom - top) - 6))
-    draw.rounded_rectangle((x - 3, y - 2, x + right - left + 3, y + bottom - top + 4), 3, fill=_dark(colour))
-    draw.text((x - left, y - top), name, fill="white", font=font)
+    name = lettering.fitted(name, LONGEST * size)
+    left, top, right, bottom = lettering.box(name)
+    wide_ink, high_ink, margin = right - left, bottom - top, round(0.25 * size)
+    x = _within(columns.mean() - wide_ink / 2, margin, canvas.width - wide_ink - margin)
+    y = _within(row - high_ink / 2, margin, canvas.height - high_ink - margin)
+    draw = ImageDraw.Draw(canvas)
+    plate = (x - margin, y - margin, x + wide_ink + margin, y + high_ink + margin)
+    draw.rounded_rectangle(plate, margin, fill=_dark(colour))
+    lettering.write(draw, x - left, y - top, name, "white")
 
 
-def _legend(segments: Sequence[Segment], colours: Sequence[Colour], width: int) -> Image.Image:
-    """Rows of swatches: each class that occurs, how many segments it has, and the share of their area."""
+def _within(value: float, least: float, most: float) -> int:
+    return round(max(least, min(value, most)))
+
+
+def _legend(segments: Sequence[Segment], colours: Sequence[Colour], width: int, lettering: Lettering) -> Image.Image:
+    """Rows of swatches: each class that occurs, the largest first, and how many segments it has if several."""
     entries: dict[str, tuple[Colour, int, int]] = {}
     for segment, colour in zip(segments, colours, strict=True):
         first, count, area = entries.get(segment.name, (colour, 0, 0))
         entries[segment.name] = (first, count + 1, area + segment.area)
-    font, line = typeface(13), 22
-    columns = max(1, width // 190)
-    canvas = Image.new("RGB", (width, 8 + line * max(1, -(-len(entries) // columns))), "white")
+    size, gap, line = lettering.size, round(0.5 * lettering.size), round(1.7 * lettering.size)
+    room = max(size, min(LONGEST * size, width - size - 3 * gap))
+    rows = []
+    for name, (colour, count, _) in sorted(entries.items(), key=lambda entry: -entry[1][2]):
+        several = f" ({count})" if count > 1 else ""
+        rows.append((lettering.fitted(name, room - lettering.length(several)) + several, colour))
+    widest = max((lettering.length(text) for text, _ in rows), default=0.0)
+    columns = max(1, int(width // (size + 3 * gap + widest)))
+    canvas = Image.new("RGB", (width, gap + line * max(1, -(-len(rows) // columns))), "white")
     draw = ImageDraw.Draw(canvas)
-    for number, (name, (colour, count, _)) in enumerate(sorted(entries.items(), key=lambda entry: -entry[1][2])):
-        x, y = 6 + number % columns * (width // columns), 5 + number // columns * line
-        draw.rectangle((x, y + 2, x + 14, y + 16), fill=colour, outline="black")
-        draw.text(
-            (x + 20, y + 1),
-            (name if len(name) <= 20 else name[:19] + "…") + (f" ({count})" if count > 1 else ""),
-            fill="black",
-            font=font,
-        )
-    if not entries:
-        draw.text((6, 6), "nothing named", fill="black", font=font)
+    for number, (text, colour) in enumerate(rows):
+        x, y = gap + number % columns * (width // columns), gap + number // columns * line
+        draw.rectangle((x, y, x + size, y + size), fill=colour, outline="black")
+        lettering.write(draw, x + size + gap, y + round(0.9 * size), text, "black")
+    if not rows:
+        lettering.write(draw, gap, gap + round(0.9 * size), "nothing named", "black")
     return canvas
 
 
 def _dark(colour: Colour) -> Colour:
     red, green, blue = (round(value * 0.45) for value in colour)
     return red, green, blue
-
-
-@lru_cache(maxsize=4)
-def typeface(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

@@ -18,9 +18,7 @@ from tqdm import tqdm
 
 from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.data.readers import (
-    LabelTable,
     Reader,
-    check_size,
     instance_samples,
     join_samples,
     pair_samples,
@@ -29,11 +27,13 @@ from lexiseg.data.readers import (
     read_instances,
     read_label_map,
     read_panoptic,
+    upright,
 )
 from lexiseg.data.row import Row, missing
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import read_coco
 from lexiseg.ops.files import write_json, write_png
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.ops.rle import compress, encode_masks
 from lexiseg.structures import IGNORED
 from lexiseg.text.vocabulary import ClassName, Vocabulary
@@ -125,8 +125,7 @@ def _vocabulary(path: Path) -> Vocabulary:
 
 def _things(path: Path, sample: Sample, things: list[int]) -> list[tuple[int, Mask]]:
     """(label, mask) of each thing in a PNG of ``annotations_instance``."""
-    colours = read_colours(path)
-    check_size((colours.shape[0], colours.shape[1]), sample, path)
+    colours = upright(read_colours(path), sample, path)
     found = []
     for number in np.unique(colours[..., 1]).tolist():
         mask = colours[..., 1] == number

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from lexiseg.data.dataset import Dataset
 from lexiseg.data.prepare import Work, carry_out, raw_files, refuse_unfinished, same_size, write_picture
-from lexiseg.data.readers import LabelTable, pair_samples, read_colours, semantic_dataset
+from lexiseg.data.readers import pair_samples, read_colours, semantic_dataset
 from lexiseg.data.row import Row
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.structures import Size
 from lexiseg.text.vocabulary import Vocabulary
 

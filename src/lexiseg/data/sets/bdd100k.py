@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
-from lexiseg.data.readers import LabelTable, pair_samples, panoptic_samples, read_panoptic, semantic_dataset
+from lexiseg.data.readers import pair_samples, panoptic_samples, read_panoptic, semantic_dataset
 from lexiseg.data.row import Row
 from lexiseg.ops.coco import read_coco
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.text.vocabulary import Vocabulary
 
 

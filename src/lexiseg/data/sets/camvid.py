@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
-from lexiseg.data.readers import LabelTable, pair_samples, semantic_dataset
+from lexiseg.data.readers import pair_samples, semantic_dataset
 from lexiseg.data.row import Row
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.text.vocabulary import Vocabulary
 
 UNLABELLED = 11

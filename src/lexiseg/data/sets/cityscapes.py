@@ -14,17 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from lexiseg.data.dataset import Dataset, Sample
-from lexiseg.data.readers import (
-    LabelTable,
-    Reader,
-    check_size,
-    pair_samples,
-    panoptic_to_instances,
-    read_label_map,
-    read_values,
-    refuse_missing,
-)
+from lexiseg.data.readers import Reader, pair_samples, panoptic_to_instances, read_label_map, refuse_missing, upright
 from lexiseg.data.row import Row
+from lexiseg.ops.label_table import LabelTable
+from lexiseg.ops.pictures import read_values
 from lexiseg.structures import IGNORED, Instances, PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -64,8 +57,7 @@ def read_panoptic(sample: Sample) -> PanopticMap:
         DataError: if it is missing, damaged, not of the picture's size, or holds an id that Cityscapes does not have.
     """
     path: Path = sample.annotation["instance"]
-    raw = read_values(path).astype(np.int32)
-    check_size(raw.shape, sample, path)
+    raw = upright(read_values(path).astype(np.int32), sample, path)
     labels = TABLE.map(np.where(raw >= NUMBERED, raw // NUMBERED, raw), str(path))
     ids = np.where(labels == IGNORED, 0, raw)
     segments = []

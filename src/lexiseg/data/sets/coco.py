@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
 from lexiseg.data.readers import (
-    LabelTable,
     Reader,
     category_table,
     coco_vocabulary,
@@ -22,6 +21,7 @@ from lexiseg.data.readers import (
 )
 from lexiseg.data.row import Row, missing
 from lexiseg.ops.coco import read_coco
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.text.vocabulary import Vocabulary
 
 PIXEL_IDS = 182  # COCO-Stuff's label maps hold the category id less one,

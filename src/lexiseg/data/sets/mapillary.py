@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from lexiseg.data.dataset import Dataset
-from lexiseg.data.readers import LabelTable, panoptic_samples, read_panoptic, read_panoptic_as_labels
+from lexiseg.data.readers import panoptic_samples, read_panoptic, read_panoptic_as_labels
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import read_coco, read_json
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
 FOLDER = "mapillary_vistas"

@@ -35,11 +35,12 @@ from lexiseg.data.prepare import (
     tiles,
     write_picture,
 )
-from lexiseg.data.readers import pair_samples, read_colours, read_values, semantic_dataset
+from lexiseg.data.readers import pair_samples, read_colours, semantic_dataset
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import read_json
 from lexiseg.ops.names import below, relative_name
+from lexiseg.ops.pictures import read_values
 from lexiseg.text.vocabulary import Vocabulary
 
 Labels = NDArray[np.uint8]

@@ -25,10 +25,11 @@ from scipy.io.matlab import MatReadError
 
 from lexiseg.data.dataset import Dataset
 from lexiseg.data.prepare import Work, carry_out, read_names, refuse_unfinished, write_picture
-from lexiseg.data.readers import LabelTable, pair_samples, semantic_dataset
+from lexiseg.data.readers import pair_samples, semantic_dataset
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError, UsageError
 from lexiseg.ops.coco import read_json
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.rle import decode_counts, decompress
 from lexiseg.text.vocabulary import ClassName, Vocabulary

@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.data.dataset import Dataset, Sample, Truth
-from lexiseg.data.readers import InstanceRecord, LabelTable, read_instances
+from lexiseg.data.readers import InstanceRecord, read_instances
 from lexiseg.data.row import Row
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import read_coco
+from lexiseg.ops.label_table import LabelTable
 from lexiseg.ops.names import below, relative_name
 from lexiseg.ops.rle import decode_counts
 from lexiseg.structures import Instances

@@ -1,0 +1,93 @@
+"""Memory: how much is worked on at once, how much is left, and refusing work that needs more.
+
+A system that has no memory left ends the process without a word; so what is large is asked for before it is taken.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from lexiseg.errors import ImageError
+from lexiseg.structures import Size
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+CELLS = 2**26  # pixels of masks that are worked on at once: what bounds the memory, not the number or the size of masks
+
+
+def masks_at_once(size: Size, most: int | None = None) -> int:
+    """How many masks of ``size`` have `CELLS` pixels, at least 1 and no more than ``most``."""
+    count = max(1, CELLS // max(1, size[0] * size[1]))
+    return count if most is None else min(count, most)
+
+
+def refuse_beyond_memory(needed: int, what: str) -> None:
+    """Raise ImageError if ``what`` needs more memory, in bytes, than is left."""
+    left = memory_left()
+    if left is not None and needed > left:
+        raise ImageError(
+            f"{what} need about {needed / 1e9:.1f} GB of memory, and {left / 1e9:.1f} GB are left; scale the picture down,"
+            " name fewer classes, or raise --threshold"
+        )
+
+
+def memory_left() -> int | None:
+    """How many bytes this process may still take, by what the machine has free, the limits of its control groups (containers)
+    and its own address space; None where the system does not say, which is any but Linux."""
+    if sys.platform != "linux":
+        return None
+    limits = [*_of_machine(), *_of_groups(), *_of_process()]
+    return max(0, min(limits)) if limits else None
+
+
+def _of_machine() -> list[int]:
+    with suppress(OSError, ValueError, IndexError, KeyError):
+        lines = (line.split() for line in (PROC / "meminfo").read_text().splitlines())
+        amounts = {line[0]: 1024 * int(line[1]) for line in lines}
+        return [amounts["MemAvailable:"] + amounts["SwapFree:"]]
+    return []
+
+
+def _of_process() -> list[int]:
+    with suppress(OSError, ValueError, IndexError):
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int((PROC / "self/statm").read_text().split()[0])
+        return [] if limit == resource.RLIM_INFINITY else [limit - pages * resource.getpagesize()]
+    return []
+
+
+def _of_groups() -> list[int]:
+    """What is left in the control group of this process and in those it lies in; pages of files are given back on demand."""
+    left: list[int] = []
+    with suppress(OSError, ValueError):
+        for line in (PROC / "self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                root, names, cache = CGROUPS, ("memory.max", "memory.current"), "inactive_file"
+            elif "memory" in controllers.split(","):
+                root, names, cache = (
+                    CGROUPS / "memory",
+                    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+                    "total_inactive_file",
+                )
+            else:
+                continue
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(root):
+                    left += _of_group(folder, names, cache)
+    return left
+
+
+def _of_group(folder: Path, names: tuple[str, str], cache: str) -> list[int]:
+    with suppress(OSError, ValueError):  # "max", or no such file: no limit
+        limit, used = (int((folder / name).read_text()) for name in names)
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return [limit - used + int(stat.get(cache, 0))]
+    return []

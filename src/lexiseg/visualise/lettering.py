@@ -1,0 +1,222 @@
+"""Writing names of any script into pictures: each letter in the first font that has it.
+
+The fonts are tried in this order: the caller's (`preferring`); DejaVu Sans, which is in the package and has Latin, Greek,
+Cyrillic, Armenian, Georgian, Hebrew, Arabic and more; those installed on the machine. Letters are joined, marks placed and the
+direction of reading kept if Pillow has Raqm (its wheels do, where FriBiDi is installed); without it letters stand alone, from
+left to right.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from unicodedata import bidirectional, category, normalize
+
+from PIL import ImageDraw, ImageFont
+
+from lexiseg.errors import UsageError
+from lexiseg.ops.files import find_files
+
+BASE = str(files("lexiseg") / "assets" / "fonts" / "DejaVuSans.ttf")
+ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
+# In the name of a file: not the upright, normal letters of the family, or none that anybody reads.
+STYLES = (
+    *("bold", "black", "heavy", "semi", "medium", "light", "thin", "italic", "oblique", "condensed", "narrow", "extra"),
+    *("mono", "serif", "display", "looped", "-ui", "math", "symbols", "lastresort"),
+)
+NOBODY_HAS = "\U0010ffff"  # no character, so every font draws what it draws for letters that it lacks
+PROBE = 24  # pixels; the size at which fonts are asked for letters
+JOINERS = "\u200c\u200d"  # between letters of Arabic and Indic scripts
+SHOWN = 12  # how many missing letters a notice names
+
+_preferred: ContextVar[str | None] = ContextVar("preferred", default=None)
+_told: set[str] = set()  # letters that a notice has named
+
+
+@contextmanager
+def preferring(font: str | Path | None) -> Iterator[None]:
+    """Within the block the fonts of a file come before all others; None leaves things as they are.
+
+    Raises:
+        UsageError: the file is missing or no font whose letters can be scaled.
+    """
+    if font is None:
+        yield
+        return
+    try:
+        _opened(str(font), PROBE)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{font}: is no font that can be used ({error}); give a .ttf, .otf or .ttc file") from None
+    token = _preferred.set(str(font))
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def notice(names: Iterable[str]) -> str | None:
+    """What to tell the user if no font has some letters of the names; each letter is told of once."""
+    written = dict.fromkeys(letter for name in names for letter in _needed(_clean(name)))
+    letters = [letter for letter in written if letter not in _told and _font_with(letter, _preferred.get()) is None]
+    _told.update(letters)
+    if not letters:
+        return None
+    more = f" and {len(letters) - SHOWN} more" if len(letters) > SHOWN else ""
+    return (
+        f"no font here has {' '.join(letters[:SHOWN])}{more}; drawn as boxes. Install a font that has them, such as one of the "
+        "Noto family, or name its file (--font FILE; font= in Python)"
+    )
+
+
+def warn_of_boxes(names: Iterable[str]) -> None:
+    """As `notice`, as a Python warning."""
+    if told := notice(names):
+        warnings.warn(told, stacklevel=3)
+
+
+class Lettering:
+    """Letters of one size.
+
+    Args:
+        size: pixels of the em, about the height from the top of an Å to the bottom of a g.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def box(self, text: str) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the ink in pixels, from the beginning of the base line."""
+        x, boxes = 0.0, []
+        for run, font in self._runs(text):
+            left, top, right, bottom = font.getbbox(run, anchor="ls")
+            boxes.append((x + left, top, x + right, bottom))
+            x += font.getlength(run)
+        if not boxes:
+            return 0.0, 0.0, 0.0, 0.0
+        lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+        return min(lefts), min(tops), max(rights), max(bottoms)
+
+    def length(self, text: str) -> float:
+        """How far the text goes, in pixels."""
+        return sum(font.getlength(run) for run, font in self._runs(text))
+
+    def fitted(self, text: str, width: float) -> str:
+        """The text, cut and ended by an ellipsis where it is wider than ``width`` pixels."""
+        if self.length(text) <= width:
+            return text
+        while text and self.length(f"{text}…") > width:
+            text = text[:-1]
+        return f"{text.rstrip()}…"
+
+    def write(self, draw: ImageDraw.ImageDraw, x: float, y: float, text: str, fill: str) -> None:
+        """Write the text from ``x`` on, its base line at ``y``."""
+        for run, font in self._runs(text):
+            draw.text((x, y), run, fill=fill, font=font, anchor="ls")
+            x += font.getlength(run)
+
+    def _runs(self, text: str) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+        """Pieces of the text with the font of each, from left to right."""
+        text, preferred = _clean(text), _preferred.get()
+        clusters = groupby(_clusters(text), key=lambda cluster: _font_of(_needed(cluster), preferred))
+        runs = [("".join(group), _opened(path, self.size)) for path, group in clusters]
+        first = next((bidirectional(letter) for letter in text if bidirectional(letter) in {"L", "R", "AL"}), "L")
+        return runs if first == "L" else runs[::-1]
+
+
+def _clean(text: str) -> str:
+    """Composed letters, without what is to be seen by programs only: controls, marks of direction, halves of surrogates."""
+    kinds = ((letter, category(letter)) for letter in normalize("NFC", text))
+    shown = ("\ufffd" if kind == "Cs" else " " if kind in {"Cc", "Zl", "Zp"} else letter for letter, kind in kinds)
+    return "".join(letter for letter in shown if category(letter) != "Cf" or letter in JOINERS)
+
+
+def _clusters(text: str) -> list[str]:
+    """Each letter with what is drawn in its font: spaces, joiners and marks that follow it."""
+    clusters: list[str] = []
+    for letter in text:
+        if clusters and (letter.isspace() or letter in JOINERS or category(letter).startswith("M")):
+            clusters[-1] += letter
+        else:
+            clusters.append(letter)
+    return clusters
+
+
+def _needed(text: str) -> str:
+    """The letters that a font must have; spaces, joiners and selectors of variants are not drawn."""
+    return "".join(letter for letter in text if not (letter.isspace() or letter in JOINERS or "\ufe00" <= letter <= "\ufe0f"))
+
+
+def _font_of(letters: str, preferred: str | None) -> str:
+    """The file of the first font that has a letter with its marks, or else the letter, or else the base."""
+    return _font_with(letters, preferred) or _font_with(letters[:1], preferred) or BASE
+
+
+@lru_cache(maxsize=4096)
+def _font_with(letters: str, preferred: str | None) -> str | None:
+    """The file of the first font that has all these letters."""
+    near = [path for path in (preferred, BASE) if path is not None]
+    return next((path for paths in (near, _installed()) for path in paths if all(_has(path, each) for each in letters)), None)
+
+
+def _has(path: str, letter: str) -> bool:
+    """Whether a font draws a letter otherwise than letters that it lacks."""
+    try:
+        font, lacking = _asked(path)
+        return _drawing(font, letter) != lacking
+    except (OSError, ValueError):  # damaged, or made of pictures of one size
+        return False
+
+
+@lru_cache(maxsize=1024)
+def _asked(path: str) -> tuple[ImageFont.FreeTypeFont, bytes]:
+    font = ImageFont.truetype(path, PROBE, layout_engine=ImageFont.Layout.BASIC)
+    return font, _drawing(font, NOBODY_HAS)
+
+
+def _drawing(font: ImageFont.FreeTypeFont, letter: str) -> bytes:
+    mask = font.getmask(letter)
+    return bytes(mask) + repr(mask.size).encode()
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str, size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.truetype(path, size)
+    with suppress(OSError, ValueError):  # a font of one weight only
+        font.set_variation_by_name("Regular")
+    return font
+
+
+@lru_cache(maxsize=1)
+def _installed() -> tuple[str, ...]:
+    """The fonts of this machine, the plain ones first, of these Noto's."""
+    found = []
+    for folder in _folders():
+        with suppress(OSError):
+            found += find_files(folder, ENDINGS)
+    return tuple(str(path) for path in sorted(found, key=_rank))
+
+
+def _rank(path: Path) -> tuple[int, bool, str]:
+    name = path.stem.lower()
+    return sum(word in name for word in STYLES), not name.startswith("noto"), name
+
+
+def _folders() -> list[Path]:
+    """Where fonts are installed, for all and for this user."""
+    home, given = Path.home(), os.environ
+    if platform.system() == "Windows":
+        local = Path(given.get("LOCALAPPDATA") or home / "AppData" / "Local")
+        return [Path(given.get("WINDIR") or "C:/Windows") / "Fonts", local / "Microsoft" / "Windows" / "Fonts"]
+    if platform.system() == "Darwin":
+        return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library" / "Fonts"]
+    shared = (given.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share").split(":")
+    roots = [given.get("XDG_DATA_HOME") or home / ".local" / "share", *(root for root in shared if root)]
+    return [*(Path(root) / "fonts" for root in roots), home / ".fonts"]

@@ -1,0 +1,152 @@
+"""A stand-in for the Hugging Face hub on loopback: what its client asks for, and the ways in which a hub fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# What the hub answers instead of a file: status, X-Error-Code, what it says.
+REFUSALS = {
+    "mistyped": (401, "RepoNotFound", "Invalid username or password."),
+    "not found": (404, "RepoNotFound", "Repository not found"),
+    "old token": (401, "", "Invalid credentials in Authorization header"),
+    "gated": (403, "GatedRepo", "Access to this model is restricted and you are not in the authorized list."),
+    "gated, no token": (401, "GatedRepo", "Access to this model is restricted. You must have access to it."),
+    "forbidden": (403, "", "Forbidden"),
+    "closed": (403, "", "Access to this resource is disabled."),
+    "no branch": (404, "RevisionNotFound", "Invalid rev id: main"),
+    "too many": (429, "", "Too many requests"),
+    "down": (503, "", "Service Unavailable"),
+    "broken": (500, "", "Internal Error"),
+    "odd": (418, "", "I am a teapot"),
+}
+
+
+@dataclass
+class StandInHub:
+    """Repositories and how they are served.
+
+    Attributes:
+        files: repository -> name -> content; those that Git LFS would hold are redirected to another host, as by the hub.
+        refusal: key of `REFUSALS`, or "silent" (no answer), or "foreign" (no hub); empty for a hub that works.
+        transfers: what happens to the next transfers of large files: "" (nothing), "cut" (the connection closes in the middle),
+            "short" (half of it, and that is said to be all), "corrupted" (a byte is another), "stalled" (nothing comes).
+        requests: method and path of every request for a file so far.
+    """
+
+    address: str = ""
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refusal: str = ""
+    transfers: Iterator[str] = field(default_factory=lambda: iter(()))
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def fetched(self) -> list[str]:
+        """Contents sent so far, by the name of the file."""
+        return [path.rpartition("/")[2] for method, path in self.requests if method == "GET"]
+
+
+def digest(content: bytes, *, large: bool) -> str:
+    """What the hub calls a file: SHA-256 of large ones, git's SHA-1 of others."""
+    return hashlib.sha256(content).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def is_large(name: str) -> bool:
+    """Whether Git LFS would hold a file."""
+    return name.endswith((".safetensors", ".bin"))
+
+
+@contextmanager
+def stand_in_hub() -> Iterator[StandInHub]:
+    """A hub without repositories that serves until the end."""
+    hub = StandInHub()
+
+    class Handler(_Handler):
+        pass
+
+    Handler.hub = hub
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.address = f"127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: StandInHub
+
+    def do_HEAD(self) -> None:
+        with suppress(ConnectionError):  # the client has lost its patience
+            self._answer()
+
+    do_GET = do_HEAD  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        if "/resolve/" in self.path or "/storage/" in self.path:  # the client has questions of its own, too
+            self.hub.requests.append((self.command, self.path))
+        if stored := re.fullmatch(r"/storage/(.+)/([^/]+)", self.path):
+            return self._store(self.hub.files[stored[1]][stored[2]])
+        if self.hub.refusal == "silent":
+            self.hub.released.wait()
+        if self.hub.refusal == "foreign":
+            return self._send(200, b"<html>Log in to this network</html>", {})
+        if self.hub.refusal in REFUSALS:
+            return self._refuse(*REFUSALS[self.hub.refusal])
+        asked = re.fullmatch(r"/(.+)/resolve/(?:main|[0-9a-f]{40})/([^/]+)", self.path)
+        files = self.hub.files.get(asked[1]) if asked else None
+        if asked is None or files is None:
+            return self._refuse(*REFUSALS["mistyped"])
+        if asked[2] not in files:
+            return self._refuse(404, "EntryNotFound", "Entry not found")
+        return self._file(asked[1], asked[2], files[asked[2]])
+
+    def _file(self, repository: str, name: str, content: bytes) -> None:
+        """A small file itself, or where a large one is stored: on what is another host to the client."""
+        tag = f'"{digest(content, large=is_large(name))}"'
+        if not is_large(name):
+            return self._send(200, content, {"ETag": tag, "X-Repo-Commit": COMMIT})
+        headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": tag, "X-Linked-Size": str(len(content))}
+        host = self.hub.address.replace("127.0.0.1", "localhost")
+        return self._send(302, b"", headers | {"Location": f"http://{host}/storage/{repository}/{name}"})
+
+    def _store(self, content: bytes) -> None:
+        fault, half = next(self.hub.transfers, ""), len(content) // 2
+        if fault == "stalled":
+            self.hub.released.wait()
+        if fault == "short":
+            return self._send(200, content[:half], {})
+        if fault == "corrupted":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        first = int(begin[1]) if begin else 0
+        part = {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"} if begin else {}
+        return self._send(206 if begin else 200, content[first:], part, sent=half if fault == "cut" else None)
+
+    def _refuse(self, status: int, code: str, said: str) -> None:
+        headers = {"X-Error-Message": said} | ({"X-Error-Code": code} if code else {})
+        self._send(status, json.dumps({"error": said}).encode(), headers | {"Content-Type": "application/json"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], sent: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[:sent])
