@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import correlation
 from lexiseg.methods import model_named
 from lexiseg.methods.catseg.model import CatSeg
-from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
+from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, CostVolume
 from lexiseg.methods.escnet.model import EscNet
 
 MIB = 2**20
@@ -44,10 +45,10 @@ def measured(name: str, classes: int, at_once: int) -> dict[str, Any]:
     if isinstance(segmenter, CatSeg):
         segmenter.aggregation.most, segmenter.aggregation.classes_at_once = 0, at_once or None
     elif isinstance(segmenter, EscNet):
-        segmenter.classes_at_once = at_once or None
+        segmenter.config = replace(segmenter.config, classes_at_once=at_once or None)
     cells, vectors = segmenter.config.image_size // segmenter.clip.strides[0], torch.randn(classes, segmenter.clip.width)
     dense, *levels = (torch.randn(1, width, cells, cells) for width in (vectors.shape[1], *segmenter.clip.channels[:LEVELS]))
-    seen = Seen(dense, vectors, correlation(dense, vectors), tuple(levels))
+    seen = CostVolume(dense, vectors, correlation(dense, vectors), tuple(levels))
     before, start = peak(), time.perf_counter()
     logits = segmenter.decode(seen)
     return {

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from transformers import SamConfig, SamHQConfig
 import lexiseg
 from lexiseg import methods
 from lexiseg.backbones import sam_weights
-from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipResNet, build_clip
+from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipResNet, build_clip, load_clip
 from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, mobile_sam, sam_config, sam_hq_config
 from lexiseg.checkpoints.convert import converter_of
 from lexiseg.cli import main
-from lexiseg.methods import parts
 from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.fcclip.config import FcClipConfig
@@ -60,7 +60,7 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _miniature(monkeypatch: pytest.MonkeyPatch, small_clip: Path) -> None:
     """FC-CLIP with few layers on a small CLIP, as if it had been published."""
     like = methods.MODELS["fcclip-convnext-l"]
-    clip = parts.tiny_clip(str(small_clip), parts.CONVOLUTIONAL)
+    clip = Part("clip", partial(build_clip, small_clip), partial(load_clip, small_clip))
     monkeypatch.setitem(methods.MODELS, NAME, replace(like, name=NAME, config=FcClipConfig(**SIZES), parts=(clip,)))
 
 
@@ -246,7 +246,10 @@ def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, small_clip, tmp_pa
         "feature_layers": (1, 2),
     }
     config = CmpfConfig(**few, behaviour="official")
-    own = (parts.tiny_clip(str(small_clip), parts.CONVOLUTIONAL), Part("sam", mobile_sam, lambda _: mobile_sam()))
+    own = (
+        Part("clip", partial(build_clip, small_clip), partial(load_clip, small_clip)),
+        Part("sam", mobile_sam, lambda _: mobile_sam()),
+    )
     like = methods.MODELS["cmpf-convnext-l"]
     monkeypatch.setitem(methods.MODELS, "cmpf-mini", replace(like, name="cmpf-mini", config=config, parts=own))
     clip = build_clip(small_clip)
@@ -276,7 +279,7 @@ def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, small_clip, tmp_pa
     torch.save(official | {"sam.mask_decoder.iou_token.weight": torch.zeros(1, 7)}, tmp_path / "wrong.pth")
     code, _, err = run(capsys, tmp_path / "wrong.pth", "--model", "cmpf-mini", "--output", tmp_path / "new")
     assert code == 1
-    assert "mask_decoder.iou_token.weight (1, 7) instead of (1, 256)" in err
+    assert "wrong.pth is another model's: sam.model.mask_decoder.iou_token.weight is (1, 7), not (1, 256)" in err
     fcclip = {name: value for name, value in official.items() if "sam_transformer" not in name and "_sam." not in name}
     torch.save({name: value for name, value in fcclip.items() if ".fpn3." not in name}, tmp_path / "half.pth")
     code, _, err = run(capsys, tmp_path / "half.pth", "--model", "cmpf-mini", "--output", tmp_path / "new")

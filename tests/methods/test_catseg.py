@@ -38,7 +38,7 @@ def test_every_pixel_counts_its_crops_and_the_whole_alike() -> None:
         return rows[None, None, place[0] : place[0] + CROP, place[1] : place[1] + CROP]
 
     segmenter.decode = logits  # type: ignore[method-assign,assignment]
-    found = segmenter._mosaic(torch.rand(3, 50, 70), some_text(), None)
+    found = segmenter._probabilities(torch.rand(3, 50, 70), some_text(), None)
     assert_close(found[0], rows.sigmoid(), atol=1e-3, rtol=0)
 
 

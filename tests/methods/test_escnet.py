@@ -267,7 +267,7 @@ def test_texts_are_asked_in_two_sums() -> None:
 
 def logits(segmenter: EscNet, text: TextEmbeddings, **options: Any) -> Tensor:
     with torch.no_grad():
-        return segmenter.decode(segmenter.see(some_images((64, 64), (64, 64)).pixels, text), **options)
+        return segmenter.decode(segmenter.encode(some_images((64, 64), (64, 64)).pixels, text), **options)
 
 
 @pytest.mark.parametrize("probability", ["classes", "space"])
@@ -294,7 +294,7 @@ class Largest(TorchDispatchMode):
 
 def largest(classes: int, at_once: int) -> int:
     segmenter = tiny_escnet(classes_at_once=at_once)
-    seen = segmenter.see(some_images((64, 64)).pixels, some_text(classes))
+    seen = segmenter.encode(some_images((64, 64)).pixels, some_text(classes))
     with Largest() as mode, torch.no_grad():
         segmenter.decode(seen)
     return mode.numbers
@@ -344,12 +344,12 @@ def test_every_setting_makes_a_difference() -> None:
 
 def test_the_nearest_classes_of_each_picture() -> None:
     segmenter, text = tiny_escnet(max_classes=3), some_text(7)
-    found, seen = logits(segmenter, text), segmenter.see(some_images((64, 64), (64, 64)).pixels, text)
+    found, seen = logits(segmenter, text), segmenter.encode(some_images((64, 64), (64, 64)).pixels, text)
     for image in range(2):
-        nearest = seen.costs[image].amax((-2, -1)).topk(3).indices.sort().values
+        nearest = seen.cost[image].amax((-2, -1)).topk(3).indices.sort().values
         left_out = [label for label in range(7) if label not in nearest.tolist()]
         assert (found[image, left_out] == NEVER).all()
-        alone = segmenter.decode(segmenter.see(some_images((64, 64), (64, 64)).pixels[image : image + 1], text.select(nearest)))
+        alone = segmenter.decode(segmenter.encode(some_images((64, 64), (64, 64)).pixels[image : image + 1], text.select(nearest)))
         assert_close(found[image, nearest], alone[0], atol=1e-4, rtol=1e-4)
 
 
@@ -435,7 +435,7 @@ def test_it_learns() -> None:
 
 def test_unlabelled_pixels_do_not_count() -> None:
     segmenter, text, (images, targets) = tiny_escnet(), some_text(), halves()
-    found = segmenter.decode(segmenter.see(images.pixels, text))
+    found = segmenter.decode(segmenter.encode(images.pixels, text))
     large = torch.nn.functional.interpolate(found, (64, 64), mode="bilinear")
     part = replace(targets[0], masks=targets[0].masks & (torch.arange(64) < 20)[:, None])
     truth = torch.zeros(5, 64, 64)
@@ -466,8 +466,8 @@ def test_full_size_cells_fit_into_windows(name: str, cells: int) -> None:
         assert isinstance(segmenter, EscNet)
         width = segmenter.clip.width
         text = TextEmbeddings(torch.zeros(3, width), torch.arange(3), ("a", "b", "c"), torch.ones(3, dtype=torch.bool))
-        seen = segmenter.see(torch.zeros(1, 3, 336, 336), text)
-        assert seen.costs.shape == (1, 3, cells, cells)
+        seen = segmenter.encode(torch.zeros(1, 3, 336, 336), text)
+        assert seen.cost.shape == (1, 3, cells, cells)
         assert segmenter.decode(seen).shape == (1, 3, 4 * cells, 4 * cells)
 
 

@@ -83,7 +83,7 @@ def test_positions_are_resized_bilinearly() -> None:
     tower, image = segmenter.clip.clip_model.visual, torch.rand(1, 3, 96, 96)
     table = tower.positional_embedding
     cells = torch.nn.functional.interpolate(table[1:].T.unflatten(-1, (4, 4))[None], (6, 6), mode="bilinear")[0]
-    received = segmenter.clip.features(image).last[:, 0]
+    received = segmenter.look(image).last[:, 0]
     tokens = torch.cat([tower.class_embedding[None], tower.conv1((image - 0.5) / 0.5)[0].flatten(1).T])
     expected = tower.ln_pre(tokens + torch.cat([table[:1], cells.flatten(1).T]))
     assert_close(received[0], expected, atol=1e-5, rtol=1e-5)

@@ -162,7 +162,7 @@ def test_a_card_that_is_none_is_refused_by_file(tmp_path: Path, card: str) -> No
     ("config", "message"),
     [
         (None, r"the card in .*model\.safetensors has no config"),
-        (["shortest_edge"], r"the card in .*model\.safetensors has no config"),
+        (["shortest_edge"], r"the card in .*model\.safetensors is damaged: config"),
         (
             {"shortest_edge": "wide"},
             r"the config in the card of .*model\.safetensors is not one of fcclip-tiny: shortest_edge must",

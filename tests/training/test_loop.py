@@ -277,7 +277,7 @@ def test_a_folder_is_of_one_training(whole, settings, words):
 
 
 def test_batches_that_cannot_be_shared(tmp_path):
-    with pytest.raises(UsageError, match="batch of 2 cannot be shared by 1 processes in 3 parts"):
+    with pytest.raises(UsageError, match="batch of 2 cannot be divided among 1 processes in 3 parts"):
         train(recipe("grad_accum_steps=3"), tmp_path, device="cpu")
 
 

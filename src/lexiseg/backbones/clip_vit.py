@@ -28,10 +28,7 @@ class ClipViT(ClipBackbone):
     Attributes:
         depth: number of blocks.
         level_blocks: which blocks' outputs are levels, from 0.
-        interpolation: of the positions, for another patch grid than CLIP's own.
     """
-
-    interpolation: Interpolation = "bicubic"
 
     def __init__(
         self,
@@ -58,8 +55,9 @@ class ClipViT(ClipBackbone):
         self.width = tower.proj.shape[1]
         self.image_size = tower.image_size[0]
 
-    def features(self, images: Tensor) -> ClipFeatures:
-        tokens, grid = self._embed_patches(images)
+    def features(self, images: Tensor, interpolation: Interpolation = "bicubic") -> ClipFeatures:
+        """See `ClipBackbone.features`; ``interpolation`` of the positions, for another patch grid than CLIP's own."""
+        tokens, grid = self._embed_patches(images, interpolation)
         received, levels = [], []
         for number, block in enumerate(self.clip_model.visual.transformer.resblocks):
             received.append(tokens)
@@ -133,14 +131,14 @@ class ClipViT(ClipBackbone):
         embedded: Tensor = tower.ln_post(tower.transformer.resblocks[-1](features.last[:, -1])[:, 1:]) @ tower.proj
         return embedded
 
-    def _embed_patches(self, images: Tensor) -> tuple[Tensor, Size]:
+    def _embed_patches(self, images: Tensor, interpolation: Interpolation = "bicubic") -> tuple[Tensor, Size]:
         """What the first block receives, [B, 1 + h·w, C], and the patch grid."""
         tower = self.clip_model.visual
         patches = tower.conv1(self._normalised(images))
         height, width = patches.shape[-2:]
         classes = tower.class_embedding.expand(len(images), 1, -1)
         tokens = torch.cat([classes, patches.flatten(2).mT], dim=1)
-        positions = resized_positions(tower.positional_embedding, tower.grid_size, (height, width), self.interpolation)
+        positions = resized_positions(tower.positional_embedding, tower.grid_size, (height, width), interpolation)
         return tower.ln_pre(tokens + positions), (height, width)
 
 

@@ -1,16 +1,18 @@
-"""What CAT-Seg and its relatives share: CLIP's correlations of cells and classes, and a picture's way through them.
+"""What CAT-Seg, SAM-MI and ESC-Net share: CLIP's correlations of cells and classes, and a picture's way through them.
 
-    see        squares of a picture in CLIP's eyes: dense features, class embeddings, and the cosines of both
-    decode     what the method makes of that, logits of every class
-    pixels     the whole picture, or overlapping crops of it, too; probabilities are averaged
+    views      squares of a picture: the whole of it, and overlapping crops           `CorrelationSegmenter.views`
+    encode     a view by CLIP: dense features, class embeddings, and their cosines    `CostVolume`
+    decode     a cost volume into logits of every class                               each method's own
+    mosaic     the probabilities of all views on one canvas
 
-CLIP is tuned along the way, in the query and value projections of both its towers.
+A method is a `decode`; one that knows more of the picture than its cost volume (SAM-MI: SAM's masks) gives a `ViewDecoder` of
+its own for each picture. CLIP is tuned along the way, in the query and value projections of both its towers.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,25 +35,27 @@ MULTIPLE = 32  # the official program pads whole pictures to multiples of it
 LEVELS = 2  # of CLIP, early ones, guide a decoder
 
 UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) in widths and heights of an image
-Masks = Callable[[UnitBox], Tensor]  # the masks [N, s, s] bool in a box of an image
 WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What CLIP makes of B squares and K classes.
+class CostVolume:
+    """What CLIP makes of B views and K classes.
 
     Attributes:
         dense: [B, D, h, w] features of cells in the joint space.
-        classes: [K, D].
-        costs: [B, K, h, w], how alike each cell and each class are.
+        classes: [K, D] class embeddings.
+        cost: [B, K, h, w] cosines of cells and classes.
         levels: [B, C, h, w] each: CLIP's maps after the first and the second third of its blocks.
     """
 
     dense: Tensor
     classes: Tensor
-    costs: Tensor
+    cost: Tensor
     levels: tuple[Tensor, ...]
+
+
+ViewDecoder = Callable[[CostVolume, UnitBox], Tensor]  # the volume of a view, and where it lies -> logits [1, K, 4h, 4w]
 
 
 class CorrelationSegmenter(Segmenter):
@@ -90,14 +94,13 @@ class CorrelationSegmenter(Segmenter):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> PixelPrediction:
-        """Probabilities, for each class was asked for by itself.
+        """Probabilities of each class by itself.
 
         A trace gets ``clip`` [D, h, w], the dense features of the whole picture, and ``cost`` [K, h, w], its costs.
         """
         check_trace(images, trace)
-        look = self._mosaic if self.config.sliding else self._whole
-        found = [look(images.image(index), text, trace) for index in range(len(images))]
-        return PixelPrediction(torch.stack(found), images.sizes, images.sizes, link="identity")
+        maps = [self._probabilities(images.image(index), text, trace) for index in range(len(images))]
+        return PixelPrediction(torch.stack(maps), images.sizes, images.sizes, link="identity")
 
     def loss(
         self,
@@ -105,9 +108,9 @@ class CorrelationSegmenter(Segmenter):
         text: TextEmbeddings,
         targets: Sequence[MaskTarget],
         options: Any = None,
-        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+        draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a training batch, all its images of one square size.
+        """The loss of a training batch, all its images of one square size; every pixel counts.
 
         Args:
             images: B images, looked at once.
@@ -116,71 +119,75 @@ class CorrelationSegmenter(Segmenter):
             options: a `PixelLossOptions`.
             draw: not used.
         """
-        logits = self.logits_in_training(self.see(images.pixels, text))
+        del draw
+        logits = self.decode_in_training(self.encode(images.pixels, text))
         return {"pixels": pixel_loss(logits, targets, options or PixelLossOptions())}
 
-    def logits_in_training(self, seen: Seen) -> Tensor:
-        """As `decode`, but for what a method does otherwise in training."""
-        return self.decode(seen)
-
-    def see(self, squares: Tensor, text: TextEmbeddings) -> Seen:
-        """What CLIP sees of squares [B, 3, S, S], float RGB in 0..1, at ``image_size`` × ``image_size``."""
-        features = self.clip.features(_resized(squares, (self.config.image_size, self.config.image_size)))
+    def encode(self, views: Tensor, text: TextEmbeddings) -> CostVolume:
+        """The cost volume of views [B, 3, S, S], float RGB in 0..1, seen at ``image_size`` × ``image_size``."""
+        features = self.clip.features(_resized(views, (self.config.image_size, self.config.image_size)))
         dense = self.clip.project(features)
         if self.behaviour == "official":
             classes = text.first()
-            costs = correlation(dense, classes)
+            cost = correlation(dense, classes)
         else:
             classes = text.mean()
-            costs = text.per_class(correlation(dense, text.vectors).movedim(1, -1)).movedim(-1, 1)
-        return Seen(dense, classes, costs, features.levels[:LEVELS])
+            cost = text.per_class(correlation(dense, text.vectors).movedim(1, -1)).movedim(-1, 1)
+        return CostVolume(dense, classes, cost, features.levels[:LEVELS])
 
     @abstractmethod
-    def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, trace: Trace | None = None) -> Tensor:
-        """Logits [B, K, 4h, 4w].
+    def decode(self, volume: CostVolume, trace: Trace | None = None, /) -> Tensor:
+        """Logits [B, K, 4h, 4w] of B views; a trace is of one view."""
 
-        Args:
-            seen: of B squares.
-            masks: what of each square belongs together, for methods that know.
-            trace: of one square.
-        """
+    def decode_in_training(self, volume: CostVolume) -> Tensor:
+        """As `decode`, but for what a method does otherwise in training."""
+        return self.decode(volume)
 
-    def masks_of(self, image: Tensor, seen: Seen, trace: Trace | None) -> Masks | None:  # noqa: ARG002
-        """Class-agnostic masks of an image [3, H, W] to refine its prediction with; None: this method has none."""
-        return None
+    def view_decoder(self, _image: Tensor, _whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
+        """How the views of an image [3, H, W] are decoded, the whole of it first, whose cost volume is given."""
 
-    def _whole(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
-        """Probabilities [K, 4h, 4w] of an image [3, H, W] looked at once."""
-        if self.behaviour == "official":
-            image = self.clip.padded(image, MULTIPLE)
-        return self._at_once(image, self.see(image[None], text), trace)[0][0].sigmoid()
+        def decode(volume: CostVolume, box: UnitBox) -> Tensor:
+            return self.decode(volume, trace if box == WHOLE else None)
 
-    def _mosaic(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
-        """Probabilities [K, 640, 640] of an image [3, H, W]: half of its crops, half of the whole, each enlarged to pixels.
+        return decode
 
-        As published for CAT-Seg: what CLIP sees are a 640 × 640 version of the picture in four overlapping crops and a
-        384 × 384 one.
-        """
-        whole, masks = self._at_once(image, self.see(_resized(image[None], (CROP, CROP)), text), trace)
-        total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))[0]
-        canvas, starts = _resized(image[None], (CANVAS, CANVAS)), range(0, CANVAS - CROP + 1, STRIDE)
-        times = torch.zeros(CANVAS, device=image.device)
-        for start in starts:
-            times[start : start + CROP] += 1
-        for top in starts:
-            for left in starts:
-                rows, columns = slice(top, top + CROP), slice(left, left + CROP)
-                box = (left / CANVAS, top / CANVAS, (left + CROP) / CANVAS, (top + CROP) / CANVAS)
-                logits = self.decode(self.see(canvas[..., rows, columns], text), masks and [masks(box)])
-                total[:, rows, columns] += _resized(logits, (CROP, CROP))[0].sigmoid() / (times[rows, None] * times[columns])
-        return total / 2
-
-    def _at_once(self, image: Tensor, seen: Seen, trace: Trace | None) -> tuple[Tensor, Masks | None]:
-        """Logits [1, K, 4h, 4w] of the whole image, and what in it belongs together."""
-        masks = self.masks_of(image, seen, trace)
+    def _probabilities(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
+        """Probabilities [K, h, w] of an image [3, H, W]."""
+        whole = self.encode(self._whole_view(image), text)
         if trace is not None:
-            trace |= {"clip": seen.dense[0], "cost": seen.costs[0]}
-        return self.decode(seen, masks and [masks(WHOLE)], trace=trace), masks
+            trace |= {"clip": whole.dense[0], "cost": whole.cost[0]}
+        decode = self.view_decoder(image, whole, trace)
+        logits = decode(whole, WHOLE)
+        if not self.config.sliding:
+            return logits[0].sigmoid()
+        return mosaic(logits, ((box, decode(self.encode(view, text), box)) for box, view in crops(image)))
+
+    def _whole_view(self, image: Tensor) -> Tensor:
+        """An image [3, H, W] as one view [1, 3, S, S]."""
+        if self.config.sliding:
+            return _resized(image[None], (CROP, CROP))
+        return (self.clip.padded(image, MULTIPLE) if self.behaviour == "official" else image)[None]
+
+
+def crops(image: Tensor) -> Iterator[tuple[UnitBox, Tensor]]:
+    """Four overlapping crops [1, 3, 384, 384] of a 640 × 640 version of an image [3, H, W], and their boxes (CAT-Seg)."""
+    canvas, starts = _resized(image[None], (CANVAS, CANVAS)), range(0, CANVAS - CROP + 1, STRIDE)
+    for top in starts:
+        for left in starts:
+            box = (left / CANVAS, top / CANVAS, (left + CROP) / CANVAS, (top + CROP) / CANVAS)
+            yield box, canvas[..., top : top + CROP, left : left + CROP]
+
+
+def mosaic(whole: Tensor, parts: Iterable[tuple[UnitBox, Tensor]]) -> Tensor:
+    """Probabilities [K, 640, 640] of logits [1, K, h, w]: half the mean of the crops', half the whole's (CAT-Seg)."""
+    total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))[0]
+    covering = torch.zeros(CANVAS, device=whole.device)
+    for start in range(0, CANVAS - CROP + 1, STRIDE):
+        covering[start : start + CROP] += 1
+    for (left, top, _, _), logits in parts:
+        rows, columns = (slice(round(start * CANVAS), round(start * CANVAS) + CROP) for start in (top, left))
+        total[:, rows, columns] += _resized(logits, (CROP, CROP))[0].sigmoid() / (covering[rows, None] * covering[columns])
+    return total / 2
 
 
 def _resized(maps: Tensor, size: Size) -> Tensor:

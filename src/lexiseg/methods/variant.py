@@ -99,7 +99,7 @@ class Official(ABC):
         """Official keys that carry no parameter, and why."""
 
     @abstractmethod
-    def ours(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    def ours(self, state: Mapping[str, Tensor], source: str, /) -> dict[str, Tensor]:
         """An official state dictionary under our names.
 
         Raises:
@@ -221,7 +221,8 @@ class Variant:
             WeightsError: weights are missing, left over, or of another shape.
         """
         with torch.device("meta"):
-            segmenter = self.empty(self._config_of(saved))
+            inside = {part.name: part.empty() for part in self.parts if not part.optional or part.name in saved.parts()}
+            segmenter = self._build(inside, self._config_of(saved))
         check_saved(segmenter, saved, elsewhere=frozenset(part.name for part in self.parts) - saved.parts())
 
     def num_parameters(self, config: MethodConfig | None = None) -> dict[str, Any]:

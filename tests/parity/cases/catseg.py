@@ -89,9 +89,9 @@ def sliding(path: Path) -> list[Row]:
     def decode(*_: object, **__: object) -> Tensor:
         return recorded[-1 if len(looked) == 1 else len(looked) - 2][None]  # ours looks at the whole picture first
 
-    segmenter.see, segmenter.decode = see, decode  # type: ignore[method-assign,assignment]
+    segmenter.encode, segmenter.decode = see, decode  # type: ignore[method-assign,assignment]
     size = tuple(document["height_width"])
-    probability = segmenter._mosaic(tensors["in.image_uint8"] / 255, nothing(), None)
+    probability = segmenter._probabilities(tensors["in.image_uint8"] / 255, nothing(), None)
     mean, std = (torch.tensor(OPENAI[name])[:, None, None] for name in ("mean", "std"))
     seen = torch.stack([(crop - mean) / std for crop in (*looked[1:], looked[0])])
     return [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.layers.cost_aggregation import CostAggregation
 from lexiseg.methods.catseg.config import CatSegConfig
-from lexiseg.methods.correlation import CorrelationSegmenter, Seen
+from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume
 from lexiseg.structures import Trace
 
 POOLING = 2  # cells a side that are one in attention over classes, in training
@@ -38,47 +38,51 @@ class CatSeg(CorrelationSegmenter):
     def __init__(self, clip: ClipViT, config: CatSegConfig = CatSegConfig()) -> None:
         super().__init__(clip, config)
         self.behaviour = config.behaviour
-        self.enlarge = nn.ModuleList(
-            nn.ConvTranspose2d(channels, own, factor, factor)
-            for channels, own, factor in zip(clip.channels, config.guide_channels, (2, 4), strict=False)
-        )
-        self.aggregation = CostAggregation(
-            clip.width,
-            config.guide_channels,
-            width=config.hidden_dim,
-            appearance=config.appearance_dim,
-            text=config.text_dim,
-            decoder=config.decoder_channels,
-            decoder_guides=config.decoder_guide_channels,
-            layers=config.num_layers,
-            heads=config.num_heads,
-            window=config.window_size,
-            most=config.max_classes,
-            filled=config.pad_classes,
-            attention=config.class_attention,
-            classes_at_once=config.classes_at_once,
-        )
+        self.enlarge = guide_upsampling(clip, config)
+        self.aggregation = cost_aggregation(clip, config)
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "enlarge": self.enlarge, "aggregation": self.aggregation}
 
-    def logits_in_training(self, seen: Seen) -> Tensor:
-        return self.decode(seen, pooling=POOLING)
+    def decode_in_training(self, volume: CostVolume) -> Tensor:
+        return self._aggregated(volume, pooling=POOLING)
 
-    def decode(
-        self,
-        seen: Seen,
-        masks: Sequence[Tensor] | None = None,
-        *,
-        trace: Trace | None = None,  # noqa: ARG002 - all of it is the aggregation's
-        pooling: int = 1,
-    ) -> Tensor:
-        """Logits [B, K, 4h, 4w]; ``pooling``: see `CostAggregation`."""
-        appearance, guides = self.guidance(seen, masks)
-        logits: Tensor = self.aggregation(seen.costs, seen.classes, appearance, guides, pooling=pooling)
+    def decode(self, volume: CostVolume, _trace: Trace | None = None, /) -> Tensor:
+        return self._aggregated(volume)
+
+    def _aggregated(self, volume: CostVolume, *, pooling: int = 1) -> Tensor:
+        guides = upsampled(self.enlarge, volume.levels)
+        logits: Tensor = self.aggregation(volume.cost, volume.classes, volume.dense, guides, pooling=pooling)
         return logits
 
-    def guidance(self, seen: Seen, masks: Sequence[Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # noqa: ARG002
-        """What guides the aggregation over space, and the decoder, [B, G, 2h, 2w] and [B, G', 4h, 4w]: CLIP's features."""
-        second, first = (enlarge(level) for enlarge, level in zip(self.enlarge, seen.levels, strict=True))
-        return seen.dense, (second, first)
+
+def guide_upsampling(clip: ClipViT, config: CatSegConfig) -> nn.ModuleList:
+    """Transposed convolutions that bring CLIP's levels to two and four times their resolution."""
+    sizes = zip(clip.channels, config.guide_channels, (2, 4), strict=False)
+    return nn.ModuleList(nn.ConvTranspose2d(channels, own, factor, factor) for channels, own, factor in sizes)
+
+
+def upsampled(layers: nn.ModuleList, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The guides of the decoder, [B, G, 2h, 2w] and [B, G', 4h, 4w], of CLIP's levels."""
+    second, first = (layer(level) for layer, level in zip(layers, levels, strict=True))
+    return second, first
+
+
+def cost_aggregation(clip: ClipViT, config: CatSegConfig) -> CostAggregation:
+    """The aggregation of a config, over the features of a CLIP."""
+    return CostAggregation(
+        clip.width,
+        config.guide_channels,
+        width=config.hidden_dim,
+        appearance=config.appearance_dim,
+        text=config.text_dim,
+        decoder=config.decoder_channels,
+        decoder_guides=config.decoder_guide_channels,
+        layers=config.num_layers,
+        heads=config.num_heads,
+        window=config.window_size,
+        most=config.max_classes,
+        filled=config.pad_classes,
+        attention=config.class_attention,
+        classes_at_once=config.classes_at_once,
+    )

@@ -111,7 +111,7 @@ class CatSegCheckpoint(Official):
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: "which cells of a shifted window were neighbours, a constant" for key in keys if dropped(key)}
 
-    def ours(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:  # noqa: ARG002 - messages name keys
+    def ours(self, state: Mapping[str, Tensor], _source: str, /) -> dict[str, Tensor]:
         return from_official(state)
 
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:

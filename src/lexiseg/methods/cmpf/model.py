@@ -162,7 +162,7 @@ class Cmpf(FcClip):
         inside = functional.interpolate(cells, features.grid, mode="bilinear", align_corners=False) > 0
         return classes, inside.any(-1).any(-1) | isinstance(self.clip, ClipMeanPooled)
 
-    def injection(self, pixels: Tensor, inner: Size, trace: Trace | None = None) -> SamInjection | None:
+    def injection(self, pixels: Tensor, inner: Size, trace: Trace | None = None, /) -> SamInjection | None:
         """What SAM sees, ready for both injectors; None if there are none."""
         if self.query_injector is None and self.feature_injector is None:
             return None

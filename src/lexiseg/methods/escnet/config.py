@@ -18,7 +18,7 @@ Prompt = Literal["points", "boxes", "masks"]
 class EscNetConfig(CorrelationConfig):
     """Options of `EscNet`; the defaults are the published values (Sec. 4.3)."""
 
-    RUNTIME: ClassVar[frozenset[str]] = CorrelationConfig.RUNTIME | {"num_regions", "threshold", "prompts", "probability"}
+    RUNTIME: ClassVar[frozenset[str]] = CorrelationConfig.RUNTIME | {"num_regions", "threshold", "probability"}
 
     image_size: Annotated[int, Ge(16)] = 336
     """Pixels a side of what CLIP looks at; the picture is squeezed into such a square."""

@@ -3,7 +3,7 @@
 CLIP's correlations of cells and classes become prompts for the blocks of SAM's mask decoder, which look at CLIP's features;
 SAM's image encoder is not needed. What they see refines the correlations, four times; then they are decoded.
 
-    Eq. (1)   correlations                                       `CorrelationSegmenter.see`
+    Eq. (1)   correlations                                       `CorrelationSegmenter.encode`
     Sec. 3.3  pseudo prompts: points and masks, k-means          `prompts.py`
     Eq. (2)   SAM blocks on CLIP's features                      `PromptedBlocks` in `blocks.py`, `EscNet._refined`
     Sec. 3.5  vision-language fusion                             `VisionLanguageFusion` in `blocks.py`
@@ -28,7 +28,7 @@ from lexiseg.layers.cost_aggregation import NEVER, nearest_classes
 from lexiseg.layers.memory import part_of
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, class_loss, class_masks, pixel_loss
-from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, Seen
+from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, CostVolume
 from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLanguageFusion
 from lexiseg.methods.escnet.config import EscNetConfig
 from lexiseg.methods.escnet.prompts import probabilities, pseudo_prompts
@@ -111,12 +111,13 @@ class EscNet(CorrelationSegmenter):
         text: TextEmbeddings,
         targets: Sequence[MaskTarget],
         options: EscNetLossOptions | None = None,
-        draw: PointSource | None = None,  # noqa: ARG002 - every pixel counts
+        draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
         """See `CorrelationSegmenter.loss`."""
+        del draw
         options = options or EscNetLossOptions()
-        seen, between = self.see(images.pixels, text), list[Tensor]()
-        logits = self._decoded(seen, between=between)
+        volume, between = self.encode(images.pixels, text), list[Tensor]()
+        logits = self._decoded(volume, between=between)
         losses = {"pixels": pixel_loss(logits, targets, options.pixels)}
         if between and options.maps:
             truth = torch.stack([class_masks(target, logits.shape[1]) for target in targets]).to(logits.dtype)
@@ -124,21 +125,23 @@ class EscNet(CorrelationSegmenter):
             losses["maps"] = options.maps * sum((class_loss(maps, truth) for maps in each), logits.new_zeros(())) / len(each)
         return losses
 
-    def decode(self, seen: Seen, masks: Sequence[Tensor] | None = None, *, trace: Trace | None = None) -> Tensor:  # noqa: ARG002
-        """Logits [B, K, 4h, 4w]; of many classes each square's nearest ones.
+    def decode(self, volume: CostVolume, trace: Trace | None = None, /) -> Tensor:
+        """Logits [B, K, 4h, 4w]; of many classes each view's nearest ones.
 
         A trace gets of each block, numbered from 1: ``correlation_1`` [K, h, w], what its prompts are made of (and the block
         before made); ``probability_1`` [K, h, w], and ``regions_1`` [K, h, w], the number of the region of each cell from 1,
         or 0. All are 0 for classes that are left out.
         """
-        classes, chosen = seen.costs.shape[1], nearest_classes(seen.costs, self.config.max_classes)
+        classes, chosen = volume.cost.shape[1], nearest_classes(volume.cost, self.config.max_classes)
         if chosen is None:
-            return self._decoded(seen, trace=trace)
+            return self._decoded(volume, trace=trace)
         found = []
         for number, nearest in enumerate(chosen):
             one, inner = slice(number, number + 1), None if trace is None else Trace()
-            levels = tuple(level[one] for level in seen.levels)
-            logits = self._decoded(Seen(seen.dense[one], seen.classes[nearest], seen.costs[one, nearest], levels), trace=inner)
+            levels = tuple(level[one] for level in volume.levels)
+            logits = self._decoded(
+                CostVolume(volume.dense[one], volume.classes[nearest], volume.cost[one, nearest], levels), trace=inner
+            )
             everything = logits.new_full((1, classes, *logits.shape[2:]), NEVER)
             found.append(everything.index_copy(1, nearest, logits))
             if trace is not None:
@@ -148,19 +151,19 @@ class EscNet(CorrelationSegmenter):
                 }
         return torch.cat(found)
 
-    def _decoded(self, seen: Seen, *, trace: Trace | None = None, between: list[Tensor] | None = None) -> Tensor:
-        text = functional.normalize(seen.classes, dim=-1)
-        maps, features = seen.costs, seen.dense
-        volume = self.embedding(maps.unsqueeze(-1))
+    def _decoded(self, volume: CostVolume, *, trace: Trace | None = None, between: list[Tensor] | None = None) -> Tensor:
+        text = functional.normalize(volume.classes, dim=-1)
+        maps, features = volume.cost, volume.dense
+        cells = self.embedding(maps.unsqueeze(-1))
         for number, block in enumerate(self.blocks):
             assert isinstance(block, EscBlock)
             features = self._refined(number, block, features, maps, text, trace)
-            volume = self._in_parts(partial(block.fusion, features=features, text=text), volume)
+            cells = self._in_parts(partial(block.fusion, features=features, text=text), cells)
             if block.map is not None:
-                maps = maps + block.map(volume).squeeze(-1)
+                maps = maps + block.map(cells).squeeze(-1)
                 if between is not None:
                     between.append(maps)
-        return self._in_parts(partial(self.decoder, guides=self.decoder.guides(seen.levels[::-1])), volume)
+        return self._in_parts(partial(self.decoder, guides=self.decoder.guides(volume.levels[::-1])), cells)
 
     def _refined(
         self, number: int, block: EscBlock, features: Tensor, maps: Tensor, text: Tensor, trace: Trace | None

@@ -163,7 +163,7 @@ class FcClip(Segmenter):
         )
         return decoded
 
-    def injection(self, pixels: Tensor, inner: Size, trace: Trace | None = None) -> Injection | None:  # noqa: ARG002 - what SAM sees
+    def injection(self, _pixels: Tensor, _inner: Size, _trace: Trace | None = None, /) -> Injection | None:
         """What enters the decoder besides CLIP: nothing."""
         return None
 

@@ -193,7 +193,7 @@ class FcClipCheckpoint(Official):
         reasons = DROPPED | {SAM_PREFIX + key: why for key, why in sam_weights.DROPPED.items()}
         return {key: reasons[key] for key in keys if key in reasons}
 
-    def ours(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    def ours(self, state: Mapping[str, Tensor], source: str, /) -> dict[str, Tensor]:
         checkpoint = from_official(state)
         if checkpoint.sam and not self.holds_sam:
             raise WeightsError(f"{source} is another model's: it holds a SAM")

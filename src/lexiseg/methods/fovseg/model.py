@@ -53,11 +53,11 @@ class FovSeg(MaskClip):
     """
 
     key = "fovseg"
+    position_interpolation = "bilinear"
     config: FovSegConfig
 
     def __init__(self, clip: ClipViT, proposer: MaskProposer, config: FovSegConfig = FovSegConfig()) -> None:
         super().__init__(clip, proposer, config)
-        clip.interpolation = "bilinear"
         width, depth = clip.channels[0], clip.depth if config.teva else 0
         self.teva = nn.ModuleList(MaskTargetAttention(width, clip.width, config.teva_bottleneck) for _ in range(depth))
         self.adapter: nn.Module = DistributionAdapter(config.adapter_layers) if config.adapter_layers else nn.Identity()
@@ -123,7 +123,7 @@ class FovSeg(MaskClip):
             losses["fiser"] = options.fiser * self.fiser(self.clip, patches, text, targets, chance)  # Eq. (12)
         return losses
 
-    def _embedded(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+    def _embedded(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings, /) -> tuple[Tensor, Tensor]:
         seen = visible(touched(masks, features.grid))  # Eq. (11)
         adapted = isinstance(self.adapter, DistributionAdapter)
         bias = bias_of(self.adapter(masks, features.grid)) if adapted else None

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.clip_base import ClipFeatures
-from lexiseg.backbones.clip_vit import Attend, ClipViT, attended, visible
+from lexiseg.backbones.clip_vit import Attend, ClipViT, Interpolation, attended, visible
 from lexiseg.backbones.proposals import MaskProposer
 from lexiseg.ensembles import classify_vectors
 from lexiseg.errors import UsageError
@@ -51,6 +51,7 @@ class MaskClip(Segmenter):
 
     key = "maskclip"
     tasks = ("panoptic", "semantic", "instance")
+    position_interpolation: ClassVar[Interpolation] = "bicubic"  # of CLIP's positions, for another grid than its own
     config: MaskTokenConfig
 
     def __init__(self, clip: ClipViT, proposer: MaskProposer, config: MaskTokenConfig = MaskClipConfig()) -> None:
@@ -120,7 +121,7 @@ class MaskClip(Segmenter):
         vectors, drawn = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
         return vectors, drawn
 
-    def _embedded(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def _embedded(self, features: ClipFeatures, masks: Tensor, _text: TextEmbeddings, /) -> tuple[Tensor, Tensor]:
         if len(self.relative):  # masks are drawn again pixel by pixel
             size = tuple(side * self.clip.strides[0] for side in features.grid)
             masks = functional.interpolate(masks, size, mode="bilinear", align_corners=False)
@@ -142,7 +143,8 @@ class MaskClip(Segmenter):
     def look(self, pixels: Tensor) -> ClipFeatures:
         """What CLIP sees of pixels [B, 3, H, W], squeezed into its square."""
         side = (self.config.clip_image_size, self.config.clip_image_size)
-        return self.clip.features(functional.interpolate(pixels, side, mode="bicubic", align_corners=False))
+        squares = functional.interpolate(pixels, side, mode="bicubic", align_corners=False)
+        return self.clip.features(squares, self.position_interpolation)
 
     def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
         """An image [3, H, W] as the generator sees it, [1, 3, H', W'], and its size."""

@@ -104,7 +104,7 @@ class MaskClipCheckpoint(Official):
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: why for key in keys for pattern, why in mask2former_weights.DROPPED.items() if re.fullmatch(pattern, key)}
 
-    def ours(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    def ours(self, state: Mapping[str, Tensor], source: str, /) -> dict[str, Tensor]:
         checkpoint = taken_apart(state, source)
         proposer = mask2former_weights.from_official(checkpoint.proposer)
         return {

@@ -11,7 +11,7 @@ CAT-Seg, whose aggregation of costs is guided by SAM's masks, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 
@@ -31,14 +31,16 @@ from lexiseg.backbones.mask_generator import (
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
-from lexiseg.methods.catseg.model import POOLING, CatSeg
-from lexiseg.methods.correlation import WHOLE, Masks, Seen, UnitBox
+from lexiseg.methods.catseg.model import POOLING, cost_aggregation, guide_upsampling, upsampled
+from lexiseg.methods.correlation import WHOLE, CorrelationSegmenter, CostVolume, UnitBox, ViewDecoder
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.config import SamMiConfig
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
 from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, options
 from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+
+BoxMasks = Callable[[UnitBox], Tensor]  # the masks [N, s, s] bool in a box of an image
 
 ENLARGED = 4  # the decoder's finest guide has so many cells a side for one of the features
 
@@ -59,8 +61,8 @@ class SamMiLossOptions:
     """m_p of Eq. (5)."""
 
 
-class SamMi(CatSeg):
-    """CAT-Seg with SAM's masks injected.
+class SamMi(CorrelationSegmenter):
+    """CAT-Seg's aggregation of costs with SAM's masks injected into what guides it.
 
     Args:
         clip: see `CatSeg`.
@@ -73,14 +75,16 @@ class SamMi(CatSeg):
 
     def __init__(self, clip: ClipViT, sam: SamFamily, config: SamMiConfig = SamMiConfig()) -> None:
         super().__init__(clip, config)
+        self.enlarge = guide_upsampling(clip, config)
+        self.aggregation = cost_aggregation(clip, config)
         self.sam: SamFamily = sam.requires_grad_(False)
         self.prompter = SparsePrompter(config.prompter_dim, heads=config.num_heads, at_once=config.classes_at_once)
         self.low_injection = LowFrequencyInjection(clip.width, config.num_heads)
         self.high_injection = nn.ModuleList(HighFrequencyInjection(width) for width in config.guide_channels)
 
     def parts(self) -> Mapping[str, nn.Module]:
-        names = ("sam", "prompter", "low_injection", "high_injection")
-        return {**super().parts(), **{name: getattr(self, name) for name in names}}
+        names = ("clip", "enlarge", "aggregation", "sam", "prompter", "low_injection", "high_injection")
+        return {name: getattr(self, name) for name in names}
 
     def trained_parts(self) -> frozenset[str]:
         return frozenset(self.parts()) - {"sam"}
@@ -99,13 +103,13 @@ class SamMi(CatSeg):
         options: SamMiLossOptions | None = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a training batch; see `CatSeg.loss`. Of ``draw`` is what chance asks SAM with.
+        """The losses of a training batch; see `CorrelationSegmenter.loss`. ``draw`` is the random source of the points.
 
         Where nothing but the prompter learns (stage 1) they are L_tspp alone, else (stage 2) L_ce + lambda_tspp L_tspp.
         """
         options = options or SamMiLossOptions()
-        seen = self.see(images.pixels, text)
-        prompts = self.prompter(seen.costs)  # of all classes: a target may be none of the nearest
+        volume = self.encode(images.pixels, text)
+        prompts = self.prompter(volume.cost)  # of all classes: a target may be none of the nearest
         losses = prompter_losses(prompts, targets, density=options.density, limit=options.limit, mse=options.mse)
         if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
             return losses
@@ -115,43 +119,47 @@ class SamMi(CatSeg):
             chance = torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0]
             found = self._found(image, prompts.probabilities[number], prompts.text_masks[number], chance)
             masks.append(found(WHOLE))
-        logits = self.decode(seen, masks, pooling=POOLING)
+        logits = self._aggregated(volume, masks, pooling=POOLING)
         return {
             "pixels": pixel_loss(logits, targets, options.pixels),
             **{name: options.prompter * value for name, value in losses.items()},
         }
 
-    def prompts(self, seen: Seen) -> Prompts:
+    def prompts(self, volume: CostVolume) -> Prompts:
         """Where to ask SAM; of very many classes each image's nearest ones say so, as in the aggregation."""
-        chosen = self.aggregation.nearest(seen.costs)
-        costs = seen.costs if chosen is None else seen.costs.take_along_dim(chosen[..., None, None], 1)
-        found: Prompts = self.prompter(costs)
-        return found
+        chosen = self.aggregation.nearest(volume.cost)
+        cost = volume.cost if chosen is None else volume.cost.take_along_dim(chosen[..., None, None], 1)
+        prompts: Prompts = self.prompter(cost)
+        return prompts
 
-    def guidance(self, seen: Seen, masks: Sequence[Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """CLIP's features with the masks [N, 4h, 4w] of each image injected."""
-        appearance, (second, first) = super().guidance(seen, None)
-        if masks is None:
-            return appearance, (second, first)
-        if "low" in self.config.inject:
-            pairs = zip(seen.dense, masks, strict=True)
+    def decode(self, volume: CostVolume, _trace: Trace | None = None, /) -> Tensor:
+        """As CAT-Seg, without masks."""
+        return self._aggregated(volume, None)
+
+    def view_decoder(self, image: Tensor, whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
+        """With SAM's masks of the image, put together by class.
+
+        A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
+        """
+        prompts = self.prompts(whole)
+        chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.config.seed))
+        masks = self._found(image, prompts.probabilities[0], prompts.text_masks[0], chance, trace)
+        return lambda volume, box: self._aggregated(volume, [masks(box)])
+
+    def _aggregated(self, volume: CostVolume, masks: Sequence[Tensor] | None, *, pooling: int = 1) -> Tensor:
+        """Logits [B, K, 4h, 4w]; the masks [N, 4h, 4w] of each view are injected into what guides the aggregation."""
+        appearance, (second, first) = volume.dense, upsampled(self.enlarge, volume.levels)
+        if masks is not None and "low" in self.config.inject:
+            pairs = zip(volume.dense, masks, strict=True)
             appearance = torch.stack([self.low_injection(features, covered(each, ENLARGED)) for features, each in pairs])
-        if "high" in self.config.inject:
+        if masks is not None and "high" in self.config.inject:
             coarse, fine = self.high_injection
             second = torch.stack(
                 [coarse(features, covered(each, 2) >= 0.5) for features, each in zip(second, masks, strict=True)]
             )
             first = torch.stack([fine(features, each) for features, each in zip(first, masks, strict=True)])
-        return appearance, (second, first)
-
-    def masks_of(self, image: Tensor, seen: Seen, trace: Trace | None) -> Masks | None:
-        """What of an image [3, H, W] belongs together: SAM's masks, put together by class.
-
-        A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
-        """
-        prompts = self.prompts(seen)
-        chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.config.seed))
-        return self._found(image, prompts.probabilities[0], prompts.text_masks[0], chance, trace)
+        logits: Tensor = self.aggregation(volume.cost, volume.classes, appearance, (second, first), pooling=pooling)
+        return logits
 
     @torch.no_grad()
     def _found(
@@ -161,7 +169,7 @@ class SamMi(CatSeg):
         text_masks: Tensor,
         chance: Tensor,
         trace: Trace | None = None,
-    ) -> Masks:
+    ) -> BoxMasks:
         """SAM's masks in an image, put together by class, for any box of it."""
         side = ENLARGED * text_masks.shape[-1]
         found = generate_masks(self.sam, image, self.config.generator, self._prompts(image, probabilities, chance))
