@@ -35,8 +35,8 @@ from lexiseg.methods.variant import ASSETS
 from lexiseg.methods.weights import digest_of
 from lexiseg.ops.files import write_json
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.dist import distributed
 from lexiseg.training.loop import train
-from lexiseg.training.processes import joined
 from lexiseg.training.validation import Validation
 
 BATCH, SCENES = 4, 200
@@ -138,9 +138,9 @@ def measured(name: str, build: Callable[[], Segmenter], output: Path, scenes: in
     """The scores of a model that nothing is trained for; kept in a file."""
     path = output / f"{name}.json"
     if not path.is_file():
-        with joined("cpu") as processes:
+        with distributed("cpu") as dist:
             validation = Validation(
-                ("world:val", "world:style"), scenes, Vocabulary.builtin("emoji-seen"), output / "measured", None, processes
+                ("world:val", "world:style"), scenes, Vocabulary.builtin("emoji-seen"), output / "measured", None, dist
             )
             write_json(path, validation(build().eval(), 0), indent=1)
     found: Scores = json.loads(path.read_text(encoding="utf-8"))

@@ -154,15 +154,15 @@ def looked_at(**options) -> list[list[int]]:
 
 
 def test_a_batch_is_shared_and_gone_on_with():
-    whole = looked_at(batch=4, first=0, steps=6)
-    assert looked_at(batch=4, first=2, steps=6) == whole[2:]
-    halves = [looked_at(batch=4, first=0, steps=6, process=process, processes=2) for process in (0, 1)]
+    whole = looked_at(batch_size=4, first=0, steps=6)
+    assert looked_at(batch_size=4, first=2, steps=6) == whole[2:]
+    halves = [looked_at(batch_size=4, first=0, steps=6, rank=rank, world_size=2) for rank in (0, 1)]
     assert [one + other for one, other in zip(*halves, strict=True)] == whole
-    assert looked_at(batch=4, first=6, steps=6) == []
+    assert looked_at(batch_size=4, first=6, steps=6) == []
 
 
 def test_parts_of_a_batch():
-    batch = next(batches(numbered(), PLAIN, seed=5, batch=6, first=0, steps=1))
+    batch = next(batches(numbered(), PLAIN, seed=5, batch_size=6, first=0, steps=1))
     parts = batch.parts(3)
     assert [part.positions for part in parts] == [(0, 1), (2, 3), (4, 5)]
     assert torch.equal(torch.cat([part.images.pixels for part in parts]), batch.images.pixels)

@@ -23,7 +23,7 @@ from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.weights import fill_from, read_card
 from lexiseg.ops.names import file_name
 from lexiseg.training import checkpoint, examples, loop
-from lexiseg.training.journal import read_log
+from lexiseg.training.logger import read_log
 from lexiseg.training.loop import train
 from tests.training.recipes import catseg_recipe, recipe
 

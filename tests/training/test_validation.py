@@ -12,7 +12,7 @@ from lexiseg.data.own import open_own
 from lexiseg.ops.names import relative_name, same_on_some_disk
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training import validation
-from lexiseg.training.processes import Processes
+from lexiseg.training.dist import DistContext
 from tests.data.miniatures import picture, write
 from tests.laws.builders import BUILDERS
 
@@ -31,8 +31,8 @@ def test_no_two_data_sets_are_measured_in_one_folder(tmp_path: Path, monkeypatch
     monkeypatch.setattr(validation, "open_dataset", lambda *_: open_own(tmp_path / "own"))
     monkeypatch.setattr(validation, "evaluate", evaluate)
     monkeypatch.setattr(validation, "collect", lambda *_: ({}, {}))
-    processes = Processes(0, 1, torch.device("cpu"))
-    measure = validation.Validation(names, 1, Vocabulary.parse("grass"), tmp_path, None, processes)
+    dist = DistContext(0, 1, torch.device("cpu"))
+    measure = validation.Validation(names, 1, Vocabulary.parse("grass"), tmp_path, None, dist)
     measure(next(iter(BUILDERS.values()))(), 5)
     relative = [folder.relative_to(tmp_path / "validation").as_posix() for folder in folders]
     assert len({same_on_some_disk(folder) for folder in relative}) == len(names)

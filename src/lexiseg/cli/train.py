@@ -11,9 +11,9 @@ from lexiseg.cli.segment import weights_by_part
 from lexiseg.errors import UsageError
 from lexiseg.methods import RECIPES, recipe_named
 from lexiseg.methods.recipe import changed
+from lexiseg.training.dist import distributed
 from lexiseg.training.loop import train
 from lexiseg.training.plan import plan
-from lexiseg.training.processes import joined
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = [*arguments.settings, *([f"data={arguments.data}"] if arguments.data else [])]
     recipe = changed(recipe_named(arguments.recipe), settings)
     if arguments.dry_run:
-        with joined(arguments.device) as processes:
-            found = plan(recipe, root=arguments.root, processes=processes)
+        with distributed(arguments.device) as dist:
+            found = plan(recipe, root=arguments.root, dist=dist)
         print(json.dumps({**found, "settings": recipe.document()}) if arguments.json else _told(found))
         return 0
     if arguments.output is None:

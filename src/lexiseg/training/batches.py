@@ -68,11 +68,11 @@ def batches(
     jitter: Jitter,
     *,
     seed: int,
-    batch: int,
+    batch_size: int,
     first: int,
     steps: int,
-    process: int = 0,
-    processes: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
     """The batches of the steps ``first`` … ``steps - 1``, as one of several processes sees them.
@@ -81,13 +81,14 @@ def batches(
         examples: what is looked at.
         jitter: how it is varied.
         seed: of order and variation.
-        batch: images a step, over all processes.
+        batch_size: images a step, over all processes.
         first, steps: see above.
-        process, processes: each takes a consecutive part of every batch.
+        rank, world_size: each process takes a consecutive part of every batch.
         workers: processes that prepare batches ahead; 0: none.
     """
-    share = batch // processes
-    positions = [[step * batch + process * share + place for place in range(share)] for step in range(first, steps)]
+    local_batch_size = batch_size // world_size
+    starts = [step * batch_size + rank * local_batch_size for step in range(first, steps)]
+    positions = [list(range(start, start + local_batch_size)) for start in starts]
     loader: DataLoader[Any] = DataLoader(
         _Varied(examples, jitter, seed),
         batch_sampler=positions,

@@ -37,11 +37,11 @@ from lexiseg.training.checkpoint import (
     unusable,
     write_checkpoint,
 )
+from lexiseg.training.dist import DistContext, distributed
 from lexiseg.training.examples import open_examples
-from lexiseg.training.journal import Journal, Window
-from lexiseg.training.names import Names
+from lexiseg.training.logger import MetricLogger, MetricWindow
 from lexiseg.training.optimiser import optimiser_of, set_lr
-from lexiseg.training.processes import Processes, joined
+from lexiseg.training.text_sampler import TextSampler
 from lexiseg.training.validation import Validation
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,7 +64,7 @@ def train(
         folder: of this training alone.
         root: of the catalogue's data sets.
         weights: local files in place of the published ones of frozen parts, by part.
-        device: see `lexiseg.training.processes.joined`.
+        device: see `lexiseg.training.dist.distributed`.
         workers: processes that prepare pictures, for each process of the training.
         until: stop with a checkpoint after so many steps in all; None: when the recipe is done.
 
@@ -78,8 +78,8 @@ def train(
         RunError: the loss is not finite; the batch that did it is saved.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    with joined(device) as processes, locked(folder) if processes.leads else nullcontext():
-        return _Training(recipe, Path(folder), root, dict(weights or {}), processes, workers).run(until or recipe.steps)
+    with distributed(device) as dist, locked(folder) if dist.is_main else nullcontext():
+        return _Training(recipe, Path(folder), root, dict(weights or {}), dist, workers).run(until or recipe.steps)
 
 
 class _Training:
@@ -91,26 +91,26 @@ class _Training:
         folder: Path,
         root: str | Path | None,
         weights: Mapping[str, str],
-        processes: Processes,
+        dist: DistContext,
         workers: int,
     ) -> None:
-        if recipe.batch_size % (processes.count * recipe.grad_accum_steps):
+        if recipe.batch_size % (dist.world_size * recipe.grad_accum_steps):
             raise UsageError(
-                f"a batch of {recipe.batch_size} cannot be divided among {processes.count} processes in "
+                f"a batch of {recipe.batch_size} cannot be divided among {dist.world_size} processes in "
                 f"{recipe.grad_accum_steps} parts each; change batch_size= or grad_accum_steps="
             )
-        self.recipe, self.folder, self.processes, self.workers = recipe, folder, processes, workers
+        self.recipe, self.folder, self.dist, self.workers = recipe, folder, dist, workers
         state = read_checkpoint(folder / CHECKPOINT, recipe)
         self.examples = open_examples(recipe.data, root, seed=recipe.seed)
         torch.manual_seed(seed_of(recipe.seed))
         model = model_named(recipe.name)
         self.backbones = model.origins(weights)
-        self.segmenter = model.untrained(weights, recipe.model).to(processes.device)
+        self.segmenter = model.untrained(weights, recipe.model).to(dist.device)
         if not isinstance(self.segmenter, Trainable):
             raise UsageError(f"{recipe.name} cannot be trained: it has no loss")
         self.segmenter.training_classes = self.examples.vocabulary.class_names
-        self.names = Names(
-            self.segmenter, self.examples.vocabulary, processes.device, most=recipe.max_classes_per_batch, seed=recipe.seed
+        self.text_sampler = TextSampler(
+            self.segmenter, self.examples.vocabulary, dist.device, max_classes=recipe.max_classes_per_batch, seed=recipe.seed
         )
         self.validation = Validation(
             recipe.validation,
@@ -118,10 +118,10 @@ class _Training:
             self.examples.vocabulary,
             folder,
             None if root is None else Path(root),
-            processes,
+            dist,
         )
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.precision == "float16")
-        self.step, self.best, self.average, self.window = 0, -math.inf, {}, Window()
+        self.scaler = torch.amp.GradScaler(dist.device.type, enabled=recipe.precision == "float16")
+        self.step, self.best, self.average, self.window = 0, -math.inf, {}, MetricWindow()
         self.stage = -1
         if recipe.ema_decay:
             self.average = {name: value.clone() for name, value in trained_state(self.segmenter).items()}
@@ -130,42 +130,42 @@ class _Training:
                 self._go_on(state)
             except (LookupError, TypeError, ValueError, AttributeError, WeightsError) as error:  # it may hold anything
                 raise unusable(folder / CHECKPOINT, error) from error
-        elif processes.leads:
+        elif dist.is_main:
             write_json(folder / "recipe.json", recipe.document(), indent=1)
 
     def run(self, until: int) -> Path | None:
-        recipe, leads = self.recipe, self.processes.leads
-        journal = Journal(self.folder, self.step, recipe.steps, writes=leads)
+        recipe, is_main = self.recipe, self.dist.is_main
+        logger = MetricLogger(self.folder, self.step, recipe.steps, writes=is_main)
         stream = batches(
             self.examples,
             recipe.jitter,
             seed=recipe.seed,
-            batch=recipe.batch_size,
+            batch_size=recipe.batch_size,
             first=self.step,
             steps=until,
-            process=self.processes.number,
-            processes=self.processes.count,
+            rank=self.dist.rank,
+            world_size=self.dist.world_size,
             workers=self.workers,
         )
         try:
             with _stopping() as stop:
                 for batch in stream:
                     self._step(batch)
-                    self._record(journal)
+                    self._record(logger)
                     if stop.is_set() or self.step == until or self.step % recipe.save_every == 0:
                         self._save()
                     if stop.is_set():
                         raise KeyboardInterrupt
         finally:
-            journal.close()
+            logger.close()
         return self._finish() if self.step == recipe.steps else None
 
     def _step(self, batch: Batch) -> None:
         began = time.perf_counter()
         self._enter_stage()
-        torch.manual_seed(seed_of(self.recipe.seed, self.step, self.processes.number))  # dropout is a function of the step
+        torch.manual_seed(seed_of(self.recipe.seed, self.step, self.dist.rank))  # dropout is a function of the step
         losses: dict[str, Tensor] = {}
-        parts = batch.to(self.processes.device).parts(self.recipe.grad_accum_steps)
+        parts = batch.to(self.dist.device).parts(self.recipe.grad_accum_steps)
         for number, part in enumerate(parts, start=1):
             with self._apart() if number < len(parts) else nullcontext():
                 found = self._losses(part)
@@ -184,8 +184,8 @@ class _Training:
             self.stage = number
             self.optimiser = optimiser_of(self.segmenter, self.recipe.stages[number])
             self.segmenter.train()
-            self.objective: nn.Module = _Objective(self.segmenter, self.names, self.recipe.loss)
-            if self.processes.count > 1:
+            self.objective: nn.Module = _Objective(self.segmenter, self.text_sampler, self.recipe.loss)
+            if self.dist.world_size > 1:
                 self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
         set_lr(self.optimiser, self.recipe.stages[number].lr_at(step))
 
@@ -195,15 +195,13 @@ class _Training:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         precision = self.recipe.precision
-        with torch.autocast(self.processes.device.type, DTYPES[precision], enabled=precision != "float32"):
-            losses: dict[str, Tensor] = self.objective(
-                batch, points_of(batch.positions, self.recipe.seed, self.processes.device)
-            )
+        with torch.autocast(self.dist.device.type, DTYPES[precision], enabled=precision != "float32"):
+            losses: dict[str, Tensor] = self.objective(batch, points_of(batch.positions, self.recipe.seed, self.dist.device))
         return losses
 
     def _update(self, batch: Batch, losses: dict[str, Tensor]) -> float:
         """One step of the optimiser and of the moving average. Returns the norm of the gradient."""
-        total = self.processes.mean(torch.stack([*losses.values()]))
+        total = self.dist.mean(torch.stack([*losses.values()]))
         if not bool(total.isfinite().all()):
             self._give_up(batch, dict(zip(losses, total.tolist(), strict=True)))
         losses.update(zip(losses, total, strict=True))
@@ -223,7 +221,7 @@ class _Training:
         return norm
 
     def _give_up(self, batch: Batch, numbers: Mapping[str, float]) -> None:
-        path = self.folder / f"bad-batch-{self.processes.number}.pt"
+        path = self.folder / f"bad-batch-{self.dist.rank}.pt"
         content = {
             "step": self.step,
             "positions": list(batch.positions),
@@ -238,25 +236,25 @@ class _Training:
             "lr=, or precision=float32"
         )
 
-    def _record(self, journal: Journal) -> None:
+    def _record(self, logger: MetricLogger) -> None:
         """Log and validate where it is time to."""
         recipe, last = self.recipe, self.step == self.recipe.steps
-        journal.advance({"loss": self.window.last, "lr": self.optimiser.param_groups[0]["lr"]})
+        logger.advance({"loss": self.window.last, "lr": self.optimiser.param_groups[0]["lr"]})
         if self.step % recipe.log_every == 0 or last:
             extra = {"lr": recipe.stages[self.stage].lr_at(recipe.stage_of(self.step - 1)[1]), **self._memory()}
-            journal.write(self.step, {**self.window.means(recipe.batch_size), **extra})
-            self.window = Window()
+            logger.write(self.step, {**self.window.means(recipe.batch_size), **extra})
+            self.window = MetricWindow()
         if recipe.validation and (self.step % recipe.validate_every == 0 or last):
             with self._evaluated():
                 numbers = self.validation(self.segmenter, self.step)
-                journal.write(self.step, numbers)
+                logger.write(self.step, numbers)
                 if (first := next(iter(numbers.values()))) > self.best:
                     self.best = first
-                    if self.processes.leads:
+                    if self.dist.is_main:
                         save_segmenter(self.segmenter, self.folder / "best", self._card(numbers))
 
     def _memory(self) -> dict[str, float]:
-        device = self.processes.device
+        device = self.dist.device
         return {"memory_GiB": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
 
     @contextmanager
@@ -274,7 +272,7 @@ class _Training:
             self.segmenter.train()
 
     def _save(self) -> None:
-        if self.processes.leads:
+        if self.dist.is_main:
             state = {
                 "step": self.step,
                 "segmenter": trained_state(self.segmenter),
@@ -288,12 +286,12 @@ class _Training:
             write_checkpoint(self.folder / CHECKPOINT, state)
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
-        self.step, self.best, self.window = state["step"], state["best"], Window(**state["window"])
+        self.step, self.best, self.window = state["step"], state["best"], MetricWindow(**state["window"])
         path = self.folder / CHECKPOINT
         fill_trained(self.segmenter, state["segmenter"], path)
         if self.average:
             check(state["average"], self.average, path)
-        self.average = {name: value.to(self.processes.device) for name, value in state["average"].items()}
+        self.average = {name: value.to(self.dist.device) for name, value in state["average"].items()}
         self.scaler.load_state_dict(state["scaler"])
         if self.step < self.recipe.steps:
             self._enter_stage()
@@ -303,9 +301,9 @@ class _Training:
     def _finish(self) -> Path:
         target = self.folder / "model"
         with self._evaluated():
-            if self.processes.leads:
+            if self.dist.is_main:
                 save_segmenter(self.segmenter, target, self._card({}))
-        self.processes.wait()
+        self.dist.barrier()
         return target
 
     def _card(self, numbers: Mapping[str, float]) -> dict[str, Any]:
@@ -321,13 +319,13 @@ class _Training:
 class _Objective(nn.Module):
     """The losses of a batch as a module's forward, which is what `DistributedDataParallel` looks at."""
 
-    def __init__(self, segmenter: Segmenter, names: Names, options: object) -> None:
+    def __init__(self, segmenter: Segmenter, text_sampler: TextSampler, options: object) -> None:
         super().__init__()
-        self.segmenter, self.names, self.options = segmenter, names, options
+        self.segmenter, self.text_sampler, self.options = segmenter, text_sampler, options
 
     def forward(self, batch: Batch, draw: PointSource) -> dict[str, Tensor]:
         assert isinstance(self.segmenter, Trainable)
-        text, targets = self.names.of(batch)
+        text, targets = self.text_sampler.sample(batch)
         return self.segmenter.loss(batch.images, text, targets, self.options, draw)
 
 

@@ -25,7 +25,7 @@ from lexiseg.methods.weights import LEAN, read_weights, write_safetensors, write
 from lexiseg.ops.files import write_json
 from lexiseg.ops.options import from_document
 from lexiseg.training.clip_tiny import of_images
-from lexiseg.training.journal import read_log
+from lexiseg.training.logger import read_log
 from lexiseg.training.sam_tiny import tiny_sam
 
 ENCODERS = ("clip-tiny-efficientnet", "clip-tiny-vit", "sam-tiny")

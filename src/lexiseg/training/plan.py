@@ -17,17 +17,17 @@ from lexiseg.methods.recipe import Recipe, Trainable
 from lexiseg.structures import PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.batches import batches, points_of
+from lexiseg.training.dist import DistContext
 from lexiseg.training.examples import Examples, open_examples
-from lexiseg.training.names import Names
 from lexiseg.training.optimiser import optimiser_of
-from lexiseg.training.processes import Processes
+from lexiseg.training.text_sampler import TextSampler
 
 SEGMENTS = 10  # of the stand-in for a picture, about what a COCO picture has
 PROBES = (4, 2)  # memory is measured on pictures so many times smaller, and grows with their area
 GIB = 2**30
 
 
-def plan(recipe: Recipe, *, root: str | Path | None = None, processes: Processes) -> dict[str, Any]:
+def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -> dict[str, Any]:
     """A training's size; needs no weights, and can do without the data.
 
     Returns:
@@ -36,20 +36,20 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, processes: Processes
         (what of the data is not here).
     """
     missing: list[str] = []
-    segmenter = model_named(recipe.name).empty(recipe.model).to(processes.device)
+    segmenter = model_named(recipe.name).empty(recipe.model).to(dist.device)
     try:
         examples = open_examples(recipe.data, root, seed=recipe.seed)
     except DataError as error:
         missing.append(str(error))
         examples = stand_in(recipe.jitter.side, Vocabulary.builtin("coco"))
     optimiser_of(segmenter, recipe.stages[0])
-    first = next(batches(examples, recipe.jitter, seed=recipe.seed, batch=recipe.batch_size, first=0, steps=1))
+    first = next(batches(examples, recipe.jitter, seed=recipe.seed, batch_size=recipe.batch_size, first=0, steps=1))
     total = sum(parameter.numel() for parameter in segmenter.parameters())
     trained = [one for one in segmenter.trainable() if one.parameter.requires_grad]
     trainable = sum(one.num_parameters for one in trained)
     weights, state = 4 * total / GIB, 12 * sum(one.parameter.numel() for one in trained) / GIB
-    kept = kept_of_an_image(recipe, segmenter, examples.vocabulary, processes.device) / GIB
-    images = recipe.batch_size // processes.count // recipe.grad_accum_steps
+    kept = kept_of_an_image(recipe, segmenter, examples.vocabulary, dist.device) / GIB
+    images = recipe.batch_size // dist.world_size // recipe.grad_accum_steps
     return {
         "recipe": recipe.name,
         "data": examples.name,
@@ -68,12 +68,14 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
     """Bytes that the backward pass keeps of one image, in float32."""
     assert isinstance(segmenter, Trainable)
     weights = {parameter.untyped_storage().data_ptr() for parameter in segmenter.parameters()}
-    names = Names(segmenter, vocabulary, device, most=recipe.max_classes_per_batch, seed=recipe.seed, cache=None)
+    text_sampler = TextSampler(
+        segmenter, vocabulary, device, max_classes=recipe.max_classes_per_batch, seed=recipe.seed, cache=None
+    )
     segmenter.train()
     measured = []
     for factor in PROBES:
         jitter = replace(recipe.jitter, side=max(64, recipe.jitter.side // factor // 32 * 32))
-        one = next(batches(stand_in(jitter.side, vocabulary), jitter, seed=0, batch=1, first=0, steps=1)).to(device)
+        one = next(batches(stand_in(jitter.side, vocabulary), jitter, seed=0, batch_size=1, first=0, steps=1)).to(device)
         held: dict[int, int] = {}
 
         def note(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
@@ -83,7 +85,7 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            text, targets = names.of(one)
+            text, targets = text_sampler.sample(one)
             losses = segmenter.loss(one.images, text, targets, recipe.loss, points_of(one.positions, 0, device))
         measured.append((jitter.side**2, sum(held.values())))
         del losses

@@ -16,8 +16,8 @@ from lexiseg.methods.base import Segmenter
 from lexiseg.metrics.seen import seen_groups
 from lexiseg.ops.names import file_name
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.dist import DistContext
 from lexiseg.training.examples import WORLD, world_parts
-from lexiseg.training.processes import Processes
 from lexiseg.training.scenes import write_scenes
 
 SEED = 20_000  # of validation scenes; trainings count their seeds from 0
@@ -32,34 +32,34 @@ class Validation:
         vocabulary: of the training, by which classes count as seen.
         folder: of the training; rendered scenes are kept in it.
         root: of the catalogue's data sets.
-        processes: they share the pictures.
+        dist: the processes, among which the pictures are divided.
     """
 
     def __init__(
-        self, names: tuple[str, ...], limit: int, vocabulary: Vocabulary, folder: Path, root: Path | None, processes: Processes
+        self, names: tuple[str, ...], limit: int, vocabulary: Vocabulary, folder: Path, root: Path | None, dist: DistContext
     ) -> None:
-        self.limit, self.folder, self.processes = limit, folder, processes
+        self.limit, self.folder, self.dist = limit, folder, dist
         self.training = [entry.names for entry in vocabulary.classes]
         self.datasets = {name: self._open(name, root) for name in names}
 
     def __call__(self, segmenter: Segmenter, step: int) -> dict[str, float]:
         """The headline numbers, "data set/number", and those of seen and unseen classes; the same in every process."""
         numbers: dict[str, float] = {}
-        pipeline = Pipeline(segmenter, device=self.processes.device, cache=None if segmenter.tunes_text else "default")
+        pipeline = Pipeline(segmenter, device=self.dist.device, cache=None if segmenter.tunes_text else "default")
         for name, dataset in self.datasets.items():
             tasks = tuple(task for task in dataset.tasks if task in segmenter.tasks and task != "instance")
             groups = seen_groups([entry.names for entry in dataset.vocabulary.classes], self.training)
             protocol = Protocol(f"step {step}", name, tasks, limit=self.limit, groups=groups)
             folder = self.folder / "validation" / f"{file_name(name, name)}-{step}"
-            share = Share(self.processes.number, self.processes.count)
-            if self.processes.leads:  # sums of a training that was killed here; on a GPU the weights are not the same again
+            share = Share(self.dist.rank, self.dist.world_size)
+            if self.dist.is_main:  # sums of a training that was killed here; on a GPU the weights are not the same again
                 shutil.rmtree(folder, ignore_errors=True)
-            self.processes.wait()
-            evaluate(pipeline, dataset, protocol, folder, share=share, progress=self.processes.leads)
-            self.processes.wait()
+            self.dist.barrier()
+            evaluate(pipeline, dataset, protocol, folder, share=share, progress=self.dist.is_main)
+            self.dist.barrier()
             metrics, failed = collect(dataset, protocol, folder)
-            self.processes.wait()
-            if self.processes.leads:
+            self.dist.barrier()
+            if self.dist.is_main:
                 shutil.rmtree(folder)
             if failed:
                 raise DataError(f"{name}: {next(iter(failed.values()))}")
@@ -74,7 +74,7 @@ class Validation:
             return open_dataset(name, root)
         split, side = world_parts(name)
         folder = self.folder / "scenes" / f"{split}-{side}-{self.limit}"
-        if self.processes.leads and not (folder / "panoptic.json").is_file():
+        if self.dist.is_main and not (folder / "panoptic.json").is_file():
             write_scenes(folder, split, self.limit, size=side, seed=SEED, progress=False)
-        self.processes.wait()
+        self.dist.barrier()
         return open_panoptic(folder / "panoptic.json", folder / "images", name=name)

@@ -12,7 +12,7 @@ from lexiseg.methods.base import Segmenter
 from lexiseg.structures import ImageBatch, MaskTarget
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 from lexiseg.training.batches import Batch
-from lexiseg.training.names import Names, training_text
+from lexiseg.training.text_sampler import TextSampler, training_text
 from tests.laws.builders import tiny_catseg, tiny_fcclip
 
 CPU = torch.device("cpu")
@@ -30,9 +30,9 @@ def batch(*labels: tuple[int, ...], first: int = 0) -> Batch:
     return Batch(images, targets, tuple(range(first, first + len(labels))))
 
 
-def names(segmenter: Segmenter | None = None, most: int = 5) -> Names:
+def names(segmenter: Segmenter | None = None, max_classes: int = 5) -> TextSampler:
     segmenter = segmenter or replace_templates(tiny_fcclip("convnext"))
-    return Names(segmenter, vocabulary(), CPU, most=most, seed=3)
+    return TextSampler(segmenter, vocabulary(), CPU, max_classes=max_classes, seed=3)
 
 
 def replace_templates(segmenter: Segmenter) -> Segmenter:
@@ -42,10 +42,10 @@ def replace_templates(segmenter: Segmenter) -> Segmenter:
 
 @pytest.mark.parametrize("most", [4, 5, 9])
 def test_what_is_there_is_asked_for(most: int) -> None:
-    asked = names(most=most)
+    asked = names(max_classes=most)
     for labels in ([(7, 3), (3,)], [(0, 1), (2, 9)], [(), (5,)]):
         given = batch(*labels)
-        text, targets = asked.of(given)
+        text, targets = asked.sample(given)
         assert len(text) == most
         assert len(set(text.names)) == most
         for before, after in zip(given.targets, targets, strict=True):
@@ -56,20 +56,20 @@ def test_what_is_there_is_asked_for(most: int) -> None:
 
 
 def test_more_present_than_asked_for() -> None:
-    text, _ = names(most=2).of(batch((1, 2), (5, 8)))
+    text, _ = names(max_classes=2).sample(batch((1, 2), (5, 8)))
     assert text.names == ("dog", "tree", "car", "road")
 
 
 def test_others_are_a_function_of_the_batch() -> None:
-    chosen = [names().of(batch((1,), first=first))[0].names for first in (0, 0, 2, 4, 6)]
+    chosen = [names().sample(batch((1,), first=first))[0].names for first in (0, 0, 2, 4, 6)]
     assert chosen[0] == chosen[1]
     assert len(set(chosen)) > 2
 
 
 def test_all_of_them() -> None:
     for most in (0, 10, 40):
-        asked, given = names(most=most), batch((1, 2))
-        text, targets = asked.of(given)
+        asked, given = names(max_classes=max_classes), batch((1, 2))
+        text, targets = asked.sample(given)
         assert text is asked.text
         assert targets is given.targets
 
@@ -77,7 +77,7 @@ def test_all_of_them() -> None:
 def test_a_tower_that_learns_is_asked_again() -> None:
     segmenter = replace_templates(tiny_catseg())
     asked = names(segmenter)
-    text, _ = asked.of(batch((3, 1)))
+    text, _ = asked.sample(batch((3, 1)))
     still = asked.text.select([asked.text.names.index(name) for name in text.names])
     assert_close(text.vectors.detach(), still.vectors, atol=1e-6, rtol=0)
     assert torch.equal(text.owner, still.owner)
@@ -87,9 +87,9 @@ def test_a_tower_that_learns_is_asked_again() -> None:
     assert tower.grad.abs().max() > 0
     with torch.no_grad():
         tower.mul_(1.5)
-    again, _ = asked.of(batch((3, 1)))
+    again, _ = asked.sample(batch((3, 1)))
     assert (again.vectors - text.vectors).abs().max() > 1e-4
-    frozen, _ = names().of(batch((3, 1)))
+    frozen, _ = names().sample(batch((3, 1)))
     assert not frozen.vectors.requires_grad
 
 

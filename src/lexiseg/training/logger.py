@@ -22,7 +22,7 @@ LOG = "metrics.jsonl"
 
 
 @dataclass
-class Window:
+class MetricWindow:
     """Sums over the steps since the last line of the log; part of a checkpoint, so that lines are the same after a crash."""
 
     losses: dict[str, float] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Window:
         return {"loss": sum(means.values()), **means, "gradient": self.norm / self.steps, "images_per_second": speed}
 
 
-class Journal:
+class MetricLogger:
     """The log of one training, in its folder. Its methods raise OutputError where it cannot be written.
 
     Args:

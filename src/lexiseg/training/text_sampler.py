@@ -21,14 +21,14 @@ def training_text(segmenter: Segmenter, vocabulary: Vocabulary, *, cache: str | 
     return embed_vocabulary(segmenter.clip, vocabulary, segmenter.config.templates, cache=cache, progress=True)
 
 
-class Names:
+class TextSampler:
     """The vocabulary of a training, batch by batch.
 
     Args:
         segmenter: if it tunes its text tower, names are embedded anew in each batch, and gradients reach the tower.
         vocabulary: of the training.
         device: of the embeddings.
-        most: classes a batch is asked for: those in its pictures, and others drawn at random; 0: all.
+        max_classes: classes of a batch: those in its pictures, and others drawn at random; 0: all.
         seed: of the training.
         cache: see `embed_vocabulary`.
     """
@@ -39,17 +39,17 @@ class Names:
         vocabulary: Vocabulary,
         device: torch.device,
         *,
-        most: int,
+        max_classes: int,
         seed: int,
         cache: str | Path | None = "default",
     ) -> None:
-        self.segmenter, self.vocabulary, self.most, self.seed = segmenter, vocabulary, most, seed
+        self.segmenter, self.vocabulary, self.max_classes, self.seed = segmenter, vocabulary, max_classes, seed
         self.text = training_text(segmenter, vocabulary, cache=cache).to(device)
 
-    def of(self, batch: Batch) -> tuple[TextEmbeddings, tuple[MaskTarget, ...]]:
+    def sample(self, batch: Batch) -> tuple[TextEmbeddings, tuple[MaskTarget, ...]]:
         """The names for a batch, and its targets, whose labels are positions among them."""
         text, targets, vocabulary = self.text, batch.targets, self.vocabulary
-        if self.most and self.most < len(text):
+        if self.max_classes and self.max_classes < len(text):
             chosen = self._chosen(batch)
             targets = tuple(MaskTarget(target.masks, torch.searchsorted(chosen, target.labels)) for target in targets)
             text, vocabulary = text.select(chosen), vocabulary.select(chosen.tolist())
@@ -65,4 +65,4 @@ class Names:
         generator = torch.Generator().manual_seed(seed_of(self.seed, CLASSES, batch.positions[0]))
         order = torch.randperm(len(self.text), generator=generator).to(device)
         others = order[~torch.isin(order, present)]
-        return torch.cat([present, others[: max(0, self.most - len(present))]]).sort().values
+        return torch.cat([present, others[: max(0, self.max_classes - len(present))]]).sort().values
