@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from lexiseg.ensembles import class_ensemble
 from lexiseg.layers import deformable
-from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder, attendable, class_logits, mask_pool
+from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder, masks_to_attn_mask, class_logits, mask_pool
 from lexiseg.layers.pixel_decoder import PixelFeatures
 from lexiseg.methods import MODELS
 from lexiseg.methods.cmpf.model import Cmpf
@@ -131,7 +131,7 @@ def plain_decoder(
             if number > 1:
                 queries = injection.queries(number - 1, queries, lambda made=predicted.masks: made, decoder.pooled_projection)
             memory = injection.features(number, memory)
-        allowed = attendable(predicted.masks, memory.size)
+        allowed = masks_to_attn_mask(predicted.masks, memory.size)
         queries = layer(queries, decoder.query_positions.weight, memory, allowed)
         predicted = heads()
     return predicted

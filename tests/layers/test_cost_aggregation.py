@@ -19,9 +19,9 @@ from lexiseg.layers.cost_aggregation import (
     SwinBlock,
     correlation,
     linear_attention,
-    neighbours,
-    unwindowed,
-    windows,
+    shifted_window_mask,
+    window_partition,
+    window_reverse,
 )
 
 JOINT, CLASSES, SIZE, GUIDES = 12, 5, (8, 4), (6, 3)
@@ -59,18 +59,18 @@ def test_correlation_is_the_cosine() -> None:
 
 def test_windows_and_back() -> None:
     cells = torch.randn(3, 8, 12, 5)
-    tiles = windows(cells, 4)
+    tiles = window_partition(cells, 4)
     assert tiles.shape == (3 * 2 * 3, 16, 5)
     assert torch.equal(tiles[4].view(4, 4, 5), cells[0, 4:8, 4:8])
-    assert torch.equal(unwindowed(tiles, 4, (8, 12)), cells)
+    assert torch.equal(window_reverse(tiles, 4, (8, 12)), cells)
 
 
 @pytest.mark.parametrize(("size", "side", "shift"), [((8, 8), 4, 2), ((12, 8), 4, 1), ((6, 9), 3, 1)])
 def test_cells_of_a_rolled_window_see_only_their_old_neighbours(size: tuple[int, int], side: int, shift: int) -> None:
     places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij"), -1)
-    tiles = windows(places.roll((-shift, -shift), (0, 1))[None], side)  # where each cell of a window came from
+    tiles = window_partition(places.roll((-shift, -shift), (0, 1))[None], side)  # where each cell of a window came from
     apart = (tiles[:, :, None] - tiles[:, None]).abs().amax(-1)
-    assert torch.equal(neighbours(size, side, shift), apart < side)
+    assert torch.equal(shifted_window_mask(size, side, shift), apart < side)
 
 
 def test_linear_attention_is_attention_with_its_kernel() -> None:

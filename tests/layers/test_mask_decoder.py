@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.errors import UsageError
-from lexiseg.layers.mask_decoder import Attention, DecodedMasks, attendable, cells_read, class_logits, mask_pool
+from lexiseg.layers.mask_decoder import Attention, DecodedMasks, cells_read, class_logits, mask_pool, masks_to_attn_mask
 from lexiseg.layers.pixel_decoder import PixelFeatures
 from lexiseg.structures import TextEmbeddings, Trace
 from tests.layers.builders import LAYERS, QUERIES, TEXT_WIDTH, WIDTH, decoder, features, one_of, text
@@ -41,8 +41,8 @@ def test_masks_get_no_gradient_from_pooling() -> None:
 
 def test_a_query_looks_inside_its_mask_or_everywhere() -> None:
     logits = torch.tensor([[3.0, -3.0, 0.0, -1e-3]]).view(1, 1, 2, 2)
-    assert attendable(logits, (2, 2)).flatten().tolist() == [True, False, True, False]
-    assert attendable(torch.full((1, 1, 2, 2), -5.0), (3, 3)).all()
+    assert masks_to_attn_mask(logits, (2, 2)).flatten().tolist() == [True, False, True, False]
+    assert masks_to_attn_mask(torch.full((1, 1, 2, 2), -5.0), (3, 3)).all()
 
 
 def test_class_logits() -> None:
@@ -62,11 +62,11 @@ def test_attention_is_pytorchs() -> None:
             nn.init.normal_(given)
             parameter.copy_(given)
     query, key, value = torch.randn(2, 3, WIDTH), torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
-    allowed = torch.rand(2, 3, 7) > 0.5
-    allowed[..., 0] = True
-    expected, shares = theirs(query, key, value, attn_mask=~allowed.repeat_interleave(4, dim=0))
-    torch.testing.assert_close(ours(query, key, value, allowed), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours.shares(query, key, allowed), shares, atol=1e-5, rtol=1e-5)
+    attn_mask = torch.rand(2, 3, 7) > 0.5
+    attn_mask[..., 0] = True
+    expected, shares = theirs(query, key, value, attn_mask=~attn_mask.repeat_interleave(4, dim=0))
+    torch.testing.assert_close(ours(query, key, value, attn_mask), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.attn_weights(query, key, attn_mask), shares, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours(query, key, value), theirs(query, key, value)[0], atol=1e-5, rtol=1e-5)
 
 
@@ -150,11 +150,11 @@ def test_each_layer_looks_inside_the_masks_predicted_before_it() -> None:
     for layer in module.layers:
         layer.register_forward_pre_hook(lambda _, inputs: looked.append(inputs[3]))
     decoded = module(given, text(), auxiliary=True)
-    for number, (allowed, before) in enumerate(zip(looked, decoded.auxiliary, strict=True)):
+    for number, (attn_mask, before) in enumerate(zip(looked, decoded.auxiliary, strict=True)):
         size = given.levels[number % 3].shape[-2:]
         logits = functional.interpolate(before.masks, size, mode="bilinear", align_corners=False).flatten(2)
         expected = (logits > 0) | (logits <= 0).all(-1, keepdim=True)
-        assert torch.equal(allowed | (logits.abs() < 1e-5), expected | (logits.abs() < 1e-5))
+        assert torch.equal(attn_mask | (logits.abs() < 1e-5), expected | (logits.abs() < 1e-5))
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def test_others_are_a_function_of_the_batch() -> None:
 
 def test_all_of_them() -> None:
     for most in (0, 10, 40):
-        asked, given = names(max_classes=max_classes), batch((1, 2))
+        asked, given = names(max_classes=most), batch((1, 2))
         text, targets = asked.sample(given)
         assert text is asked.text
         assert targets is given.targets

@@ -57,14 +57,14 @@ def nearest_classes(costs: Tensor, most: int) -> Tensor | None:
     return costs.amax((-2, -1)).topk(most, dim=1).indices.sort(dim=1).values
 
 
-def windows(cells: Tensor, side: int) -> Tensor:
+def window_partition(cells: Tensor, side: int) -> Tensor:
     """Maps [N, h, w, C] cut into windows, [N · windows, side · side, C]."""
     count, high, wide, channels = cells.shape
     tiles = cells.view(count, high // side, side, wide // side, side, channels).transpose(2, 3)
     return tiles.reshape(-1, side * side, channels)
 
 
-def unwindowed(tiles: Tensor, side: int, size: Size) -> Tensor:
+def window_reverse(tiles: Tensor, side: int, size: Size) -> Tensor:
     """The inverse of `windows` for maps of ``size``, [N, h, w, C]."""
     high, wide = size
     cells = tiles.reshape(-1, high // side, wide // side, side, side, tiles.shape[-1]).transpose(2, 3)
@@ -72,10 +72,10 @@ def unwindowed(tiles: Tensor, side: int, size: Size) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def neighbours(size: Size, side: int, shift: int) -> Tensor:
+def shifted_window_mask(size: Size, side: int, shift: int) -> Tensor:
     """Which cells of a window of a map rolled by ``shift`` were neighbours before, [windows, side², side²] bool."""
     high, wide = (torch.bucketize(torch.arange(n), torch.tensor([n - side, n - shift]), right=True) for n in size)
-    region = windows((3 * high[:, None] + wide)[None, ..., None], side)[..., 0]
+    region = window_partition((3 * high[:, None] + wide)[None, ..., None], side)[..., 0]
     return region[:, :, None] == region[:, None, :]
 
 
@@ -112,24 +112,24 @@ class WindowAttention(GuidedAttention):
         super().__init__(width, guide, heads)
         self.output = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, guide: Tensor, allowed: Tensor | None) -> Tensor:
-        """Windows [N · W, L, C] with guides [N · W, L, G] -> [N · W, L, C]; ``allowed`` [W, L, L] bool, None for all."""
+    def forward(self, tokens: Tensor, guide: Tensor, attn_mask: Tensor | None) -> Tensor:
+        """Windows [N · W, L, C] with guides [N · W, L, G] -> [N · W, L, C]; ``attn_mask`` [W, L, L] bool, None for all."""
         query, key, value = self.projected(tokens, guide)
-        mask = None if allowed is None else allowed.repeat(len(tokens) // len(allowed), 1, 1)[:, None]
+        mask = None if attn_mask is None else attn_mask.repeat(len(tokens) // len(attn_mask), 1, 1)[:, None]
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
 
 class SwinBlock(nn.Module):
-    """Window attention and a perceptron, each behind a norm and with a residual; no position bias."""
+    """Window attention and an MLP, each behind a norm and with a residual; no position bias."""
 
     def __init__(self, width: int, guide: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
         self.window, self.shift = window, shift
         self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = WindowAttention(width, guide, heads)
-        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, cells: Tensor, guide: Tensor) -> Tensor:
         """Maps [N, h, w, C] with guides [N, h, w, G] -> [N, h, w, C]."""
@@ -140,10 +140,10 @@ class SwinBlock(nn.Module):
         seen = [self.attention_norm(cells), guide]
         if shift:
             seen = [part.roll((-shift, -shift), (1, 2)) for part in seen]
-        allowed = neighbours(size, side, shift).to(cells.device) if shift else None
-        attended = unwindowed(self.attention(*(windows(part, side) for part in seen), allowed), side, size)
+        attn_mask = shifted_window_mask(size, side, shift).to(cells.device) if shift else None
+        attended = window_reverse(self.attention(*(window_partition(part, side) for part in seen), attn_mask), side, size)
         cells = cells + (attended.roll((shift, shift), (1, 2)) if shift else attended)
-        output: Tensor = cells + self.perceptron(self.norm(cells))
+        output: Tensor = cells + self.mlp(self.norm(cells))
         return output
 
 
@@ -177,7 +177,7 @@ class ClassAggregation(nn.Module):
         self.attend = linear_attention if attention == "linear" else functional.scaled_dot_product_attention
         self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = GuidedAttention(width, guide, heads)
-        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
         if length:
             self.filling = nn.Parameter(torch.zeros(1, 1, width))
             self.filling_guide = nn.Parameter(torch.zeros(1, 1, guide))
@@ -211,7 +211,7 @@ class ClassAggregation(nn.Module):
     def _refined(self, tokens: Tensor, text: Tensor) -> Tensor:
         parts = self.attention.projected(self.attention_norm(tokens), text.expand(len(tokens), -1, -1))
         tokens = tokens + self.attend(*parts).transpose(1, 2).flatten(2)
-        output: Tensor = tokens + self.perceptron(self.norm(tokens))
+        output: Tensor = tokens + self.mlp(self.norm(tokens))
         return output
 
 
@@ -226,7 +226,7 @@ class AggregationLayer(nn.Module):
         self.classes = ClassAggregation(width, text, heads, length=length, attention=attention)
 
 
-def two_convolutions(given: int, output: int) -> nn.Sequential:
+def double_conv(given: int, output: int) -> nn.Sequential:
     """Two 3 × 3 convolutions of maps [N, given, h, w], each with a norm of groups and a ReLU."""
     stages = [(given, output), (output, output)]
     return nn.Sequential(
@@ -242,12 +242,12 @@ class UpsamplingDecoder(nn.Module):
 
     def __init__(self, width: int, output: int, guide: int) -> None:
         super().__init__()
-        self.enlarge = nn.ConvTranspose2d(width, width - guide, 2, 2)
-        self.convolutions = two_convolutions(width, output)
+        self.upsample = nn.ConvTranspose2d(width, width - guide, 2, 2)
+        self.convolutions = double_conv(width, output)
 
     def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
         """Maps [K, C, h, w] of one image, its guide [G, 2h, 2w] -> [K, C', 2h, 2w]."""
-        output: Tensor = self.convolutions(torch.cat([self.enlarge(maps), guide.expand(len(maps), -1, -1, -1)], dim=1))
+        output: Tensor = self.convolutions(torch.cat([self.upsample(maps), guide.expand(len(maps), -1, -1, -1)], dim=1))
         return output
 
 

@@ -3,7 +3,7 @@
 Learned queries ask the pixels, each only inside the mask it predicted last, and every layer predicts masks and classes
 anew. Equations are those of CMPF, which restates them:
 
-    Eq. (1), (2)   `DecoderLayer`, `attendable`      masked cross-attention
+    Eq. (1), (2)   `DecoderLayer`, `masks_to_attn_mask`      masked cross-attention
     Eq. (3)        `MaskDecoder._masks`              M_l = E_m(X_l) · F
     Eq. (4)        `MaskDecoder._heads`              classes of E_c(X_l + E_p(pool_M F))
 
@@ -117,7 +117,7 @@ def class_logits(embeddings: Tensor, text: TextEmbeddings, void: Tensor, logit_s
     return torch.cat([text.per_class(scores[..., :-1]), scores[..., -1:]], dim=-1)
 
 
-def attendable(masks: Tensor, size: Size) -> Tensor:
+def masks_to_attn_mask(masks: Tensor, size: Size) -> Tensor:
     """Which cells of a level each query may look at, Eq. (2): those inside its mask, all if there is none.
 
     Args:
@@ -170,23 +170,23 @@ class Attention(nn.Module):
         nn.init.zeros_(self.projection.bias)
         nn.init.zeros_(self.output.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Queries [B, Q, C], keys and values [B, N, C] -> [B, Q, C].
 
         Args:
             query, key, value: see above.
-            allowed: [B, Q, N] True where a query may look, at least once in every row; all if left out.
+            attn_mask: [B, Q, N] True where a query may look, at least once in every row; all if left out.
         """
         q, k, v = self._projected(query, key, value)
-        mask = None if allowed is None else allowed[:, None]
+        mask = None if attn_mask is None else attn_mask[:, None]
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
-    def shares(self, query: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+    def attn_weights(self, query: Tensor, key: Tensor, attn_mask: Tensor) -> Tensor:
         """How much of each query's look falls on each key, [B, Q, N], the mean over the heads."""
         q, k = self._projected(query, key)
-        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~allowed[:, None], -torch.inf)
+        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~attn_mask[:, None], -torch.inf)
         return scores.softmax(-1).mean(1)
 
     def _projected(self, *inputs: Tensor) -> Iterator[Tensor]:
@@ -209,18 +209,20 @@ class CrossAttention(nn.Module):
         query_positions: Tensor,
         tokens: Tensor,
         positions: Tensor | None,
-        allowed: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
         """Queries [B, Q, C] on tokens [B, N, C] -> [B, Q, C]; positions are added to queries and keys, not to values."""
         keys = tokens if positions is None else tokens + positions
-        attended: Tensor = self.norm(queries + self.attention(queries + query_positions, keys, tokens, allowed))
+        attended: Tensor = self.norm(queries + self.attention(queries + query_positions, keys, tokens, attn_mask))
         return attended
 
-    def shares(
-        self, queries: Tensor, query_positions: Tensor, tokens: Tensor, positions: Tensor | None, allowed: Tensor
+    def attn_weights(
+        self, queries: Tensor, query_positions: Tensor, tokens: Tensor, positions: Tensor | None, attn_mask: Tensor
     ) -> Tensor:
-        """Where the queries look, see `Attention.shares`."""
-        return self.attention.shares(queries + query_positions, tokens if positions is None else tokens + positions, allowed)
+        """Where the queries look, see `Attention.attn_weights`."""
+        return self.attention.attn_weights(
+            queries + query_positions, tokens if positions is None else tokens + positions, attn_mask
+        )
 
 
 class SelfAttention(nn.Module):
@@ -264,15 +266,15 @@ class DecoderLayer(nn.Module):
         self.self_attention = SelfAttention(width, heads)
         self.feed_forward = FeedForward(width, feedforward)
 
-    def forward(self, queries: Tensor, query_positions: Tensor, memory: Memory, allowed: Tensor) -> Tensor:
-        """X_{l-1} -> X_l, both [B, Q, C]; ``allowed`` [B, Q, N] of `attendable`."""
-        queries = self.cross_attention(queries, query_positions, memory.tokens, memory.positions, allowed)  # Eq. (1)
+    def forward(self, queries: Tensor, query_positions: Tensor, memory: Memory, attn_mask: Tensor) -> Tensor:
+        """X_{l-1} -> X_l, both [B, Q, C]; ``attn_mask`` [B, Q, N] of `masks_to_attn_mask`."""
+        queries = self.cross_attention(queries, query_positions, memory.tokens, memory.positions, attn_mask)  # Eq. (1)
         queries = self.self_attention(queries, query_positions)
         output: Tensor = self.feed_forward(queries)
         return output
 
 
-def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Three linear layers with ReLUs between them."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
@@ -313,9 +315,9 @@ class MaskDecoder(nn.Module):
         self.level_embedding = nn.Embedding(levels, width)
         self.layers = nn.ModuleList(DecoderLayer(width, heads, feedforward) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.mask_head = perceptron(width, width, width)  # E_m
+        self.mask_head = mlp(width, width, width)  # E_m
         self.pooled_projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))  # E_p
-        self.class_head = perceptron(width, width, text_width)  # E_c
+        self.class_head = mlp(width, width, text_width)  # E_c
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
         self.void = nn.Embedding(1, text_width)
 
@@ -357,7 +359,7 @@ class MaskDecoder(nn.Module):
             turn = (number - 1) % len(memories)
             memory = memories[turn]
             with torch.no_grad():  # where a query looks is not learnt
-                allowed = attendable(self._masks(queries, read[turn]), memory.size)  # Eq. (2), of M_{l-1}
+                attn_mask = masks_to_attn_mask(self._masks(queries, read[turn]), memory.size)  # Eq. (2), of M_{l-1}
             if injection is not None and number > 1:
                 # After the heads, so that the layer's own prediction does not see it; after the last layer nothing would.
                 made = torch.no_grad()(partial(self._masks, queries, pixels))
@@ -366,9 +368,9 @@ class MaskDecoder(nn.Module):
                 memory = injection.features(number, memory)
             if trace is not None:
                 assert isinstance(layer, DecoderLayer)
-                looks = layer.cross_attention.shares(queries, positions, memory.tokens, memory.positions, allowed)
+                looks = layer.cross_attention.attn_weights(queries, positions, memory.tokens, memory.positions, attn_mask)
                 trace[f"attention.{number}"] = looks[0].unflatten(-1, memory.size)
-            queries = layer(queries, positions, memory, allowed)
+            queries = layer(queries, positions, memory, attn_mask)
             predicting.append(queries)
         if trace is not None:
             trace["pixels"] = pixels[0]

@@ -21,20 +21,20 @@ _BLOCK = (
     ("norm1.", "attention_norm."),
     *((f"attn.{a}", f"attention.{b}") for a, b in (*_ATTENTION, ("proj.", "output."))),
     ("norm2.", "norm."),
-    ("mlp.fc1.", "perceptron.0."),
-    ("mlp.fc2.", "perceptron.2."),
+    ("mlp.fc1.", "mlp.0."),
+    ("mlp.fc2.", "mlp.2."),
 )
 _CLASSES = (
     ("norm1.", "attention_norm."),
     *((f"attention.{a}", f"attention.{b}") for a, b in _ATTENTION),
     ("norm2.", "norm."),
-    ("MLP.0.", "perceptron.0."),
-    ("MLP.2.", "perceptron.2."),
+    ("MLP.0.", "mlp.0."),
+    ("MLP.2.", "mlp.2."),
     ("padding_guidance", "filling_guide"),  # before the next, which begins like it
     ("padding_tokens", "filling"),
 )
 _STAGE = (
-    ("up.", "enlarge."),
+    ("up.", "upsample."),
     ("conv.double_conv.0.", "convolutions.0.0."),
     ("conv.double_conv.1.", "convolutions.0.1."),
     ("conv.double_conv.3.", "convolutions.1.0."),
@@ -57,8 +57,8 @@ AGGREGATION_RULES: tuple[tuple[str, str], ...] = (
 )
 _RULES = (
     *((AGGREGATION + a, OUR_AGGREGATION + b) for a, b in AGGREGATION_RULES),
-    ("upsample1.", "enlarge.0."),
-    ("upsample2.", "enlarge.1."),
+    ("upsample1.", "upsample.0."),
+    ("upsample2.", "upsample.1."),
 )
 _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
 _OWNER = "official CAT-Seg's"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.layers.cost_aggregation import SpatialAggregation, linear_attention, two_convolutions
+from lexiseg.layers.cost_aggregation import SpatialAggregation, double_conv, linear_attention
 from lexiseg.methods.escnet.prompts import PromptEncoder, PseudoPrompts
 
 
@@ -91,7 +91,7 @@ class TextAttention(nn.Module):
         self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query = nn.Linear(width, width)
         self.key, self.value = nn.Linear(joint, width), nn.Linear(joint, width)
-        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
 
     def forward(self, volume: Tensor, text: Tensor) -> Tensor:
         """Volume [B, k, h, w, E] of some classes, text [K, D] of all -> volume."""
@@ -99,7 +99,7 @@ class TextAttention(nn.Module):
         parts = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in (query, self.key(text), self.value(text)))
         attended = linear_attention(*parts).transpose(0, 1).flatten(1)
         volume = volume + attended.view_as(volume)
-        output: Tensor = volume + self.perceptron(self.norm(volume))
+        output: Tensor = volume + self.mlp(self.norm(volume))
         return output
 
 
@@ -133,7 +133,7 @@ class UNetDecoder(nn.Module):
         super().__init__()
         self.skips = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(given, skips, strict=True))
         inputs = (width, *channels[:-1])
-        self.stages = nn.ModuleList(two_convolutions(a + skip, b) for a, skip, b in zip(inputs, skips, channels, strict=True))
+        self.stages = nn.ModuleList(double_conv(a + skip, b) for a, skip, b in zip(inputs, skips, channels, strict=True))
         self.head = nn.Conv2d(channels[-1], 1, 3, padding=1)
 
     def guides(self, levels: Sequence[Tensor]) -> list[Tensor]:

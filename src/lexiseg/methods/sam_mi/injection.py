@@ -64,20 +64,20 @@ class HighFrequencyInjection(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.project = nn.Sequential(nn.Linear(width + 1, width), nn.GELU(), nn.Linear(width, 2 * width))
-        self.perceptron = nn.Sequential(nn.Conv2d(2 * width, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1))
+        self.mlp = nn.Sequential(nn.Conv2d(2 * width, 4 * width, 1), nn.GELU(), nn.Conv2d(4 * width, width, 1))
         self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         """Features F_h [G, s, s] and masks [N, s, s] bool -> F_h."""
         seen = torch.cat([features, self.embedded(features, masks)])  # Eq. (11)
-        found = self.depthwise(self.perceptron(seen[None]))[0]
+        found = self.depthwise(self.mlp(seen[None]))[0]
         return features + self.gamma[:, None, None] * found  # Eq. (12)
 
     def embedded(self, features: Tensor, masks: Tensor) -> Tensor:
         """``proj`` of Eq. (11): any number of masks as one map [G, s, s].
 
-        A perceptron makes two vectors of each mask, of its area and of the features' mean under it; in each pixel the first
+        An MLP makes two vectors of each mask, of its area and of the features' mean under it; in each pixel the first
         ones of all masks that contain it are added, and the second ones of those whose border it is.  # [decided]
         """
         inside = masks.to(features.dtype)

@@ -1,7 +1,7 @@
 """TSPP: where to ask SAM, learnt from the costs between image and text (SAM-MI, Sec. 3.2).
 
 S      costs of cells and classes, cut off from CLIP's gradients
-S_en   the same, embedded, with a perceptron and with attention over space and over classes
+S_en   the same, embedded, with an MLP and with attention over space and over classes
 p      the probability of each point of a grid to be asked, from all classes together
 M^text which class each cell is of, by which SAM's masks are put together (`aggregation.py`)
 """
@@ -49,21 +49,21 @@ class Prompts:
 
 
 class ContextAttention(nn.Module):
-    """Attention whose cost grows with the number of tokens, and a perceptron, each behind a norm and with a residual."""
+    """Attention whose cost grows with the number of tokens, and an MLP, each behind a norm and with a residual."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [N, L, C], each row by itself -> [N, L, C]."""
         seen = self.attention_norm(tokens)
         parts = [each(seen).unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in (self.query, self.key, self.value)]
         tokens = tokens + linear_attention(parts[0], parts[1], parts[2]).transpose(1, 2).flatten(2)
-        output: Tensor = tokens + self.perceptron(self.norm(tokens))
+        output: Tensor = tokens + self.mlp(self.norm(tokens))
         return output
 
 
@@ -81,7 +81,7 @@ class SparsePrompter(nn.Module):
         super().__init__()
         self.side, self.at_once = side, at_once
         self.embedding = nn.Conv2d(1, width, 7, padding=3)
-        self.perceptron = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
         self.space, self.classes = ContextAttention(width, heads), ContextAttention(width, heads)
         self.point_head, self.class_head = nn.Linear(width, 1), nn.Linear(width, 1)
 
@@ -102,7 +102,7 @@ class SparsePrompter(nn.Module):
 
     def _over_space(self, costs: Tensor) -> Tensor:
         tokens = self.embedding(costs[:, None]).flatten(2).mT
-        attended: Tensor = self.space(tokens + self.perceptron(tokens))
+        attended: Tensor = self.space(tokens + self.mlp(tokens))
         return attended
 
 
