@@ -6,7 +6,7 @@ C channels, D width of CLIP's joint space, H × W pixels of an image, h × w cel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,6 +19,13 @@ from torch.nn import functional
 Size = tuple[int, int]  # (height, width)
 Link = Literal["softmax", "sigmoid", "identity"]
 Task = Literal["panoptic", "semantic", "instance"]
+
+OUTSIDE = -100.0  # logit of a cell that is in no mask, and log-probability of a class that is not meant
+
+
+def size_of(image: Tensor) -> Size:
+    """(height, width) of an image or map [..., H, W]."""
+    return int(image.shape[-2]), int(image.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class ImageBatch:
     @classmethod
     def of(cls, images: Sequence[Tensor]) -> ImageBatch:
         """Batch images [3, H_i, W_i], float RGB in 0..1."""
-        sizes = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+        sizes = tuple(size_of(image) for image in images)
         high, wide = max(h for h, _ in sizes), max(w for _, w in sizes)
         if len(images) == 1:  # without a copy
             return cls(images[0][None], sizes)
@@ -45,6 +52,10 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The images one by one, as `image` gives them."""
+        return (self.image(index) for index in range(len(self)))
 
     def image(self, index: int) -> Tensor:
         """Image ``index`` without its padding, [3, H_i, W_i]."""
@@ -164,6 +175,68 @@ class MaskPrediction:
         """Scores whose last axis is the K classes, [B, Q, K]."""
         return self.classes[..., :-1] if self.void else self.classes
 
+    def split(self) -> list[MaskPrediction]:
+        """The predictions of the images one by one, as views."""
+        return [self] if len(self.sizes) == 1 else [self._of(slice(index, index + 1)) for index in range(len(self.sizes))]
+
+    def _of(self, images: slice) -> MaskPrediction:
+        return MaskPrediction(
+            masks=self.masks[images],
+            classes=self.classes[images],
+            void=self.void,
+            sizes=self.sizes[images],
+            extents=self.extents[images],
+            valid=None if self.valid is None else self.valid[images],
+            auxiliary=tuple(part._of(images) for part in self.auxiliary),
+            inner=None if self.inner is None else self.inner[images],
+            semantic=tuple(part._of(images) for part in self.semantic),
+        )
+
+    @classmethod
+    def join(cls, predictions: Sequence[MaskPrediction]) -> MaskPrediction:
+        """The prediction of a batch, of predictions of one image each; the inverse of `split`.
+
+        Smaller grids, which must have cells of one size, are padded beyond their extents by repeating their edges; where there
+        are fewer masks the rest is not ``valid``.
+        """
+        if len(predictions) == 1:
+            return predictions[0]
+        rows = max(one.masks.shape[1] for one in predictions)
+        grid = max(one.masks.shape[2] for one in predictions), max(one.masks.shape[3] for one in predictions)
+        whole = [one._padded(rows, grid) for one in predictions]
+        return MaskPrediction(
+            masks=torch.cat([one.masks for one in whole]),
+            classes=torch.cat([one.classes for one in whole]),
+            void=whole[0].void,
+            sizes=tuple(one.sizes[0] for one in whole),
+            extents=tuple(one.extents[0] for one in whole),
+            valid=None if all(one.valid is None for one in whole) else torch.cat([one._valid_rows() for one in whole]),
+            auxiliary=tuple(cls.join(parts) for parts in zip(*(one.auxiliary for one in whole), strict=True)),
+            inner=tuple(one.inner[0] for one in whole if one.inner is not None) or None,
+            semantic=tuple(cls.join(parts) for parts in zip(*(one.semantic for one in whole), strict=True)),
+        )
+
+    def _padded(self, rows: int, grid: Size) -> MaskPrediction:
+        """The prediction of one image with more masks, on a larger grid of the same cells."""
+        padded = self
+        down, right = grid[0] - self.masks.shape[2], grid[1] - self.masks.shape[3]
+        if down or right:
+            cell = self.extents[0][0] // self.masks.shape[2]
+            masks = functional.pad(self.masks, (0, right, 0, down), mode="replicate")
+            padded = replace(padded, masks=masks, extents=((grid[0] * cell, grid[1] * cell),))
+        if missing := rows - self.masks.shape[1]:
+            padded = replace(
+                padded,
+                masks=functional.pad(padded.masks, (0, 0, 0, 0, 0, missing), value=OUTSIDE),
+                classes=functional.pad(padded.classes, (0, 0, 0, missing), value=OUTSIDE),
+                valid=functional.pad(self._valid_rows(), (0, missing)),
+            )
+        return padded
+
+    def _valid_rows(self) -> Tensor:
+        """[B, Q] bool, `valid` or True everywhere."""
+        return self.masks.new_ones(self.masks.shape[:2], dtype=torch.bool) if self.valid is None else self.valid
+
 
 @dataclass(frozen=True)
 class PixelPrediction:
@@ -191,6 +264,19 @@ class PixelPrediction:
     def per_class(self) -> Tensor:
         """Scores whose last axis is the K classes, [B, h, w, K]."""
         return self.logits.movedim(1, -1)
+
+    def split(self) -> list[PixelPrediction]:
+        """The predictions of the images one by one, as views."""
+        return [
+            PixelPrediction(
+                self.logits[index : index + 1],
+                (size,),
+                (self.extents[index],),
+                None if self.inner is None else (self.inner[index],),
+                self.link,
+            )
+            for index, size in enumerate(self.sizes)
+        ]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,14 @@ import torch
 from torch.testing import assert_close
 
 from lexiseg import postprocess
+from lexiseg.backbones.sam import SamBackbone
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Segmenter
+from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.correlation import CorrelationSegmenter
 from lexiseg.methods.fovseg.model import FovSeg
+from lexiseg.methods.sam_clip.model import SamClip
+from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings, Trace
 from tests.laws import builders
 from tests.laws.builders import BUILDERS
@@ -47,11 +51,38 @@ def test_it_finds_something_so_that_the_laws_are_not_empty(segmenter, some_image
     assert found.std() > 1e-3
 
 
-def test_batch_of_two_is_two_of_one(segmenter, some_images, some_text):
-    images, text = some_images((60, 80), (72, 48)), some_text()
-    together = scores(segmenter(images, text))
-    alone = [scores(segmenter(ImageBatch.of([images.image(index)]), text))[0] for index in range(2)]
-    assert_close(together, alone, atol=1e-5, rtol=1e-4)
+def test_a_batch_is_its_images_one_by_one(segmenter, some_images, some_text):
+    """Three sizes, of which two images each go through the networks together, and not in the order of the batch."""
+    images, text = some_images((60, 80), (72, 48), (60, 80), (40, 40), (72, 48)), some_text()
+    together = segmenter(images, text)
+    alone = [segmenter(ImageBatch.of([image]), text) for image in images]
+    assert_close(scores(together), [scores(one)[0] for one in alone], atol=1e-5, rtol=1e-4)
+    assert together.sizes == images.sizes
+    for part, one in zip(together.split(), alone, strict=True):
+        assert part.sizes == one.sizes
+        labels, expected = (next(postprocess.semantic_best(each))[1] for each in (part, one))
+        best, second = scores(one)[0].topk(2, dim=0).values
+        assert torch.equal(labels[best > second + 1e-5], expected[best > second + 1e-5])
+        if isinstance(one, MaskPrediction):
+            assert torch.equal(*(postprocess.panoptic(each, text)[0][0] for each in (part, one)))
+
+
+def test_images_of_one_size_go_through_the_encoders_together(segmenter, some_images, some_text, monkeypatch):
+    images, text = some_images((60, 80), (72, 48), (60, 80), (40, 40)), some_text()
+    clip, sam, features, encode = [], [], segmenter.clip.features, SamBackbone.encode_with_skips
+    monkeypatch.setattr(
+        segmenter.clip, "features", lambda pixels, *rest: (clip.append(len(pixels)), features(pixels, *rest))[1]
+    )
+    monkeypatch.setattr(SamBackbone, "encode_with_skips", lambda own, pixels: (sam.append(len(pixels)), encode(own, pixels))[1])
+    segmenter(images, text)
+    if isinstance(segmenter, CorrelationSegmenter):  # views have one size, whatever the images'
+        assert clip == [4] * (5 if segmenter.config.sliding else 1)
+    else:
+        assert clip == [2, 1, 1]
+    if isinstance(segmenter, Cmpf):  # SAM sees what CLIP does, and the images once more for the ensemble of masks
+        assert sam == [count for count in clip for _ in range(1 if segmenter.masks is None else 2)]
+    else:  # its input has one size, whatever the images'
+        assert sam == [4] * isinstance(segmenter, SamClip | SamMi)
 
 
 def test_permuting_classes_permutes_the_prediction(segmenter, some_images, some_text):

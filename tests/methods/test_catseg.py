@@ -38,8 +38,8 @@ def test_every_pixel_counts_its_crops_and_the_whole_alike() -> None:
         return rows[None, None, place[0] : place[0] + CROP, place[1] : place[1] + CROP]
 
     segmenter.decode = logits  # type: ignore[method-assign,assignment]
-    found = segmenter._probabilities(torch.rand(3, 50, 70), some_text(), None)
-    assert_close(found[0], rows.sigmoid(), atol=1e-3, rtol=0)
+    found = segmenter._probabilities([torch.rand(3, 50, 70)], some_text(), None)
+    assert_close(found[0, 0], rows.sigmoid(), atol=1e-3, rtol=0)
 
 
 def test_names_of_a_class() -> None:
@@ -83,7 +83,7 @@ def test_what_it_trains() -> None:
     assert all(one.frozen_rows == slice(len(one.parameter) // 3, len(one.parameter) // 3 * 2) for one in clip)
     rest = [one for name, one in trained.items() if not name.startswith("clip.")]
     assert all(one.frozen_rows is None for one in rest)
-    assert len(rest) == len([*segmenter.enlarge.parameters(), *segmenter.aggregation.parameters()])
+    assert len(rest) == len([*segmenter.upsample.parameters(), *segmenter.aggregation.parameters()])
 
 
 def test_a_step_leaves_the_keys_alone() -> None:
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused(small: CatSeg, tmp_path: Path) -> None:
     document = torch.load(path, weights_only=True)
     del document["model"]["upsample1.bias"]
     torch.save(document, path)
-    with pytest.raises(WeightsError, match=r"enlarge\.0\.bias is missing"):
+    with pytest.raises(WeightsError, match=r"upsample\.0\.bias is missing"):
         lexiseg.load("catseg-vit-b16", weights=path)
     document["model"]["something.weight"] = torch.zeros(1)
     torch.save(document, path)

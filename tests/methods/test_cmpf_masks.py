@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lexiseg.backbones.mask_generator import generate_masks, grid_points
+from lexiseg.backbones.mask_generator import GeneratedMasks, generate_masks, grid_points
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.ensembles import classify_vectors
 from lexiseg.errors import UsageError
@@ -51,7 +52,7 @@ def sums(prediction, **options) -> list[torch.Tensor]:
 def test_switched_off_it_is_the_model_without_it_bit_for_bit(options, monkeypatch):
     images, text = some_images((60, 80), (72, 48)), words()
     plain, off = tiny_cmpf("convnext")(images, text), tiny_cmpf_with_masks("convnext", **options)
-    monkeypatch.setattr(Cmpf, "sam_prediction", None)  # SAM is not even asked
+    monkeypatch.setattr(Cmpf, "sam_predictions", None)  # SAM is not even asked
     found = off(images, text)
     assert torch.equal(found.masks, plain.masks)
     assert torch.equal(found.classes, plain.classes)
@@ -77,7 +78,7 @@ def test_semantic_scores_follow_equation_12(behaviour):
     images, text, side = some_images((60, 80)), words(), 64 if behaviour == "paper" else 512
     segmenter = tiny_cmpf_with_masks("convnext", behaviour=behaviour, epsilon=0.3, shortest_edge=side)
     generated = generate_masks(segmenter.mask_sam, images.image(0), EVERY_MASK.options, grid_points(2))
-    sam = segmenter.sam_prediction(images.image(0), segmenter.look(images.image(0)), text, EVERY_MASK)
+    [sam] = segmenter.sam_predictions(list(images), segmenter.look(list(images)), text, EVERY_MASK)
     best = sam.classes[0].exp().masked_fill(SEEN & (behaviour == "official"), 0).amax(-1)
     kept, xi = best > best.median(), float(best.median())
     segmenter.config = replace(segmenter.config, xi=xi)
@@ -143,7 +144,7 @@ def test_masks_are_named_by_what_clip_sees_under_them(kind):
     left = torch.where(torch.arange(16) < 8, 9.0, -9.0).expand(16, 16)
     whole = Placing((64, 128), (64, 128), (64, 128))
     names, valid = segmenter.sam_classes(
-        segmenter.look(image), torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text
+        segmenter.look([image]), torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text
     )
     features = segmenter.clip_features(image[None])
     high, wide = features.grid
@@ -158,7 +159,7 @@ def test_officially_no_object_competes_and_only_a_convnext_names_nothing(kind, v
     segmenter, text = tiny_cmpf_with_masks(kind, behaviour="official", shortest_edge=None), words()
     empty, whole = torch.full((1, 16, 16), -9.0), Placing((512, 512), (512, 512), (512, 512))
     names, covered = segmenter.sam_classes(
-        segmenter.look(some_images((512, 512)).image(0)), torch.cat([-empty, empty]), whole, text
+        segmenter.look(list(some_images((512, 512)))), torch.cat([-empty, empty]), whole, text
     )
     assert covered.tolist() == [[True, valid]]
     assert names[0, 0].exp().sum() < 0.9999
@@ -170,7 +171,11 @@ def test_officially_no_object_competes_and_only_a_convnext_names_nothing(kind, v
 def test_pictures_with_and_without_masks_share_a_batch(monkeypatch):
     segmenter, text, images = tiny_cmpf_with_masks("convnext"), words(), some_images((60, 80), (72, 48), (40, 40))
     all_masks, counts = SamMasks.of, {80: 5, 48: 0, 40: 12}  # by the width of a picture
-    monkeypatch.setattr(SamMasks, "of", lambda *call: all_masks(*call).select(torch.arange(counts[call[2].shape[-1]])))
+
+    def some_of(asked: SamMasks, sam: SamFamily, pictures: Sequence[torch.Tensor]) -> list[GeneratedMasks]:
+        return [masks.select(torch.arange(counts[masks.size[1]])) for masks in all_masks(asked, sam, pictures)]
+
+    monkeypatch.setattr(SamMasks, "of", some_of)
     together = segmenter(images, text)
     assert together.semantic[1].masks.shape[1] == 12
     alone = [segmenter(ImageBatch.of([images.image(index)]), text) for index in range(3)]
@@ -208,27 +213,27 @@ def test_masks_come_from_the_cache_the_second_time(tmp_path, monkeypatch):
     image, text = some_images((60, 80)).image(0), words()
     kept = replace(EVERY_MASK, cache=tmp_path, identity="a")
     segmenter = tiny_cmpf_with_masks("convnext", masks=kept)
-    first = segmenter.sam_prediction(image, segmenter.look(image), text, kept)
+    [first] = segmenter.sam_predictions([image], segmenter.look([image]), text, kept)
     assert len(list(tmp_path.iterdir())) == 1
-    plain = segmenter.sam_prediction(image, segmenter.look(image), text, EVERY_MASK)
+    [plain] = segmenter.sam_predictions([image], segmenter.look([image]), text, EVERY_MASK)
     monkeypatch.setattr(type(segmenter.mask_sam), "encode_with_skips", None)
-    second = segmenter.sam_prediction(image, segmenter.look(image), text, kept)
+    [second] = segmenter.sam_predictions([image], segmenter.look([image]), text, kept)
     for one in (second, plain):
         assert torch.equal(first.masks, one.masks)
         assert torch.equal(first.classes, one.classes)
     with pytest.raises(TypeError):
-        segmenter.sam_prediction(image, segmenter.look(image), text, replace(kept, identity="b"))
+        segmenter.sam_predictions([image], segmenter.look([image]), text, replace(kept, identity="b"))
     with pytest.raises(UsageError, match="give identity"):
         SamMasks(cache=tmp_path)
 
 
 def test_only_the_largest_masks_are_kept():
     sam, image = loud_sam(), some_images((60, 80)).image(0)
-    every = EVERY_MASK.of(sam, image)
+    [every] = EVERY_MASK.of(sam, [image])
     assert len(every) > 3
-    two = replace(EVERY_MASK, most=2).of(sam, image)
+    [two] = replace(EVERY_MASK, most=2).of(sam, [image])
     assert two.areas.tolist() == sorted(every.areas.tolist(), reverse=True)[:2]
-    assert len(replace(EVERY_MASK, most=1000).of(sam, image)) == len(every)
+    assert len(replace(EVERY_MASK, most=1000).of(sam, [image])[0]) == len(every)
 
 
 # --- published models -------------------------------------------------------------------------------------------------

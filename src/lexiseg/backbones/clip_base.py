@@ -44,6 +44,13 @@ class ClipFeatures:
         height, width = self.levels[-1].shape[-2:]
         return height, width
 
+    def split(self) -> list[ClipFeatures]:
+        """The features of the images one by one, as views."""
+        return [
+            ClipFeatures(tuple(level[number : number + 1] for level in self.levels), self.last[number : number + 1])
+            for number in range(len(self.last))
+        ]
+
 
 class ClipBackbone(nn.Module, ABC):
     """A CLIP as the methods see it; subclasses are one a kind of image tower.

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
-from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.sam import SamFamily, Skips
 from lexiseg.errors import UsageError
 from lexiseg.ops.files import write_atomically
 from lexiseg.ops.masks import (
@@ -232,8 +232,31 @@ def generate_masks(
         options: the official ones if left out.
         prompter: where to ask; the official 32 × 32 grid if left out.
     """
+    return generate_each(backbone, [image], options, [prompter or grid_points(32)])[0]
+
+
+@torch.no_grad()
+def generate_each(
+    backbone: SamFamily, images: Sequence[Tensor], options: MaskGeneratorOptions | None, prompters: Sequence[Prompter]
+) -> list[GeneratedMasks]:
+    """`generate_masks` of several images of any sizes, which are encoded together.
+
+    Args:
+        backbone, options: as `generate_masks`.
+        images: [3, H, W] each.
+        prompters: where to ask, for each image.
+    """
     options = options or MaskGeneratorOptions()
-    return _generate(backbone, image, options, _plan(image, options, prompter or grid_points(32)))
+    plans = [_plan(image, options, prompter) for image, prompter in zip(images, prompters, strict=True)]
+    embeddings, skips = backbone.encode_with_skips(torch.cat([backbone.preprocess(image) for image in images]))
+    return [
+        _generate(backbone, image, options, plan, (embeddings[number : number + 1], _of_image(skips, number)))
+        for number, (image, plan) in enumerate(zip(images, plans, strict=True))
+    ]
+
+
+def _of_image(skips: Skips, number: int) -> Skips:
+    return tuple(maps[number : number + 1] for maps in skips)
 
 
 def _plan(image: Tensor, options: MaskGeneratorOptions, prompter: Prompter) -> list[tuple[Box, Tensor]]:
@@ -244,8 +267,13 @@ def _plan(image: Tensor, options: MaskGeneratorOptions, prompter: Prompter) -> l
 
 
 def _generate(
-    backbone: SamFamily, image: Tensor, options: MaskGeneratorOptions, plan: list[tuple[Box, Tensor]]
+    backbone: SamFamily,
+    image: Tensor,
+    options: MaskGeneratorOptions,
+    plan: list[tuple[Box, Tensor]],
+    whole: tuple[Tensor, Skips] | None = None,
 ) -> GeneratedMasks:
+    """The masks of a plan of `_plan`; ``whole`` is the image encoded, where that is done already."""
     size = (int(image.shape[-2]), int(image.shape[-1]))
     device = next(backbone.parameters()).device
     found = []
@@ -255,7 +283,11 @@ def _generate(
         if len(points) == 0:
             continue
         geometry = backbone.geometry(crop_size)
-        embeddings, skips = backbone.encode_with_skips(backbone.preprocess(image[:, top:bottom, left:right]))
+        if whole is None or crop_size != size:
+            encoded = backbone.encode_with_skips(backbone.preprocess(image[:, top:bottom, left:right]))
+        else:
+            encoded = whole
+        embeddings, skips = encoded
         batches = []
         for some in points.to(device).split(options.points_per_batch):
             prompts = backbone.scale_points(some - some.new_tensor([left, top]), crop_size).float()[:, None]

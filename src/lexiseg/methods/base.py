@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ from lexiseg.ops.options import Unit, options
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Task, TextEmbeddings, Trace
 from lexiseg.text.templates import resolve_templates
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 TrainingClasses = tuple[tuple[str, ...], ...]  # of each class its name and its synonyms
 
 
@@ -96,10 +98,10 @@ class Segmenter(nn.Module, ABC):
     def forward(
         self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None
     ) -> MaskPrediction | PixelPrediction:
-        """Predict for a batch; the same for an image alone as for an image among others.
+        """Predict for a batch; the same for an image alone as for an image among others, but for rounding.
 
         Args:
-            images: B images.
+            images: B images of any sizes; those whose network input has one size go through the networks together.
             text: embeddings of K classes by `clip`.
             trace: receives intermediate maps; for batches of one image.
         """
@@ -140,6 +142,28 @@ class NamesRegions(Protocol):
     def name_regions(self, image: Tensor, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
         """An image [3, H, W], float RGB in 0..1, with regions [R, H, W] bool as its masks; they stay as they are."""
         ...
+
+
+def in_groups(
+    items: Sequence[Item], key: Callable[[Item], Hashable], work: Callable[[Sequence[Item]], Sequence[Result]]
+) -> list[Result]:
+    """Work on items of equal keys together: images whose network input has one size make one batch, without any padding.
+
+    Args:
+        items: in any order.
+        key: what must be equal.
+        work: from some items to as many results.
+
+    Returns:
+        The result of each item, in the order of the items.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for number, item in enumerate(items):
+        groups.setdefault(key(item), []).append(number)
+    results: dict[int, Result] = {}
+    for numbers in groups.values():
+        results |= zip(numbers, work([items[number] for number in numbers]), strict=True)
+    return [results[number] for number in range(len(items))]
 
 
 def check_trace(images: ImageBatch, trace: Trace | None) -> None:

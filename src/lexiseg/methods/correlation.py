@@ -1,12 +1,13 @@
 """What CAT-Seg, SAM-MI and ESC-Net share: CLIP's correlations of cells and classes, and a picture's way through them.
 
-    views      squares of a picture: the whole of it, and overlapping crops           `CorrelationSegmenter.views`
-    encode     a view by CLIP: dense features, class embeddings, and their cosines    `CostVolume`
-    decode     a cost volume into logits of every class                               each method's own
-    mosaic     the probabilities of all views on one canvas
+    views      squares of pictures: the whole of each, and overlapping crops
+    encode     views by CLIP: dense features, class embeddings, and their cosines     `CostVolume`
+    decode     cost volumes into logits of every class                                each method's own
+    mosaic     the probabilities of all views of each picture on one canvas
 
-A method is a `decode`; one that knows more of the picture than its cost volume (SAM-MI: SAM's masks) gives a `ViewDecoder` of
-its own for each picture. CLIP is tuned along the way, in the query and value projections of both its towers.
+Views have one size, whatever the pictures': the same view of B pictures is one batch. A method is a `decode`; one that knows
+more of the pictures than cost volumes (SAM-MI: SAM's masks) gives a `ViewDecoder` of its own for each batch of them. CLIP is
+tuned along the way, in the query and value projections of both its towers.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from lexiseg.structures import ImageBatch, MaskTarget, PixelPrediction, Size, Te
 CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
 MULTIPLE = 32  # the official program pads whole pictures to multiples of it
 LEVELS = 2  # of CLIP, early ones, guide a decoder
+PAIRS = 1024  # of a picture and a class, in pictures that are looked at together: what bounds the memory of a batch
 
 UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) in widths and heights of an image
 WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
@@ -55,7 +57,7 @@ class CostVolume:
     levels: tuple[Tensor, ...]
 
 
-ViewDecoder = Callable[[CostVolume, UnitBox], Tensor]  # the volume of a view, and where it lies -> logits [1, K, 4h, 4w]
+ViewDecoder = Callable[[CostVolume, UnitBox], Tensor]  # B pictures' volumes of a view, its box -> logits [B, K, 4h, 4w]
 
 
 class CorrelationSegmenter(Segmenter):
@@ -99,8 +101,11 @@ class CorrelationSegmenter(Segmenter):
         A trace gets ``clip`` [D, h, w], the dense features of the whole picture, and ``cost`` [K, h, w], its costs.
         """
         check_trace(images, trace)
-        maps = [self._probabilities(images.image(index), text, trace) for index in range(len(images))]
-        return PixelPrediction(torch.stack(maps), images.sizes, images.sizes, link="identity")
+        pictures, together = list(images), max(1, PAIRS // len(text))
+        maps = [
+            self._probabilities(pictures[start : start + together], text, trace) for start in range(0, len(pictures), together)
+        ]
+        return PixelPrediction(maps[0] if len(maps) == 1 else torch.cat(maps), images.sizes, images.sizes, link="identity")
 
     def loss(
         self,
@@ -143,35 +148,37 @@ class CorrelationSegmenter(Segmenter):
         """As `decode`, but for what a method does otherwise in training."""
         return self.decode(volume)
 
-    def view_decoder(self, _image: Tensor, _whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
-        """How the views of an image [3, H, W] are decoded, the whole of it first, whose cost volume is given."""
+    def view_decoder(self, _images: Sequence[Tensor], _whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
+        """How the views of B images [3, H, W] are decoded, the whole of each first, whose cost volumes are given."""
 
         def decode(volume: CostVolume, box: UnitBox) -> Tensor:
             return self.decode(volume, trace if box == WHOLE else None)
 
         return decode
 
-    def _probabilities(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> Tensor:
-        """Probabilities [K, h, w] of an image [3, H, W]."""
-        whole = self.encode(self._whole_view(image), text)
+    def _probabilities(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Tensor:
+        """Probabilities [B, K, h, w] of B images [3, H, W]."""
+        whole = self.encode(torch.cat([self._whole_view(image) for image in images]), text)
         if trace is not None:
             trace |= {"clip": whole.dense[0], "cost": whole.cost[0]}
-        decode = self.view_decoder(image, whole, trace)
+        decode = self.view_decoder(images, whole, trace)
         logits = decode(whole, WHOLE)
         if not self.config.sliding:
-            return logits[0].sigmoid()
-        return mosaic(logits, ((box, decode(self.encode(view, text), box)) for box, view in crops(image)))
+            return logits.sigmoid()
+        return mosaic(logits, ((box, decode(self.encode(views, text), box)) for box, views in crops(images)))
 
     def _whole_view(self, image: Tensor) -> Tensor:
         """An image [3, H, W] as one view [1, 3, S, S]."""
         if self.config.sliding:
             return _resized(image[None], (CROP, CROP))
-        return (self.clip.padded(image, MULTIPLE) if self.behaviour == "official" else image)[None]
+        image = self.clip.padded(image, MULTIPLE) if self.behaviour == "official" else image
+        return _resized(image[None], (self.config.image_size, self.config.image_size))
 
 
-def crops(image: Tensor) -> Iterator[tuple[UnitBox, Tensor]]:
-    """Four overlapping crops [1, 3, 384, 384] of a 640 × 640 version of an image [3, H, W], and their boxes (CAT-Seg)."""
-    canvas, starts = _resized(image[None], (CANVAS, CANVAS)), range(0, CANVAS - CROP + 1, STRIDE)
+def crops(images: Sequence[Tensor]) -> Iterator[tuple[UnitBox, Tensor]]:
+    """Four boxes, overlapping, and the crops [B, 3, 384, 384] there of a 640 × 640 version of images [3, H, W] (CAT-Seg)."""
+    canvas = torch.cat([_resized(image[None], (CANVAS, CANVAS)) for image in images])
+    starts = range(0, CANVAS - CROP + 1, STRIDE)
     for top in starts:
         for left in starts:
             box = (left / CANVAS, top / CANVAS, (left + CROP) / CANVAS, (top + CROP) / CANVAS)
@@ -179,15 +186,15 @@ def crops(image: Tensor) -> Iterator[tuple[UnitBox, Tensor]]:
 
 
 def mosaic(whole: Tensor, parts: Iterable[tuple[UnitBox, Tensor]]) -> Tensor:
-    """Probabilities [K, 640, 640] of logits [1, K, h, w]: half the mean of the crops', half the whole's (CAT-Seg)."""
-    total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))[0]
+    """Probabilities [B, K, 640, 640] of logits [B, K, h, w]: half the mean of the crops', half the whole's (CAT-Seg)."""
+    total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))
     covering = torch.zeros(CANVAS, device=whole.device)
     for start in range(0, CANVAS - CROP + 1, STRIDE):
         covering[start : start + CROP] += 1
     for (left, top, _, _), logits in parts:
         rows, columns = (slice(round(start * CANVAS), round(start * CANVAS) + CROP) for start in (top, left))
-        total[:, rows, columns] += _resized(logits, (CROP, CROP))[0].sigmoid() / (covering[rows, None] * covering[columns])
-    return total / 2
+        total[..., rows, columns] += _resized(logits, (CROP, CROP)).sigmoid() / (covering[rows, None] * covering[columns])
+    return total.div_(2)
 
 
 def _resized(maps: Tensor, size: Size) -> Tensor:

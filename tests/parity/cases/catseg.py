@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lexiseg.backbones.clip import ClipViT, assemble_clip
 from lexiseg.backbones.state_dicts import compiled, rename_all
-from lexiseg.layers.cost_aggregation import NEVER, CostAggregation, correlation, neighbours
+from lexiseg.layers.cost_aggregation import NEVER, CostAggregation, correlation, shifted_window_mask
 from lexiseg.methods import MODELS
 from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.catseg.model import CatSeg
@@ -72,7 +72,7 @@ def aggregation(path: Path) -> list[Row]:
         rows.append(Row(path.name, "classes kept", max_difference(selected, tensors["out.selected_classes_mask"].bool()), 0))
     for name, mask in official.items():
         if dropped(name):
-            own = neighbours(tuple(config["feature_resolution"]), config["window_size"], config["window_size"] // 2)
+            own = shifted_window_mask(tuple(config["feature_resolution"]), config["window_size"], config["window_size"] // 2)
             rows.append(Row(path.name, "neighbours in shifted windows", max_difference(own, mask == 0), 0))
     return rows
 
@@ -91,7 +91,7 @@ def sliding(path: Path) -> list[Row]:
 
     segmenter.encode, segmenter.decode = see, decode  # type: ignore[method-assign,assignment]
     size = tuple(document["height_width"])
-    probability = segmenter._probabilities(tensors["in.image_uint8"] / 255, nothing(), None)
+    probability = segmenter._probabilities([tensors["in.image_uint8"] / 255], nothing(), None)[0]
     mean, std = (torch.tensor(OPENAI[name])[:, None, None] for name in ("mean", "std"))
     seen = torch.stack([(crop - mean) / std for crop in (*looked[1:], looked[0])])
     return [

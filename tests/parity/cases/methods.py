@@ -47,7 +47,7 @@ def full(path: Path) -> list[Row]:
 
     image = tensors["image"] / 255
     pixels, inner = segmenter.network_input(image)
-    prediction = segmenter._segment(segmenter.look(image), text)
+    prediction = segmenter._segment(segmenter.look([image]), text)
     prediction = type(prediction)(**{**vars(prediction), "sizes": (tuple(document["output_hw"]),), "inner": (inner,)})
     rows = [row("normalised input", segmenter.clip._normalised(pixels), tensors["record.normalized_padded_image"], 1e-5)]
     if "record.sam_embedding" in tensors:  # a megabyte, which our own copy leaves out
@@ -101,7 +101,7 @@ def extra(path: Path) -> list[Row]:
     def resized_scores(prediction: MaskPrediction) -> Tensor:
         return functional.interpolate(scores(prediction)[None], output, mode="bilinear", align_corners=False)[0]
 
-    prediction = segmenter._segment(segmenter.look(image), text)
+    prediction = segmenter._segment(segmenter.look([image]), text)
     row("sem_only.mask_cls", prediction.classes[0])
     row("sem_only.sem_seg", resized_scores(prediction))
     if "sam_sem_only.sem_seg" not in tensors:  # the official program cannot do it with a ResNet
@@ -112,10 +112,10 @@ def extra(path: Path) -> list[Row]:
     place = Placing(output, output, output)
     for name, size in (("sam_sem_only", inner), ("sam_panoptic_cfg", output)):
         words = replace(text, seen=tensors[f"{name}.category_overlapping_mask"].bool())
-        classes, valid = segmenter.sam_classes(segmenter.look(image), masks, place, words)
+        classes, valid = segmenter.sam_classes(segmenter.look([image]), masks, place, words)
         reference = tensors[f"{name}.sam_mask_cls"].log_softmax(-1)[..., :-1]
         rows.append(Row(path.name, f"{name}.sam_mask_cls", max_difference(classes, reference), 1e-4))
-        one = replace(segmenter._segment(segmenter.look(image), words), sizes=(size,), inner=(inner,))
+        one = replace(segmenter._segment(segmenter.look([image]), words), sizes=(size,), inner=(inner,))
         row(f"{name}.mask_cls", one.classes[0])
         sam = MaskPrediction(masks[None], classes, False, (size,), (size,), valid)
         both = mask_ensemble(one, sam, tensors[f"{name}.category_overlapping_mask"].bool(), behaviour="official")

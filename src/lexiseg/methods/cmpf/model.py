@@ -23,12 +23,11 @@ from lexiseg.backbones.clip import ClipMeanPooled, ClipResNet
 from lexiseg.backbones.clip_base import ClipFeatures
 from lexiseg.backbones.sam import SAM_MEAN, SAM_STD, SamFamily
 from lexiseg.ensembles import classify_masks, classify_vectors, mask_ensemble
-from lexiseg.methods.base import check_trace
 from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.injectors import FeatureInjector, QueryInjector, SamInjection
 from lexiseg.methods.cmpf.sam_features import SamFeatures
-from lexiseg.methods.cmpf.sam_masks import OUTSIDE, SamMasks, cells_of, official_cells
-from lexiseg.methods.fcclip.model import FcClip, Look, join
+from lexiseg.methods.cmpf.sam_masks import SamMasks, cells_of, official_cells
+from lexiseg.methods.fcclip.model import FcClip, Look
 from lexiseg.postprocess import Placing
 from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
@@ -110,34 +109,41 @@ class Cmpf(FcClip):
 
         A trace also gets ``sam`` [C, g, g], SAM's image embedding, and ``sam_features`` [C, h, w], what features attend to.
         """
-        check_trace(images, trace)
-        looks = [self.look(images.image(index)) for index in range(len(images))]
-        prediction = join([self._segment(look, text, trace) for look in looks])
-        masks = self.masks
-        if masks is None:
-            return prediction
-        found = [self.sam_prediction(images.image(index), look, text, masks) for index, look in enumerate(looks)]
-        seen = torch.zeros(len(text), dtype=torch.bool, device=prediction.classes.device) if text.seen is None else text.seen
-        return mask_ensemble(  # Eq. (12)
-            prediction, _join(found), seen, epsilon=self.config.epsilon, xi=self.config.xi, behaviour=self.config.behaviour
-        )
+        return super().forward(images, text, trace=trace)
+
+    def _predictions(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Sequence[MaskPrediction]:
+        look, asked, config = self.look(images), self.masks, self.config
+        predictions = self._segment(look, text, trace).split()
+        if asked is None:
+            return predictions
+        found = self.sam_predictions(images, look, text, asked)
+        seen = torch.zeros(len(text), dtype=torch.bool, device=look.pixels.device) if text.seen is None else text.seen
+        return [
+            mask_ensemble(one, sam, seen, epsilon=config.epsilon, xi=config.xi, behaviour=config.behaviour)  # Eq. (12)
+            for one, sam in zip(predictions, found, strict=True)
+        ]
 
     @torch.no_grad()
-    def sam_prediction(self, image: Tensor, look: Look, text: TextEmbeddings, asked: SamMasks) -> MaskPrediction:
-        """SAM's masks of an image [3, H, W], with the classes CLIP gives them, which has looked at it already."""
+    def sam_predictions(
+        self, images: Sequence[Tensor], look: Look, text: TextEmbeddings, asked: SamMasks
+    ) -> list[MaskPrediction]:
+        """SAM's masks of images [3, H, W], with the classes CLIP gives them, which has looked at them already."""
         sam = self.sam if self.mask_sam is None else self.mask_sam
-        generated = asked.of(sam, image)
-        geometry = sam.geometry(generated.size)
-        place = Placing(geometry.input_size, geometry.resized, generated.size)
-        masks = generated.image_logits()
-        classes, valid = self.sam_classes(look, masks, place, text)
-        return MaskPrediction(masks[None], classes, False, (place.size,), (place.extent,), valid, inner=(place.inner,))
+        predictions = []
+        for generated, own in zip(asked.of(sam, images), look.split(), strict=True):
+            geometry, masks = sam.geometry(generated.size), generated.image_logits()
+            place = Placing(geometry.input_size, geometry.resized, generated.size)
+            classes, valid = self.sam_classes(own, masks, place, text)
+            predictions.append(
+                MaskPrediction(masks[None], classes, False, (place.size,), (place.extent,), valid, inner=(place.inner,))
+            )
+        return predictions
 
     def sam_classes(self, look: Look, masks: Tensor, place: Placing, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
         """What CLIP calls masks of an image.
 
         Args:
-            look: what it sees of the image.
+            look: what it sees of the image, of it alone.
             masks: logits [N, m, m].
             place: how they lie on the image.
             text: K classes.
@@ -183,19 +189,3 @@ class Cmpf(FcClip):
         normalised[..., : inner[0], : inner[1]] = ((255 * pixels - mean) / std)[..., : inner[0], : inner[1]]
         side = (self.sam.image_size, self.sam.image_size)
         return self.sam.encode(functional.interpolate(normalised, side, mode="bilinear", align_corners=False))
-
-
-def _join(predictions: Sequence[MaskPrediction]) -> MaskPrediction:
-    """SAM's predictions of one image each as that of a batch; rows without a mask are not valid."""
-    most = max(one.masks.shape[1] for one in predictions)
-    missing = [most - one.masks.shape[1] for one in predictions]
-    pairs = list(zip(predictions, missing, strict=True))
-    return MaskPrediction(
-        masks=torch.cat([functional.pad(one.masks, (0, 0, 0, 0, 0, rows), value=OUTSIDE) for one, rows in pairs]),
-        classes=torch.cat([functional.pad(one.classes, (0, 0, 0, rows)) for one, rows in pairs]),
-        void=False,
-        sizes=tuple(one.sizes[0] for one in predictions),
-        extents=tuple(one.extents[0] for one in predictions),
-        valid=torch.cat([functional.pad(one.valid, (0, rows)) for one, rows in pairs if one.valid is not None]),
-        inner=tuple(one.inner[0] for one in predictions if one.inner is not None),
-    )

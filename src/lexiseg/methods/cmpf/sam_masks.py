@@ -6,20 +6,20 @@ that moves and squeezes them (`official_cells`). Here they are made on the fly, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate_cached, generate_masks, grid_points
+from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate_cached, generate_each, grid_points
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.ops.options import Positive, options
 from lexiseg.postprocess import Placing, resized
-from lexiseg.structures import Size
+from lexiseg.structures import OUTSIDE, Size
 
-OUTSIDE = -100.0  # logits beyond the image
 OFFICIAL_PADDING = 32  # the official program pads CLIP's cells to multiples of what it pads pixels to
 MASKS_AT_ONCE = 8  # at the size of the picture
 # The thresholds of the official script; the paper names none. [decided]
@@ -45,17 +45,21 @@ class SamMasks:
         if self.cache is not None and not self.identity:
             raise UsageError("a cache of SAM's masks needs to know whose they are: give identity, such as the file's sha-256")
 
-    def of(self, sam: SamFamily, image: Tensor) -> GeneratedMasks:
-        """The masks that ``sam`` finds in an image [3, H, W], float RGB in 0..1.
+    def of(self, sam: SamFamily, images: Sequence[Tensor]) -> list[GeneratedMasks]:
+        """The masks that ``sam`` finds in each of some images [3, H, W], float RGB in 0..1.
 
         Raises:
             OutputError: the cache cannot be written.
         """
         prompter = grid_points(self.points)
         if self.cache is None:
-            masks = generate_masks(sam, image, self.options, prompter)
+            found = generate_each(sam, images, self.options, [prompter] * len(images))
         else:
-            masks = generate_cached(sam, image, self.options, prompter, folder=self.cache, identity=self.identity)
+            folder, identity = self.cache, self.identity
+            found = [generate_cached(sam, image, self.options, prompter, folder=folder, identity=identity) for image in images]
+        return [self._largest(masks) for masks in found]
+
+    def _largest(self, masks: GeneratedMasks) -> GeneratedMasks:
         if self.most is None or len(masks) <= self.most:
             return masks
         return masks.select(masks.areas.argsort(descending=True, stable=True)[: self.most])

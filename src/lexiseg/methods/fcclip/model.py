@@ -14,7 +14,7 @@ CMPF (FrozenSeg) is this model with what SAM sees injected into features and que
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,28 +27,33 @@ from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder
 from lexiseg.layers.pixel_decoder import PixelDecoder
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
-from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.fcclip.config import FcClipConfig
-from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace
+from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace, size_of
 
 STRIDE = 32  # sides of the network's input are multiples of it
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the frozen CLIP sees of one image, for all who ask.
+    """What the frozen CLIP sees of images that have one size in the network, for all who ask.
 
     Attributes:
-        pixels: network input [1, 3, H', W'].
-        inner: (height, width) of the image in it.
-        size: (height, width) of the image itself.
+        pixels: network inputs [B, 3, H', W'].
+        inner: (height, width) of each image in them.
+        sizes: (height, width) of the images themselves.
         features: of ``pixels``.
     """
 
     pixels: Tensor
     inner: Size
-    size: Size
+    sizes: tuple[Size, ...]
     features: ClipFeatures
+
+    def split(self) -> list[Look]:
+        """The same of the images one by one."""
+        parts = zip(self.pixels.split(1), self.sizes, self.features.split(), strict=True)
+        return [Look(pixels, self.inner, (size,), features) for pixels, size, features in parts]
 
 
 class FcClip(Segmenter):
@@ -97,14 +102,19 @@ class FcClip(Segmenter):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
-        """Masks with classes, "no object" last. Images of a batch are seen one by one, for padding would change them.
+        """Masks with classes, "no object" last. Images that have one size in the network are seen together.
 
         A trace gets ``clip`` [C, h, w], CLIP's coarsest map; ``pixels`` [C, h, w], the mask features; of the decoder
         ``masks.0`` to ``masks.L`` [Q, h, w], the mask logits that enter the first layer and that leave each; and
         ``attention.1`` to ``attention.L`` [Q, h, w], where each query looks (shares that sum to 1, mean over the heads).
         """
         check_trace(images, trace)
-        return join([self._segment(self.look(images.image(index)), text, trace) for index in range(len(images))])
+        found = in_groups(
+            list(images),
+            lambda image: self.network_size(size_of(image)),
+            lambda group: self._predictions(group, text, trace),
+        )
+        return MaskPrediction.join(found)
 
     def loss(
         self,
@@ -127,10 +137,11 @@ class FcClip(Segmenter):
         return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions(), draw)
 
     @torch.no_grad()
-    def look(self, image: Tensor) -> Look:
-        """What CLIP sees of an image [3, H, W]."""
-        pixels, inner = self.network_input(image)
-        return Look(pixels, inner, (int(image.shape[-2]), int(image.shape[-1])), self.clip_features(pixels))
+    def look(self, images: Sequence[Tensor]) -> Look:
+        """What CLIP sees of images [3, H, W] that have one `network_size`."""
+        pixels = torch.cat([self.network_input(image)[0] for image in images])
+        sizes = tuple(size_of(image) for image in images)
+        return Look(pixels, self.network_size(sizes[0]), sizes, self.clip_features(pixels))
 
     @torch.no_grad()
     def clip_features(self, pixels: Tensor) -> ClipFeatures:
@@ -167,21 +178,28 @@ class FcClip(Segmenter):
         """What enters the decoder besides CLIP: nothing."""
         return None
 
+    def network_size(self, size: Size) -> Size:
+        """(height, width) to which an image is resized; padding, which follows, depends on nothing else."""
+        shortest = self.config.shortest_edge
+        return size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
+
     def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
         """An image [3, H, W] resized and padded, [1, 3, H', W'], and its size inside."""
-        size = (int(image.shape[-2]), int(image.shape[-1]))
-        shortest = self.config.shortest_edge
-        inner = size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
-        if inner != size:
+        inner = self.network_size(size_of(image))
+        if inner != size_of(image):
             image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
         return self.clip.padded(image, STRIDE)[None], inner
+
+    def _predictions(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Sequence[MaskPrediction]:
+        """The predictions of images [3, H, W] that have one size in the network, one by one."""
+        return self._segment(self.look(images), text, trace).split()
 
     def _segment(self, seen: Look, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
         decoded = self.decode(seen.pixels, seen.inner, seen.features, text, trace=trace)
         if trace is not None:
             trace["clip"] = seen.features.levels[-1][0]
             trace.share = seen.inner[0] / seen.pixels.shape[-2], seen.inner[1] / seen.pixels.shape[-1]
-        prediction = _prediction(decoded, (seen.size,), (seen.inner,))
+        prediction = _prediction(decoded, seen.sizes, (seen.inner,) * len(seen.sizes))
         names, covered = self._clip_classes(seen.features, decoded.masks, text)
         known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
         return class_ensemble(  # Eq. (7)
@@ -212,28 +230,6 @@ def shortest_side(size: Size, side: int, longest: int) -> Size:
     scale = min(side / min(size), longest / max(size))
     high, wide = (max(1, int(length * scale + 0.5)) for length in size)
     return high, wide
-
-
-def join(predictions: Sequence[MaskPrediction]) -> MaskPrediction:
-    """Stack predictions of one image each; smaller grids are padded beyond their extents by repeating their edges."""
-    high, wide = (max(one.masks.shape[axis] for one in predictions) for axis in (-2, -1))
-    whole = [one if one.masks.shape[-2:] == (high, wide) else _enlarged(one, (high, wide)) for one in predictions]
-    return replace(
-        whole[0],
-        masks=torch.cat([one.masks for one in whole]),
-        classes=torch.cat([one.classes for one in whole]),
-        sizes=tuple(one.sizes[0] for one in whole),
-        extents=tuple(one.extents[0] for one in whole),
-        inner=tuple(one.inner[0] for one in whole if one.inner is not None),
-    )
-
-
-def _enlarged(prediction: MaskPrediction, grid: Size) -> MaskPrediction:
-    """The prediction of an image on a larger grid of the same cells."""
-    missing = [cells - own for cells, own in zip(grid, prediction.masks.shape[-2:], strict=True)]
-    scale = prediction.extents[0][0] // prediction.masks.shape[-2]
-    masks = functional.pad(prediction.masks, (0, missing[1], 0, missing[0]), mode="replicate")
-    return replace(prediction, masks=masks, extents=((grid[0] * scale, grid[1] * scale),))
 
 
 def _prediction(decoded: DecodedMasks, sizes: tuple[Size, ...], inner: tuple[Size, ...] | None) -> MaskPrediction:

@@ -27,11 +27,11 @@ from lexiseg.backbones.clip_vit import Attend, ClipViT, Interpolation, attended,
 from lexiseg.backbones.proposals import MaskProposer
 from lexiseg.ensembles import classify_vectors
 from lexiseg.errors import UsageError
-from lexiseg.methods.base import Segmenter, check_trace
-from lexiseg.methods.fcclip.model import join, shortest_side
+from lexiseg.methods.base import Segmenter, check_trace, in_groups
+from lexiseg.methods.fcclip.model import shortest_side
 from lexiseg.methods.maskclip.config import MaskClipConfig, MaskTokenConfig
 from lexiseg.methods.maskclip.relative import RelativeMaskAttention
-from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
+from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 TEMPERATURE = 0.01
 SURE = 20.0  # logit of a cell of a mask that is given
@@ -78,24 +78,29 @@ class MaskClip(Segmenter):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
-        """Masks with classes. Images of a batch are seen one by one, for padding would change them.
+        """Masks with classes. Images that have one size in the network are seen together.
 
         A trace gets ``clip`` [D, h, w], CLIP's patches in the joint space, and ``masks`` [Q, h, w], the generator's logits.
         """
         check_trace(images, trace)
-        prediction = join([self._segment(images.image(index), text, trace) for index in range(len(images))])
+        found = in_groups(
+            list(images),
+            lambda image: self.network_size(size_of(image)),
+            lambda group: self._segment(group, text, trace).split(),
+        )
+        prediction = MaskPrediction.join(found)
         official = isinstance(self.config, MaskClipConfig) and self.config.behaviour == "official"
         return without_last(prediction) if official else prediction
 
     @torch.no_grad()
     def name_regions(self, image: Tensor, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
         """What the regions [R, H, W] bool of an image [3, H, W] are called; see `NamesRegions`."""
-        size = (int(image.shape[-2]), int(image.shape[-1]))
+        size = size_of(image)
         masks = torch.where(regions, SURE, -SURE)[None]
         if len(regions) == 0:
             classes = image.new_zeros(1, 0, len(text))
             return MaskPrediction(masks, classes, False, (size,), (size,))
-        classes, _ = self.names(self.look(self.network_input(image)[0]), masks, text)
+        classes, _ = self.names(self.look(self.network_input(image)), masks, text)
         return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (size,))
 
     def names(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
@@ -146,17 +151,22 @@ class MaskClip(Segmenter):
         squares = functional.interpolate(pixels, side, mode="bicubic", align_corners=False)
         return self.clip.features(squares, self.position_interpolation)
 
-    def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
-        """An image [3, H, W] as the generator sees it, [1, 3, H', W'], and its size."""
-        size = (int(image.shape[-2]), int(image.shape[-1]))
+    def network_size(self, size: Size) -> Size:
+        """(height, width) at which the generator sees an image."""
         shortest = self.config.shortest_edge
-        inner = size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
-        if inner != size:
-            image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
-        return image[None], inner
+        return size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
 
-    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
-        pixels, inner = self.network_input(image)
+    def network_input(self, image: Tensor) -> Tensor:
+        """An image [3, H, W] as the generator sees it, [1, 3, H', W']."""
+        inner = self.network_size(size_of(image))
+        if inner != size_of(image):
+            image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
+        return image[None]
+
+    def _segment(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
+        """The prediction for images [3, H, W] that have one size in the network."""
+        pixels = torch.cat([self.network_input(image) for image in images])
+        inner, sizes = size_of(pixels), tuple(size_of(image) for image in images)
         proposals = self.proposer(pixels)
         features = self.look(padded_to(pixels, proposals.extent, self.clip.mean))
         classes, masks = self.names(features, proposals.masks, text)
@@ -164,8 +174,8 @@ class MaskClip(Segmenter):
             trace["clip"] = self.clip.patch_tokens(features)[0].T.unflatten(-1, features.grid)
             trace["masks"] = proposals.masks[0]
             trace.share = inner[0] / proposals.extent[0], inner[1] / proposals.extent[1]
-        size = (int(image.shape[-2]), int(image.shape[-1]))
-        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (proposals.extent,), inner=(inner,))
+        extents, inners = (proposals.extent,) * len(images), (inner,) * len(images)
+        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), sizes, extents, inner=inners)
 
 
 def without_last(prediction: MaskPrediction) -> MaskPrediction:

@@ -11,20 +11,21 @@ the region head; ViT: one class token a mask) and compared with the names. It wo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.clip import ClipBackbone
-from lexiseg.backbones.mask_generator import GeneratedMasks, generate_masks, grid_points
+from lexiseg.backbones.clip_base import ClipFeatures
+from lexiseg.backbones.mask_generator import GeneratedMasks, generate_each, grid_points
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.methods.base import Segmenter, check_trace
+from lexiseg.ensembles import classify_vectors
+from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.sam_clip.config import SamClipConfig
-from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
+from lexiseg.structures import OUTSIDE, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
-OUTSIDE = -100.0  # logits of the rows that only fill up a batch
 LOWEST = 1e-6  # quality, so that its logarithm is finite
 
 
@@ -56,34 +57,36 @@ class SamClip(Segmenter):
         A trace gets ``clip`` [C, h, w], CLIP's coarsest map.
         """
         check_trace(images, trace)
-        found = [self._segment(images.image(index), text, trace) for index in range(len(images))]
-        most, grid = max(1, *(len(masks) for masks, _ in found)), self.sam.mask_size
-        first = images.pixels
-        masks = first.new_full((len(images), most, grid, grid), OUTSIDE)
-        classes = first.new_full((len(images), most, len(text)), OUTSIDE)
-        valid = torch.zeros(len(images), most, dtype=torch.bool, device=first.device)
-        for index, (generated, names) in enumerate(found):
-            count = len(generated)
-            masks[index, :count], classes[index, :count], valid[index, :count] = generated.image_logits(), names, True
-        extents = tuple(generated.extent for generated, _ in found)
-        return MaskPrediction(masks, classes, False, images.sizes, extents, valid)
-
-    def _segment(self, image: Tensor, text: TextEmbeddings, trace: Trace | None = None) -> tuple[GeneratedMasks, Tensor]:
-        """Masks of one image [3, H, W], and the logarithms of their scores [Q, K]."""
-        generated = generate_masks(self.sam, image, self.config.generator, grid_points(self.config.points_per_side))
-        if len(generated) == 0:
-            return generated, image.new_zeros((0, len(text)))
-        size = self.clip_size((int(image.shape[-2]), int(image.shape[-1])))
-        resized = functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)
-        weights = over_image(generated, (size[0] // 4, size[1] // 4)).sigmoid()
-        features = self.clip.features(resized)
+        pictures, prompter = list(images), grid_points(self.config.points_per_side)
+        generated = generate_each(self.sam, pictures, self.config.generator, [prompter] * len(pictures))
+        features = in_groups(pictures, lambda image: self.clip_size(size_of(image)), self._features)
         if trace is not None:
-            trace["clip"] = features.levels[-1][0]
-        vectors = self.clip.embed_regions(features, (weights * (weights > 0.5))[None])[0]  # Eq. (10)
-        cosine = functional.normalize(vectors.float(), dim=-1) @ text.vectors.float().T
-        logits = self.clip.logit_scale * text.per_class(cosine)
-        names = logits.log_softmax(-1)  # Eq. (11)
-        return generated, names + generated.quality.float().clamp(LOWEST, 1)[:, None].log()
+            trace["clip"] = features[0].levels[-1][0]
+        return MaskPrediction.join([self._named(*pair, text) for pair in zip(generated, features, strict=True)])
+
+    def _features(self, images: Sequence[Tensor]) -> list[ClipFeatures]:
+        """What CLIP sees of each of some images [3, H, W] that have one `clip_size`."""
+        size = self.clip_size(size_of(images[0]))
+        resized = [
+            functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False) for image in images
+        ]
+        return self.clip.features(torch.cat(resized)).split()
+
+    def _named(self, generated: GeneratedMasks, features: ClipFeatures, text: TextEmbeddings) -> MaskPrediction:
+        """The prediction of one image: its masks with the logarithms of their scores; without any a row that is not valid."""
+        count = len(generated)
+        if count == 0:
+            masks = generated.logits.new_full((1, 1, self.sam.mask_size, self.sam.mask_size), OUTSIDE)
+            classes = masks.new_full((1, 1, len(text)), OUTSIDE)
+        else:
+            high, wide = self.clip_size(generated.size)
+            weights = over_image(generated, (high // 4, wide // 4)).sigmoid()
+            vectors = self.clip.embed_regions(features, (weights * (weights > 0.5))[None])  # Eq. (10)
+            quality = generated.quality.float().clamp(LOWEST, 1).log()
+            names = classify_vectors(vectors, text, self.clip.logit_scale)  # Eq. (11)
+            masks, classes = generated.image_logits()[None], names + quality[:, None]
+        valid = torch.full(masks.shape[:2], count > 0, device=masks.device)
+        return MaskPrediction(masks, classes, False, (generated.size,), (generated.extent,), valid)
 
     def clip_size(self, size: Size) -> Size:
         """(height, width) of the image that CLIP sees, both multiples of its coarsest stride."""

@@ -23,7 +23,7 @@ from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.mask_generator import (
     GeneratedMasks,
     Prompter,
-    generate_masks,
+    generate_each,
     given_points,
     grid_points,
     random_points,
@@ -75,7 +75,7 @@ class SamMi(CorrelationSegmenter):
 
     def __init__(self, clip: ClipViT, sam: SamFamily, config: SamMiConfig = SamMiConfig()) -> None:
         super().__init__(clip, config)
-        self.enlarge = guide_upsampling(clip, config)
+        self.upsample = guide_upsampling(clip, config)
         self.aggregation = cost_aggregation(clip, config)
         self.sam: SamFamily = sam.requires_grad_(False)
         self.prompter = SparsePrompter(config.prompter_dim, heads=config.num_heads, at_once=config.classes_at_once)
@@ -83,7 +83,7 @@ class SamMi(CorrelationSegmenter):
         self.high_injection = nn.ModuleList(HighFrequencyInjection(width) for width in config.guide_channels)
 
     def parts(self) -> Mapping[str, nn.Module]:
-        names = ("clip", "enlarge", "aggregation", "sam", "prompter", "low_injection", "high_injection")
+        names = ("clip", "upsample", "aggregation", "sam", "prompter", "low_injection", "high_injection")
         return {name: getattr(self, name) for name in names}
 
     def trained_parts(self) -> frozenset[str]:
@@ -114,11 +114,10 @@ class SamMi(CorrelationSegmenter):
         if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
             return losses
         points = self.prompter.side**2
-        masks = []
-        for number, image in enumerate(images.pixels):
-            chance = torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0]
-            found = self._found(image, prompts.probabilities[number], prompts.text_masks[number], chance)
-            masks.append(found(WHOLE))
+        chances = [
+            torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0] for number in range(len(images.pixels))
+        ]
+        masks = [found(WHOLE) for found in self._found(list(images.pixels), prompts, chances)]
         logits = self._aggregated(volume, masks, pooling=POOLING)
         return {
             "pixels": pixel_loss(logits, targets, options.pixels),
@@ -136,19 +135,19 @@ class SamMi(CorrelationSegmenter):
         """As CAT-Seg, without masks."""
         return self._aggregated(volume, None)
 
-    def view_decoder(self, image: Tensor, whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
-        """With SAM's masks of the image, put together by class.
+    def view_decoder(self, images: Sequence[Tensor], whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
+        """With SAM's masks of each image, put together by class.
 
         A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
         """
         prompts = self.prompts(whole)
         chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.config.seed))
-        masks = self._found(image, prompts.probabilities[0], prompts.text_masks[0], chance, trace)
-        return lambda volume, box: self._aggregated(volume, [masks(box)])
+        found = self._found(images, prompts, [chance] * len(images), trace)
+        return lambda volume, box: self._aggregated(volume, [masks(box) for masks in found])
 
     def _aggregated(self, volume: CostVolume, masks: Sequence[Tensor] | None, *, pooling: int = 1) -> Tensor:
         """Logits [B, K, 4h, 4w]; the masks [N, 4h, 4w] of each view are injected into what guides the aggregation."""
-        appearance, (second, first) = volume.dense, upsampled(self.enlarge, volume.levels)
+        appearance, (second, first) = volume.dense, upsampled(self.upsample, volume.levels)
         if masks is not None and "low" in self.config.inject:
             pairs = zip(volume.dense, masks, strict=True)
             appearance = torch.stack([self.low_injection(features, covered(each, ENLARGED)) for features, each in pairs])
@@ -163,18 +162,19 @@ class SamMi(CorrelationSegmenter):
 
     @torch.no_grad()
     def _found(
-        self,
-        image: Tensor,
-        probabilities: Tensor,
-        text_masks: Tensor,
-        chance: Tensor,
-        trace: Trace | None = None,
-    ) -> BoxMasks:
-        """SAM's masks in an image, put together by class, for any box of it."""
+        self, images: Sequence[Tensor], prompts: Prompts, chances: Sequence[Tensor], trace: Trace | None = None
+    ) -> list[BoxMasks]:
+        """SAM's masks in each image, put together by class, for any box of it."""
+        each = zip(images, prompts.probabilities, chances, strict=True)
+        generated = generate_each(self.sam, images, self.config.generator, [self._prompts(*one) for one in each])
+        parts = zip(generated, prompts.probabilities, prompts.text_masks, strict=True)
+        return [self._put_together(*part, trace) for part in parts]
+
+    def _put_together(self, found: GeneratedMasks, probabilities: Tensor, text_masks: Tensor, trace: Trace | None) -> BoxMasks:
+        """The masks of an image by class, of what the prompter says of it."""
         side = ENLARGED * text_masks.shape[-1]
-        found = generate_masks(self.sam, image, self.config.generator, self._prompts(image, probabilities, chance))
         alone = in_box(found, WHOLE, side)
-        groups = torch.eye(len(found), dtype=torch.bool, device=image.device)
+        groups = torch.eye(len(found), dtype=torch.bool, device=text_masks.device)
         if self.config.matching_threshold is not None:
             groups = members(matching_scores(covered(alone, ENLARGED), text_masks), self.config.matching_threshold)
         if trace is not None:
