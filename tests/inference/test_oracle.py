@@ -8,7 +8,7 @@ import torch
 
 from lexiseg.errors import UsageError
 from lexiseg.inference import oracle
-from lexiseg.inference.evaluation import _prediction as measured_prediction
+from lexiseg.inference.evaluation import _predictions as predictions
 from lexiseg.inference.pipeline import load, regions_of
 from lexiseg.ops.rle import encode_masks
 from lexiseg.postprocess import Policy, semantic
@@ -45,11 +45,11 @@ def rough(names: list[list[float]], *, void: bool = True) -> MaskPrediction:
 def test_who_names_any_masks_is_given_the_true_ones():
     pipeline, pixels = load("maskclip-tiny", device="cpu"), np.zeros((*SIZE, 3), np.uint8)
     text = pipeline.embed(Vocabulary.parse("sky; grass; dog"))
-    found = measured_prediction(pipeline, pixels, text, "masks", halves())
+    [found] = predictions(pipeline, [pixels], text, "masks", [halves()])
     assert isinstance(found, MaskPrediction)
     assert torch.equal(found.masks[0] > 0, oracle.true_regions(halves())[0])
     assert found.per_class().shape == (1, 2, 3)
-    own = measured_prediction(pipeline, pixels, text, None, halves())
+    [own] = predictions(pipeline, [pixels], text, None, [halves()])
     assert own.per_class().shape == (1, 24, 3)
 
 

@@ -10,8 +10,10 @@ where a picture failed, or where predictions are asked for that are not there, t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +30,13 @@ from lexiseg.errors import DataError, LexisegError, RunError, UsageError, explai
 from lexiseg.inference import oracle, results
 from lexiseg.inference.fingerprint import Inputs, digest, fingerprint
 from lexiseg.inference.pipeline import Pipeline, as_segmentation, regions_of
-from lexiseg.methods.base import NamesRegions
+from lexiseg.methods.base import NamesRegions, in_groups
 from lexiseg.metrics.base import Metric
 from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
 from lexiseg.metrics.recall import MaskRecall
 from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
+from lexiseg.ops.ahead import read_ahead
 from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.ops.rle import area_of_counts, encode_masks
 from lexiseg.postprocess import Placing, Policy, resized
@@ -45,6 +48,7 @@ LVIS_DETECTIONS = 300  # instances an image may have where the truth is federate
 FORGIVING, RECALL = "semantic, hypernyms forgiven", "mask recall"  # metrics that are no task of their own
 
 Metrics = dict[str, Metric[Any, Any]]
+Prediction = MaskPrediction | PixelPrediction
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def evaluate(
     keep_going: bool = False,
     keep_predictions: bool = False,
     progress: bool = False,
+    batch: int = 1,
+    workers: int = 0,
 ) -> None:
     """Measure all chunks of this share that are not in ``folder`` yet, or no longer true; `collect` makes the numbers of them.
 
@@ -118,6 +124,8 @@ def evaluate(
             they are an error.
         keep_predictions: write what was found below ``folder/predictions``, in COCO's formats and as label maps.
         progress: show a bar on stderr, if that is a terminal.
+        batch: pictures of a chunk that are predicted together; the results are the same, but for rounding.
+        workers: threads that read the next pictures and truths meanwhile.
 
     Raises:
         UsageError: a task that model or data set does not have, or a folder with an evaluation of another protocol.
@@ -136,28 +144,38 @@ def evaluate(
     inputs = Inputs(pipeline, dataset, document)
     chunks = range(0, len(samples), CHUNK)[share.number :: share.count]
     pictures = sum(len(samples[start : start + CHUNK]) for start in chunks)
-    with tqdm(total=pictures, desc=protocol.data, unit="picture", disable=None if progress else True) as bar:
+    bar = tqdm(total=pictures, desc=protocol.data, unit="picture", disable=None if progress else True)
+
+    def jobs() -> Iterator[_Job]:
+        """The pictures of the chunks that are to be measured."""
         for start in chunks:
             chunk = samples[start : start + CHUNK]
             state = inputs.of(chunk)  # before the files are read: one that changes meanwhile is measured again the next time
             kept = _is_true(_part(folder, start), state, range(start, start + len(chunk)), new_metrics(dataset, protocol))
             if kept and (not keep_predictions or results.is_kept(folder / "predictions", start, state)):
                 bar.update(len(chunk))
-                continue
+            else:
+                yield from (_Job(start, state, number, sample) for number, sample in enumerate(chunk, start))
+
+    def read(job: _Job) -> Read:
+        return read_sample(dataset, protocol, job.sample)
+
+    with bar, closing(read_ahead(jobs(), read, workers=workers, ahead=batch + workers)) as pairs:
+        for (start, state), given in groupby(pairs, key=lambda pair: (pair[0].start, pair[0].state)):
+            chunk = samples[start : start + CHUNK]
             metrics, failed = new_metrics(dataset, protocol), {}
             found: list[tuple[Sample, results.ByTask]] = []
-            for number, sample in enumerate(chunk, start=start):
-                try:
-                    one, result = measure(pipeline, dataset, protocol, sample, number)
-                except UsageError:
-                    raise  # not the picture's fault: all others would fail by it
-                except Exception as error:  # one picture's failure, be it a mistake of ours, is no other's
+            for sample, measured in _measured(pipeline, dataset, protocol, given, batch):
+                if isinstance(measured, UsageError):
+                    raise measured  # not the picture's fault: all others would fail by it
+                if isinstance(measured, Exception):  # one picture's failure, be it a mistake of ours, is no other's
                     if not keep_going:
-                        if isinstance(error, LexisegError):
-                            raise
-                        raise RunError(f"{sample.image}: {explained(error)}") from error
-                    failed[sample.key] = explained(error)
+                        if isinstance(measured, LexisegError):
+                            raise measured
+                        raise RunError(f"{sample.image}: {explained(measured)}") from measured
+                    failed[sample.key] = explained(measured)
                 else:
+                    one, result = measured
                     for name, metric in metrics.items():
                         metric.merge(one[name])
                     found.append((sample, result))
@@ -200,15 +218,79 @@ def new_metrics(dataset: Dataset, protocol: Protocol) -> Metrics:
     return metrics
 
 
-def measure(
-    pipeline: Pipeline, dataset: Dataset, protocol: Protocol, sample: Sample, number: int
-) -> tuple[Metrics, results.ByTask]:
-    """Predict one picture, the ``number``-th, and measure it: it counts for all its tasks, or an error for none."""
+@dataclass(frozen=True)
+class _Job:
+    """A picture to be measured: the number of its chunk's first, the digest of that chunk, its own number, and its sample."""
+
+    start: int
+    state: str
+    number: int
+    sample: Sample
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the files of a sample hold: its picture [H, W, 3], and by task the truths that are needed."""
+
+    sample: Sample
+    pixels: Pixels
+    truths: Mapping[str, Any]
+
+
+def read_sample(dataset: Dataset, protocol: Protocol, sample: Sample) -> Read:
+    """Read a picture and its truths."""
     needed = set(protocol.tasks) if protocol.oracle is None else {*protocol.tasks, best_truth(dataset)}
-    truths: dict[str, Any] = {task: dataset.truth(sample, task) for task in dataset.tasks if task in needed}
-    pixels, vocabulary = _picture(sample, protocol), sample.vocabulary or dataset.vocabulary
+    truths = {task: dataset.truth(sample, task) for task in dataset.tasks if task in needed}
+    return Read(sample, _picture(sample, protocol), truths)
+
+
+def _measured(
+    pipeline: Pipeline, dataset: Dataset, protocol: Protocol, given: Iterable[tuple[_Job, Read | Exception]], batch: int
+) -> Iterator[tuple[Sample, tuple[Metrics, results.ByTask] | Exception]]:
+    """Each picture with its sums and results, or with what went wrong with it, be it read already; ``batch`` at a time."""
+    rest = iter(given)
+    while some := list(islice(rest, batch)):
+        read = [one for _, one in some if isinstance(one, Read)]
+        predictions = iter(_predicted(pipeline, dataset, protocol, read))
+        for job, one in some:
+            if isinstance(one, Exception):
+                yield job.sample, one
+            elif isinstance(prediction := next(predictions), Exception):
+                yield job.sample, prediction
+            else:
+                try:
+                    measured = measure(pipeline, dataset, protocol, one, prediction, job.number)
+                except Exception as error:
+                    yield job.sample, error
+                else:
+                    yield job.sample, measured
+
+
+def _predicted(
+    pipeline: Pipeline, dataset: Dataset, protocol: Protocol, read: Sequence[Read]
+) -> Sequence[Prediction | Exception]:
+    """What the method says of each picture, or why nothing; where it fails for several together, they are tried one by one."""
+
+    def together(some: Sequence[Read]) -> Sequence[Prediction]:
+        text = pipeline.embed(some[0].sample.vocabulary or dataset.vocabulary)
+        truths = [one.truths.get(best_truth(dataset)) for one in some]
+        return _predictions(pipeline, [one.pixels for one in some], text, protocol.oracle, truths)
+
+    try:
+        return in_groups(read, lambda one: one.sample.vocabulary, together)
+    except Exception as error:
+        if len(read) == 1:
+            return [error]
+        return [prediction for one in read for prediction in _predicted(pipeline, dataset, protocol, [one])]
+
+
+def measure(
+    pipeline: Pipeline, dataset: Dataset, protocol: Protocol, read: Read, prediction: Prediction, number: int
+) -> tuple[Metrics, results.ByTask]:
+    """Measure what is predicted of one picture, the ``number``-th: it counts for all its tasks, or an error for none."""
+    sample, pixels, truths = read.sample, read.pixels, read.truths
+    vocabulary = sample.vocabulary or dataset.vocabulary
     text = pipeline.embed(vocabulary)
-    prediction = _prediction(pipeline, pixels, text, protocol.oracle, truths.get(best_truth(dataset)))
     policy = Policy(
         threshold=protocol.threshold,
         overlap=pipeline.segmenter.config.overlap_threshold,
@@ -230,14 +312,17 @@ def measure(
     return metrics, found
 
 
-def _prediction(
-    pipeline: Pipeline, pixels: Pixels, text: TextEmbeddings, kind: str | None, truth: Any
-) -> MaskPrediction | PixelPrediction:
-    """What the method says of a picture, half of it made true if an oracle is asked."""
+def _predictions(
+    pipeline: Pipeline, pictures: Sequence[Pixels], text: TextEmbeddings, kind: str | None, truths: Sequence[Any]
+) -> Sequence[Prediction]:
+    """What the method says of pictures, half of it made true if an oracle is asked."""
     if kind == "masks" and isinstance(pipeline.segmenter, NamesRegions):
-        return pipeline.name_regions(pixels, oracle.true_regions(truth)[0], text)
-    prediction = pipeline.predict(pixels, text)
-    return prediction if kind is None else oracle.apply(kind, prediction, truth)
+        regions = [oracle.true_regions(truth)[0] for truth in truths]
+        return [pipeline.name_regions(pixels, some, text) for pixels, some in zip(pictures, regions, strict=True)]
+    predictions = pipeline.predict_batch(pictures, text)
+    if kind is None:
+        return predictions
+    return [oracle.apply(kind, prediction, truth) for prediction, truth in zip(predictions, truths, strict=True)]
 
 
 def best_truth(dataset: Dataset) -> str:

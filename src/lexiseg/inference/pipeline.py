@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ class Pipeline:
         # The last vocabularies first. It is read once a call and replaced as a whole, so no thread sees another's in its place.
         self._texts: tuple[tuple[_Words, TextEmbeddings], ...] = ()
 
+    @overload
     def __call__(
         self,
         picture: Picture,
@@ -125,11 +126,35 @@ class Pipeline:
         threshold: float = 0.0,
         background: str | None = None,
         progress: bool = False,
-    ) -> Segmentation:
-        """Segment a picture by words.
+    ) -> Segmentation: ...
+
+    @overload
+    def __call__(
+        self,
+        picture: list[Any] | tuple[Any, ...],
+        classes: Classes,
+        *,
+        task: Task | None = None,
+        threshold: float = 0.0,
+        background: str | None = None,
+        progress: bool = False,
+    ) -> list[Segmentation]: ...
+
+    def __call__(
+        self,
+        picture: Picture | list[Any] | tuple[Any, ...],
+        classes: Classes,
+        *,
+        task: Task | None = None,
+        threshold: float = 0.0,
+        background: str | None = None,
+        progress: bool = False,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment a picture by words, or several pictures by the same words.
 
         Args:
-            picture: a path, a PIL image, or an array [H, W, 3] (uint8, or floating point in 0..1).
+            picture: a path, a PIL image, or an array [H, W, 3] (uint8, or floating point in 0..1); or a list of them, of any
+                sizes, which are one batch: it needs memory for all of them at once.
             classes: names, as `Vocabulary.parse` takes them: ``["dog, puppy", "grass"]``, ``"dog, puppy; grass"``, a dict,
                 a file, or a built-in list.
             task: "panoptic", "semantic" or "instance"; the method's best if left out.
@@ -137,9 +162,12 @@ class Pipeline:
             background: a further name that competes with the others; where it wins nothing is named.
             progress: show a bar while many names are embedded.
 
+        Returns:
+            The result; of a list a list, in its order.
+
         Raises:
             UsageError: no class, a bad name, a task this model cannot do, a threshold outside 0..1.
-            ImageError: the picture cannot be read.
+            ImageError: a picture cannot be read; of a list there is no result then.
         """
         task = task or self.segmenter.tasks[0]
         if task not in self.segmenter.tasks:
@@ -151,11 +179,14 @@ class Pipeline:
         else:
             hidden = frozenset()
         policy = Policy(threshold=threshold, overlap=self.segmenter.config.overlap_threshold, background=hidden)
-        pixels = as_pixels(picture)
+        pictures = picture if isinstance(picture, list | tuple) else [picture]
+        pixels = [as_pixels(one) for one in pictures]
         text = self.embed(vocabulary, progress=progress)
-        regions = regions_of(self.predict(pixels, text), text, task, policy)
-        result = as_segmentation(task, pixels, vocabulary, regions)
-        return replace(result, source=str(picture)) if isinstance(picture, str | Path) else result
+        results = []
+        for one, shown, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
+            result = as_segmentation(task, shown, vocabulary, regions_of(prediction, text, task, policy))
+            results.append(replace(result, source=str(one)) if isinstance(one, str | Path) else result)
+        return results if pictures is picture else results[0]
 
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
         """Embeddings of a vocabulary on the model's device; those of the last `REMEMBERED` vocabularies are kept."""
@@ -178,12 +209,21 @@ class Pipeline:
             text = replace(text, seen=torch.from_numpy(seen))
         return text.to(self.device)
 
-    @torch.no_grad()
     def predict(self, pixels: Pixels, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction | PixelPrediction:
         """What the method says of one picture [H, W, 3] uint8, before any post-processing."""
-        image = as_tensor(pixels, self.device)
+        return self._predict([pixels], text, trace)
+
+    def predict_batch(self, pictures: Sequence[Pixels], text: TextEmbeddings) -> Sequence[MaskPrediction | PixelPrediction]:
+        """The same of several pictures of any sizes, one prediction each; what has one size in the network is one batch."""
+        return self._predict(pictures, text).split() if pictures else []
+
+    @torch.no_grad()
+    def _predict(
+        self, pictures: Sequence[Pixels], text: TextEmbeddings, trace: Trace | None = None
+    ) -> MaskPrediction | PixelPrediction:
+        images = ImageBatch.of([as_tensor(pixels, self.device) for pixels in pictures])
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.segmenter(ImageBatch.of([image]), text, trace=trace)
+            return self.segmenter(images, text, trace=trace)
 
     def name_regions(self, pixels: Pixels, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
         """What the method calls regions [R, H, W] bool of a picture; of methods that are `NamesRegions`."""
