@@ -19,6 +19,7 @@ from lexiseg.inference.pipeline import Pipeline
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Segment
 from tests.inference.test_evaluation import Colours
+from tests.laws.builders import tiny_fcclip
 
 WORDS = ("--classes", "red; green; blue", "--model", "any")
 
@@ -217,3 +218,73 @@ def test_a_class_that_is_no_unicode_is_in_the_report(mine, run, tmp_path) -> Non
     assert code == 0
     assert r"caf\udce9" in out
     assert r"caf\udce9" in (tmp_path / "out/report.md").read_text()
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> list[Path]:
+    """Pictures of two sizes, and one that is cut off."""
+    rng, paths = np.random.default_rng(1), [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        high, wide = (24, 32) if number % 2 else (30, 20)
+        Image.fromarray(np.kron(rng.integers(0, 256, (high // 2, wide // 2, 3)), np.ones((2, 2, 1))).astype(np.uint8)).save(
+            path
+        )
+    paths[2].write_bytes(paths[2].read_bytes()[:60])
+    return paths
+
+
+@pytest.mark.parametrize("batch", [4, 100])
+def test_segment_finds_the_same_in_batches(several, run, tmp_path, monkeypatch, batch) -> None:
+    segment = Pipeline(tiny_fcclip("convnext"))
+    monkeypatch.setattr("lexiseg.cli.segment.load", lambda *_, **__: segment)
+    words = ("--classes", "red; green; blue", "--task", "semantic")
+    alone = run("segment", *several, *words, "--output", tmp_path / "alone")
+    together = run("segment", *several, *words, "--output", tmp_path / "together", "--batch", batch)
+    assert (alone[0], alone[2]) == (together[0], together[2])
+    assert "2.png: " in together[2]
+    assert together[2].endswith("1 of 6 pictures failed\n")
+    assert together[1].replace("together", "alone") == alone[1]
+    files = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "together").iterdir())
+    for name in files:
+        if name.endswith(".png"):
+            assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes()
+
+
+def test_a_batch_that_fails_together_is_done_one_by_one(several, run, tmp_path, monkeypatch) -> None:
+    class Narrow(Pipeline):
+        def predict_batch(self, pictures: Any, text: Any) -> Any:
+            if len(pictures) > 1:
+                raise MemoryError
+            return super().predict_batch(pictures, text)
+
+    segment = Narrow(Colours())
+    monkeypatch.setattr("lexiseg.cli.segment.load", lambda *_, **__: segment)
+    assert run("segment", *several[3:], *WORDS, "--output", tmp_path / "out", "--batch", 3)[::2] == (0, "")
+    assert len(list((tmp_path / "out").glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize("options", [("--batch", 2), ("--batch", 16, "--workers", 3), ("--workers", 0)])
+def test_evaluate_measures_the_same_in_batches(several, run, tmp_path, monkeypatch, options) -> None:
+    folder = tmp_path / "own"
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    (folder / "classes.txt").write_text("red\ngreen\nblue\n")
+    for path in several:
+        path.rename(folder / "images" / path.name)
+        size = (20, 30) if path.stem in "024" else (32, 24)
+        Image.new("L", size, int(path.stem) % 3).save(folder / "labels" / path.name)
+    monkeypatch.setattr("lexiseg.cli.evaluate.load", lambda *_, **__: Pipeline(tiny_fcclip("convnext")))
+    arguments = ("evaluate", "--data", folder, "--model", "any", "--save-predictions", "--keep-going")
+    found = []
+    for name, more in (("alone", ()), ("together", options)):
+        code, _, err = run(*arguments, *more, "--output", tmp_path / name)
+        assert code == 1
+        assert "2: " in err
+        assert err.endswith("1 of 6 pictures failed; they are not in the numbers\n")
+        document = json.loads((tmp_path / name / "metrics.json").read_text())
+        found.append((document["results"], sorted(path.name for path in (tmp_path / name).rglob("*"))))
+        maps = [path.read_bytes() for path in sorted((tmp_path / name / "predictions/semantic").iterdir())]
+        assert len(maps) == 5
+        found[-1] += (maps,)
+    assert found[0] == found[1]

@@ -96,6 +96,8 @@ def _evaluated(
         keep_going=arguments.keep_going,
         keep_predictions=arguments.save_predictions,
         progress=share.number == 0,
+        batch=arguments.batch,
+        workers=arguments.workers,
     )
     if share.count > 1:
         distributed.barrier()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from lexiseg import __version__
 
 TASKS = ("panoptic", "semantic", "instance")
+BATCH = "pictures that go through the model together, for which there must be memory"
 ROOT = "where the data sets are (default: $DETECTRON2_DATASETS, else ./datasets)"
 
 
@@ -75,6 +76,7 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="where overlays, masks and segments go (default: lexiseg-output; with --json: nowhere)"
     )
     parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
+    parser.add_argument("--batch", type=_positive, default=1, metavar="N", help=f"{BATCH} (default: 1)")
     parser.add_argument("--json", action="store_true", help="one JSON document a picture, each on a line of standard output")
 
 
@@ -164,6 +166,10 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-predictions", action="store_true", help="in COCO's formats and as label maps")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--batch", type=_positive, default=1, metavar="N", help=f"{BATCH}, at most 16 (default: 1)")
+    parser.add_argument(
+        "--workers", type=_natural, default=2, metavar="N", help="threads that read the next pictures meanwhile (default: 2)"
+    )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="where the numbers go; the same command goes on where it was interrupted"
     )

@@ -6,8 +6,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -47,17 +50,15 @@ def _run(arguments: argparse.Namespace) -> int:
     seen = None if arguments.seen is None else Vocabulary.load(arguments.seen)
     with undisturbed():
         segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
-    failed = 0
-    for file in tqdm(files, unit="picture", disable=None if len(files) > 1 else True):
+    options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
+    together = partial(segment, classes=vocabulary, progress=True, **options)
+    failed, batch = 0, 1 if "-" in files else arguments.batch  # standard input cannot be read a second time
+    batches = (files[start : start + batch] for start in range(0, len(files), batch))
+    each = chain.from_iterable(_segmented(together, some) for some in batches)
+    for file, result in tqdm(each, total=len(files), unit="picture", disable=None if len(files) > 1 else True):
         try:
-            result = segment(
-                file,
-                vocabulary,
-                task=arguments.task,
-                threshold=arguments.threshold,
-                background=arguments.background,
-                progress=True,
-            )
+            if isinstance(result, Exception):
+                raise result
             written = [] if folder is None else result.save(folder, names[file])
         except UsageError:
             raise  # not the picture's fault: all others would fail by it
@@ -78,6 +79,17 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.model is None and not arguments.json:
         print(f"note: no --model given, and {DEFAULT} knows nothing but the emoji world. {FOR_PHOTOGRAPHS}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _segmented(segment: Callable[[Any], Any], files: Sequence[str]) -> Iterable[tuple[str, Segmentation | Exception]]:
+    """Each picture with its result, or with what went wrong; where several together fail, they are tried one by one."""
+    try:
+        found = segment(list(files)) if len(files) > 1 else [segment(files[0])]
+    except Exception as error:
+        if len(files) == 1:
+            return [(files[0], error)]
+        return chain.from_iterable(_segmented(segment, [file]) for file in files)
+    return zip(files, found, strict=True)
 
 
 def tell_of_boxes(names: Iterable[str]) -> None:
