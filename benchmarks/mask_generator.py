@@ -44,7 +44,7 @@ def random_blobs(count: int, side: int, seed: int) -> Tensor:
     return (logits + shifts).clamp(-30, 30).flatten(0, 1)[:count]
 
 
-def select(logits: Tensor, quality: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> GeneratedMasks:
+def select(logits: Tensor, pred_iou: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> GeneratedMasks:
     """The generator after the decoder, in batches."""
     high, wide = geometry.size
     batches = [
@@ -55,12 +55,12 @@ def select(logits: Tensor, quality: Tensor, geometry: GridGeometry, options: Mas
             geometry=geometry,
             crop=(0, 0, wide, high),
             size=geometry.size,
-            extent=geometry.extent,
+            padded_size=geometry.padded_size,
             options=options,
         )
         for some, scores in zip(
             logits.split(MASKS_PER_POINT * options.points_per_batch),
-            quality.split(MASKS_PER_POINT * options.points_per_batch),
+            pred_iou.split(MASKS_PER_POINT * options.points_per_batch),
             strict=True,
         )
     ]
@@ -84,7 +84,7 @@ def compare(size: Size, *, masks: int, grid: int, seed: int, repeats: int) -> di
     scale = 4 * grid / max(size)
     geometry = GridGeometry((4 * grid, 4 * grid), (round(size[0] * scale), round(size[1] * scale)), size)
     logits = random_blobs(masks, grid, seed)
-    quality = 0.8 + 0.2 * torch.rand(masks, generator=torch.Generator().manual_seed(seed + 1))
+    pred_iou = 0.8 + 0.2 * torch.rand(masks, generator=torch.Generator().manual_seed(seed + 1))
     low = MaskGeneratorOptions()
     full = replace(low, full_resolution=True)
     seconds = {"low": float("inf"), "full": float("inf")}
@@ -92,7 +92,7 @@ def compare(size: Size, *, masks: int, grid: int, seed: int, repeats: int) -> di
     for _ in range(repeats):
         for name, options in (("low", low), ("full", full)):
             start = time.process_time()
-            results[name] = select(logits, quality, geometry, options)
+            results[name] = select(logits, pred_iou, geometry, options)
             seconds[name] = min(seconds[name], time.process_time() - start)
     return {
         "height": size[0],

@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from lexiseg.ensembles import class_ensemble
 from lexiseg.layers import deformable
-from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder, masks_to_attn_mask, class_logits, mask_pool
+from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder, class_logits, mask_pool, masks_to_attn_mask
 from lexiseg.layers.pixel_decoder import PixelFeatures
 from lexiseg.methods import MODELS
 from lexiseg.methods.cmpf.model import Cmpf
@@ -139,9 +139,9 @@ def plain_decoder(
 
 def plain_resized(prediction: MaskPrediction) -> Tensor:
     """All mask logits [Q, H, W] of the only image, at its size."""
-    assert prediction.inner is not None
-    pixels = functional.interpolate(prediction.masks, prediction.extents[0], mode="bilinear", align_corners=False)
-    high, wide = prediction.inner[0]
+    assert prediction.resized_sizes is not None
+    pixels = functional.interpolate(prediction.masks, prediction.padded_sizes[0], mode="bilinear", align_corners=False)
+    high, wide = prediction.resized_sizes[0]
     return functional.interpolate(pixels[..., :high, :wide], prediction.sizes[0], mode="bilinear", align_corners=False)[0]
 
 
@@ -206,11 +206,11 @@ def random_text(classes: int, width: int) -> TextEmbeddings:
     return TextEmbeddings(vectors, numbers, names, numbers % 3 != 0)
 
 
-def scene_prediction(size: Size, inner: Size, extent: Size, queries: int, text: TextEmbeddings) -> MaskPrediction:
+def scene_prediction(size: Size, resized_size: Size, padded_size: Size, queries: int, text: TextEmbeddings) -> MaskPrediction:
     """A prediction as a trained model makes it: a firm query for each segment of a few scenes side by side, some doubles
     that lose, and the rest "no object", with any mask."""
     random = torch.Generator().manual_seed(0)
-    grid = (extent[0] // 4, extent[1] // 4)
+    grid = (padded_size[0] // 4, padded_size[1] // 4)
     tiles = [torch.from_numpy(scene.panoptic) for scene in scenes("val", 6)]
     ids = torch.stack([tile + 100 * number for number, tile in enumerate(tiles)]).unflatten(0, (2, 3))
     picture = ids.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
@@ -232,7 +232,7 @@ def scene_prediction(size: Size, inner: Size, extent: Size, queries: int, text: 
     chance = (chance - 0.02 * torch.rand(queries, generator=random))[:, None]
     other = classes.scatter(1, labels[:, None], -torch.inf).softmax(1) * (1 - chance)
     probability = other.scatter(1, labels[:, None], chance)
-    return MaskPrediction(logits[None], probability.log()[None], True, (size,), (extent,), inner=(inner,))
+    return MaskPrediction(logits[None], probability.log()[None], True, (size,), (padded_size,), resized_sizes=(resized_size,))
 
 
 # --- the comparison -----------------------------------------------------------------------------------------------------
@@ -253,13 +253,13 @@ def network(name: str, side: int, classes: int, repeat: int) -> tuple[list[Row],
     size = (round(PHOTO[0] * side), round(PHOTO[1] * side))
     text = random_text(classes, segmenter.clip.width)
     seen = torch.arange(classes) % 2 == 0
-    pixels, inner = segmenter.network_input(torch.rand(3, *size))
+    pixels, resized_size = segmenter.network_input(torch.rand(3, *size))
     features, clip = measure(lambda: segmenter.clip_features(pixels), repeat)
     rows = [Row("weights", weights), Row("clip", clip)]
     if isinstance(segmenter, Cmpf):
-        _, sam = measure(lambda: segmenter.sam_embedding(pixels, inner), repeat)
+        _, sam = measure(lambda: segmenter.sam_embedding(pixels, resized_size), repeat)
         rows.append(Row("sam", sam))
-    injection = segmenter.injection(pixels, inner)
+    injection = segmenter.injection(pixels, resized_size)
     ours, mine = measure(lambda: segmenter.pixel_decoder(features.levels), repeat)
     with patch.object(deformable, "deformable_attention", plain_attention):
         plain, theirs = measure(lambda: segmenter.pixel_decoder(features.levels), repeat)
@@ -276,7 +276,12 @@ def network(name: str, side: int, classes: int, repeat: int) -> tuple[list[Row],
         difference("classes", decoded.classes, expected.classes),
     ]
     prediction = MaskPrediction(
-        decoded.masks, decoded.classes.log_softmax(-1), True, (size,), ((pixels.shape[-2], pixels.shape[-1]),), inner=(inner,)
+        decoded.masks,
+        decoded.classes.log_softmax(-1),
+        True,
+        (size,),
+        ((pixels.shape[-2], pixels.shape[-1]),),
+        resized_sizes=(resized_size,),
     )
 
     def ensemble() -> MaskPrediction:
@@ -295,10 +300,10 @@ def difference(name: str, ours: Tensor, official: Tensor) -> str:
 
 def post_processing(side: int, queries: int, classes: int, repeat: int) -> tuple[list[Row], list[str]]:
     """The three tasks, each alone and all together; and in what both orders differ."""
-    size, inner = (round(PHOTO[0] * side), round(PHOTO[1] * side)), (side, round(1199 / 800 * side))
-    extent = (-(-inner[0] // 32) * 32, -(-inner[1] // 32) * 32)
+    size, resized_size = (round(PHOTO[0] * side), round(PHOTO[1] * side)), (side, round(1199 / 800 * side))
+    padded_size = (-(-resized_size[0] // 32) * 32, -(-resized_size[1] // 32) * 32)
     text = random_text(classes, 8)
-    prediction = scene_prediction(size, inner, extent, queries, text)
+    prediction = scene_prediction(size, resized_size, padded_size, queries, text)
     problems = []
 
     best, mine = measure(lambda: next(semantic_best(prediction)), repeat)

@@ -21,10 +21,10 @@ SEEN = torch.tensor([True, False, True, False, False])
 BEHAVIOURS = pytest.mark.parametrize("behaviour", ["paper", "official"])
 
 
-def text_of(vectors: Tensor, owner: Tensor) -> TextEmbeddings:
-    count = int(owner.max()) + 1
+def text_of(vectors: Tensor, class_index: Tensor) -> TextEmbeddings:
+    count = int(class_index.max()) + 1
     names = tuple(map(str, range(count)))
-    return TextEmbeddings(functional.normalize(vectors, dim=-1), owner, names, torch.ones(count, dtype=torch.bool))
+    return TextEmbeddings(functional.normalize(vectors, dim=-1), class_index, names, torch.ones(count, dtype=torch.bool))
 
 
 def random_prediction(queries: int = 7, *, void: bool = True, images: int = 2) -> MaskPrediction:
@@ -175,7 +175,7 @@ def test_only_semantic_results_are_made_of_both():
 @BEHAVIOURS
 def test_scores_follow_equation_12(behaviour):
     prediction = random_prediction()
-    sam = replace(sam_prediction(), extents=((12, 16),) * 2)
+    sam = replace(sam_prediction(), padded_sizes=((12, 16),) * 2)
     both = mask_ensemble(prediction, sam, SEEN, epsilon=0.3, behaviour=behaviour)
     kept = kept_masks(sam, SEEN, behaviour=behaviour)
     logits = functional.interpolate(sam.masks, SIZE, mode="bilinear", align_corners=False)

@@ -135,12 +135,14 @@ def test_scores_without_division_are_sums_with_the_same_classes():
 
 
 def test_the_parts_of_an_ensemble_are_summed_and_divided_by_the_largest_cover():
-    first, second = random_prediction(), replace(random_prediction(9), masks=torch.randn(1, 9, 5, 5), extents=((16, 20),))
+    first, second = random_prediction(), replace(random_prediction(9), masks=torch.randn(1, 9, 5, 5), padded_sizes=((16, 20),))
     sums = [next(semantic_scores(part, divide=False)) for part in (first, second)]
     both = replace(random_prediction(3), semantic=(first, second))
     assert_close(next(semantic_scores(both, divide=False)), sums[0] + sums[1])
     covers = [
-        torch.nn.functional.interpolate(part.masks, part.extents[0], mode="bilinear", align_corners=False)[0].sigmoid().sum(0)
+        torch.nn.functional.interpolate(part.masks, part.padded_sizes[0], mode="bilinear", align_corners=False)[0]
+        .sigmoid()
+        .sum(0)
         for part in (first, second)
     ]
     divided = next(semantic_scores(both))
@@ -151,15 +153,15 @@ def test_the_parts_of_an_ensemble_are_summed_and_divided_by_the_largest_cover():
 
 
 @pytest.mark.parametrize("pixels", [1, 40, 10_000])
-@pytest.mark.parametrize("inner", [None, ((20, 24),), ((24, 30),)])
+@pytest.mark.parametrize("resized_sizes", [None, ((20, 24),), ((24, 30),)])
 @pytest.mark.parametrize("kind", ["masks", "softmax", "sigmoid", "identity"])
-def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind, inner):
+def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind, resized_sizes):
     monkeypatch.setattr(postprocess, "PIXELS", pixels)
     if kind == "masks":
-        prediction = replace(random_prediction(), sizes=((23, 29),), extents=((25, 31),), inner=inner)
+        prediction = replace(random_prediction(), sizes=((23, 29),), padded_sizes=((25, 31),), resized_sizes=resized_sizes)
     else:
         logits = torch.randn(1, 5, 6, 8, generator=torch.Generator().manual_seed(1))
-        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),), inner, link=kind)
+        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),), resized_sizes, link=kind)
     expected, names = next(iter(semantic_scores(prediction))).max(0)
     score, label = next(semantic_best(prediction))
     assert_close(score, expected)
@@ -248,20 +250,20 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     "policy", [Policy(overlap=0.02), Policy(threshold=0.5, overlap=0.02), replace(MASK2FORMER, overlap=0.05)]
 )
-@pytest.mark.parametrize("inner", [None, 0.7, 1.9])
+@pytest.mark.parametrize("resized_sizes", [None, 0.7, 1.9])
 @pytest.mark.parametrize("seed", range(4))
-def test_panoptic_of_the_queries_that_may_win_is_that_of_all(monkeypatch, seed, policy, inner):
+def test_panoptic_of_the_queries_that_may_win_is_that_of_all(monkeypatch, seed, policy, resized_sizes):
     prediction, words = crowd(seed), text(6, {0, 2, 4})
-    if inner is not None:  # the network saw the image at another size
-        (high, wide), (below, right) = prediction.sizes[0], prediction.extents[0]
-        sizes = ((round(high * inner), round(wide * inner)),)
-        prediction = replace(prediction, sizes=sizes, inner=prediction.sizes, extents=((below + 5, right + 3),))
+    if resized_sizes is not None:  # the network saw the image at another size
+        (high, wide), (below, right) = prediction.sizes[0], prediction.padded_sizes[0]
+        sizes = ((round(high * resized_sizes), round(wide * resized_sizes)),)
+        prediction = replace(prediction, sizes=sizes, resized_sizes=prediction.sizes, padded_sizes=((below + 5, right + 3),))
     calls = counted(monkeypatch)
     numbers, regions = panoptic(prediction, words, policy)[0]
     resized_masks = sum(calls)
     monkeypatch.setattr(postprocess, "_may_win", lambda masks, _score, _reach: torch.ones(len(masks), dtype=torch.bool))
     all_numbers, all_regions = panoptic(prediction, words, policy)[0]
-    assert resized_masks < sum(calls) - resized_masks or inner is not None
+    assert resized_masks < sum(calls) - resized_masks or resized_sizes is not None
     assert torch.equal(numbers, all_numbers)
     assert len(regions) > 3
     assert [(region.label, region.score) for region in regions] == [(region.label, region.score) for region in all_regions]
@@ -338,7 +340,7 @@ def test_results_do_not_depend_on_how_much_is_worked_on_at_once(
     monkeypatch: pytest.MonkeyPatch, cells: int, strip: int, policy: Policy, size: tuple[int, int]
 ) -> None:
     prediction, words = (
-        replace(random_prediction(), sizes=(size,), extents=((31, 25) if size != SIZE else SIZE,)),
+        replace(random_prediction(), sizes=(size,), padded_sizes=((31, 25) if size != SIZE else SIZE,)),
         text(6, {0, 2, 4}),
     )
 

@@ -505,7 +505,7 @@ def _train(stage: Stage, row: dict[str, Any]) -> None:
 
     from lexiseg.methods import recipe_named
     from lexiseg.methods.recipe import changed
-    from lexiseg.training.journal import read_log
+    from lexiseg.training.logger import read_log
     from lexiseg.training.loop import train
 
     steps = 1 if stage.tiny else 10

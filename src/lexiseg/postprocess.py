@@ -204,7 +204,7 @@ def _panoptic_of_masks(
     rows = _rows(prediction, index)
     named = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
     rows = rows[named]
-    rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if place.inner == size else 3)]
+    rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if place.resized_size == size else 3)]
     own, kept, won, area = _owners(prediction.masks[index], rows, score[rows], place)
     counted = won if policy.generous_overlap else kept
     claims = [
@@ -372,26 +372,28 @@ class Placing:
     """How a grid lies on an image; each (height, width) in pixels.
 
     Attributes:
-        extent: what the grid covers.
-        inner: the image inside it, in the top-left corner.
-        size: the image itself; `inner`, if the network saw it at its own size.
+        padded_size: what the grid covers.
+        resized_size: the image inside it, in the top-left corner.
+        size: the image itself; `resized_size`, if the network saw it at its own size.
     """
 
-    extent: Size
-    inner: Size
+    padded_size: Size
+    resized_size: Size
     size: Size
 
     @classmethod
     def of(cls, prediction: MaskPrediction | PixelPrediction, index: int) -> Placing:
         size = prediction.sizes[index]
-        return cls(prediction.extents[index], size if prediction.inner is None else prediction.inner[index], size)
+        return cls(
+            prediction.padded_sizes[index], size if prediction.resized_sizes is None else prediction.resized_sizes[index], size
+        )
 
 
 def resized(maps: Tensor, place: Placing) -> Tensor:
     """Maps [N, h, w] at pixel resolution, [N, H, W]: bilinear to the extent, cut to the image, bilinear to its size."""
     if len(maps) == 0:
         return maps.new_zeros((0, *place.size))
-    pixels = _interpolated(maps.float(), place.extent)[:, : place.inner[0], : place.inner[1]]
+    pixels = _interpolated(maps.float(), place.padded_size)[:, : place.resized_size[0], : place.resized_size[1]]
     return _interpolated(pixels, place.size)
 
 
@@ -405,10 +407,12 @@ def _band(maps: Tensor, place: Placing, top: int, bottom: int) -> Tensor:
     """The pixel rows ``top`` to ``bottom`` of what `resized` gives, [N, bottom - top, W]."""
     if len(maps) == 0:
         return maps.new_zeros((0, bottom - top, place.size[1]))
-    above, below, share = _between(torch.arange(top, bottom, device=maps.device), place.size[0], place.inner[0])
+    above, below, share = _between(torch.arange(top, bottom, device=maps.device), place.size[0], place.resized_size[0])
     first, last = int(above[0]), int(below[-1])
-    rows = _lerp(maps.float(), *_between(torch.arange(first, last + 1, device=maps.device), place.extent[0], maps.shape[-2]))
-    wide = _interpolated(rows, (rows.shape[-2], place.extent[1]))[..., : place.inner[1]]
+    rows = _lerp(
+        maps.float(), *_between(torch.arange(first, last + 1, device=maps.device), place.padded_size[0], maps.shape[-2])
+    )
+    wide = _interpolated(rows, (rows.shape[-2], place.padded_size[1]))[..., : place.resized_size[1]]
     band = _lerp(wide, above - first, below - first, share)
     return _interpolated(band, (bottom - top, place.size[1]))
 

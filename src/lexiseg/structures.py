@@ -72,14 +72,14 @@ class TextEmbeddings:
 
     Attributes:
         vectors: [S, D] unit rows, one a name.
-        owner: [S] the class each row belongs to, ascending.
+        class_index: [S] the class each row belongs to, ascending.
         names: the K class names.
         things: [K] True for things, False for stuff.
         seen: [K] True where the method was trained on the class; None where nobody asked.
     """
 
     vectors: Tensor
-    owner: Tensor
+    class_index: Tensor
     names: tuple[str, ...]
     things: Tensor
     seen: Tensor | None = None
@@ -93,26 +93,26 @@ class TextEmbeddings:
             return scores
         shape = (*scores.shape[:-1], len(self))
         lowest = scores.new_full(shape, -torch.inf)
-        return lowest.scatter_reduce(-1, self.owner.expand(scores.shape), scores, "amax", include_self=False)
+        return lowest.scatter_reduce(-1, self.class_index.expand(scores.shape), scores, "amax", include_self=False)
 
     def first(self) -> Tensor:
         """The first name of each class, [K, D]."""
-        numbers = torch.arange(len(self), device=self.owner.device)
-        return self.vectors[torch.searchsorted(self.owner, numbers)]
+        numbers = torch.arange(len(self), device=self.class_index.device)
+        return self.vectors[torch.searchsorted(self.class_index, numbers)]
 
     def mean(self) -> Tensor:
         """The mean of each class's names, as unit rows [K, D]."""
-        total = self.vectors.new_zeros(len(self), self.vectors.shape[1]).index_add(0, self.owner, self.vectors)
+        total = self.vectors.new_zeros(len(self), self.vectors.shape[1]).index_add(0, self.class_index, self.vectors)
         return functional.normalize(total, dim=-1)
 
     def select(self, classes: Sequence[int] | Tensor) -> TextEmbeddings:
         """The same embeddings for some classes only, in the order given."""
-        order = torch.as_tensor(classes, device=self.owner.device)
-        rows = [torch.nonzero(self.owner == label).flatten() for label in order]
-        owner = torch.cat([torch.full_like(found, number) for number, found in enumerate(rows)])
+        order = torch.as_tensor(classes, device=self.class_index.device)
+        rows = [torch.nonzero(self.class_index == label).flatten() for label in order]
+        class_index = torch.cat([torch.full_like(found, number) for number, found in enumerate(rows)])
         return TextEmbeddings(
             self.vectors[torch.cat(rows)],
-            owner,
+            class_index,
             tuple(self.names[int(label)] for label in order),
             self.things[order],
             None if self.seen is None else self.seen[order],
@@ -122,7 +122,7 @@ class TextEmbeddings:
         return replace(
             self,
             vectors=self.vectors.to(device=device, dtype=dtype),
-            owner=self.owner.to(device),
+            class_index=self.class_index.to(device),
             things=self.things.to(device),
             seen=None if self.seen is None else self.seen.to(device),
         )
@@ -151,10 +151,10 @@ class MaskPrediction:
         classes: [B, Q, K] log-probabilities, or [B, Q, K + 1] with "no object" last if ``void``.
         void: whether ``classes`` has that last column.
         sizes: (height, width) of each image in pixels.
-        extents: (height, width) in pixels of the area the h × w grid covers from each image's top-left corner;
+        padded_sizes: (height, width) in pixels of the area the h × w grid covers from each image's top-left corner;
             larger than the image where the network saw padding.
-        inner: (height, width) of each image where the network saw it at another size than its own: extents are pixels of
-            that picture then, and masks are resized twice, as the official programs do. None: it saw the image itself.
+        resized_sizes: (height, width) of each image where the network saw it at another size than its own: padded_sizes are
+            pixels of that picture then, and masks are resized twice, as the official programs do. None: its own size.
         valid: [B, Q] False for rows that only pad a batch; None if all count.
         auxiliary: the predictions of earlier decoder layers, for deep supervision.
         semantic: predictions of the same images whose scores, summed, are the semantic result (a mask ensemble); empty where
@@ -165,10 +165,10 @@ class MaskPrediction:
     classes: Tensor
     void: bool
     sizes: tuple[Size, ...]
-    extents: tuple[Size, ...]
+    padded_sizes: tuple[Size, ...]
     valid: Tensor | None = None
     auxiliary: tuple[MaskPrediction, ...] = field(default=(), repr=False)
-    inner: tuple[Size, ...] | None = None
+    resized_sizes: tuple[Size, ...] | None = None
     semantic: tuple[MaskPrediction, ...] = field(default=(), repr=False)
 
     def per_class(self) -> Tensor:
@@ -185,10 +185,10 @@ class MaskPrediction:
             classes=self.classes[images],
             void=self.void,
             sizes=self.sizes[images],
-            extents=self.extents[images],
+            padded_sizes=self.padded_sizes[images],
             valid=None if self.valid is None else self.valid[images],
             auxiliary=tuple(part._of(images) for part in self.auxiliary),
-            inner=None if self.inner is None else self.inner[images],
+            resized_sizes=None if self.resized_sizes is None else self.resized_sizes[images],
             semantic=tuple(part._of(images) for part in self.semantic),
         )
 
@@ -196,7 +196,7 @@ class MaskPrediction:
     def join(cls, predictions: Sequence[MaskPrediction]) -> MaskPrediction:
         """The prediction of a batch, of predictions of one image each; the inverse of `split`.
 
-        Smaller grids, which must have cells of one size, are padded beyond their extents by repeating their edges; where there
+        Smaller grids, which must have cells of one size, are padded by repeating their edges; where there
         are fewer masks the rest is not ``valid``.
         """
         if len(predictions) == 1:
@@ -209,10 +209,10 @@ class MaskPrediction:
             classes=torch.cat([one.classes for one in whole]),
             void=whole[0].void,
             sizes=tuple(one.sizes[0] for one in whole),
-            extents=tuple(one.extents[0] for one in whole),
+            padded_sizes=tuple(one.padded_sizes[0] for one in whole),
             valid=None if all(one.valid is None for one in whole) else torch.cat([one._valid_rows() for one in whole]),
             auxiliary=tuple(cls.join(parts) for parts in zip(*(one.auxiliary for one in whole), strict=True)),
-            inner=tuple(one.inner[0] for one in whole if one.inner is not None) or None,
+            resized_sizes=tuple(one.resized_sizes[0] for one in whole if one.resized_sizes is not None) or None,
             semantic=tuple(cls.join(parts) for parts in zip(*(one.semantic for one in whole), strict=True)),
         )
 
@@ -221,9 +221,9 @@ class MaskPrediction:
         padded = self
         down, right = grid[0] - self.masks.shape[2], grid[1] - self.masks.shape[3]
         if down or right:
-            cell = self.extents[0][0] // self.masks.shape[2]
+            cell = self.padded_sizes[0][0] // self.masks.shape[2]
             masks = functional.pad(self.masks, (0, right, 0, down), mode="replicate")
-            padded = replace(padded, masks=masks, extents=((grid[0] * cell, grid[1] * cell),))
+            padded = replace(padded, masks=masks, padded_sizes=((grid[0] * cell, grid[1] * cell),))
         if missing := rows - self.masks.shape[1]:
             padded = replace(
                 padded,
@@ -244,15 +244,15 @@ class PixelPrediction:
 
     Attributes:
         logits: [B, K, h, w].
-        sizes, extents, inner: as in `MaskPrediction`.
+        sizes, padded_sizes, resized_sizes: as in `MaskPrediction`.
         link: what makes them probabilities, after they are resized: "softmax" over the classes, "sigmoid" of each class by
             itself, or "identity": they are probabilities of each class by itself already.
     """
 
     logits: Tensor
     sizes: tuple[Size, ...]
-    extents: tuple[Size, ...]
-    inner: tuple[Size, ...] | None = None
+    padded_sizes: tuple[Size, ...]
+    resized_sizes: tuple[Size, ...] | None = None
     link: Link = "softmax"
 
     def probabilities(self, resized: Tensor) -> Tensor:
@@ -271,8 +271,8 @@ class PixelPrediction:
             PixelPrediction(
                 self.logits[index : index + 1],
                 (size,),
-                (self.extents[index],),
-                None if self.inner is None else (self.inner[index],),
+                (self.padded_sizes[index],),
+                None if self.resized_sizes is None else (self.resized_sizes[index],),
                 self.link,
             )
             for index, size in enumerate(self.sizes)

@@ -103,7 +103,7 @@ def test_every_published_key_is_one_parameter(architecture: Any) -> None:
 @torch.no_grad()
 def test_masks_cover_the_padded_image(model: Mask2Former) -> None:
     found = model(torch.rand(1, 3, 40, 70))
-    assert found.extent == (64, 96)
+    assert found.padded_size == (64, 96)
     assert found.masks.shape == (1, 6, 16, 24)
     assert found.classes is not None
     assert found.classes.shape == (1, 6, 6)
@@ -135,7 +135,7 @@ def test_padding_by_hand_changes_nothing(model: Mask2Former) -> None:
     image = torch.rand(1, 3, 40, 64)
     grey = torch.tensor(MEAN)[None, :, None, None].expand(1, 3, 24, 64) / 255
     by_hand = model(torch.cat([image, grey], dim=2))
-    assert by_hand.extent == model(image).extent == (64, 64)
+    assert by_hand.padded_size == model(image).padded_size == (64, 64)
     torch.testing.assert_close(by_hand.masks, model(image).masks, rtol=1e-4, atol=1e-5)
 
 

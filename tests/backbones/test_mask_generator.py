@@ -41,7 +41,7 @@ def image() -> Tensor:
 
 
 def equal(first: GeneratedMasks, second: GeneratedMasks) -> bool:
-    tensors = ("logits", "quality", "stability", "boxes", "points", "areas", "crops", "resized")
+    tensors = ("logits", "pred_iou", "stability", "boxes", "points", "areas", "crops", "resized")
     return len(first) == len(second) and all(torch.equal(getattr(first, name), getattr(second, name)) for name in tensors)
 
 
@@ -59,9 +59,9 @@ def test_batches_do_not_matter(backbone: SamFamily, image: Tensor) -> None:
     parts = generate_masks(backbone, image, replace(LOOSE, points_per_batch=3), grid_points(4))
     assert len(whole) > 1
     assert len(whole) == len(parts)
-    torch.testing.assert_close(whole.quality, parts.quality, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.pred_iou, parts.pred_iou, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(whole.logits.mean(dim=0), parts.logits.mean(dim=0), rtol=1e-4, atol=1e-4)
-    assert bool((whole.quality[:-1] >= whole.quality[1:]).all())
+    assert bool((whole.pred_iou[:-1] >= whole.pred_iou[1:]).all())
 
 
 def test_the_best_mask_of_each_point(backbone: SamFamily, image: Tensor) -> None:
@@ -70,8 +70,8 @@ def test_the_best_mask_of_each_point(backbone: SamFamily, image: Tensor) -> None
     best = generate_masks(backbone, image, replace(every, best_mask_per_point=True), grid_points(4))
     assert len(three) in {16, 48}, "HQ-SAM has one anyway"
     assert len(best) == 16
-    for point, quality in zip(best.points, best.quality, strict=True):
-        assert quality == three.quality[(three.points == point).all(1)].max()
+    for point, pred_iou in zip(best.points, best.pred_iou, strict=True):
+        assert pred_iou == three.pred_iou[(three.points == point).all(1)].max()
 
 
 def test_fields_describe_the_masks_in_pixels(backbone: SamFamily, image: Tensor) -> None:
@@ -84,7 +84,7 @@ def test_fields_describe_the_masks_in_pixels(backbone: SamFamily, image: Tensor)
     torch.testing.assert_close(masks.stability, stability_score(upsampled, offset=LOOSE.stability_offset))
     assert all(torch.equal(decode_counts(runs, (50, 70)), mask) for runs, mask in zip(masks.runs, pixels, strict=True))
     assert torch.equal(masks.image_logits(), masks.logits)
-    assert masks.extent == backbone.geometry((50, 70)).extent
+    assert masks.padded_size == backbone.geometry((50, 70)).padded_size
 
 
 @pytest.mark.parametrize("size", [(300, 400), (512, 512)])
@@ -92,10 +92,10 @@ def test_low_resolution_agrees_with_the_official_order(size: tuple[int, int]) ->
     scale = 256 / max(size)
     geometry = GridGeometry((256, 256), (round(size[0] * scale), round(size[1] * scale)), size)
     logits = random_blobs(240, 64, seed=5)
-    quality = 0.85 + 0.15 * torch.rand(240)
+    pred_iou = 0.85 + 0.15 * torch.rand(240)
     options = MaskGeneratorOptions(stability_threshold=0.8)
-    low = select(logits, quality, geometry, options)
-    full = select(logits, quality, geometry, replace(options, full_resolution=True))
+    low = select(logits, pred_iou, geometry, options)
+    full = select(logits, pred_iou, geometry, replace(options, full_resolution=True))
     assert len(full) >= 20
     assert agreement(full, low) >= 0.98
     assert agreement(low, full) >= 0.95
@@ -104,13 +104,13 @@ def test_low_resolution_agrees_with_the_official_order(size: tuple[int, int]) ->
 
 def test_empty_masks_are_nan_and_stay_only_without_a_threshold() -> None:
     geometry = GridGeometry((32, 32), (32, 32), (64, 64))
-    logits, quality = torch.full((2, 8, 8), -9.0), torch.ones(2)
+    logits, pred_iou = torch.full((2, 8, 8), -9.0), torch.ones(2)
     for full in (False, True):
-        none = select(logits, quality, geometry, MaskGeneratorOptions(full_resolution=full))
+        none = select(logits, pred_iou, geometry, MaskGeneratorOptions(full_resolution=full))
         assert len(none) == 0
         assert none.binary().shape == (0, 64, 64)
         assert none.runs == ()
-        kept = select(logits, quality, geometry, MaskGeneratorOptions(full_resolution=full, stability_threshold=0))
+        kept = select(logits, pred_iou, geometry, MaskGeneratorOptions(full_resolution=full, stability_threshold=0))
         assert bool(kept.stability.isnan().all())
         assert kept.boxes.tolist() == [[0, 0, 0, 0]] * len(kept)
 
@@ -174,7 +174,7 @@ def test_cache(tmp_path: Path, image: Tensor) -> None:
         written = file.stat().st_mtime_ns
         again = generate_cached(backbone, image, options, grid_points(3), folder=folder, identity="tiny")
         assert equal(first, again)
-        assert (again.size, again.extent, again.input_size) == (first.size, first.extent, first.input_size)
+        assert (again.size, again.padded_size, again.input_size) == (first.size, first.padded_size, first.input_size)
         assert [runs.tolist() for runs in again.runs] == [runs.tolist() for runs in first.runs]
         assert file.stat().st_mtime_ns == written
         file.write_bytes(b"half a file")

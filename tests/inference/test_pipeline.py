@@ -6,20 +6,27 @@ import pickle
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from lexiseg.inference.pipeline import REMEMBERED, Pipeline
+from lexiseg.errors import ImageError
+from lexiseg.inference.pipeline import REMEMBERED, Pipeline, load
 from lexiseg.methods.base import MethodConfig, Segmenter
 from lexiseg.structures import ImageBatch, MaskPrediction, TextEmbeddings, Trace
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.world import scenes
+from tests.laws.builders import tiny_fcclip
 
 SHORT, LONG = Vocabulary.parse("dog; cat; sky"), Vocabulary.parse("red; green, lime; blue; grey")
+
+SIZES = ((240, 180), (256, 256), (240, 180))  # of pictures
 
 
 class Letters(nn.Module):
@@ -130,3 +137,31 @@ def test_a_pipeline_may_be_sent_to_another_process(used: bool) -> None:
     if used:
         pipeline.embed(SHORT)
     torch.testing.assert_close(pickle.loads(pickle.dumps(pipeline)).embed(SHORT).vectors, vectors(SHORT))
+
+
+@pytest.mark.parametrize("name", ["catseg-tiny", "fcclip-tiny"])
+def test_a_list_of_pictures_gives_a_list_of_results(name: str) -> None:
+    pipeline, words = load(name, device="cpu"), Vocabulary.builtin("emoji")
+    pictures = [scene.image[:high, :wide] for scene, (high, wide) in zip(scenes("val", 3), SIZES, strict=True)]
+    for task in pipeline.segmenter.tasks:
+        together = pipeline(pictures, words, task=task)
+        assert [result.size for result in together] == list(SIZES)
+        assert sum(len(result.segments) for result in together) > 3
+        for one, picture in zip(together, pictures, strict=True):
+            alone = pipeline(picture, words, task=task)
+            assert [segment.label for segment in one.segments] == [segment.label for segment in alone.segments]
+            assert np.mean(one.masks != alone.masks) < 1e-3
+            scores, expected = ([segment.score for segment in result.segments] for result in (one, alone))
+            np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert pipeline([], words) == []
+    assert len(pipeline((pictures[0],), words)) == 1
+
+
+def test_pictures_of_a_list_know_their_files_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in paths:
+        Image.new("RGB", (16, 8), "red").save(path)
+    pipeline = Pipeline(tiny_fcclip("convnext"))
+    assert [result.source for result in pipeline(paths, "dog")] == [str(path) for path in paths]
+    with pytest.raises(ImageError, match=r"none\.png"):
+        pipeline([*paths, tmp_path / "none.png"], "dog")

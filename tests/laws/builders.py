@@ -244,10 +244,10 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
 def some_text(classes: int = 5, width: int = 24) -> TextEmbeddings:
     """Random embeddings; class 1 has two names, every other class is stuff."""
     generator = torch.Generator().manual_seed(3)
-    owner = torch.tensor(sorted([*range(classes), min(1, classes - 1)]))
-    vectors = torch.nn.functional.normalize(torch.randn(len(owner), width, generator=generator), dim=-1)
+    class_index = torch.tensor(sorted([*range(classes), min(1, classes - 1)]))
+    vectors = torch.nn.functional.normalize(torch.randn(len(class_index), width, generator=generator), dim=-1)
     names = tuple(f"class {number}" for number in range(classes))
-    return TextEmbeddings(vectors, owner, names, torch.arange(classes) % 2 == 0)
+    return TextEmbeddings(vectors, class_index, names, torch.arange(classes) % 2 == 0)
 
 
 def some_images(*sizes: tuple[int, int]) -> ImageBatch:

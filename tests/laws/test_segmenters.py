@@ -115,9 +115,11 @@ def test_one_class_works(segmenter, some_images, some_text):
 
 def test_naming_a_class_twice_the_same_changes_nothing(segmenter, some_images, some_text):
     images, text = some_images((60, 80)), some_text()
-    first = text.owner == 0
+    first = text.class_index == 0
     doubled = replace(
-        text, vectors=torch.cat([text.vectors[first], text.vectors]), owner=torch.cat([text.owner[first], text.owner])
+        text,
+        vectors=torch.cat([text.vectors[first], text.vectors]),
+        class_index=torch.cat([text.class_index[first], text.class_index]),
     )
     assert_close(segmenter(images, doubled).per_class(), segmenter(images, text).per_class(), atol=1e-6, rtol=1e-5)
 
@@ -129,7 +131,8 @@ def test_a_synonym_never_lowers_its_class(segmenter, some_images, some_text):
         segmenter.teva = torch.nn.ModuleList()  # its masks ask all names before they are named
     images, text = some_images((60, 80)), some_text()
     extra = torch.nn.functional.normalize(torch.randn(1, text.vectors.shape[1]), dim=-1).to(text.vectors)
-    richer = replace(text, vectors=torch.cat([text.vectors, extra]), owner=torch.cat([text.owner, text.owner.new_tensor([4])]))
+    classes = torch.cat([text.class_index, text.class_index.new_tensor([4])])
+    richer = replace(text, vectors=torch.cat([text.vectors, extra]), class_index=classes)
     before, after = segmenter(images, text).per_class(), segmenter(images, richer).per_class()
     assert (after[..., 4] >= before[..., 4] - 1e-5).all()
 

@@ -27,10 +27,10 @@ def one_of(batch: PixelFeatures, image: int) -> PixelFeatures:
 
 
 def text(synonyms: tuple[int, ...] = (1, 2, 1)) -> TextEmbeddings:
-    owner = torch.arange(len(synonyms)).repeat_interleave(torch.tensor(synonyms))
-    vectors = functional.normalize(torch.randn(len(owner), TEXT_WIDTH), dim=-1)
+    class_index = torch.arange(len(synonyms)).repeat_interleave(torch.tensor(synonyms))
+    vectors = functional.normalize(torch.randn(len(class_index), TEXT_WIDTH), dim=-1)
     names = tuple(f"class {number}" for number in range(len(synonyms)))
-    return TextEmbeddings(vectors, owner, names, torch.ones(len(synonyms), dtype=torch.bool))
+    return TextEmbeddings(vectors, class_index, names, torch.ones(len(synonyms), dtype=torch.bool))
 
 
 def same(first: DecodedMasks, second: DecodedMasks) -> bool:

@@ -206,7 +206,9 @@ def test_masks_that_are_empty_everywhere() -> None:
 
 def wide_text() -> TextEmbeddings:
     vocabulary = text()
-    return TextEmbeddings(functional.pad(vocabulary.vectors, (0, 1)), vocabulary.owner, vocabulary.names, vocabulary.things)
+    return TextEmbeddings(
+        functional.pad(vocabulary.vectors, (0, 1)), vocabulary.class_index, vocabulary.names, vocabulary.things
+    )
 
 
 def test_what_does_not_fit_is_refused() -> None:

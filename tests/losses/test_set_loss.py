@@ -160,7 +160,11 @@ def test_two_processes_have_the_loss_of_both_batches_in_one(monkeypatch: pytest.
 
     def of_process(part: slice) -> dict[str, Tensor]:
         prediction = replace(
-            whole, masks=whole.masks[part], classes=whole.classes[part], sizes=whole.sizes[part], extents=whole.extents[part]
+            whole,
+            masks=whole.masks[part],
+            classes=whole.classes[part],
+            sizes=whole.sizes[part],
+            padded_sizes=whole.padded_sizes[part],
         )
         return set_loss(prediction, targets[part], OPTIONS, lambda _image, rows, count: fixed_points(0, rows, count))
 
@@ -185,7 +189,7 @@ def test_what_does_not_fit_is_refused():
         set_loss(prediction, [MaskTarget(torch.ones(1, *SIZE, dtype=torch.bool), torch.tensor([3]))])
     with pytest.raises(UsageError, match="1 masks and 2 labels"):
         set_loss(prediction, [MaskTarget(torch.ones(1, *SIZE, dtype=torch.bool), torch.tensor([0, 1]))])
-    with pytest.raises(UsageError, match="greater than 0"):
+    with pytest.raises(UsageError, match="void must be float > 0"):
         SetLossOptions(void=0)
     with pytest.raises(UsageError, match="importance"):
         SetLossOptions(importance=1.5)

@@ -45,9 +45,9 @@ def test_every_pixel_counts_its_crops_and_the_whole_alike() -> None:
 def test_names_of_a_class() -> None:
     """Officially the first name is the class; else every cell takes its best name."""
     text = some_text()  # class 1 has two names
-    first = torch.ones(len(text.owner), dtype=torch.bool)
+    first = torch.ones(len(text.class_index), dtype=torch.bool)
     first[2] = False
-    short = replace(text, vectors=text.vectors[first], owner=text.owner[first])
+    short = replace(text, vectors=text.vectors[first], class_index=text.class_index[first])
     images = some_images((60, 80))
     official, paper = tiny_catseg(behaviour="official"), tiny_catseg()
     assert torch.equal(official(images, text).logits, official(images, short).logits)
@@ -58,8 +58,10 @@ def test_names_of_a_class() -> None:
     tiny_catseg(sliding=False)(images, text, trace=costs)
     each = [Trace(), Trace()]
     for number, trace in enumerate(each):
-        keep = torch.arange(len(text.owner)) != 2 - number
-        tiny_catseg(sliding=False)(images, replace(text, vectors=text.vectors[keep], owner=text.owner[keep]), trace=trace)
+        keep = torch.arange(len(text.class_index)) != 2 - number
+        tiny_catseg(sliding=False)(
+            images, replace(text, vectors=text.vectors[keep], class_index=text.class_index[keep]), trace=trace
+        )
     assert_close(costs["cost"], torch.maximum(each[0]["cost"], each[1]["cost"]))
 
 
@@ -68,7 +70,7 @@ def test_only_the_official_behaviour_pads_a_whole_picture() -> None:
     official, paper = (tiny_catseg(sliding=False, behaviour=which) for which in ("official", "paper"))
     assert (official(image, text).logits - paper(image, text).logits).abs().max() > 1e-4
     square = some_images((64, 64))
-    text = replace(text, vectors=text.first(), owner=torch.arange(5))
+    text = replace(text, vectors=text.first(), class_index=torch.arange(5))
     assert_close(official(square, text).logits, paper(square, text).logits)
 
 
@@ -92,7 +94,7 @@ def test_a_step_leaves_the_keys_alone() -> None:
     before = {name: values.clone() for name, values in segmenter.state_dict().items()}
     optimiser = optimiser_of(segmenter, Stage(3, lr=1e-2, weight_decay=0.5))
     targets = [MaskTarget(torch.ones(1, 64, 64, dtype=torch.bool), torch.tensor([label])) for label in (0, 2)]
-    names = [f"thing {number}" for number in range(len(text.owner))]
+    names = [f"thing {number}" for number in range(len(text.class_index))]
     for _ in range(3):
         optimiser.zero_grad()
         vectors = embed_names(segmenter.clip, names, ["{}"])

@@ -33,10 +33,10 @@ def test_each_injector_and_the_behaviour_make_a_difference(options):
 
 def test_sam_does_not_see_the_padding():
     segmenter = tiny_cmpf("convnext")
-    pixels, inner = segmenter.network_input(some_images((50, 70)).image(0))
+    pixels, resized_size = segmenter.network_input(some_images((50, 70)).image(0))
     other = pixels.clone()
-    other[..., inner[1] :] = 0.9
-    assert torch.equal(segmenter.sam_embedding(pixels, inner), segmenter.sam_embedding(other, inner))
+    other[..., resized_size[1] :] = 0.9
+    assert torch.equal(segmenter.sam_embedding(pixels, resized_size), segmenter.sam_embedding(other, resized_size))
 
 
 def test_all_that_is_trained_gets_gradients_and_what_is_frozen_none():

@@ -78,7 +78,7 @@ def test_semantic_scores_follow_equation_12(behaviour):
     images, text, side = some_images((60, 80)), words(), 64 if behaviour == "paper" else 512
     segmenter = tiny_cmpf_with_masks("convnext", behaviour=behaviour, epsilon=0.3, shortest_edge=side)
     generated = generate_masks(segmenter.mask_sam, images.image(0), EVERY_MASK.options, grid_points(2))
-    [sam] = segmenter.sam_predictions(list(images), segmenter.look(list(images)), text, EVERY_MASK)
+    [sam] = segmenter.sam_predictions(list(images), segmenter.encode_images(list(images)), text, EVERY_MASK)
     best = sam.classes[0].exp().masked_fill(SEEN & (behaviour == "official"), 0).amax(-1)
     kept, xi = best > best.median(), float(best.median())
     segmenter.config = replace(segmenter.config, xi=xi)
@@ -104,20 +104,25 @@ def test_semantic_scores_follow_equation_12(behaviour):
 def ramp(size: int, place: Placing) -> torch.Tensor:
     """Two maps [2, m, m] over ``place``, whose value is the row and the column in pixels of the image."""
     steps = (torch.arange(size) + 0.5) / size
-    scale = [extent / inner * length for extent, inner, length in zip(place.extent, place.inner, place.size, strict=True)]
+    scale = [
+        padded_size / resized_size * length
+        for padded_size, resized_size, length in zip(place.padded_size, place.resized_size, place.size, strict=True)
+    ]
     return torch.stack([(steps * scale[0])[:, None].expand(size, size), (steps * scale[1]).expand(size, size)])
 
 
 @pytest.mark.parametrize("place", [Placing((64, 64), (40, 64), (50, 80)), Placing((16, 16), (16, 16), (50, 80))])
 def test_cells_are_where_clip_sees_them(place):
     """A map of positions, read at the cells of an image with padding, says where the cells' centres are."""
-    inner, padded, grid = (56, 90), (64, 96), (8, 12)
-    covered = padded[0] / inner[0], padded[1] / inner[1]
+    resized_size, padded, grid = (56, 90), (64, 96), (8, 12)
+    covered = padded[0] / resized_size[0], padded[1] / resized_size[1]
     rows, columns = cells_of(ramp(32, place), place, grid, covered)[0]
     for axis, found in enumerate((rows[:, 0], columns[0])):
-        expected = (torch.arange(grid[axis]) + 0.5) * (padded[axis] / grid[axis]) * (place.size[axis] / inner[axis])
+        expected = (torch.arange(grid[axis]) + 0.5) * (padded[axis] / grid[axis]) * (place.size[axis] / resized_size[axis])
         inside = expected < place.size[axis]
-        half = place.size[axis] * place.extent[axis] / place.inner[axis] / 64  # beyond its first and last centre a map is flat
+        half = (
+            place.size[axis] * place.padded_size[axis] / place.resized_size[axis] / 64
+        )  # beyond its first and last centre a map is flat
         middle = inside & (expected > half) & (expected < place.size[axis] - half)
         assert middle.sum() >= 6
         assert_close(found[middle], expected[middle], atol=1e-3, rtol=0)
@@ -144,7 +149,7 @@ def test_masks_are_named_by_what_clip_sees_under_them(kind):
     left = torch.where(torch.arange(16) < 8, 9.0, -9.0).expand(16, 16)
     whole = Placing((64, 128), (64, 128), (64, 128))
     names, valid = segmenter.sam_classes(
-        segmenter.look([image]), torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text
+        segmenter.encode_images([image]), torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text
     )
     features = segmenter.clip_features(image[None])
     high, wide = features.grid
@@ -159,7 +164,7 @@ def test_officially_no_object_competes_and_only_a_convnext_names_nothing(kind, v
     segmenter, text = tiny_cmpf_with_masks(kind, behaviour="official", shortest_edge=None), words()
     empty, whole = torch.full((1, 16, 16), -9.0), Placing((512, 512), (512, 512), (512, 512))
     names, covered = segmenter.sam_classes(
-        segmenter.look(list(some_images((512, 512)))), torch.cat([-empty, empty]), whole, text
+        segmenter.encode_images(list(some_images((512, 512)))), torch.cat([-empty, empty]), whole, text
     )
     assert covered.tolist() == [[True, valid]]
     assert names[0, 0].exp().sum() < 0.9999
@@ -213,16 +218,16 @@ def test_masks_come_from_the_cache_the_second_time(tmp_path, monkeypatch):
     image, text = some_images((60, 80)).image(0), words()
     kept = replace(EVERY_MASK, cache=tmp_path, identity="a")
     segmenter = tiny_cmpf_with_masks("convnext", masks=kept)
-    [first] = segmenter.sam_predictions([image], segmenter.look([image]), text, kept)
+    [first] = segmenter.sam_predictions([image], segmenter.encode_images([image]), text, kept)
     assert len(list(tmp_path.iterdir())) == 1
-    [plain] = segmenter.sam_predictions([image], segmenter.look([image]), text, EVERY_MASK)
+    [plain] = segmenter.sam_predictions([image], segmenter.encode_images([image]), text, EVERY_MASK)
     monkeypatch.setattr(type(segmenter.mask_sam), "encode_with_skips", None)
-    [second] = segmenter.sam_predictions([image], segmenter.look([image]), text, kept)
+    [second] = segmenter.sam_predictions([image], segmenter.encode_images([image]), text, kept)
     for one in (second, plain):
         assert torch.equal(first.masks, one.masks)
         assert torch.equal(first.classes, one.classes)
     with pytest.raises(TypeError):
-        segmenter.sam_predictions([image], segmenter.look([image]), text, replace(kept, identity="b"))
+        segmenter.sam_predictions([image], segmenter.encode_images([image]), text, replace(kept, identity="b"))
     with pytest.raises(UsageError, match="give identity"):
         SamMasks(cache=tmp_path)
 

@@ -217,7 +217,7 @@ def test_prompts_that_there_are_not() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_block_is_sams(number: int) -> None:
-    """Its steps written out with torch's attention: of the tokens, tokens to image, perceptron, image to tokens."""
+    """Its steps written out with torch's attention: of the tokens, tokens to image, mlp, image to tokens."""
     sam = loud_sam(mask_channels=16)
     block, own = SamBlock(sam, number), sam.model.mask_decoder.transformer.layers[number % 2]
     tokens, cells, positions = torch.randn(3, 4, 16), torch.randn(3, 9, 16), torch.randn(9, 16)
@@ -259,7 +259,7 @@ def test_texts_are_asked_in_two_sums() -> None:
         "bkyxhn,nhd->bkyxhd", weights / weights.sum(-1, keepdim=True), layer.value(text).unflatten(-1, (2, 4))
     )
     expected = volume + answer.flatten(-2)
-    assert_close(layer(volume, text), expected + layer.perceptron(layer.norm(expected)), atol=1e-5, rtol=1e-5)
+    assert_close(layer(volume, text), expected + layer.mlp(layer.norm(expected)), atol=1e-5, rtol=1e-5)
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -349,7 +349,9 @@ def test_the_nearest_classes_of_each_picture() -> None:
         nearest = seen.cost[image].amax((-2, -1)).topk(3).indices.sort().values
         left_out = [label for label in range(7) if label not in nearest.tolist()]
         assert (found[image, left_out] == NEVER).all()
-        alone = segmenter.decode(segmenter.encode(some_images((64, 64), (64, 64)).pixels[image : image + 1], text.select(nearest)))
+        alone = segmenter.decode(
+            segmenter.encode(some_images((64, 64), (64, 64)).pixels[image : image + 1], text.select(nearest))
+        )
         assert_close(found[image, nearest], alone[0], atol=1e-4, rtol=1e-4)
 
 

@@ -28,8 +28,8 @@ def segmenter(request: pytest.FixtureRequest) -> FcClip:
 def test_without_ensemble_the_classes_are_the_decoders(segmenter):
     images, text = some_images((60, 80)), some_text()
     segmenter.config = replace(segmenter.config, alpha=0.0, beta=0.0)
-    pixels, inner = segmenter.network_input(images.image(0))
-    decoded = segmenter.decode(pixels, inner, segmenter.clip_features(pixels), text)
+    pixels, resized_size = segmenter.network_input(images.image(0))
+    decoded = segmenter.decode(pixels, resized_size, segmenter.clip_features(pixels), text)
     assert torch.equal(segmenter(images, text).classes, decoded.classes.log_softmax(-1))
 
 
@@ -65,8 +65,8 @@ def test_the_size_in_the_network():
 
 
 def test_padding_is_zero_once_normalised(segmenter):
-    pixels, inner = segmenter.network_input(some_images((50, 70)).image(0))
-    assert inner == (64, 90)
+    pixels, resized_size = segmenter.network_input(some_images((50, 70)).image(0))
+    assert resized_size == (64, 90)
     assert pixels.shape == (1, 3, 64, 96)
     assert segmenter.clip._normalised(pixels)[..., 90:].abs().max() < 1e-6
 

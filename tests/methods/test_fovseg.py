@@ -50,7 +50,7 @@ def test_before_its_training_it_is_maskclip(options: dict[str, Any]) -> None:
     plain = tiny_maskclip(relative_blocks=(), clip_image_size=64, shortest_edge=64)
     plain.load_state_dict({name: ours.state_dict()[name] for name in plain.state_dict()})
     images = some_images((60, 80))
-    features, masks = ours.look(images.pixels), torch.randn(1, 7, 16, 24)
+    features, masks = ours.encode_images(images.pixels), torch.randn(1, 7, 16, 24)
     assert_close(ours.embed(features, masks, text), plain.embed(features, masks, text), atol=1e-5, rtol=1e-5)
     found, expected = ours(images, text), plain(images, text)
     assert torch.equal(found.masks, expected.masks)
@@ -71,11 +71,11 @@ def test_every_part_makes_a_difference() -> None:
 def test_the_image_does_not_see_masks_or_names() -> None:
     segmenter = tiny_fovseg()
     images = some_images((64, 64)).pixels
-    before = segmenter.look(images)
+    before = segmenter.encode_images(images)
     kept = before.last.clone()
     segmenter.names(before, torch.randn(1, 5, 16, 16), some_text())
     assert torch.equal(before.last, kept)
-    assert torch.equal(segmenter.look(images).last, kept)
+    assert torch.equal(segmenter.encode_images(images).last, kept)
 
 
 def test_positions_are_resized_bilinearly() -> None:
@@ -83,7 +83,7 @@ def test_positions_are_resized_bilinearly() -> None:
     tower, image = segmenter.clip.clip_model.visual, torch.rand(1, 3, 96, 96)
     table = tower.positional_embedding
     cells = torch.nn.functional.interpolate(table[1:].T.unflatten(-1, (4, 4))[None], (6, 6), mode="bilinear")[0]
-    received = segmenter.look(image).last[:, 0]
+    received = segmenter.encode_images(image).last[:, 0]
     tokens = torch.cat([tower.class_embedding[None], tower.conv1((image - 0.5) / 0.5)[0].flatten(1).T])
     expected = tower.ln_pre(tokens + torch.cat([table[:1], cells.flatten(1).T]))
     assert_close(received[0], expected, atol=1e-5, rtol=1e-5)
@@ -194,7 +194,7 @@ def test_more_names_cost_next_to_nothing() -> None:
         for count in (150, 847):
             text = some_text(count, segmenter.clip.width).to("meta")
             with FlopCounterMode(display=False) as counter:
-                segmenter.names(segmenter.look(torch.zeros(1, 3, 800, 1088)), torch.zeros(1, 100, 200, 272), text)
+                segmenter.names(segmenter.encode_images(torch.zeros(1, 3, 800, 1088)), torch.zeros(1, 100, 200, 272), text)
             costs.append(counter.get_total_flops())
     assert 1 < costs[1] / costs[0] < 1.01
 

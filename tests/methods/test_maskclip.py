@@ -19,7 +19,7 @@ from tests.laws.builders import some_images, some_text, tiny_clip, tiny_maskclip
 
 
 def features_of(segmenter: Any) -> Any:
-    return segmenter.look(some_images((64, 64)).pixels)
+    return segmenter.encode_images(some_images((64, 64)).pixels)
 
 
 def test_a_patch_is_touched_by_a_single_pixel() -> None:
@@ -87,14 +87,14 @@ def test_masks_lie_where_the_generator_put_them() -> None:
     """The picture is resized and padded for the generator, and CLIP sees the same area."""
     segmenter, trace = tiny_maskclip(relative_blocks=(), shortest_edge=64), Trace()
     found = segmenter(some_images((50, 90)), some_text(), trace=trace)
-    assert found.inner == ((64, 115),)
-    assert found.extents == ((64, 128),)
+    assert found.resized_sizes == ((64, 115),)
+    assert found.padded_sizes == ((64, 128),)
     assert found.masks.shape == (1, 7, 16, 32)
     assert torch.equal(found.masks[0], trace["masks"])
     assert trace.share == (1.0, 115 / 128)
     relative = tiny_maskclip(shortest_edge=64)(ImageBatch.of([torch.rand(3, 50, 90), torch.rand(3, 90, 50)]), some_text())
     assert relative.masks.shape == (2, 7, 64, 64)
-    assert relative.extents == ((64, 128), (128, 64))
+    assert relative.padded_sizes == ((64, 128), (128, 64))
 
 
 class Halves(MaskProposer):

@@ -352,7 +352,7 @@ def test_two_stages() -> None:
         for name, values in segmenter.named_parameters()
         if values.grad is not None and values.grad.abs().max() > 0
     }
-    assert moved == {"clip", "enlarge", "aggregation", "prompter", "low_injection", "high_injection"}
+    assert moved == {"clip", "upsample", "aggregation", "prompter", "low_injection", "high_injection"}
     assert not segmenter.sam.training
 
 

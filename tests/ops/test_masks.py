@@ -103,7 +103,7 @@ def test_upsampling_is_the_official_two_steps() -> None:
     square = functional.interpolate(logits[None], (32, 32), mode="bilinear", align_corners=False)
     expected = functional.interpolate(square[..., :24, :32], (60, 80), mode="bilinear", align_corners=False)[0]
     assert torch.equal(geometry.upsample(logits), expected)
-    assert geometry.extent == (80, 80)
+    assert geometry.padded_size == (80, 80)
     assert geometry.cells((8, 8)) == (6, 8)
     assert geometry.upsample(logits[:0]).shape == (0, 60, 80)
 

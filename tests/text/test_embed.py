@@ -47,7 +47,7 @@ def test_rows_are_the_normalised_template_means(templates: str) -> None:
     embeddings = embed_vocabulary(HashedClip(), VOCABULARY, templates)
     expected = torch.stack([reference(name, resolve_templates(templates)) for name in VOCABULARY.all_names])
     torch.testing.assert_close(embeddings.vectors.double(), expected, atol=1e-6, rtol=0)
-    assert embeddings.owner.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 4, 4]
+    assert embeddings.class_index.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 4, 4]
     assert embeddings.names == ("dog", "sky", "cat", "lorry", "bus")
     assert embeddings.things.tolist() == [True, False, True, True, True]
     assert embeddings.seen is None

@@ -46,7 +46,7 @@ def test_names_and_owners_go_together() -> None:
     assert vocabulary.names == ("dog", "sky", "cat")
     assert vocabulary.things == (True, False, True)
     assert vocabulary.all_names == ("dog", "puppy", "hound", "sky", "cat", "kitten")
-    assert vocabulary.owner == (0, 0, 0, 1, 2, 2)
+    assert vocabulary.class_index == (0, 0, 0, 1, 2, 2)
     assert vocabulary.select([2, 0]).all_names == ("cat", "kitten", "dog", "puppy", "hound")
     assert vocabulary.label("CAT") == 2
 

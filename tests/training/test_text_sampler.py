@@ -80,7 +80,7 @@ def test_a_tower_that_learns_is_asked_again() -> None:
     text, _ = asked.sample(batch((3, 1)))
     still = asked.text.select([asked.text.names.index(name) for name in text.names])
     assert_close(text.vectors.detach(), still.vectors, atol=1e-6, rtol=0)
-    assert torch.equal(text.owner, still.owner)
+    assert torch.equal(text.class_index, still.class_index)
     text.vectors.sum().backward()
     tower = segmenter.clip.clip_model.transformer.resblocks[0].attn.in_proj_weight
     assert tower.grad is not None

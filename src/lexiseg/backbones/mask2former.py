@@ -91,7 +91,7 @@ class Mask2Former(MaskProposer):
     def forward(self, images: Tensor) -> ClassifiedProposals:
         """The last layer's masks of images [B, 3, H, W], float RGB in 0..1, all of one size.
 
-        The mask grid covers the padded images: h = H' / stride, and the extent is (H', W').
+        The mask grid covers the padded images: h = H' / stride, and the padded_size is (H', W').
         """
         return self.propose(self.preprocess(images))
 

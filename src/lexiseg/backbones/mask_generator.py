@@ -51,7 +51,7 @@ Prompter = Callable[[Box, float], Tensor]  # crop, how many times fewer points a
 STABILITY_DOUBT = 0.006, 2.0  # error of low-resolution stability: of any mask, and for a mask of one cell (falls with its area)
 PIXELS_AT_ONCE = 2**22  # measured at a time; 16 MB of float32 stay in reused memory, larger blocks do not
 OUTSIDE_LOGIT = -32.0  # of a crop's mask beyond its crop
-PER_MASK = ("logits", "quality", "stability", "boxes", "points", "areas", "crops", "resized")  # fields with a row a mask
+PER_MASK = ("logits", "pred_iou", "stability", "boxes", "points", "areas", "crops", "resized")  # fields with a row a mask
 
 
 @options(frozen=True)
@@ -92,7 +92,7 @@ class GeneratedMasks:
 
     Attributes:
         logits: [N, m, m] of the decoder, over its own crop.
-        quality: [N] predicted IoU.
+        pred_iou: [N] predicted IoU.
         stability: [N].
         boxes: [N, 4] integers (left, top, right, bottom) in image pixels, all inside the mask.
         points: [N, 2] double, (x, y) of the prompts in image pixels.
@@ -101,12 +101,12 @@ class GeneratedMasks:
         resized: [N, 2] integers, (height, width) of that crop inside the network's input.
         input_size: (height, width) of the network's input.
         size: (height, width) of the image.
-        extent: (height, width) in image pixels of what a grid of the whole image covers.
+        padded_size: (height, width) in image pixels of what a grid of the whole image covers.
         edited: runs of masks that are no longer those of the logits (small regions removed); None if all are.
     """
 
     logits: Tensor
-    quality: Tensor
+    pred_iou: Tensor
     stability: Tensor
     boxes: Tensor
     points: Tensor
@@ -115,11 +115,11 @@ class GeneratedMasks:
     resized: Tensor
     input_size: Size
     size: Size
-    extent: Size
+    padded_size: Size
     edited: tuple[Counts, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.quality)
+        return len(self.pred_iou)
 
     def select(self, rows: Tensor) -> GeneratedMasks:
         """The same masks for some rows (indices or a mask), in their order."""
@@ -149,7 +149,7 @@ class GeneratedMasks:
         return tuple(counts for rows in one if len(rows) for counts in encode_masks(self.select(rows).binary()))
 
     def image_logits(self) -> Tensor:
-        """Logits [N, m, m] over `extent` of the whole image; masks found in crops are resampled to it."""
+        """Logits [N, m, m] over `padded_size` of the whole image; masks found in crops are resampled to it."""
         whole = (0, 0, self.size[1], self.size[0])
         side = self.logits.shape[-1]
         result = torch.full_like(self.logits, OUTSIDE_LOGIT)
@@ -159,12 +159,14 @@ class GeneratedMasks:
                 continue
             steps = (torch.arange(side, device=self.logits.device) + 0.5) / side
             places = [
-                (steps * extent - start) / crop_extent
-                for extent, start, crop_extent in zip(self.extent, (crop[1], crop[0]), geometry.extent, strict=True)
+                (steps * padded_size - start) / crop_extent
+                for padded_size, start, crop_extent in zip(
+                    self.padded_size, (crop[1], crop[0]), geometry.padded_size, strict=True
+                )
             ]
             inside = [
                 (place > 0) & (place < (stop - start) / crop_extent)
-                for place, start, stop, crop_extent in zip(places, crop[1::-1], crop[:1:-1], geometry.extent, strict=True)
+                for place, start, stop, crop_extent in zip(places, crop[1::-1], crop[:1:-1], geometry.padded_size, strict=True)
             ]
             grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], dim=-1).to(self.logits.dtype) * 2 - 1
             moved = functional.grid_sample(self.logits[None, rows], grid[None], padding_mode="border", align_corners=False)[0]
@@ -291,21 +293,21 @@ def _generate(
         batches = []
         for some in points.to(device).split(options.points_per_batch):
             prompts = backbone.scale_points(some - some.new_tensor([left, top]), crop_size).float()[:, None]
-            logits, quality = backbone.decode(embeddings, points=prompts, multimask=options.multimask, skips=skips)
+            logits, pred_iou = backbone.decode(embeddings, points=prompts, multimask=options.multimask, skips=skips)
             if options.best_mask_per_point:
-                best = quality.argmax(1, keepdim=True)
-                logits, quality = logits.take_along_dim(best[..., None, None], 1), quality.take_along_dim(best, 1)
+                best = pred_iou.argmax(1, keepdim=True)
+                logits, pred_iou = logits.take_along_dim(best[..., None, None], 1), pred_iou.take_along_dim(best, 1)
             owners = some.repeat_interleave(logits.shape[1], dim=0)
             with torch.autocast(device.type, enabled=False):  # areas have more digits than half precision
                 batches.append(
                     filter_masks(
                         logits.flatten(0, 1).float(),
-                        quality.flatten().float(),
+                        pred_iou.flatten().float(),
                         owners,
                         geometry=geometry,
                         crop=crop,
                         size=size,
-                        extent=backbone.geometry(size).extent,
+                        padded_size=backbone.geometry(size).padded_size,
                         options=options,
                     )
                 )
@@ -342,38 +344,38 @@ def crop_boxes(size: Size, layers: int, overlap: float) -> tuple[list[Box], list
 
 def filter_masks(
     logits: Tensor,
-    quality: Tensor,
+    pred_iou: Tensor,
     points: Tensor,
     *,
     geometry: GridGeometry,
     crop: Box,
     size: Size,
-    extent: Size,
+    padded_size: Size,
     options: MaskGeneratorOptions,
 ) -> GeneratedMasks:
     """The masks of one batch that are good, stable and not cut off by their crop.
 
     Args:
         logits: [N, h, w] of the decoder.
-        quality: [N] predicted IoU.
+        pred_iou: [N] predicted IoU.
         points: [N, 2] prompts in image pixels.
         geometry: how the grid lies on the crop.
         crop: box of the crop in the image.
-        size, extent: (height, width) of the image, and of what a grid of the whole image covers.
+        size, padded_size: (height, width) of the image, and of what a grid of the whole image covers.
         options: thresholds, and the order of work.
     """
     if options.pred_iou_threshold > 0:
-        good = quality > options.pred_iou_threshold
-        logits, quality, points = logits[good], quality[good], points[good]
+        good = pred_iou > options.pred_iou_threshold
+        logits, pred_iou, points = logits[good], pred_iou[good], points[good]
     measure = _measure_pixels if options.full_resolution else _measure_grid
     stability, boxes, areas = measure(logits, geometry, options)
     if options.stability_threshold > 0:  # an empty mask, whose stability is NaN, stays only without a threshold
         stable = stability >= options.stability_threshold
-        logits, quality, points = logits[stable], quality[stable], points[stable]
+        logits, pred_iou, points = logits[stable], pred_iou[stable], points[stable]
         stability, boxes, areas = stability[stable], boxes[stable], areas[stable]
     masks = GeneratedMasks(
         logits,
-        quality,
+        pred_iou,
         stability,
         boxes + boxes.new_tensor([crop[0], crop[1], crop[0], crop[1]]),
         points,
@@ -382,7 +384,7 @@ def filter_masks(
         boxes.new_tensor(geometry.resized).expand(len(boxes), 2),
         geometry.input_size,
         size,
-        extent,
+        padded_size,
     )
     return masks.select(~near_crop_edge(boxes, crop, size))
 
@@ -420,7 +422,7 @@ def _measure_grid(logits: Tensor, geometry: GridGeometry, options: MaskGenerator
 
 def suppress(masks: GeneratedMasks, threshold: float) -> GeneratedMasks:
     """Of masks whose boxes overlap by more than ``threshold``, those of the best predicted IoU, best first."""
-    return masks.select(box_nms(masks.boxes, masks.quality, threshold))
+    return masks.select(box_nms(masks.boxes, masks.pred_iou, threshold))
 
 
 def _prefer_small_crops(masks: GeneratedMasks, threshold: float) -> GeneratedMasks:
@@ -442,7 +444,7 @@ def remove_regions(masks: GeneratedMasks, options: MaskGeneratorOptions) -> Gene
         edited.append(encode_masks(mask[None])[0] if filled or dropped else counts)
         boxes.append(boxes_of_masks(mask[None])[0])
         untouched.append(float(not (filled or dropped)))
-    new_boxes, scores = torch.stack(boxes).to(masks.boxes.device), masks.quality.new_tensor(untouched)
+    new_boxes, scores = torch.stack(boxes).to(masks.boxes.device), masks.pred_iou.new_tensor(untouched)
     keep = box_nms(new_boxes, scores, max(options.box_nms_threshold, options.crop_nms_threshold))
     areas = masks.areas.new_tensor([int(counts[1::2].sum()) for counts in edited])
     return replace(masks, edited=tuple(edited), boxes=new_boxes, areas=areas).select(keep)
@@ -510,7 +512,7 @@ def _bytes(masks: GeneratedMasks) -> bytes:
     if masks.edited is not None:
         tensors["edited"] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *masks.edited]))
         tensors["edited_lengths"] = torch.tensor([len(counts) for counts in masks.edited], dtype=torch.int64)
-    sizes = {"input_size": masks.input_size, "size": masks.size, "extent": masks.extent}
+    sizes = {"input_size": masks.input_size, "size": masks.size, "padded_size": masks.padded_size}
     return save(tensors, metadata={name: json.dumps(value) for name, value in sizes.items()})
 
 

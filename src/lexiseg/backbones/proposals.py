@@ -16,12 +16,12 @@ class Proposals:
 
     Attributes:
         masks: [B, Q, h, w] logits.
-        extent: (height, width) in pixels of the area the h × w grid covers, from each image's top-left corner; larger than the
-            images where they were padded.
+        padded_size: (height, width) in pixels of the area the h × w grid covers, from each image's top-left corner; larger than
+            the images where they were padded.
     """
 
     masks: Tensor
-    extent: Size
+    padded_size: Size
 
 
 class MaskProposer(nn.Module, ABC):

@@ -67,7 +67,7 @@ class SamFamily(nn.Module, ABC):
 
     @abstractmethod
     def _answer(self, tokens: Tensor, image: Tensor, skips: Skips, *, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Heads: output tokens [N, T, C] and the image as each prompt sees it [N, C, g, g] -> logits and quality."""
+        """Heads: output tokens [N, T, C] and the image as each prompt sees it [N, C, g, g] -> logits and pred_iou."""
 
     @abstractmethod
     def _output_tokens(self) -> Tensor:
@@ -241,12 +241,12 @@ class SamHqBackbone(_PaddedInput):
             raise UsageError("HQ-SAM's decoder needs the skips of encode_with_skips")
         decoder = self.model.mask_decoder
         fine = _upscale(decoder, image)
-        logits, quality = _sam_masks(decoder, tokens, fine, multimask=multimask)
-        best = quality.argmax(dim=1, keepdim=True)
-        logits, quality = logits.take_along_dim(best[..., None, None], dim=1), quality.take_along_dim(best, dim=1)
+        logits, pred_iou = _sam_masks(decoder, tokens, fine, multimask=multimask)
+        best = pred_iou.argmax(dim=1, keepdim=True)
+        logits, pred_iou = logits.take_along_dim(best[..., None, None], dim=1), pred_iou.take_along_dim(best, dim=1)
         sharp = decoder.mask_conv2(decoder.activation(decoder.mask_norm(decoder.mask_conv1(fine)))) + skips[0]
         token = decoder.hq_mask_mlp(tokens[:, 1 + len(decoder.output_hypernetworks_mlps)])
-        return logits + _dot(token[:, None], sharp), quality
+        return logits + _dot(token[:, None], sharp), pred_iou
 
 
 class Sam2Backbone(SamFamily):
@@ -301,17 +301,17 @@ class Sam2Backbone(SamFamily):
         decoder = self.model.mask_decoder
         middle = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image) + skips[1]))
         fine = decoder.activation(decoder.upscale_conv2(middle) + skips[0])
-        logits, quality = _sam_masks(decoder, tokens[:, 1:], fine, multimask=multimask)
+        logits, pred_iou = _sam_masks(decoder, tokens[:, 1:], fine, multimask=multimask)
         if multimask or not decoder.dynamic_multimask_via_stability:
-            return logits, quality
+            return logits, pred_iou
         # an unstable single mask gives way to the best of several
-        others, other_quality = _sam_masks(decoder, tokens[:, 1:], fine, multimask=True)
-        best = other_quality.argmax(dim=1, keepdim=True)
+        others, other_pred_iou = _sam_masks(decoder, tokens[:, 1:], fine, multimask=True)
+        best = other_pred_iou.argmax(dim=1, keepdim=True)
         stability = stability_score(logits, offset=decoder.dynamic_multimask_stability_delta).nan_to_num(1.0)
         stable = stability >= decoder.dynamic_multimask_stability_thresh
         return (
             torch.where(stable[..., None, None], logits, others.take_along_dim(best[..., None, None], dim=1)),
-            torch.where(stable, quality, other_quality.take_along_dim(best, dim=1)),
+            torch.where(stable, pred_iou, other_pred_iou.take_along_dim(best, dim=1)),
         )
 
 
@@ -323,7 +323,7 @@ def _upscale(decoder: Any, image: Tensor) -> Tensor:
 
 
 def _sam_masks(decoder: Any, tokens: Tensor, fine: Tensor, *, multimask: bool) -> tuple[Tensor, Tensor]:
-    """IoU token and mask tokens [N, 1 + M + …, C], features [N, C / 8, m, m] -> logits [N, M, m, m], quality [N, M].
+    """IoU token and mask tokens [N, 1 + M + …, C], features [N, C / 8, m, m] -> logits [N, M, m, m], pred_iou [N, M].
 
     Token 0 is the single answer, the others are the several.
     """

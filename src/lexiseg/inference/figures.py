@@ -317,8 +317,8 @@ def _prompted(sam: SamFamily, subject: Subject, boxes: Tensor) -> Iterator[NDArr
     """SAM's surest mask of each box [N, 4], as probabilities [H, W]."""
     embedding, skips = sam.encode_with_skips(sam.preprocess(as_tensor(subject.pixels, boxes.device)))
     corners = sam.scale_points(boxes.reshape(-1, 2, 2), subject.size).flatten(1)
-    logits, quality = sam.decode(embedding, boxes=corners, skips=skips)
-    best = logits[torch.arange(len(logits)), quality.argmax(1)]
+    logits, pred_iou = sam.decode(embedding, boxes=corners, skips=skips)
+    best = logits[torch.arange(len(logits)), pred_iou.argmax(1)]
     geometry = sam.geometry(subject.size)
     place = Placing(geometry.input_size, geometry.resized, subject.size)
     yield from resized(best, place).sigmoid().cpu().numpy()

@@ -65,7 +65,9 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
         regions = regions.to(logits.device)
         mean = torch.einsum("khw,rhw->rk", logits, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
         painted = torch.einsum("rk,rhw->khw", mean, regions.float())
-        return replace(prediction, logits=torch.where(regions.any(0), painted, logits)[None], extents=(size,), inner=None)
+        return replace(
+            prediction, logits=torch.where(regions.any(0), painted, logits)[None], padded_sizes=(size,), resized_sizes=None
+        )
     if prediction.masks.shape[1] == 0:
         return prediction
     overlap, best = _overlap(prediction, regions).max(0)
@@ -76,8 +78,8 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
         prediction,
         masks=masks,
         classes=prediction.classes[:, best],
-        extents=(size,),
-        inner=None,
+        padded_sizes=(size,),
+        resized_sizes=None,
         valid=None,
         auxiliary=(),
         semantic=(),

@@ -76,7 +76,7 @@ def match(
             prediction.classes[index, rows],
             target,
             draw(index, 1, points)[0],
-            prediction.extents[index],
+            prediction.padded_sizes[index],
             costs,
         )
         queries, chosen = (torch.from_numpy(numbers).to(rows.device) for numbers in linear_sum_assignment(cost.cpu().numpy()))
@@ -85,12 +85,12 @@ def match(
 
 
 def matching_cost(
-    masks: Tensor, classes: Tensor, target: MaskTarget, points: Tensor, extent: Size, costs: Costs = Costs()
+    masks: Tensor, classes: Tensor, target: MaskTarget, points: Tensor, padded_size: Size, costs: Costs = Costs()
 ) -> Tensor:
     """What each pair would cost: -probability of the target's class, cross-entropy and dice of the masks, weighted.
 
     Args:
-        masks: logits [Q, h, w] over ``extent`` (height, width) pixels.
+        masks: logits [Q, h, w] over ``padded_size`` (height, width) pixels.
         classes: log-probabilities [Q, K + 1]; logits that are not normalised give the same.
         target: N masks.
         points: [P, 2], see `lexiseg.losses.masks`.
@@ -100,7 +100,7 @@ def matching_cost(
     """
     with torch.autocast(masks.device.type, enabled=False):
         logits = sample_points(in_full_precision(masks), points)
-        truth = sample_target(target.masks.to(logits.dtype), points, extent)
+        truth = sample_target(target.masks.to(logits.dtype), points, padded_size)
         entropy = functional.softplus(logits).mean(1)[:, None] - logits @ truth.T / logits.shape[1]
         probability = logits.sigmoid()
         overlap = 2 * probability @ truth.T + 1
@@ -111,10 +111,10 @@ def matching_cost(
     return cost.nan_to_num(PROHIBITIVE, PROHIBITIVE, PROHIBITIVE)
 
 
-def sample_target(masks: Tensor, points: Tensor, extent: Size) -> Tensor:
-    """Samples of target masks [N, H, W] at points (see `sample_points`) over ``extent`` pixels; zero beyond H × W: [N, P]."""
+def sample_target(masks: Tensor, points: Tensor, padded_size: Size) -> Tensor:
+    """Samples [N, P] of target masks [N, H, W] at points (see `sample_points`) over ``padded_size``; zero beyond H × W."""
     height, width = masks.shape[-2:]
-    return sample_points(masks, points * points.new_tensor([extent[1] / width, extent[0] / height]))
+    return sample_points(masks, points * points.new_tensor([padded_size[1] / width, padded_size[0] / height]))
 
 
 def prediction_rows(prediction: MaskPrediction, index: int) -> Tensor:

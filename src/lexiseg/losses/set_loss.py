@@ -162,8 +162,10 @@ def _mask_losses(
         points = torch.cat([points, uniform.to(points)], 1)
     truths = torch.cat(
         [
-            sample_target(target.masks[found.targets], some, extent)
-            for target, found, some, extent in zip(targets, matches, points.split(counts), prediction.extents, strict=True)
+            sample_target(target.masks[found.targets], some, padded_size)
+            for target, found, some, padded_size in zip(
+                targets, matches, points.split(counts), prediction.padded_sizes, strict=True
+            )
         ]
     )
     logits = sample_points(masks, points)

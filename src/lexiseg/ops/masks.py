@@ -36,7 +36,7 @@ class GridGeometry:
     size: Size
 
     @property
-    def extent(self) -> Size:
+    def padded_size(self) -> Size:
         """(height, width) in image pixels of what the grid covers, padding included."""
         high, wide = (
             round(whole * pixels / inside)

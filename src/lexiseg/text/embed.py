@@ -78,7 +78,7 @@ def embed_vocabulary(
         rows = embed_names(clip, names, sentences, chunk=chunk, progress=progress).cpu()
         if path is not None:
             _keep(path, rows)
-    return TextEmbeddings(rows, torch.tensor(vocabulary.owner), vocabulary.names, torch.tensor(vocabulary.things))
+    return TextEmbeddings(rows, torch.tensor(vocabulary.class_index), vocabulary.names, torch.tensor(vocabulary.things))
 
 
 def embed_names(

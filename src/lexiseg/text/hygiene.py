@@ -171,7 +171,7 @@ def check(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Report:
     """
     owners: dict[str, list[int]] = defaultdict(list)
     spelled: dict[str, str] = {}
-    for name, label in zip(vocabulary.all_names, vocabulary.owner, strict=True):
+    for name, label in zip(vocabulary.all_names, vocabulary.class_index, strict=True):
         owners[name.casefold()].append(label)
         spelled.setdefault(name.casefold(), name)
     shown = {name.casefold() for name in vocabulary.names}
@@ -239,7 +239,7 @@ def singulars(name: str) -> frozenset[str]:
 
 def _near(vocabulary: Vocabulary) -> Iterator[NearNames]:
     """Pairs of which one name, without spaces, is the other or its plural."""
-    named = list(zip(vocabulary.all_names, vocabulary.owner, strict=True))
+    named = list(zip(vocabulary.all_names, vocabulary.class_index, strict=True))
     joined: dict[str, list[int]] = defaultdict(list)
     for position, (name, _) in enumerate(named):
         joined[_joined(plain(name))].append(position)

@@ -137,7 +137,7 @@ class Vocabulary:
         return tuple(name for entry in self.classes for name in entry.names)
 
     @property
-    def owner(self) -> tuple[int, ...]:
+    def class_index(self) -> tuple[int, ...]:
         """The label of the class each of the S names belongs to, ascending."""
         return tuple(label for label, entry in enumerate(self.classes) for _ in entry.names)
 

@@ -226,7 +226,7 @@ def train_images(options: argparse.Namespace) -> None:
 def class_names(clip: ClipBackbone) -> Tensor:
     """The own name of each class as a CLIP embeds it, [K, D] unit rows; synonyms are left out."""
     text = embed_vocabulary(clip, Vocabulary.builtin("emoji"), "single")
-    return text.vectors[torch.searchsorted(text.owner, torch.arange(len(text)))]
+    return text.vectors[torch.searchsorted(text.class_index, torch.arange(len(text)))]
 
 
 def of_images(name: str) -> bool:

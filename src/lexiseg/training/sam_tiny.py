@@ -224,16 +224,16 @@ def train(options: argparse.Namespace) -> None:
         prompts = prompts_on(batch, options.prompts)
         with fast(device):
             embeddings = encode(model, colour_augmented(batch.floats()))
-            logits, quality = decode(model, embeddings, prompts)
+            logits, pred_iou = decode(model, embeddings, prompts)
             near = likeness(model, embeddings, prompts.points)
-        loss, overlap = losses(logits.float(), quality.float(), prompts.masks)
+        loss, overlap = losses(logits.float(), pred_iou.float(), prompts.masks)
         # Likeness is for the beginning: it fades with the learning rate.
         clicked = (prompts.labels[..., 0] == POSITIVE).float()
         alike = (mask_loss(near.float(), prompts.masks) * clicked).sum() / clicked.sum()
-        corrected = corrections(prompts, logits.detach().float(), quality.detach())
+        corrected = corrections(prompts, logits.detach().float(), pred_iou.detach())
         with fast(device):
-            logits, quality = decode(model, _of_images(embeddings, len(corrected.points)), corrected)
-        again, _ = losses(logits.float(), quality.float(), corrected.masks)
+            logits, pred_iou = decode(model, _of_images(embeddings, len(corrected.points)), corrected)
+        again, _ = losses(logits.float(), pred_iou.float(), corrected.masks)
         loss = loss + rate / options.lr * alike + CORRECTED * again
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -321,11 +321,11 @@ def prompts_on(batch: SceneBatch, count: int) -> Prompts:
     return Prompts(points, labels, fine[rows, chosen], singles)
 
 
-def corrections(prompts: Prompts, logits: Tensor, quality: Tensor) -> Prompts:
+def corrections(prompts: Prompts, logits: Tensor, pred_iou: Tensor) -> Prompts:
     """The single clicks on a quarter of the images once more: with a click where the answer is wrong, and the answer itself."""
     images = max(1, len(prompts.points) // 4)
     truth = prompts.masks[:images, : prompts.singles]
-    best = quality[:images, : prompts.singles].argmax(-1)
+    best = pred_iou[:images, : prompts.singles].argmax(-1)
     given = logits[:images, : prompts.singles].gather(2, best[..., None, None, None].expand(-1, -1, 1, *truth.shape[-2:]))[
         :, :, 0
     ]
@@ -374,7 +374,7 @@ def _answers(
     with torch.autocast(points.device.type, enabled=False):  # bfloat16 cannot tell neighbouring pixels apart
         sparse, dense = model.prompt_encoder(points, labels, None, given)
         positions = model.get_image_wide_positional_embeddings()
-    logits, quality = model.mask_decoder(
+    logits, pred_iou = model.mask_decoder(
         image_embeddings=embedding.contiguous(),
         image_positional_embeddings=positions.expand(len(embedding), -1, -1, -1),
         sparse_prompt_embeddings=sparse,
@@ -382,7 +382,7 @@ def _answers(
         multimask_output=True,
         high_resolution_features=[fine.contiguous(), middle.contiguous()],
     )[:2]
-    return logits, quality
+    return logits, pred_iou
 
 
 def _of_images(embeddings: Embeddings, number: int) -> Embeddings:
@@ -426,7 +426,7 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     return 2 * entropy + dice
 
 
-def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def losses(logits: Tensor, pred_iou: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """SAM's loss of the best of three masks, a share of that of all three, and the IoU [B, N, 3] of every mask.
 
     ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers.
@@ -436,7 +436,7 @@ def losses(logits: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tens
     inside, truth = logits > 0, target > 0.5
     union = (inside | truth).sum((-2, -1)).clamp(min=1)
     overlap = (inside & truth).sum((-2, -1)) / union
-    return each.amin(-1).mean() + EVERY * each.mean() + functional.mse_loss(quality, overlap), overlap
+    return each.amin(-1).mean() + EVERY * each.mean() + functional.mse_loss(pred_iou, overlap), overlap
 
 
 @torch.no_grad()
@@ -482,8 +482,8 @@ def prompted(sam: SamFamily, scene: Scene, rng: np.random.Generator) -> list[Pro
         boxes.append([*spots.min(0)[::-1], *(spots.max(0)[::-1] + 1)])
 
     def overlaps(points: Tensor | None = None, boxes: Tensor | None = None) -> list[float]:
-        logits, quality = sam.decode(embedding, points=points, boxes=boxes, skips=skips)
-        best = logits[torch.arange(len(logits)), quality.argmax(1)]
+        logits, pred_iou = sam.decode(embedding, points=points, boxes=boxes, skips=skips)
+        best = logits[torch.arange(len(logits)), pred_iou.argmax(1)]
         whole = functional.interpolate(best[None].float(), size, mode="bilinear", align_corners=False)[0].cpu().numpy() > 0
         return [float((one & mask).sum() / (one | mask).sum()) for one, (_, mask) in zip(whole, masks, strict=True)]
 

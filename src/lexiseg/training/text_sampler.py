@@ -60,7 +60,7 @@ class TextSampler:
 
     def _chosen(self, batch: Batch) -> torch.Tensor:
         """Labels, ascending: a function of the batch alone."""
-        device = self.text.owner.device
+        device = self.text.class_index.device
         present = torch.cat([target.labels for target in batch.targets]).unique()
         generator = torch.Generator().manual_seed(seed_of(self.seed, CLASSES, batch.positions[0]))
         order = torch.randperm(len(self.text), generator=generator).to(device)

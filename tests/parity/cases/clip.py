@@ -204,7 +204,7 @@ def _convnext_sizes(state: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple
     parts = [name.split(".") for name in state if name.startswith("visual.trunk.stages.")]
     blocks = {(int(part[3]), int(part[5])) for part in parts if part[4] == "blocks"}
     stages = sorted({stage for stage, _ in blocks})
-    depths = tuple(sum(stage == owner for owner, _ in blocks) for stage in stages)
+    depths = tuple(sum(stage == class_index for class_index, _ in blocks) for stage in stages)
     return depths, tuple(len(state[f"visual.trunk.stages.{stage}.blocks.0.conv_dw.weight"]) for stage in stages)
 
 

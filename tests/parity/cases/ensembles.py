@@ -22,9 +22,9 @@ MASK_STEP, SCORE_STEP = 5, 3  # how the recorded maps were thinned
 
 
 def text_of(names_per_class: list[int], vectors: Tensor, seen: Tensor, things: list[int]) -> TextEmbeddings:
-    owner = torch.arange(len(names_per_class)).repeat_interleave(torch.tensor(names_per_class))
+    class_index = torch.arange(len(names_per_class)).repeat_interleave(torch.tensor(names_per_class))
     is_thing = torch.tensor([label in things for label in range(len(names_per_class))])
-    return TextEmbeddings(vectors, owner, tuple(map(str, range(len(names_per_class)))), is_thing, seen.bool())
+    return TextEmbeddings(vectors, class_index, tuple(map(str, range(len(names_per_class)))), is_thing, seen.bool())
 
 
 def paper(path: Path) -> list[Row]:
@@ -174,7 +174,8 @@ def _sam(
     rows = []
     for name in ("mixed", "none_pass"):
         logits = tensors[f"sam_ensemble_{name}.sam_mask_cls_logits"]
-        sam = MaskPrediction(tensors["sam_mask_pred"][None], logits.log_softmax(-1), True, prediction.sizes, prediction.extents)
+        classes = logits.log_softmax(-1)
+        sam = MaskPrediction(tensors["sam_mask_pred"][None], classes, True, prediction.sizes, prediction.padded_sizes)
         kept = kept_masks(sam, seen, behaviour="official")[0]
         rows.append(Row(case, f"{name}: kept", max_difference(kept, tensors[f"sam_ensemble_{name}.kept"]), 0))
         both = mask_ensemble(prediction, sam, seen, epsilon=document["alpha_mask"], behaviour="official")

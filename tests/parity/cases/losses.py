@@ -30,9 +30,9 @@ def matcher_criterion(path: Path) -> list[Row]:
         tuple(tensors[f"{layer}.{name}"].clone().requires_grad_() for name in ("pred_masks", "pred_logits")) for layer in layers
     ]
     sizes = tuple((int(target.masks.shape[1]), int(target.masks.shape[2])) for target in targets)
-    extents = ((max(high for high, _ in sizes), max(wide for _, wide in sizes)),) * len(sizes)
-    main, *auxiliary = (MaskPrediction(masks, logits, True, sizes, extents) for masks, logits in leaves)
-    prediction = MaskPrediction(main.masks, main.classes, True, sizes, extents, auxiliary=tuple(auxiliary))
+    padded_sizes = ((max(high for high, _ in sizes), max(wide for _, wide in sizes)),) * len(sizes)
+    main, *auxiliary = (MaskPrediction(masks, logits, True, sizes, padded_sizes) for masks, logits in leaves)
+    prediction = MaskPrediction(main.masks, main.classes, True, sizes, padded_sizes, auxiliary=tuple(auxiliary))
     options = _options(config)
     rows = []
 
@@ -47,7 +47,7 @@ def matcher_criterion(path: Path) -> list[Row]:
         points, first = [], 0
         for image, (target, found) in enumerate(zip(targets, matches, strict=True)):
             cost = matching_cost(
-                layer.masks[image], layer.classes[image], target, drawn[image][0], layer.extents[image], options.costs
+                layer.masks[image], layer.classes[image], target, drawn[image][0], layer.padded_sizes[image], options.costs
             )
             row(f"layer {number} image {image} cost", cost, tensors[f"matcher_cost.{number * len(targets) + image}"])
             row(f"layer {number} image {image} queries", found.queries, tensors[f"matched.{number}.{image}.src"], 0)

@@ -149,9 +149,9 @@ def pixel_decoder(path: Path) -> list[Row]:
 
 def _text(rows: Tensor, synonyms: list[int]) -> TextEmbeddings:
     """The vocabulary of an official classifier matrix, its last row ("no object") left out."""
-    owner = torch.arange(len(synonyms)).repeat_interleave(torch.tensor(synonyms))
+    class_index = torch.arange(len(synonyms)).repeat_interleave(torch.tensor(synonyms))
     names = tuple(f"class {number}" for number in range(len(synonyms)))
-    return TextEmbeddings(rows[:-1], owner, names, torch.ones(len(synonyms), dtype=torch.bool))
+    return TextEmbeddings(rows[:-1], class_index, names, torch.ones(len(synonyms), dtype=torch.bool))
 
 
 @torch.no_grad()

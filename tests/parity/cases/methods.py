@@ -46,14 +46,16 @@ def full(path: Path) -> list[Row]:
         return Row(path.name, quantity, max_difference(ours, reference), tolerance)
 
     image = tensors["image"] / 255
-    pixels, inner = segmenter.network_input(image)
-    prediction = segmenter._segment(segmenter.look([image]), text)
-    prediction = type(prediction)(**{**vars(prediction), "sizes": (tuple(document["output_hw"]),), "inner": (inner,)})
+    pixels, resized_size = segmenter.network_input(image)
+    prediction = segmenter._segment(segmenter.encode_images([image]), text)
+    prediction = type(prediction)(
+        **{**vars(prediction), "sizes": (tuple(document["output_hw"]),), "resized_sizes": (resized_size,)}
+    )
     rows = [row("normalised input", segmenter.clip._normalised(pixels), tensors["record.normalized_padded_image"], 1e-5)]
     if "record.sam_embedding" in tensors:  # a megabyte, which our own copy leaves out
         assert isinstance(segmenter, Cmpf)
-        rows.append(row("SAM's embedding", segmenter.sam_embedding(pixels, inner), tensors["record.sam_embedding"]))
-    decoded = segmenter.decode(pixels, inner, segmenter.clip_features(pixels), text)
+        rows.append(row("SAM's embedding", segmenter.sam_embedding(pixels, resized_size), tensors["record.sam_embedding"]))
+    decoded = segmenter.decode(pixels, resized_size, segmenter.clip_features(pixels), text)
     rows.append(row("class logits", decoded.classes, tensors["record.pred_logits"]))
     rows.append(row("masks", decoded.masks, tensors["record.pred_masks"]))
     rows.append(row("class ensemble", prediction.classes[0], tensors["record.semantic_inference.arg0"]))
@@ -101,21 +103,21 @@ def extra(path: Path) -> list[Row]:
     def resized_scores(prediction: MaskPrediction) -> Tensor:
         return functional.interpolate(scores(prediction)[None], output, mode="bilinear", align_corners=False)[0]
 
-    prediction = segmenter._segment(segmenter.look([image]), text)
+    prediction = segmenter._segment(segmenter.encode_images([image]), text)
     row("sem_only.mask_cls", prediction.classes[0])
     row("sem_only.sem_seg", resized_scores(prediction))
     if "sam_sem_only.sem_seg" not in tensors:  # the official program cannot do it with a ResNet
         return rows
     assert isinstance(segmenter, Cmpf)
     segmenter.clip.clip_model.logit_scale.fill_(SAM_RUNS_LOGIT_SCALE)
-    masks, inner = tensors["sam_mask_logits_original"], prediction.sizes[0]
+    masks, resized_size = tensors["sam_mask_logits_original"], prediction.sizes[0]
     place = Placing(output, output, output)
-    for name, size in (("sam_sem_only", inner), ("sam_panoptic_cfg", output)):
+    for name, size in (("sam_sem_only", resized_size), ("sam_panoptic_cfg", output)):
         words = replace(text, seen=tensors[f"{name}.category_overlapping_mask"].bool())
-        classes, valid = segmenter.sam_classes(segmenter.look([image]), masks, place, words)
+        classes, valid = segmenter.sam_classes(segmenter.encode_images([image]), masks, place, words)
         reference = tensors[f"{name}.sam_mask_cls"].log_softmax(-1)[..., :-1]
         rows.append(Row(path.name, f"{name}.sam_mask_cls", max_difference(classes, reference), 1e-4))
-        one = replace(segmenter._segment(segmenter.look([image]), words), sizes=(size,), inner=(inner,))
+        one = replace(segmenter._segment(segmenter.encode_images([image]), words), sizes=(size,), resized_sizes=(resized_size,))
         row(f"{name}.mask_cls", one.classes[0])
         sam = MaskPrediction(masks[None], classes, False, (size,), (size,), valid)
         both = mask_ensemble(one, sam, tensors[f"{name}.category_overlapping_mask"].bool(), behaviour="official")
@@ -131,10 +133,10 @@ def training(path: Path) -> list[Row]:
     _, model = load_case(weights)
     segmenter = _segmenter(weights, model).train()
     classes = [names.split(",") for names in model["train_stuff_classes"]]
-    owner = torch.tensor([label for label, names in enumerate(classes) for _ in names])
+    class_index = torch.tensor([label for label, names in enumerate(classes) for _ in names])
     vectors = embed_names(segmenter.clip, [name for names in classes for name in names], resolve_templates("vild14")).detach()
     things = torch.ones(len(classes), dtype=torch.bool)
-    text = TextEmbeddings(vectors, owner, tuple(names[0] for names in classes), things)
+    text = TextEmbeddings(vectors, class_index, tuple(names[0] for names in classes), things)
     pixels = tensors["image_small"].repeat_interleave(32, -1).repeat_interleave(32, -2) / 255
     targets = [_rectangles(rows, pixels.shape[-2:]) for rows in document["targets_rects_class_y0_x0_y1_x1"]]
     calls = [tensors[f"rand_calls.{number}"] for number in range(count(tensors, "rand_calls."))]
@@ -227,10 +229,10 @@ def _small_sam() -> SamConfig:
 def _text(segmenter: FcClip, document: Mapping[str, Any]) -> TextEmbeddings:
     tokens = segmenter.clip.tokenize(document["test_class_names"])
     names = functional.normalize(segmenter.clip.encode_text(tokens).unflatten(0, (-1, TEMPLATES)).mean(1), dim=-1)
-    owner = torch.tensor([label for label, count in enumerate(document["test_num_templates"]) for _ in range(count)])
+    class_index = torch.tensor([label for label, count in enumerate(document["test_num_templates"]) for _ in range(count)])
     classes = tuple(document["test_stuff_classes"])
     things = torch.tensor([label in document["test_thing_ids"] for label in range(len(classes))])
-    return TextEmbeddings(names, owner, classes, things, torch.tensor(document["category_overlapping_mask"]).bool())
+    return TextEmbeddings(names, class_index, classes, things, torch.tensor(document["category_overlapping_mask"]).bool())
 
 
 CASES: dict[str, Callable[[Path], list[Row]]] = {

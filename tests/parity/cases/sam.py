@@ -98,8 +98,8 @@ def _prompted(backbone: SamFamily, embeddings: Tensor, tensors: dict[str, Tensor
     sparse, dense = backbone._embed_prompts(**prompts)
     results: dict[str, Tensor] = {"sparse": tensors[f"{kind}.sparse"][:, :0] if sparse is None else sparse[0], "dense": dense}
     for mode, multimask in (("multi", True), ("single", False)):
-        logits, quality = backbone.decode(embeddings, **prompts, multimask=multimask)
-        results |= {f"{mode}.low_res": logits, f"{mode}.iou": quality}
+        logits, pred_iou = backbone.decode(embeddings, **prompts, multimask=multimask)
+        results |= {f"{mode}.low_res": logits, f"{mode}.iou": pred_iou}
     rows = [
         Row(case, f"{kind}.{name}", max_difference(result, tensors[f"{kind}.{name}"]), TOLERANCE)
         for name, result in results.items()
@@ -133,13 +133,13 @@ def _predictor(backbone: SamFamily, tensors: dict[str, Tensor], case: str) -> li
     resized = (inputs[0, :, :high, :wide].permute(1, 2, 0) * std + mean).round()
     embeddings = backbone.encode(inputs)
     labels = torch.tensor([[1] + [0] * (len(coordinates) - 1)])  # not recorded: the first point is inside, the others not
-    low_resolution, quality = backbone.decode(
+    low_resolution, pred_iou = backbone.decode(
         embeddings, points=coordinates[None], labels=labels, boxes=box.reshape(1, 4), multimask=len(expected["iou"]) > 1
     )
     results = {
         "resized_input_image": resized,
         "low_res": low_resolution[0],
-        "iou": quality[0],
+        "iou": pred_iou[0],
         "mask_logits": backbone.geometry(size).upsample(low_resolution[0]),
     }
     return [
@@ -151,7 +151,7 @@ def _predictor(backbone: SamFamily, tensors: dict[str, Tensor], case: str) -> li
 def generator(path: Path) -> list[Row]:
     """The mask generator after the decoder, on fixed logits at image size; all of it exactly."""
     tensors, document = load_case(path)
-    logits, quality = tensors["in.mask_logits"], tensors["in.iou_preds"]
+    logits, pred_iou = tensors["in.mask_logits"], tensors["in.iou_preds"]
     size = (int(logits.shape[1]), int(logits.shape[2]))
     rows = []
 
@@ -165,7 +165,7 @@ def generator(path: Path) -> list[Row]:
     exact("out.boxes_xyxy", max_difference(boxes, tensors["out.boxes_xyxy"]))
     exact("areas", _different([area_of_counts(counts) for counts in runs], document["areas"]))
     for key in [key for key in tensors if key.startswith("out.nms_keep_all_")]:
-        kept = box_nms(boxes, quality, float(key.removeprefix("out.nms_keep_all_")))
+        kept = box_nms(boxes, pred_iou, float(key.removeprefix("out.nms_keep_all_")))
         exact(key, max_difference(kept, tensors[key]))
     near = near_crop_edge(boxes, whole, size)
     exact("out.near_crop_edge_fullimage", max_difference(near, tensors["out.near_crop_edge_fullimage"]))
@@ -195,11 +195,11 @@ def generator(path: Path) -> list[Row]:
                 points = unit_grid(int(side / downscale**layer))
                 exact(f"point grid of layer {layer}", max_difference(points, torch.tensor(grid, dtype=torch.float64)))
     for name, run in document["runs"].items():
-        rows += _run(path.name, name, run, logits, quality, tensors["in.point_grid_norm"])
+        rows += _run(path.name, name, run, logits, pred_iou, tensors["in.point_grid_norm"])
     return rows
 
 
-def _run(case: str, name: str, run: dict[str, Any], logits: Tensor, quality: Tensor, unit_points: Tensor) -> list[Row]:
+def _run(case: str, name: str, run: dict[str, Any], logits: Tensor, pred_iou: Tensor, unit_points: Tensor) -> list[Row]:
     settings, records = run["settings"], run["records"]
     options = MaskGeneratorOptions(
         points_per_batch=settings["points_per_batch"],
@@ -221,12 +221,12 @@ def _run(case: str, name: str, run: dict[str, Any], logits: Tensor, quality: Ten
     batches = [
         filter_masks(
             logits[start : start + step],
-            quality[start : start + step],
+            pred_iou[start : start + step],
             points[start : start + step],
             geometry=GridGeometry(size, size, size),
             crop=(0, 0, size[1], size[0]),
             size=size,
-            extent=size,
+            padded_size=size,
             options=options,
         )
         for start in range(0, len(logits), step)
@@ -247,7 +247,7 @@ def _run(case: str, name: str, run: dict[str, Any], logits: Tensor, quality: Ten
         "strings": _different([compress(counts) for counts in masks.runs][: len(texts)], texts),
         "areas": _different(masks.areas.tolist(), [record["area"] for record in records]),
         "boxes": _against(torch.stack([left, top, right - left, bottom - top], dim=1), records, "bbox"),
-        "predicted IoU": _against(masks.quality, records, "predicted_iou"),
+        "predicted IoU": _against(masks.pred_iou, records, "predicted_iou"),
         "stability": _against(masks.stability, records, "stability_score"),
         "crops": _against(torch.stack([masks.crops[:, 0], masks.crops[:, 1], *_extents(masks.crops)], 1), records, "crop_box"),
     }
@@ -368,7 +368,7 @@ def _answers(
             found = backbone.decode(embeddings, **prompts, multimask=mode == "multi", skips=skips)
             rows += [
                 Row(case, f"{kind}.{mode}.{name}", max_difference(one, tensors[f"out.{kind}.{mode}.{name}"]), tolerance)
-                for name, one in zip(("logits", "quality"), found, strict=True)
+                for name, one in zip(("logits", "pred_iou"), found, strict=True)
             ]
     return rows
 

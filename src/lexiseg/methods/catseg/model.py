@@ -38,11 +38,11 @@ class CatSeg(CorrelationSegmenter):
     def __init__(self, clip: ClipViT, config: CatSegConfig = CatSegConfig()) -> None:
         super().__init__(clip, config)
         self.behaviour = config.behaviour
-        self.enlarge = guide_upsampling(clip, config)
+        self.upsample = guide_upsampling(clip, config)
         self.aggregation = cost_aggregation(clip, config)
 
     def parts(self) -> Mapping[str, nn.Module]:
-        return {"clip": self.clip, "enlarge": self.enlarge, "aggregation": self.aggregation}
+        return {"clip": self.clip, "upsample": self.upsample, "aggregation": self.aggregation}
 
     def decode_in_training(self, volume: CostVolume) -> Tensor:
         return self._aggregated(volume, pooling=POOLING)
@@ -51,7 +51,7 @@ class CatSeg(CorrelationSegmenter):
         return self._aggregated(volume)
 
     def _aggregated(self, volume: CostVolume, *, pooling: int = 1) -> Tensor:
-        guides = upsampled(self.enlarge, volume.levels)
+        guides = upsampled(self.upsample, volume.levels)
         logits: Tensor = self.aggregation(volume.cost, volume.classes, volume.dense, guides, pooling=pooling)
         return logits
 

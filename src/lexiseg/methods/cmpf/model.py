@@ -27,7 +27,7 @@ from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.injectors import FeatureInjector, QueryInjector, SamInjection
 from lexiseg.methods.cmpf.sam_features import SamFeatures
 from lexiseg.methods.cmpf.sam_masks import SamMasks, cells_of, official_cells
-from lexiseg.methods.fcclip.model import FcClip, Look
+from lexiseg.methods.fcclip.model import EncodedImages, FcClip
 from lexiseg.postprocess import Placing
 from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
@@ -112,12 +112,12 @@ class Cmpf(FcClip):
         return super().forward(images, text, trace=trace)
 
     def _predictions(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Sequence[MaskPrediction]:
-        look, asked, config = self.look(images), self.masks, self.config
-        predictions = self._segment(look, text, trace).split()
+        encoded, asked, config = self.encode_images(images), self.masks, self.config
+        predictions = self._segment(encoded, text, trace).split()
         if asked is None:
             return predictions
-        found = self.sam_predictions(images, look, text, asked)
-        seen = torch.zeros(len(text), dtype=torch.bool, device=look.pixels.device) if text.seen is None else text.seen
+        found = self.sam_predictions(images, encoded, text, asked)
+        seen = torch.zeros(len(text), dtype=torch.bool, device=encoded.pixels.device) if text.seen is None else text.seen
         return [
             mask_ensemble(one, sam, seen, epsilon=config.epsilon, xi=config.xi, behaviour=config.behaviour)  # Eq. (12)
             for one, sam in zip(predictions, found, strict=True)
@@ -125,21 +125,23 @@ class Cmpf(FcClip):
 
     @torch.no_grad()
     def sam_predictions(
-        self, images: Sequence[Tensor], look: Look, text: TextEmbeddings, asked: SamMasks
+        self, images: Sequence[Tensor], encoded: EncodedImages, text: TextEmbeddings, asked: SamMasks
     ) -> list[MaskPrediction]:
         """SAM's masks of images [3, H, W], with the classes CLIP gives them, which has looked at them already."""
         sam = self.sam if self.mask_sam is None else self.mask_sam
         predictions = []
-        for generated, own in zip(asked.of(sam, images), look.split(), strict=True):
+        for generated, own in zip(asked.of(sam, images), encoded.split(), strict=True):
             geometry, masks = sam.geometry(generated.size), generated.image_logits()
             place = Placing(geometry.input_size, geometry.resized, generated.size)
             classes, valid = self.sam_classes(own, masks, place, text)
             predictions.append(
-                MaskPrediction(masks[None], classes, False, (place.size,), (place.extent,), valid, inner=(place.inner,))
+                MaskPrediction(
+                    masks[None], classes, False, (place.size,), (place.padded_size,), valid, resized_sizes=(place.resized_size,)
+                )
             )
         return predictions
 
-    def sam_classes(self, look: Look, masks: Tensor, place: Placing, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
+    def sam_classes(self, encoded: EncodedImages, masks: Tensor, place: Placing, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
         """What CLIP calls masks of an image.
 
         Args:
@@ -153,10 +155,10 @@ class Cmpf(FcClip):
         """
         if len(masks) == 0:
             return masks.new_zeros((1, 0, len(text))), torch.zeros(1, 0, dtype=torch.bool, device=masks.device)
-        features, inner = look.features, look.inner
+        features, resized_size = encoded.features, encoded.resized_size
         if self.config.behaviour == "official":
             return self._official_sam_classes(features, official_cells(masks, place, features.grid), text)
-        covered = look.pixels.shape[-2] / inner[0], look.pixels.shape[-1] / inner[1]
+        covered = encoded.pixels.shape[-2] / resized_size[0], encoded.pixels.shape[-1] / resized_size[1]
         cells = cells_of(masks, place, features.grid, covered)
         return classify_masks(self.clip, features, cells, text)  # Eq. (10)-(11)
 
@@ -168,24 +170,26 @@ class Cmpf(FcClip):
         inside = functional.interpolate(cells, features.grid, mode="bilinear", align_corners=False) > 0
         return classes, inside.any(-1).any(-1) | isinstance(self.clip, ClipMeanPooled)
 
-    def injection(self, pixels: Tensor, inner: Size, trace: Trace | None = None, /) -> SamInjection | None:
+    def injection(self, pixels: Tensor, resized_size: Size, trace: Trace | None = None, /) -> SamInjection | None:
         """What SAM sees, ready for both injectors; None if there are none."""
         if self.query_injector is None and self.feature_injector is None:
             return None
-        embedding = self.sam_embedding(pixels, inner)
+        embedding = self.sam_embedding(pixels, resized_size)
         context = None if self.sam_features is None else self.sam_features(embedding)
         if trace is not None:
             trace |= {"sam": embedding[0]} if context is None else {"sam": embedding[0], "sam_features": context[0]}
         return SamInjection(embedding, context, self.query_injector, self.feature_injector)
 
     @torch.no_grad()
-    def sam_embedding(self, pixels: Tensor, inner: Size) -> Tensor:
-        """SAM's image embedding [B, C_sam, g, g] of the network input [B, 3, H, W] with images of ``inner`` size in it.
+    def sam_embedding(self, pixels: Tensor, resized_size: Size) -> Tensor:
+        """SAM's image embedding [B, C_sam, g, g] of the network input [B, 3, H, W] with images of ``resized_size`` size in it.
 
         The padded picture, not the picture, is stretched to SAM's square, whatever its shape. [official code]
         """
         mean, std = (pixels.new_tensor(rgb)[:, None, None] for rgb in (SAM_MEAN, SAM_STD))
         normalised = torch.zeros_like(pixels)
-        normalised[..., : inner[0], : inner[1]] = ((255 * pixels - mean) / std)[..., : inner[0], : inner[1]]
+        normalised[..., : resized_size[0], : resized_size[1]] = ((255 * pixels - mean) / std)[
+            ..., : resized_size[0], : resized_size[1]
+        ]
         side = (self.sam.image_size, self.sam.image_size)
         return self.sam.encode(functional.interpolate(normalised, side, mode="bilinear", align_corners=False))

@@ -85,7 +85,9 @@ def cells_of(masks: Tensor, place: Placing, grid: Size, covered: tuple[float, fl
     y, x = (
         (torch.arange(cells, device=masks.device) + 0.5) / cells * share for cells, share in zip(grid, covered, strict=True)
     )
-    high, wide = (inner / extent for inner, extent in zip(place.inner, place.extent, strict=True))
+    high, wide = (
+        resized_size / padded_size for resized_size, padded_size in zip(place.resized_size, place.padded_size, strict=True)
+    )
     places = torch.stack(torch.meshgrid(y * high * 2 - 1, x * wide * 2 - 1, indexing="ij")[::-1], -1)
     sampled = functional.grid_sample(
         masks.float()[None], places[None].float(), mode="bilinear", padding_mode="border", align_corners=False

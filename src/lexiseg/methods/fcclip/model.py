@@ -35,25 +35,25 @@ STRIDE = 32  # sides of the network's input are multiples of it
 
 
 @dataclass(frozen=True)
-class Look:
+class EncodedImages:
     """What the frozen CLIP sees of images that have one size in the network, for all who ask.
 
     Attributes:
         pixels: network inputs [B, 3, H', W'].
-        inner: (height, width) of each image in them.
+        resized_size: (height, width) of each image in them.
         sizes: (height, width) of the images themselves.
         features: of ``pixels``.
     """
 
     pixels: Tensor
-    inner: Size
+    resized_size: Size
     sizes: tuple[Size, ...]
     features: ClipFeatures
 
-    def split(self) -> list[Look]:
+    def split(self) -> list[EncodedImages]:
         """The same of the images one by one."""
         parts = zip(self.pixels.split(1), self.sizes, self.features.split(), strict=True)
-        return [Look(pixels, self.inner, (size,), features) for pixels, size, features in parts]
+        return [EncodedImages(pixels, self.resized_size, (size,), features) for pixels, size, features in parts]
 
 
 class FcClip(Segmenter):
@@ -137,11 +137,11 @@ class FcClip(Segmenter):
         return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions(), draw)
 
     @torch.no_grad()
-    def look(self, images: Sequence[Tensor]) -> Look:
+    def encode_images(self, images: Sequence[Tensor]) -> EncodedImages:
         """What CLIP sees of images [3, H, W] that have one `network_size`."""
         pixels = torch.cat([self.network_input(image)[0] for image in images])
         sizes = tuple(size_of(image) for image in images)
-        return Look(pixels, self.network_size(sizes[0]), sizes, self.clip_features(pixels))
+        return EncodedImages(pixels, self.network_size(sizes[0]), sizes, self.clip_features(pixels))
 
     @torch.no_grad()
     def clip_features(self, pixels: Tensor) -> ClipFeatures:
@@ -151,7 +151,7 @@ class FcClip(Segmenter):
     def decode(
         self,
         pixels: Tensor,
-        inner: Size,
+        resized_size: Size,
         features: ClipFeatures,
         text: TextEmbeddings,
         *,
@@ -162,13 +162,13 @@ class FcClip(Segmenter):
 
         Args:
             pixels: network input [B, 3, H, W].
-            inner: (height, width) of the images in it.
+            resized_size: (height, width) of the images in it.
             features: of ``pixels``.
             text: K classes.
             auxiliary: keep the predictions of all layers, for training.
             trace: see `forward`.
         """
-        injection = self.injection(pixels, inner, trace)
+        injection = self.injection(pixels, resized_size, trace)
         decoded: DecodedMasks = self.mask_decoder(
             self.pixel_decoder(features.levels), text, injection=injection, auxiliary=auxiliary, trace=trace
         )
@@ -185,22 +185,22 @@ class FcClip(Segmenter):
 
     def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
         """An image [3, H, W] resized and padded, [1, 3, H', W'], and its size inside."""
-        inner = self.network_size(size_of(image))
-        if inner != size_of(image):
-            image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
-        return self.clip.padded(image, STRIDE)[None], inner
+        resized_size = self.network_size(size_of(image))
+        if resized_size != size_of(image):
+            image = functional.interpolate(image[None], resized_size, mode="bilinear", antialias=True, align_corners=False)[0]
+        return self.clip.padded(image, STRIDE)[None], resized_size
 
     def _predictions(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Sequence[MaskPrediction]:
         """The predictions of images [3, H, W] that have one size in the network, one by one."""
-        return self._segment(self.look(images), text, trace).split()
+        return self._segment(self.encode_images(images), text, trace).split()
 
-    def _segment(self, seen: Look, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
-        decoded = self.decode(seen.pixels, seen.inner, seen.features, text, trace=trace)
+    def _segment(self, encoded: EncodedImages, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
+        decoded = self.decode(encoded.pixels, encoded.resized_size, encoded.features, text, trace=trace)
         if trace is not None:
-            trace["clip"] = seen.features.levels[-1][0]
-            trace.share = seen.inner[0] / seen.pixels.shape[-2], seen.inner[1] / seen.pixels.shape[-1]
-        prediction = _prediction(decoded, seen.sizes, (seen.inner,) * len(seen.sizes))
-        names, covered = self._clip_classes(seen.features, decoded.masks, text)
+            trace["clip"] = encoded.features.levels[-1][0]
+            trace.share = encoded.resized_size[0] / encoded.pixels.shape[-2], encoded.resized_size[1] / encoded.pixels.shape[-1]
+        prediction = _prediction(decoded, encoded.sizes, (encoded.resized_size,) * len(encoded.sizes))
+        names, covered = self._clip_classes(encoded.features, decoded.masks, text)
         known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
         return class_ensemble(  # Eq. (7)
             prediction,
@@ -232,14 +232,14 @@ def shortest_side(size: Size, side: int, longest: int) -> Size:
     return high, wide
 
 
-def _prediction(decoded: DecodedMasks, sizes: tuple[Size, ...], inner: tuple[Size, ...] | None) -> MaskPrediction:
+def _prediction(decoded: DecodedMasks, sizes: tuple[Size, ...], resized_sizes: tuple[Size, ...] | None) -> MaskPrediction:
     high, wide = (4 * cells for cells in decoded.masks.shape[-2:])
     return MaskPrediction(
         masks=decoded.masks,
         classes=decoded.classes.float().log_softmax(-1),
         void=True,
         sizes=sizes,
-        extents=((high, wide),) * len(sizes),
-        auxiliary=tuple(_prediction(earlier, sizes, inner) for earlier in decoded.auxiliary),
-        inner=inner,
+        padded_sizes=((high, wide),) * len(sizes),
+        auxiliary=tuple(_prediction(earlier, sizes, resized_sizes) for earlier in decoded.auxiliary),
+        resized_sizes=resized_sizes,
     )

@@ -112,10 +112,10 @@ class FovSeg(MaskClip):
         options, draw = options or FovSegLossOptions(), draw or uniform_points(images.pixels.device)
         with torch.no_grad():
             proposals = self.proposer(images.pixels)
-        features = self.look(padded_to(images.pixels, proposals.extent, self.clip.mean))
+        features = self.encode_images(padded_to(images.pixels, proposals.padded_size, self.clip.mean))
         classes, masks = self.names(features, proposals.masks, text)
-        extents = (proposals.extent,) * len(images)
-        prediction = MaskPrediction(masks, classes, True, images.sizes, extents)
+        padded_sizes = (proposals.padded_size,) * len(images)
+        prediction = MaskPrediction(masks, classes, True, images.sizes, padded_sizes)
         losses = {"class": set_loss(prediction, targets, options.classes, draw)["class"]}
         if isinstance(self.fiser, Fiser):
             chance = torch.stack([draw(number, 1, 1)[0, 0, 0] for number in range(len(images))])

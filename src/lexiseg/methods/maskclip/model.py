@@ -100,7 +100,7 @@ class MaskClip(Segmenter):
         if len(regions) == 0:
             classes = image.new_zeros(1, 0, len(text))
             return MaskPrediction(masks, classes, False, (size,), (size,))
-        classes, _ = self.names(self.look(self.network_input(image)), masks, text)
+        classes, _ = self.names(self.encode_images(self.network_input(image)), masks, text)
         return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (size,))
 
     def names(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ class MaskClip(Segmenter):
 
         return take
 
-    def look(self, pixels: Tensor) -> ClipFeatures:
+    def encode_images(self, pixels: Tensor) -> ClipFeatures:
         """What CLIP sees of pixels [B, 3, H, W], squeezed into its square."""
         side = (self.config.clip_image_size, self.config.clip_image_size)
         squares = functional.interpolate(pixels, side, mode="bicubic", align_corners=False)
@@ -158,24 +158,24 @@ class MaskClip(Segmenter):
 
     def network_input(self, image: Tensor) -> Tensor:
         """An image [3, H, W] as the generator sees it, [1, 3, H', W']."""
-        inner = self.network_size(size_of(image))
-        if inner != size_of(image):
-            image = functional.interpolate(image[None], inner, mode="bilinear", antialias=True, align_corners=False)[0]
+        resized_size = self.network_size(size_of(image))
+        if resized_size != size_of(image):
+            image = functional.interpolate(image[None], resized_size, mode="bilinear", antialias=True, align_corners=False)[0]
         return image[None]
 
     def _segment(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
         """The prediction for images [3, H, W] that have one size in the network."""
         pixels = torch.cat([self.network_input(image) for image in images])
-        inner, sizes = size_of(pixels), tuple(size_of(image) for image in images)
+        resized_size, sizes = size_of(pixels), tuple(size_of(image) for image in images)
         proposals = self.proposer(pixels)
-        features = self.look(padded_to(pixels, proposals.extent, self.clip.mean))
+        features = self.encode_images(padded_to(pixels, proposals.padded_size, self.clip.mean))
         classes, masks = self.names(features, proposals.masks, text)
         if trace is not None:
             trace["clip"] = self.clip.patch_tokens(features)[0].T.unflatten(-1, features.grid)
             trace["masks"] = proposals.masks[0]
-            trace.share = inner[0] / proposals.extent[0], inner[1] / proposals.extent[1]
-        extents, inners = (proposals.extent,) * len(images), (inner,) * len(images)
-        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), sizes, extents, inner=inners)
+            trace.share = resized_size[0] / proposals.padded_size[0], resized_size[1] / proposals.padded_size[1]
+        padded_sizes, resized_sizes = (proposals.padded_size,) * len(images), (resized_size,) * len(images)
+        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), sizes, padded_sizes, resized_sizes=resized_sizes)
 
 
 def without_last(prediction: MaskPrediction) -> MaskPrediction:

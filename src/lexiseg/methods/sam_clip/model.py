@@ -26,7 +26,7 @@ from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.sam_clip.config import SamClipConfig
 from lexiseg.structures import OUTSIDE, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
-LOWEST = 1e-6  # quality, so that its logarithm is finite
+LOWEST = 1e-6  # pred_iou, so that its logarithm is finite
 
 
 class SamClip(Segmenter):
@@ -82,11 +82,11 @@ class SamClip(Segmenter):
             high, wide = self.clip_size(generated.size)
             weights = over_image(generated, (high // 4, wide // 4)).sigmoid()
             vectors = self.clip.embed_regions(features, (weights * (weights > 0.5))[None])  # Eq. (10)
-            quality = generated.quality.float().clamp(LOWEST, 1).log()
+            pred_iou = generated.pred_iou.float().clamp(LOWEST, 1).log()
             names = classify_vectors(vectors, text, self.clip.logit_scale)  # Eq. (11)
-            masks, classes = generated.image_logits()[None], names + quality[:, None]
+            masks, classes = generated.image_logits()[None], names + pred_iou[:, None]
         valid = torch.full(masks.shape[:2], count > 0, device=masks.device)
-        return MaskPrediction(masks, classes, False, (generated.size,), (generated.extent,), valid)
+        return MaskPrediction(masks, classes, False, (generated.size,), (generated.padded_size,), valid)
 
     def clip_size(self, size: Size) -> Size:
         """(height, width) of the image that CLIP sees, both multiples of its coarsest stride."""
@@ -98,7 +98,7 @@ class SamClip(Segmenter):
 
 def over_image(generated: GeneratedMasks, size: Size) -> Tensor:
     """Mask logits resampled to a grid [Q, h, w] over exactly the image, without SAM's padding."""
-    step = [part / whole for part, whole in zip(generated.size, generated.extent, strict=True)]
+    step = [part / whole for part, whole in zip(generated.size, generated.padded_size, strict=True)]
     centres = [((torch.arange(cells) + 0.5) / cells * share * 2 - 1) for cells, share in zip(size, step, strict=True)]
     y, x = torch.meshgrid(*centres, indexing="ij")
     places = torch.stack([x, y], -1).to(generated.logits).expand(1, *size, 2)

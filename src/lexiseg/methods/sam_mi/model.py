@@ -199,7 +199,7 @@ def in_box(found: GeneratedMasks, box: UnitBox, side: int) -> Tensor:
     """Masks at the centres of ``side`` × ``side`` cells of a box of their image, [N, side, side] bool."""
     left, top, right, bottom = box
     steps = (torch.arange(side, device=found.logits.device) + 0.5) / side
-    high, wide = (inner / extent for inner, extent in zip(found.size, found.extent, strict=True))
+    high, wide = (resized_size / padded_size for resized_size, padded_size in zip(found.size, found.padded_size, strict=True))
     y, x = (top + steps * (bottom - top)) * high, (left + steps * (right - left)) * wide
     places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1) * 2 - 1
     if len(found) == 0:
