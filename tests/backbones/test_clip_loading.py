@@ -214,6 +214,17 @@ def test_a_tag_brings_its_activation_and_colours(
     assert "quick_gelu" not in name, "open_clip's own table must stay as it is"
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_tag_is_a_tag_whatever_lies_in_the_current_folder(
+    tmp_path: Path, architecture: str, state: dict[str, torch.Tensor], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    monkeypatch.setattr("lexiseg.backbones.clip.fetched", lambda *_, **__: tmp_path / "weights.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").mkdir() if kind == "folder" else (tmp_path / "quick").touch()
+    assert load_clip(architecture, "quick").mean == open_clip.OPENAI_DATASET_MEAN
+
+
 @pytest.mark.parametrize(("tag", "place"), [("page", "https://example.org/page.pt"), ("file", "someone/file/weights.pkl")])
 def test_only_the_hub_is_asked_and_only_for_known_files(architecture: str, tag: str, place: str) -> None:
     with pytest.raises(

@@ -82,12 +82,12 @@ def load_clip(name: str | Path, weights: str | Path | None = None, device: torch
         if source.folder is None:
             raise UsageError(f"the CLIP {name} needs weights: a file, or one of the tags {_tags(source.name)}")
         return _with_weights(source, _weights_in(source.folder)).to(device).eval()
-    file = Path(weights)
-    if file.is_dir():
+    file, is_tag = Path(weights), bool(_known_tag(source, str(weights)))  # whatever lies in the current folder
+    if file.is_dir() and not is_tag:
         own = _folder_source(file)
         source = replace(own, name=source.name, model=source.model | {"quick_gelu": own.model.get("quick_gelu", False)})
         return _with_weights(source, _weights_in(file)).to(device).eval()
-    if file.is_file() or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
+    if (file.is_file() or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}) and not is_tag:
         return _with_weights(source, file).to(device).eval()
     tag = _tag(source, str(weights))
     source = replace(source, model=source.model | {"quick_gelu": tag.get("quick_gelu", False)}, preprocessing=tag)
@@ -314,13 +314,19 @@ def _fill(clip_model: Any, state: dict[str, Tensor]) -> None:
     clip_model.load_state_dict(state)
 
 
-def _tag(source: _Source, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag: where its weights are, and how they were trained."""
+def _known_tag(source: _Source, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a tag: where its weights are, and how they were trained; empty if it knows no such tag."""
     from open_clip.pretrained import get_pretrained_cfg  # heavy
 
+    known: dict[str, Any] = get_pretrained_cfg(source.name, tag)
+    return known
+
+
+def _tag(source: _Source, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a tag, which must be one of the architecture's."""
     if source.folder is not None:
         raise UsageError(f"{source.name} is a folder, so its weights are a file in it, not the tag '{tag}'")
-    known: dict[str, Any] = get_pretrained_cfg(source.name, tag)
+    known = _known_tag(source, tag)
     if not known:
         raise UsageError(
             f"no weights '{tag}' for the CLIP {source.name}: no file, no folder and none of the tags {_tags(source.name)}"
