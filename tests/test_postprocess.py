@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from lexiseg import postprocess
-from lexiseg.errors import ImageError, UsageError
+from lexiseg.errors import UsageError
 from lexiseg.postprocess import MASK2FORMER, VOID, Policy, instances, panoptic, semantic, semantic_best, semantic_scores
 from lexiseg.structures import MaskPrediction, PixelPrediction, TextEmbeddings
 
@@ -381,7 +381,7 @@ def test_more_regions_than_there_is_memory_for_are_refused_before_they_are_made(
         "instance": lambda: instances(prediction, words),
     }
     monkeypatch.setattr("lexiseg.ops.memory.memory_left", lambda: 1000)
-    with pytest.raises(ImageError, match=r"^\d+ regions need about 0\.0 GB of memory, and 0\.0 GB are left; scale the picture"):
+    with pytest.raises(MemoryError, match=r"^\d+ regions need about 0\.0 GB, and 0\.0 GB are left$"):
         attempts[task]()
     monkeypatch.setattr("lexiseg.ops.memory.memory_left", lambda: None)
     assert attempts[task]()

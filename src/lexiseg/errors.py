@@ -63,7 +63,8 @@ def explained(error: BaseException) -> str:
     if isinstance(error, LexisegError):
         return str(error)
     if is_no_memory(error):
-        return "there is not enough memory for it; scale the picture down, name fewer classes, or take a smaller model"
+        need = f" ({error})" if type(error) is MemoryError and str(error) else ""  # of `require_memory`
+        return f"there is not enough memory for it{need}; scale the picture down, name fewer classes, or take a smaller model"
     said = (str(error).strip().splitlines() or [""])[0][:200]
     return f"unexpected {type(error).__name__}{f': {said}' if said else ''} ({_place(error)}); --debug shows how it came to it"
 

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from lexiseg.errors import UsageError
 from lexiseg.ops.masks import areas_of_masks
-from lexiseg.ops.memory import masks_at_once, refuse_beyond_memory
+from lexiseg.ops.memory import masks_at_once, require_memory
 from lexiseg.structures import MaskPrediction, PixelPrediction, Size, TextEmbeddings
 
 VOID = -1  # the label of a pixel without a class
@@ -169,7 +169,7 @@ def class_regions(score: Tensor, labels: Tensor) -> list[Region]:
     """One region for each class of a label map [H, W]; its score is the mean over its pixels of ``score`` [H, W]."""
     strips = _strips((labels.shape[0], labels.shape[1]))
     present = sorted({label for rows in strips for label in labels[rows].unique().tolist()} - {VOID})
-    refuse_beyond_memory(len(present) * labels.numel() * REGION_BYTES, f"{len(present)} regions")
+    require_memory(len(present) * labels.numel() * REGION_BYTES, f"{len(present)} regions")
     masks = [labels == label for label in present]
     return [Region(mask, label, _mean(score, mask, strips)) for label, mask in zip(present, masks, strict=True)]
 
@@ -212,7 +212,7 @@ def _panoptic_of_masks(
         for position, (name, sureness) in enumerate(zip(label[rows].tolist(), score[rows].tolist(), strict=True))
         if kept[position] and counted[position] / area[position] >= policy.overlap and name not in policy.background
     ]
-    refuse_beyond_memory(len(claims) * own.numel() * REGION_BYTES, f"{len(claims)} regions")
+    require_memory(len(claims) * own.numel() * REGION_BYTES, f"{len(claims)} regions")
     numbers = torch.zeros(size, dtype=torch.int32, device=score.device)
     regions: list[Region] = []
     stuff: dict[int, int] = {}
@@ -339,7 +339,7 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     score, row, label = score[possible], row[possible], label[possible]
     queries, place = row.unique(return_inverse=True)
     size = prediction.sizes[index]
-    refuse_beyond_memory(len(row) * size[0] * size[1] * REGION_BYTES, f"{len(row)} regions")
+    require_memory(len(row) * size[0] * size[1] * REGION_BYTES, f"{len(row)} regions")
     masks, certainties = [], []
     for chunk in queries.split(masks_at_once(size, ROWS)):
         logits = resized(prediction.masks[index, chunk], Placing.of(prediction, index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -78,7 +79,8 @@ def test_a_folder_is_loaded_with_its_own_vocabulary(folder: Path, state: dict[st
 
 def test_identity_follows_the_vocabulary_and_the_config(folder: Path) -> None:
     before = load_clip(folder).identity
-    shutil.copy(files("open_clip") / "bpe_simple_vocab_16e6.txt.gz", folder / "bpe.txt.gz")
+    words = gzip.decompress((folder / "bpe.txt.gz").read_bytes()).splitlines(keepends=True)
+    (folder / "bpe.txt.gz").write_bytes(gzip.compress(b"".join(words[:-10])))
     assert load_clip(folder).identity != before
     shutil.copy(ASSETS / "clip-tiny-bpe.txt.gz", folder / "bpe.txt.gz")
     assert load_clip(folder).identity == before
@@ -212,6 +214,17 @@ def test_a_tag_brings_its_activation_and_colours(
     assert "quick_gelu" not in name, "open_clip's own table must stay as it is"
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_tag_is_a_tag_whatever_lies_in_the_current_folder(
+    tmp_path: Path, architecture: str, state: dict[str, torch.Tensor], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(state, tmp_path / "weights.safetensors")
+    monkeypatch.setattr("lexiseg.backbones.clip.fetched", lambda *_, **__: tmp_path / "weights.safetensors")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").mkdir() if kind == "folder" else (tmp_path / "quick").touch()
+    assert load_clip(architecture, "quick").mean == open_clip.OPENAI_DATASET_MEAN
+
+
 @pytest.mark.parametrize(("tag", "place"), [("page", "https://example.org/page.pt"), ("file", "someone/file/weights.pkl")])
 def test_only_the_hub_is_asked_and_only_for_known_files(architecture: str, tag: str, place: str) -> None:
     with pytest.raises(
@@ -325,7 +338,10 @@ def test_a_folder_runs_no_code(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=rf"{CONFIG_FILE}.*model_cfg\.text_cfg\.(hf_tokenizer_name|tokenizer_kwargs)"):
             load_clip(folder)
     config.write_text(json.dumps({"model_cfg": MODEL}))
-    assert load_clip(folder).tokenize(["a house"]).max() == 49407, "without a choice it is CLIP's own vocabulary"
+    with pytest.raises(WeightsError, match="the text tower knows 2048 words, its vocabulary has 49408"):
+        load_clip(folder)
+    config.write_text(json.dumps({"model_cfg": MODEL | {"text_cfg": MODEL["text_cfg"] | {"vocab_size": 49408}}}))
+    assert build_clip(folder).tokenize(["a house"]).max() == 49407, "without a choice it is CLIP's own vocabulary"
     assert not marker.exists()
 
 

@@ -236,10 +236,10 @@ def test_ctrl_c_keeps_what_is_finished(capsys, picture, tmp_path, monkeypatch):
 
     plain = segment.table
 
-    def interrupted(result: object, written: object) -> str:
+    def interrupted(result: object, *more: object) -> str:
         if "second" in str(result.source):
             raise KeyboardInterrupt
-        return plain(result, written)
+        return plain(result, *more)
 
     monkeypatch.setattr(segment, "table", interrupted)
     code, out, err = run(capsys, "segment", picture, second, "--classes", "dog", "--output", tmp_path / "out")

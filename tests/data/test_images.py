@@ -121,6 +121,16 @@ def test_a_truncated_file_is_refused(kind):
         decode_image(data[: len(data) // 2], "half.jpg")
 
 
+def test_a_picture_for_which_no_memory_is_left_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr("lexiseg.ops.memory.memory_left", lambda: 10**9)
+    assert decode_image(encoded(Image.new("L", (500, 400)))).shape == (400, 500, 3)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(
+        ImageError, match=r"^big\.png: needs more memory than there is \(.* about 2\.4 GB, and 1\.0 GB are left\)"
+    ):
+        decode_image(claimed(10_000, 8_000), "big.png")
+
+
 def test_the_longest_side_there_may_be_is_read():
     assert decode_image(encoded(Image.new("L", (MAX_SIDE, 1)))).shape == (1, MAX_SIDE, 3)
 

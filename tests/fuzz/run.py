@@ -19,7 +19,9 @@ import numpy as np
 from lexiseg.errors import LexisegError
 
 AREAS = ("coco", "pictures", "labels", "classes")  # modules of this package
-HEADER = f"{'area':<12} {'inputs':>7} {'results':>8} {'refused':>8} {'tracebacks':>11} {'seconds':>8} {'peak MB':>8}"
+HEADER = (
+    f"{'area':<12} {'inputs':>7} {'results':>8} {'refused':>8} {'tracebacks':>11} {'seconds':>8} {'longest':>8} {'peak MB':>8}"
+)
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Tally:
 
     Attributes:
         faults: of each kind of traceback (the error and the last line of ours) the files that are kept.
+        seconds, longest: of all inputs, and of the one that took longest.
         peak: the most memory that the process held until then, in MB.
     """
 
@@ -36,6 +39,7 @@ class Tally:
     refused: int = 0
     faults: dict[str, list[Path]] = field(default_factory=dict)
     seconds: float = 0.0
+    longest: float = 0.0
     peak: float = 0.0
 
     @property
@@ -47,7 +51,7 @@ class Tally:
         inputs = self.results + self.refused + self.tracebacks
         return (
             f"{self.area:<12} {inputs:>7} {self.results:>8} {self.refused:>8} {self.tracebacks:>11} {self.seconds:>8.1f}"
-            f" {self.peak:>8.0f}"
+            f" {self.longest:>8.1f} {self.peak:>8.0f}"
         )
 
 
@@ -70,6 +74,7 @@ def run(area: str | ModuleType, numbers: Iterable[int], seed: int, keep: Path) -
         for number in numbers:
             data = module.inputs(np.random.default_rng([seed, number]))
             path.write_bytes(data)
+            began = time.perf_counter()
             try:
                 module.attempt(path)
             except LexisegError:
@@ -81,6 +86,7 @@ def run(area: str | ModuleType, numbers: Iterable[int], seed: int, keep: Path) -
                 tally.faults.setdefault(_kind(error), []).append(kept)
             else:
                 tally.results += 1
+            tally.longest = max(tally.longest, time.perf_counter() - began)
     tally.seconds = time.perf_counter() - started
     tally.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return tally

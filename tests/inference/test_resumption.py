@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from lexiseg.data.own import open_own
-from lexiseg.errors import DataError, UsageError
+from lexiseg.errors import DataError, RunError, UsageError
 from lexiseg.inference import evaluation, report, results
 from lexiseg.inference.evaluation import Protocol, collect, evaluate
 from lexiseg.inference.fingerprint import digest
@@ -84,6 +84,22 @@ def inverted(path: Path) -> None:
     values = np.array(Image.open(path))
     Image.fromarray(2 - values if values.ndim == 2 else 255 - values).save(path)
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+@pytest.mark.parametrize("file", ["labels/4.png", "images/4.png"])
+def test_a_damaged_file_stops_a_run_in_a_line_that_names_it_and_what_was_measured_before_is_kept(
+    mine: Path, tmp_path: Path, file: str
+) -> None:
+    run, whole = Run(mine, tmp_path / "out"), (mine / file).read_bytes()
+    (mine / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError) as raised:
+        run()
+    assert "\n" not in str(raised.value)
+    assert f"{mine / file}: is damaged or cut off" in str(raised.value)
+    assert str(raised.value).startswith(f"{mine / 'images/4.png'}: ")
+    (mine / file).write_bytes(whole)
+    numbers, _, predicted = run()
+    assert (numbers, predicted) == (fresh(run, tmp_path), PICTURES - CHUNK)
 
 
 @pytest.mark.parametrize("file", ["labels/4.png", "images/4.png"])

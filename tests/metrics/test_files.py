@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,8 @@ from PIL import Image
 from lexiseg.cli import main
 from lexiseg.cli import metrics as command
 from lexiseg.data.own import open_own
-from lexiseg.errors import DataError, UsageError
-from lexiseg.metrics import Score, score_instances, score_panoptic, score_semantic
+from lexiseg.errors import DataError, RunError, UsageError
+from lexiseg.metrics import Score, files, score_instances, score_panoptic, score_semantic
 from lexiseg.metrics.files import _read_ahead
 from lexiseg.ops.label_table import LabelTable
 
@@ -265,6 +266,49 @@ def test_what_is_wrong_with_a_label_map(tmp_path: Path, values: list[Any] | None
     score = score_semantic(*files, NAMES, keep_going=True)
     assert len(score.problems) == 1
     assert score.metric.images == frozenset({1})
+
+
+def instance_files(folder: Path) -> tuple[Path, Path]:
+    return write(folder / "found.json", results_document()), write(folder / "truth.json", truth_document())
+
+
+FAULTS = [
+    (MemoryError(), "there is not enough memory for it"),
+    (RuntimeError("a decoder fell over"), r"unexpected RuntimeError: a decoder fell over \(metrics/files\.py:\d+\)"),
+    (KeyError("x"), "unexpected KeyError"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), FAULTS)
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_a_fault_of_any_kind_is_one_image_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, error: Exception, said: str
+) -> None:
+    name, read, score, place = {
+        "semantic": ("read_values", files.read_values, lambda **how: score_semantic(*paths, NAMES, **how), r"a\.png"),
+        "panoptic": ("_panoptic", files._panoptic, lambda **how: score_panoptic(*paths, **how), "image "),
+        "instance": ("_instances", files._instances, lambda **how: score_instances(*paths, **how), "image "),
+    }[task]
+    paths = {"semantic": label_maps, "panoptic": panoptic_files, "instance": instance_files}[task](tmp_path)
+    calls: list[object] = []
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return read(*arguments, **options)
+
+    complete = score().metric.images
+    monkeypatch.setattr(files.os, "cpu_count", lambda: 1)  # one reader, so that the first call is that of the first image
+    monkeypatch.setattr(files, name, fails)
+    with pytest.raises(RunError, match=f"{place}.*: {said}"):
+        score()
+    calls.clear()
+    partly = score(keep_going=True)
+    (problem,) = partly.problems
+    assert re.search(f"{place}.*: {said}", problem)
+    assert "\n" not in problem
+    assert partly.metric.images == complete - {0}
 
 
 def test_folders_without_label_maps(tmp_path: Path) -> None:

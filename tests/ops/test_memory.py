@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lexiseg.errors import ImageError
+from lexiseg.errors import explained
 from lexiseg.ops import memory
 from lexiseg.ops.masks import areas_of_masks
-from lexiseg.ops.memory import masks_at_once, memory_left, refuse_beyond_memory
+from lexiseg.ops.memory import masks_at_once, memory_left, require_memory
 from lexiseg.ops.rle import encode_masks
 
 
@@ -71,16 +71,15 @@ def test_where_the_system_does_not_say_nothing_is_refused(machine: Path) -> None
     for file in (machine / "proc").rglob("*"):
         file.unlink() if file.is_file() else None
     assert memory_left() is None
-    refuse_beyond_memory(10**18, "7 regions")
+    require_memory(10**18, "7 regions")
 
 
 @pytest.mark.usefixtures("machine")
 def test_what_needs_more_than_is_left_is_refused_and_all_else_is_not() -> None:
-    refuse_beyond_memory(8_000_000 * 1024, "7 regions")
-    with pytest.raises(
-        ImageError, match=r"^7 regions need about 8\.2 GB of memory, and 8\.2 GB are left; scale the picture down"
-    ):
-        refuse_beyond_memory(8_000_000 * 1024 + 1, "7 regions")
+    require_memory(8_000_000 * 1024, "7 regions")
+    with pytest.raises(MemoryError, match=r"^7 regions need about 8\.2 GB, and 8\.2 GB are left$") as caught:
+        require_memory(8_000_000 * 1024 + 1, "7 regions")
+    assert explained(caught.value).startswith(f"there is not enough memory for it ({caught.value}); scale the picture down")
 
 
 def test_masks_at_once_are_bounded_by_their_pixels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -36,21 +39,72 @@ def test_formats_that_this_pillow_does_not_know_are_no_error(tmp_path: Path, mon
     assert read_values(tmp_path / "a.png").shape == (4, 4)
 
 
-def png(width: int, height: int, rows: bytes) -> bytes:
-    """A grey PNG that claims a size, with any packed rows."""
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def png(width: int, height: int, rows: bytes, *chunks: bytes) -> bytes:
+    """A grey PNG that claims a size, with any packed rows, and with chunks before them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_an_icon_is_refused_whose_picture_is_larger_than_its_list_says() -> None:
-    inner = png(MAX_SIDE + 1, 2, bytes(2 * (MAX_SIDE + 2)))
+    inner = png(MAX_SIDE + 1, 2, zlib.compress(bytes(2 * (MAX_SIDE + 2))))
     icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
     with pytest.raises(ImageError, match=f"a side of more than {MAX_SIDE:,}"):
         decode_image(icon, "bomb.ico")
+
+
+def packed(megabytes: int) -> bytes:
+    """A thousandth of so much, which unpacks to zeros."""
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(2**20)) for _ in range(megabytes)) + packer.flush()
+
+
+def tiff(width: int, height: int, data: bytes) -> bytes:
+    """A grey TIFF that claims a size, with any packed rows."""
+    tags = {256: width, 257: height, 258: 8, 259: 8, 262: 1, 273: 110, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+
+
+def webp(side: int) -> bytes:
+    """A WebP that claims a canvas of more than is in it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (10, 10)).save(buffer, "WEBP", lossless=True)
+    body = b"WEBP" + struct.pack("<4sIB3x", b"VP8X", 10, 0) + 2 * (side - 1).to_bytes(3, "little") + buffer.getvalue()[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+ROWS = zlib.compress(bytes(11 * 10))
+BOMBS = {
+    "rows beyond the last": png(10, 10, packed(400)),
+    "a profile": png(10, 10, ROWS, chunk(b"iCCP", b"x\0\0" + packed(400))),
+    "a text": png(10, 10, ROWS, chunk(b"zTXt", b"x\0\0" + packed(400))),
+    "many texts": png(10, 10, ROWS, *[chunk(b"iTXt", b"x\0\1\0\0\0" + packed(60))] * 30),
+    "a strip of a TIFF": tiff(10, 10, packed(400)),
+    "a TIFF that claims much": tiff(9999, 9999, packed(1)),
+    "a PNG that claims much": png(9999, 9999, packed(1)),
+    "a WebP that claims much": webp(9999),
+    "a WebP that claims more": webp(16384),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a call took at its most")
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_what_a_file_packs_or_claims_beyond_its_picture_takes_no_memory(bomb: str) -> None:
+    def held(what: str) -> int:
+        """Of this process, in kB."""
+        return int(re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
+
+    decode_image(BOMBS["rows beyond the last"])  # what is loaded once
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = held("VmRSS")
+    with contextlib.suppress(ImageError):
+        assert decode_image(BOMBS[bomb]).shape == (10, 10, 3)
+    assert held("VmHWM") - before < 160_000, "100 megapixels of grey are 100,000 kB, before it is seen that rows are missing"
 
 
 @pytest.mark.parametrize("size", [(1, 99_999_999), (MAX_SIDE + 1, 1), (30_000, 30_000)])

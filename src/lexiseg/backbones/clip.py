@@ -16,7 +16,8 @@ config may say is listed in `lexiseg.backbones.configs`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -80,18 +81,18 @@ def load_clip(name: str | Path, weights: str | Path | None = None, device: torch
     if weights is None:
         if source.folder is None:
             raise UsageError(f"the CLIP {name} needs weights: a file, or one of the tags {_tags(source.name)}")
-        return _with_weights(_build(source), _weights_in(source.folder), source).to(device).eval()
-    file = Path(weights)
-    if file.is_dir():
+        return _with_weights(source, _weights_in(source.folder)).to(device).eval()
+    file, is_tag = Path(weights), bool(_known_tag(source, str(weights)))  # whatever lies in the current folder
+    if file.is_dir() and not is_tag:
         own = _folder_source(file)
         source = replace(own, name=source.name, model=source.model | {"quick_gelu": own.model.get("quick_gelu", False)})
-        return _with_weights(_build(source), _weights_in(file), source).to(device).eval()
-    if file.is_file() or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
-        return _with_weights(_build(source), file, source).to(device).eval()
+        return _with_weights(source, _weights_in(file)).to(device).eval()
+    if (file.is_file() or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}) and not is_tag:
+        return _with_weights(source, file).to(device).eval()
     tag = _tag(source, str(weights))
     source = replace(source, model=source.model | {"quick_gelu": tag.get("quick_gelu", False)}, preprocessing=tag)
-    clip = _build(source)  # before the download, which is in vain for a tower without adapter
-    return _with_weights(clip, _fetched(source, str(weights), tag), source).to(device).eval()
+    _empty(source)  # before the download, which is in vain for a tower without adapter
+    return _with_weights(source, _fetched(source, str(weights), tag)).to(device).eval()
 
 
 def build_clip(name: str | Path) -> ClipBackbone:
@@ -173,19 +174,32 @@ def _weights_in(folder: Path) -> Path:
     return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), folder / WEIGHTS_FILE)
 
 
-def _build(source: _Source) -> ClipBackbone:
-    import open_clip  # heavy
-
+@contextmanager
+def _building(source: _Source) -> Iterator[None]:
+    """What else goes wrong while a CLIP is built as a `WeightsError`."""
     try:
-        clip_model = _model(source.model)
-        tokenizer, vocabulary = _tokenizer(source)
+        yield
     except (UsageError, WeightsError):
         raise
     except Exception as error:  # sizes that fit no model can raise anything
         text = source.model["text_cfg"]
         if isinstance(error, OSError) and (repository := text.get("hf_model_name") or text.get("hf_tokenizer_name")):
             raise failure(error, repository, "the tokenizer", f"take another CLIP than {source.name}") from error
-        raise WeightsError(f"open_clip cannot build the CLIP {source.name}: {error!r}. {OFFLINE}") from error
+        raise WeightsError(f"open_clip cannot build the CLIP {source.name}: {error!r:.300}. {OFFLINE}") from error
+
+
+def _empty(source: _Source) -> nn.Module:
+    """The open_clip model without memory for its weights."""
+    with _building(source), torch.device("meta"):
+        return _model(source.model)
+
+
+def _build(source: _Source) -> ClipBackbone:
+    import open_clip  # heavy
+
+    with _building(source):
+        clip_model = _model(source.model)
+        tokenizer, vocabulary = _tokenizer(source)
     mean, std = source.preprocessing.get("mean"), source.preprocessing.get("std")
     return _wrapped(
         clip_model,
@@ -233,9 +247,11 @@ def _tokenizer(source: _Source) -> tuple[Tokenizer, str]:
     if source.folder is None:
         return open_clip.get_tokenizer(source.name, **({"trust_remote_code": False} if "hf_tokenizer_name" in text else {})), ""
     options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
-    if source.vocabulary is None:
-        return open_clip.SimpleTokenizer(**options), ""
-    return open_clip.SimpleTokenizer(BytesIO(source.vocabulary), **options), sha256(source.vocabulary).hexdigest()
+    own = () if source.vocabulary is None else (BytesIO(source.vocabulary),)
+    tokenizer = open_clip.SimpleTokenizer(*own, **options)
+    if tokenizer.vocab_size > (known := text.get("vocab_size", 49408)):
+        raise WeightsError(f"{source.folder}: the text tower knows {known} words, its vocabulary has {tokenizer.vocab_size}")
+    return tokenizer, "" if source.vocabulary is None else sha256(source.vocabulary).hexdigest()
 
 
 def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
@@ -263,14 +279,18 @@ def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
     raise UsageError(f"no adapter for a vision transformer with its own pooling or attention; {SUPPORTED}")
 
 
-def _with_weights(clip: ClipBackbone, file: Path, source: _Source) -> ClipBackbone:
+def _with_weights(source: _Source, file: Path) -> ClipBackbone:
     if not file.is_file():
         raise WeightsError(f"the CLIP weights {file} do not exist; give the path of a weights file of {source.name}. {OFFLINE}")
     state = read_state(file)
     if source.text is not None:
         state = read_state(source.text) | state
-    try:
+    try:  # first without memory, so that a config that says more than the weights have takes none
+        _fill(_empty(source), {name: tensor.to("meta") for name, tensor in state.items()})
+        clip = _build(source)
         _fill(clip.clip_model, state)
+    except (UsageError, WeightsError):
+        raise
     except Exception as error:  # open_clip changes the size of positions, in which weights of another model raise anything
         reason = str(error).strip().split("\n")
         detail = " ".join(line.strip() for line in reason[:2])[:300]
@@ -294,13 +314,19 @@ def _fill(clip_model: Any, state: dict[str, Tensor]) -> None:
     clip_model.load_state_dict(state)
 
 
-def _tag(source: _Source, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag: where its weights are, and how they were trained."""
+def _known_tag(source: _Source, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a tag: where its weights are, and how they were trained; empty if it knows no such tag."""
     from open_clip.pretrained import get_pretrained_cfg  # heavy
 
+    known: dict[str, Any] = get_pretrained_cfg(source.name, tag)
+    return known
+
+
+def _tag(source: _Source, tag: str) -> dict[str, Any]:
+    """What open_clip knows of a tag, which must be one of the architecture's."""
     if source.folder is not None:
         raise UsageError(f"{source.name} is a folder, so its weights are a file in it, not the tag '{tag}'")
-    known: dict[str, Any] = get_pretrained_cfg(source.name, tag)
+    known = _known_tag(source, tag)
     if not known:
         raise UsageError(
             f"no weights '{tag}' for the CLIP {source.name}: no file, no folder and none of the tags {_tags(source.name)}"

@@ -39,7 +39,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is no JSON: {error!r}; fetch it again") from error
+        raise WeightsError(f"{path} is no JSON: {error!s:.200}; fetch it again") from error
     if not isinstance(document, dict):
         raise WeightsError(f"{path} is no JSON object but a {type(document).__name__}; fetch it again")
     return document

@@ -26,7 +26,7 @@ from lexiseg.text.embed import cache_folder
 
 FETCHED = frozenset({"config.json", "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"})
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +54,6 @@ def fetched(repository: str, *files: str, advice: str) -> Path:
             if _whole(Path(path)):
                 return Path(path)
             damaged = Path(path).resolve()
-            _log.warning("%s is damaged (its digest is not the one that the hub states); it is fetched again", damaged)
             return _download(repository, what, Path(path))
         for what in files[:-1]:
             with suppress(RemoteEntryNotFoundError):
@@ -104,6 +103,8 @@ def _download(repository: str, file: str, damaged: Path | None = None) -> Path:
     with _warning_once():
         # Without retries, which take the client minutes, it is known here whether the hub answers, and what the digest is.
         stated = get_hf_file_metadata(hf_hub_url(repository, file), timeout=constants.HF_HUB_ETAG_TIMEOUT).etag
+        if damaged is not None:
+            _log.warning("%s is damaged: its digest is not the one that the hub states; fetching it again", damaged.resolve())
         for _ in range(2):
             if damaged is not None:
                 damaged.unlink(missing_ok=True)  # the client replaces what a link leads to, but no file in its place
@@ -259,6 +260,6 @@ def _reason_of_disk(error: BaseException) -> tuple[str, bool] | None:
     where = error.filename or constants.HF_HUB_CACHE
     if error.errno in _NO_SPACE:
         return f"no space is left for {where}; free some, or set HF_HOME to a folder on another disk", False
-    if error.errno in _NOT_WRITABLE:
-        return f"{where} cannot be written ({error.strerror}); set HF_HOME to a folder that can", False
+    if error.errno in _NO_ACCESS:
+        return f"no access to {where} ({error.strerror}); allow it, or set HF_HOME to a folder that can be written", False
     return None

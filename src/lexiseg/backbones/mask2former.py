@@ -6,11 +6,13 @@ Trained on COCO's panoptic classes, it is used here for its masks; its own class
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -185,21 +187,21 @@ def from_official_state(state: Mapping[str, Tensor], source: str) -> Mask2Former
         WeightsError: keys or shapes that are not Mask2Former's.
     """
     ours = from_official(state)
-    return _filled(build_mask2former(official_config(state, source)), ours, source)
+    return _filled(official_config(state, source), ours, source)
 
 
 def _from_folder(config_file: Path, weights_file: Path, source: str) -> Mask2Former:
     options = read_config(config_file)
     kind = options.get("model_type")
     if kind != "mask2former":
-        raise WeightsError(f"{source} holds a '{kind}' model; give a folder or a hub id of a mask2former")
+        raise WeightsError(f"{source} holds a {reprlib.repr(kind)} model; give a folder or a hub id of a mask2former")
     try:
-        model = build_mask2former(_config(options, config_file))
+        settings = _config(options, config_file)
     except (UsageError, WeightsError):
         raise
-    except Exception as error:  # of sizes that fit no model, transformers raises nearly anything
-        raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r}") from error
-    return _filled(model, from_transformers(read_state(weights_file)), source)
+    except Exception as error:  # of values that no model has, transformers raises nearly anything
+        raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r:.300}") from error
+    return _filled(settings, from_transformers(read_state(weights_file)), source)
 
 
 def _config(options: Mapping[str, Any], config_file: Path) -> Mask2FormerConfig:
@@ -208,22 +210,30 @@ def _config(options: Mapping[str, Any], config_file: Path) -> Mask2FormerConfig:
 
     said = options.get("backbone_config")
     kind = said.get("model_type") if isinstance(said, Mapping) else None
-    if kind not in {"resnet", "swin"}:
-        raise WeightsError(f"{config_file}: this Mask2Former has a '{kind}'; only resnet and swin are known here")
+    if kind not in ("resnet", "swin"):
+        raise WeightsError(f"{config_file}: this Mask2Former has a {reprlib.repr(kind)}; only resnet and swin are known here")
     backbone: type[Any] = ResNetConfig if kind == "resnet" else SwinConfig
     sizes = own_options(backbone, said, f"{config_file}, backbone_config")
     labels = options.get("id2label")
     if labels is not None and not isinstance(labels, Mapping):
-        raise WeightsError(f"{config_file}: id2label must be an object with the names of the classes, not {labels!r}")
+        raise WeightsError(f"{config_file}: id2label must be an object of names of classes, not {reprlib.repr(labels)}")
     named = {} if labels is None else {"id2label": {index: str(index) for index in range(len(labels))}}
     made = Mask2FormerConfig(**own_options(Mask2FormerConfig, options, config_file, backbone_config=SwinConfig(), **named))
     made.backbone_config = backbone(**sizes, out_features=list(STAGES))  # not above: it would warn of any but a Swin
     return made
 
 
-def _filled(backbone: Mask2Former, state: Mapping[str, Tensor], source: str) -> Mask2Former:
-    """The model with exactly these weights."""
-    check_keys(state, backbone.model.state_dict(), source)
+def _filled(settings: Mask2FormerConfig, state: Mapping[str, Tensor], source: str) -> Mask2Former:
+    """The model with exactly these weights; it is given memory only when they fit."""
+    try:
+        with torch.device("meta"):
+            expected = build_mask2former(settings).model.state_dict()
+        check_keys(state, expected, source)
+        backbone = build_mask2former(settings)
+    except (UsageError, WeightsError):
+        raise
+    except Exception as error:  # of sizes that fit no model, transformers raises nearly anything
+        raise WeightsError(f"transformers cannot build the model that {source} describes: {error!r:.300}") from error
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     backbone.model.load_state_dict(floats, assign=True)
     return backbone

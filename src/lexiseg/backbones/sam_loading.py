@@ -6,6 +6,7 @@ These are official files, folders of transformers or of ``lexiseg convert``, and
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +44,16 @@ _FAMILIES = {
     "edgetam": "EdgeTam",
     "edgetam_video": "EdgeTam",
 }
+# Of all SAM 2: how the encoder lowers the resolution to a sixteenth, and the neck keeps it.
+_STRIDES = {
+    "patch_kernel_size": [7, 7],
+    "patch_stride": [4, 4],
+    "patch_padding": [3, 3],
+    "query_stride": [2, 2],
+    "num_query_pool_stages": 3,
+}
+_NECK = {"fpn_kernel_size": 1, "fpn_stride": 1, "fpn_padding": 0, "num_feature_levels": 3}
+MOST_PIXELS = 4096  # a side of the input
 Architecture = Literal["b", "l", "h"]
 MOBILE = "mobile_sam"
 SAM_NAMES = (*(f"{family}-vit-{size}" for family in ("sam", "sam_hq") for size in _VISION), MOBILE)
@@ -217,52 +228,80 @@ def _from_transformers(config_file: Path, weights_file: Path, source: str) -> Sa
     options = read_config(config_file)
     if options.get("model_type") == MOBILE:
         size = options.get("image_size")
-        if not isinstance(size, int) or not 0 < size <= 4096 or size % STRIDE:
-            raise WeightsError(f"{config_file}: image_size must be a multiple of {STRIDE} up to 4096, not {size!r}")
+        if not isinstance(size, int) or not 0 < size <= MOST_PIXELS or size % STRIDE:
+            raise WeightsError(
+                f"{config_file}: image_size must be a multiple of {STRIDE} up to {MOST_PIXELS}, not {reprlib.repr(size)}"
+            )
         return _filled(mobile_sam(size), read_state(weights_file), source)
     try:
         model = _empty(_config(options, config_file, source))
     except (UsageError, WeightsError):
         raise
     except Exception as error:  # of sizes that fit no model, transformers raises nearly anything
-        raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r}") from error
+        raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r:.300}") from error
     return _filled(model, read_state(weights_file), source)
 
 
 def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
-    """A configuration of transformers with the sizes that a ``config.json`` gives; nothing else of that file is heeded."""
+    """A configuration of transformers with the sizes that a ``config.json`` gives; nothing else of that file is heeded.
+
+    Sizes that must agree are the encoder's.
+    """
     import transformers
 
-    family = _FAMILIES.get(str(options.get("model_type")))
+    kind = options.get("model_type")
+    family = _FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise WeightsError(
-            f"{source} holds a '{options.get('model_type')}' model; only sam, sam_hq, mobile_sam, sam2 and edgetam can prompt "
-            "masks"
+            f"{source} holds a {reprlib.repr(kind)} model; only sam, sam_hq, mobile_sam, sam2 and edgetam can prompt masks"
         )
-    parts = {}
-    for name, part in (
-        ("vision_config", "Vision"),
-        ("prompt_encoder_config", "PromptEncoder"),
-        ("mask_decoder_config", "MaskDecoder"),
-    ):
-        said, fixed = options.get(name, {}), dict[str, Any]()
-        if part == "MaskDecoder" and family in {"Sam", "SamHQ"}:
-            fixed["layer_norm_eps"] = DECODER_NORM_EPS
-        if part == "Vision" and family == "Sam2":
-            fixed["backbone_config"] = _trunk(transformers.Sam2HieraDetConfig, said, config_file)
-        if part == "Vision" and family == "EdgeTam":
-            fixed["backbone_config"] = _timm_trunk(said, config_file)
-        config_class = getattr(transformers, f"{family}{part}Config")
-        if family == "EdgeTam":
+
+    def part(key: str, name: str, agreed: Mapping[str, object] | None = None, **ours: object) -> Any:
+        config_class, said = getattr(transformers, f"{family}{name}Config"), options.get(key, {})
+        where = f"{config_file}, {key}"
+        return config_class(**own_options(config_class, said, where, **_agreed(said, agreed or {}, where), **ours))
+
+    if family in {"Sam", "SamHQ"}:
+        vision = part("vision_config", "Vision")
+        channels = vision.output_channels
+        sizes = {"hidden_size": channels, "image_size": vision.image_size, "patch_size": vision.patch_size}
+        ours = {"layer_norm_eps": DECODER_NORM_EPS}
+    else:
+        said = options.get("vision_config", {})
+        if family == "Sam2":
+            trunk = _trunk(transformers.Sam2HieraDetConfig, said, config_file)
+        else:
             print_without_hub()
-        parts[name] = config_class(**own_options(config_class, said, f"{config_file}, {name}", **fixed))
-    return getattr(transformers, f"{family}Config")(**parts)
+            trunk = _timm_trunk(said, config_file)
+        vision = part("vision_config", "Vision", _NECK, backbone_config=trunk)
+        channels, sizes, ours = vision.fpn_hidden_size, {"hidden_size": vision.fpn_hidden_size, "patch_size": STRIDE}, {}
+    prompts = part("prompt_encoder_config", "PromptEncoder", sizes)
+    size, patch = prompts.image_size, prompts.patch_size
+    if not isinstance(size, int) or not isinstance(patch, int) or not 0 < patch <= size <= MOST_PIXELS or size % patch:
+        raise WeightsError(
+            f"{config_file}: image_size must be a multiple of patch_size up to {MOST_PIXELS}, not {reprlib.repr(size)} and "
+            f"{reprlib.repr(patch)}"
+        )
+    sizes = {"hidden_size": channels, **({"vit_dim": vision.hidden_size} if family == "SamHQ" else {})}
+    decoder = part("mask_decoder_config", "MaskDecoder", sizes, **ours)
+    return getattr(transformers, f"{family}Config")(
+        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder
+    )
 
 
 def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
     """The configuration of an encoder within the part that is called so."""
     said = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
-    return config_class(**own_options(config_class, said, f"{config_file}, vision_config.backbone_config"))
+    where = f"{config_file}, vision_config.backbone_config"
+    return config_class(**own_options(config_class, said, where, **_agreed(said, _STRIDES, where)))
+
+
+def _agreed(said: object, values: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """Values that follow from others or are those of all published models; a config may leave them out or say the same."""
+    for key, value in values.items():
+        if isinstance(said, Mapping) and said.get(key, value) not in (value, None):
+            raise WeightsError(f"{where}: {key} must be {reprlib.repr(value)}, not {reprlib.repr(said[key])}; fetch it again")
+    return values
 
 
 def _timm_trunk(vision: object, config_file: Path) -> Any:
@@ -270,9 +309,12 @@ def _timm_trunk(vision: object, config_file: Path) -> Any:
     from transformers import TimmWrapperConfig
 
     said = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
-    name = str(said.get("architecture", "repvit_m1") if isinstance(said, Mapping) else said).removeprefix("timm/")
+    name = said.get("architecture", "repvit_m1") if isinstance(said, Mapping) else said
+    name = name.removeprefix("timm/") if isinstance(name, str) else name
     if not timm_name(name):
-        raise WeightsError(f"{config_file}: vision_config.backbone_config.architecture must be a model of timm, not '{name}'")
+        raise WeightsError(
+            f"{config_file}: vision_config.backbone_config.architecture must be a model of timm, not {reprlib.repr(name)}"
+        )
     published = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
     given = said.get("model_args") if isinstance(said, Mapping) else None
     arguments = check_timm_arguments(given or published, config_file, "vision_config.backbone_config.model_args")

@@ -36,8 +36,7 @@ _NAMES = re.compile(
 # Numbers that training programs leave beside the tensors, and their types; the last name is that before NumPy 2.
 _NUMBERS = ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
 _LONGEST = 500  # characters of a parameter's name
-# Weights are read into several times the size of their file at most: from eight bits into float32.
-_TIMES = 4
+_TIMES = 4  # how much larger than their file tensors may be together: a few may be the same numbers under two names
 WRAPPERS = ("model", "state_dict", "model_state_dict", "ema")  # where training programs put the weights, the first one first
 _PREFIXES = ("module.", "_orig_mod.")  # of models that PyTorch wrapped, to share them out or to compile them
 _MASK = "attn_mask"  # a constant that some programs save, infinite where nothing may be looked at

@@ -15,10 +15,12 @@ from PIL import ExifTags, Image, ImageOps
 
 from lexiseg.errors import ImageError, UsageError
 from lexiseg.ops.files import find_files
+from lexiseg.ops.memory import require_memory
 from lexiseg.ops.names import is_result, located
 from lexiseg.ops.pictures import MAX_PIXELS, check_side, decoding, opened_picture
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
+PIXEL_BYTES = 30  # what a pixel takes at most until a tiny model has seen it, printed by benchmarks/memory.py
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -64,7 +66,8 @@ def read_image(source: str | Path) -> Pixels:
     Transparency is laid on white, 16-bit values are scaled to 8 bits, of an animation the first frame counts.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, no picture, or larger than `MAX_PIXELS` or `MAX_SIDE`.
+        ImageError: the file is missing, empty, damaged, no picture, larger than `MAX_PIXELS` or `MAX_SIDE`, or too large for
+            the memory that is left.
     """
     name = "standard input" if str(source) == "-" else str(source)
     try:
@@ -96,6 +99,7 @@ def decode_image(data: bytes, name: str = "the picture") -> Pixels:
         raise ImageError(f"{name}: is empty (0 bytes); fetch or export it again")
     with opened_picture(io.BytesIO(data), name, error=ImageError) as opened:
         _check_size(opened.size, name)
+        require_memory(opened.width * opened.height * PIXEL_BYTES, "the picture and its copies")
         ImageOps.exif_transpose(opened, in_place=True)
         _check_size(opened.size, name)  # a picture in an icon may be another one than its list says
         return _rgb(opened, name)

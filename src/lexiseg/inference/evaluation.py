@@ -26,7 +26,7 @@ from tqdm import tqdm
 from lexiseg.data.corrupt import corrupt, parse
 from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.data.images import Pixels, read_image
-from lexiseg.errors import DataError, LexisegError, RunError, UsageError, explained
+from lexiseg.errors import DataError, RunError, UsageError, explained
 from lexiseg.inference import oracle, results
 from lexiseg.inference.fingerprint import Inputs, digest, fingerprint
 from lexiseg.inference.pipeline import Pipeline, as_segmentation, regions_of
@@ -129,7 +129,8 @@ def evaluate(
 
     Raises:
         UsageError: a task that model or data set does not have, or a folder with an evaluation of another protocol.
-        RunError: what went wrong with a picture, unless ``keep_going``: DataError and ImageError for damaged files.
+        RunError: what went wrong with a picture, unless ``keep_going``: DataError and ImageError for damaged files. It names
+            the picture. The chunks before are kept: the same call goes on there.
         DataError: two pictures whose predictions would be the same file, if these are kept.
     """
     for task in protocol.tasks:
@@ -170,9 +171,7 @@ def evaluate(
                     raise measured  # not the picture's fault: all others would fail by it
                 if isinstance(measured, Exception):  # one picture's failure, be it a mistake of ours, is no other's
                     if not keep_going:
-                        if isinstance(measured, LexisegError):
-                            raise measured
-                        raise RunError(f"{sample.image}: {explained(measured)}") from measured
+                        raise _about(sample, measured) from measured
                     failed[sample.key] = explained(measured)
                 else:
                     one, result = measured
@@ -356,6 +355,12 @@ def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
         masks = masks[prediction.valid[0]]
     counts = encode_masks(masks)
     return Instances(prediction.sizes[0], tuple(Instance(0, runs, area_of_counts(runs), (0, 0, 0, 0)) for runs in counts))
+
+
+def _about(sample: Sample, error: Exception) -> RunError:
+    """What went wrong with a picture, as an error that names the picture, too."""
+    kind, said = type(error) if isinstance(error, RunError) else RunError, explained(error)
+    return kind(said if str(sample.image) in said else f"{sample.image}: {said}")
 
 
 def _samples(dataset: Dataset, protocol: Protocol) -> Sequence[Sample]:

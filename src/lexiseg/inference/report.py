@@ -65,8 +65,8 @@ def _on_orientations(counts: Mapping[str, int] | None, exif: str) -> list[str]:
         if exif == "stored":
             taken, other = "drawn on the pixels as they are stored, and turned as well", "upright"
         said.append(
-            f"Truths whose sizes do not tell, taken to be {taken}: {counts['undecided']}. If the tool that made them showed the "
-            f"pictures otherwise, run again with --exif {other} and another --output."
+            f"Truths whose sizes do not tell, taken to be {taken}: {counts['undecided']}. If the tool that made them showed "
+            f"the pictures otherwise, run again with --exif {other} and another --output."
         )
     return [" ".join(said)]
 

@@ -5,8 +5,8 @@
     panoptic    COCO panoptic JSON, its PNGs in a folder beside it  the same
     semantic    a folder of label maps (PNG, TIFF)                  the same, files of the same names
 
-Anything wrong is a `DataError` that names file and image. With ``keep_going`` an image with something wrong is left out of
-the measurement, and what was wrong is in `Score.problems`.
+Anything wrong is a `DataError` that names file and image. With ``keep_going`` an image with something wrong, whatever that is,
+is left out of the measurement, and what was wrong is in `Score.problems`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lexiseg.errors import DataError
+from lexiseg.errors import DataError, RunError, explained
 from lexiseg.metrics.base import Metric, absence
 from lexiseg.metrics.instance import AveragePrecision
 from lexiseg.metrics.panoptic import PanopticQuality
@@ -79,7 +80,7 @@ class Score:
 
 
 class _Problems:
-    """Raises what is wrong at once, or collects it."""
+    """Raises what is wrong with an image at once, or collects it."""
 
     def __init__(self, keep_going: bool) -> None:
         self.keep_going = keep_going
@@ -89,6 +90,18 @@ class _Problems:
         if not self.keep_going:
             raise error
         self.found.append(str(error))
+
+    @contextmanager
+    def of(self, place: str) -> Iterator[None]:
+        """Whatever goes wrong in the block, be it the memory or a mistake of ours, is wrong with the image at ``place``."""
+        try:
+            yield
+        except DataError as error:
+            self.add(error)
+        except Exception as error:
+            if not self.keep_going:
+                raise RunError(f"{place}: {explained(error)}") from error
+            self.found.append(f"{place}: {explained(error)}")
 
 
 # --- instances --------------------------------------------------------------------------------------------------------
@@ -125,17 +138,15 @@ def score_instances(
     if not any(image in known for image in document.annotations):
         raise DataError(f"{truth}: has no annotation of any of its images; nothing can be measured")
     for order, image in enumerate(_in_order(known)):
-        try:
+        with problems.of(place := f"{predictions}, image {image}"):
             _refuse_faults(image, document.faults, faults)
-            entry, place = images[image], f"{predictions}, image {image}"
+            entry = images[image]
             size, checked, partly = (entry["height"], entry["width"]), None, frozenset[int]()
             if federated:
                 checked = _labels(entry, "neg_category_ids", labels, document.source)
                 partly = _labels(entry, "not_exhaustive_category_ids", labels, document.source)
             there = _instances(document.annotations.get(image, ()), size, labels, document.source, checked, partly)
             metric.update(order, there, _instances(results.get(image, ()), size, labels, Path(predictions)), name=place)
-        except DataError as error:
-            problems.add(error)
     return Score(metric, names, tuple(problems.found))
 
 
@@ -193,10 +204,8 @@ def score_panoptic(
         )
 
     for order, (image, pair) in enumerate(_read_ahead(read, _in_order(document.annotations))):
-        try:
-            metric.update(order, *pair.result(), name=f"{predictions}, image {image}")
-        except DataError as error:
-            problems.add(error)
+        with problems.of(place := f"{predictions}, image {image}"):
+            metric.update(order, *pair.result(), name=place)
     return Score(metric, names, tuple(problems.found))
 
 
@@ -255,10 +264,8 @@ def score_semantic(
         return labels_of(files[name]), labels_of(results[name])
 
     for order, (name, pair) in enumerate(_read_ahead(read, files)):
-        try:
-            metric.update(order, *pair.result(), name=str(results.get(name, name)))
-        except DataError as error:
-            problems.add(error)
+        with problems.of(place := str(results.get(name, name))):
+            metric.update(order, *pair.result(), name=place)
     return Score(metric, tuple(names), tuple(problems.found))
 
 

@@ -9,7 +9,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from lexiseg.errors import ImageError
 from lexiseg.structures import Size
 
 try:
@@ -27,14 +26,11 @@ def masks_at_once(size: Size, most: int | None = None) -> int:
     return count if most is None else min(count, most)
 
 
-def refuse_beyond_memory(needed: int, what: str) -> None:
-    """Raise ImageError if ``what`` needs more memory, in bytes, than is left."""
+def require_memory(needed: int, what: str) -> None:
+    """Raise MemoryError if ``what`` needs more memory, in bytes, than is left; `lexiseg.errors.explained` has the advice."""
     left = memory_left()
     if left is not None and needed > left:
-        raise ImageError(
-            f"{what} need about {needed / 1e9:.1f} GB of memory, and {left / 1e9:.1f} GB are left; scale the picture down,"
-            " name fewer classes, or raise --threshold"
-        )
+        raise MemoryError(f"{what} need about {needed / 1e9:.1f} GB, and {left / 1e9:.1f} GB are left")
 
 
 def memory_left() -> int | None:

@@ -73,7 +73,8 @@ def decoding(name: str, error: type[RunError]) -> Iterator[None]:
         raise error(f"{name}: is of a kind that is not decoded here ({reason}); convert it to PNG or JPEG") from None
     except Exception as reason:
         if is_no_memory(reason):
-            raise error(f"{name}: needs more memory than there is; scale it down first") from None
+            need = f" ({reason})" if type(reason) is MemoryError and str(reason) else ""
+            raise error(f"{name}: needs more memory than there is{need}; scale it down first") from None
         if isinstance(reason, OSError) and reason.errno is not None:
             raise error(f"{name}: cannot be read ({reason.strerror}); check its permissions") from None
         plain = isinstance(reason, OSError | SyntaxError | ValueError | EOFError)
