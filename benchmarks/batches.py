@@ -98,19 +98,17 @@ def main() -> int:
     arguments = parser.parse_args()
     rows = []
     if not arguments.json:
-        print(
-            f"{PICTURES} pictures of {len(SIZES)} sizes, {CLASSES} classes, {torch.get_num_threads()} threads, {arguments.device}"
-        )
-        print(
-            f"{'model':<16}{'one by one: cpu s':>18}{'wall s':>8}{'together: cpu s':>17}{'wall s':>8}{'ratio: cpu':>12}{'wall':>7}{'apart':>9}"
-        )
+        threads = torch.get_num_threads()
+        print(f"{PICTURES} pictures of {len(SIZES)} sizes, {CLASSES} classes, {threads} threads, {arguments.device}")
+        print(f"{'':<16}{'one by one':>18}{'together':>18}{'ratio':>16}")
+        print(f"{'model':<16}{'cpu s':>10}{'wall s':>8}{'cpu s':>10}{'wall s':>8}{'cpu':>9}{'wall':>7}{'apart':>9}")
     for name in arguments.model or tiny:
         rows.append(row := measured(name, arguments.device, arguments.repeat))
         if not arguments.json:
             alone, batch, ratio = row["one_by_one"], row["together"], row["ratio"]
             print(
-                f"{name:<16}{alone['cpu']:>18.2f}{alone['wall']:>8.2f}{batch['cpu']:>17.2f}{batch['wall']:>8.2f}"
-                f"{ratio['cpu']:>11.2f}x{ratio['wall']:>6.2f}x{row['apart']:>9.0e}",
+                f"{name:<16}{alone['cpu']:>10.2f}{alone['wall']:>8.2f}{batch['cpu']:>10.2f}{batch['wall']:>8.2f}"
+                f"{ratio['cpu']:>8.2f}x{ratio['wall']:>6.2f}x{row['apart']:>9.0e}",
                 flush=True,
             )
     if arguments.json:
