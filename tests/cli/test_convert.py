@@ -18,9 +18,10 @@ from transformers import SamConfig, SamHQConfig
 
 import lexiseg
 from lexiseg import methods
-from lexiseg.backbones import sam_weights
+from lexiseg.backbones import mask2former_weights, sam2_weights, sam_weights
 from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipResNet, build_clip, load_clip
-from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, mobile_sam, sam_config, sam_hq_config
+from lexiseg.backbones.mask2former import load_mask2former
+from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, load_sam, mobile_sam, sam_config, sam_hq_config
 from lexiseg.checkpoints.convert import converter_of
 from lexiseg.cli import main
 from lexiseg.methods.cmpf.config import CmpfConfig
@@ -30,6 +31,8 @@ from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.weights import Checkpoint, to_official
 from lexiseg.methods.variant import ASSETS, Part
 from lexiseg.methods.weights import SavedWeights, digest_of, save_segmenter
+from tests.backbones.test_mask2former import tiny as tiny_mask2former
+from tests.backbones.test_sam import tiny as tiny_backbone
 
 NAME = "fcclip-mini"
 SIZES: dict[str, Any] = {
@@ -293,3 +296,32 @@ def test_a_checkpoint_with_another_clip_is_refused(segmenter, tmp_path):
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(lexiseg.WeightsError, match=r"other\.pth is another model's: clip\.\S+text_projection is \(3, 4\), not"):
         lexiseg.load(NAME, weights=tmp_path / "other.pth")
+
+
+def test_sam2_goes_there_and_back(capsys, tmp_path, monkeypatch):
+    """Without what only videos need; the folder is one of transformers, too."""
+    small = tiny_backbone("sam2")
+    monkeypatch.setattr(sam2_weights, "sam2_config", lambda *_: small.model.config)
+    official = sam2_weights.to_official(small.model.state_dict())
+    torch.save({"model": {**official, "memory_attention.x": torch.zeros(2)}}, tmp_path / "a.pt")
+    code, out, _ = run(capsys, tmp_path / "a.pt", "--model", "sam2", "--output", tmp_path / "ours", "--json")
+    assert code == 0
+    assert json.loads(out)["dropped"].keys() == {"memory_attention.x"}
+    assert same(load_sam(tmp_path / "ours").model.state_dict(), small.model.state_dict())
+    run(capsys, tmp_path / "ours", "--model", "sam2", "--to", "official", "--output", tmp_path / "back.safetensors")
+    assert same(load_file(tmp_path / "back.safetensors"), official)
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_mask2former_goes_there_and_back(capsys, tmp_path, backbone):
+    small = tiny_mask2former(backbone)
+    official = mask2former_weights.to_official(small.model.state_dict())
+    torch.save({"model": {**official, "criterion.empty_weight": torch.ones(6)}}, tmp_path / "a.pth")
+    code, out, _ = run(capsys, tmp_path / "a.pth", "--model", "mask2former", "--output", tmp_path / "ours", "--json")
+    assert code == 0
+    assert json.loads(out)["dropped"].keys() == {"criterion.empty_weight"}
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(load_mask2former(tmp_path / "ours").eval()(image).masks, small.eval()(image).masks)
+    run(capsys, tmp_path / "ours", "--model", "mask2former", "--to", "official", "--output", tmp_path / "back.safetensors")
+    assert same(load_file(tmp_path / "back.safetensors"), official)

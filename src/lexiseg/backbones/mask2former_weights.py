@@ -142,9 +142,14 @@ _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
 _TO_NOW = tuple(compiled(rules, 0) for rules in _EARLIER)
 
 
+def reason_to_drop(key: str) -> str | None:
+    """Why a key of either side carries no parameter; None if it does."""
+    return next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, key)), None)
+
+
 def dropped(key: str) -> bool:
     """Whether a key is one of `DROPPED`."""
-    return any(re.fullmatch(pattern, key) for pattern in DROPPED)
+    return reason_to_drop(key) is not None
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Official checkpoints into our form of weights, and back: the same tensors under other names, every key accounted for.
 
     methods with published weights   ``model.safetensors`` + ``card.json``: what `lexiseg.load` takes for the official file
-    SAM, HQ-SAM, MobileSAM           the same with ``config.json``: what ``--weights sam=`` takes
+    SAM, HQ-SAM, MobileSAM, SAM 2    the same with ``config.json``: what ``--weights sam=`` takes
+    Mask2Former                      likewise: what ``--weights proposer=`` takes
 
 What is frozen, CLIP and SAM, is kept if the checkpoint holds it, so that one folder is all a model needs.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lexiseg.backbones import sam_weights
+from lexiseg.backbones import mask2former, mask2former_weights, sam2_weights, sam_weights
 from lexiseg.backbones.sam_loading import SAM_NAMES, config_document, from_official_state, sam_name
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
@@ -112,6 +113,44 @@ class SamConverter:
         return {"model": self.name, "licence": "Apache-2.0"}
 
 
+class Sam2Converter:
+    """SAM 2 and 2.1 of any published size, without what only videos need."""
+
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: "only videos need it" for key in keys if key.startswith(sam2_weights.VIDEO)}
+
+    def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        if sam2_weights.SAM2_KEY not in state:
+            raise WeightsError(f"{source} is another model's: it holds no SAM 2")
+        return sam2_weights.from_official(state), config_document(from_official_state(state, source))
+
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        return sam2_weights.to_official(saved.tensors)
+
+    def card(self) -> dict[str, Any]:
+        return {"model": SAM2, "licence": "Apache-2.0"}
+
+
+class Mask2FormerConverter:
+    """Mask2Former on a Swin or a ResNet."""
+
+    def dropped(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: reason for key in keys if (reason := mask2former_weights.reason_to_drop(key))}
+
+    def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+        document: dict[str, Any] = mask2former.from_official_state(state, source).model.config.to_dict()
+        return mask2former_weights.from_official(state), document
+
+    def official(self, saved: SavedWeights) -> dict[str, Tensor]:
+        return mask2former_weights.to_official(saved.tensors)
+
+    def card(self) -> dict[str, Any]:
+        return {"model": MASK2FORMER, "licence": "MIT; of some weights CC-BY-NC, see the authors' page"}
+
+
+SAM2, MASK2FORMER = "sam2", "mask2former"
+
+
 def converter_of(model: str) -> Converter:
     """The converter of ``model``.
 
@@ -123,8 +162,13 @@ def converter_of(model: str) -> Converter:
         return MethodConverter(published[model])
     if model in SAM_NAMES:
         return SamConverter(model)
+    if model == SAM2:
+        return Sam2Converter()
+    if model == MASK2FORMER:
+        return Mask2FormerConverter()
+    known = ", ".join([*published, *SAM_NAMES, SAM2, MASK2FORMER])
     why = "has no weights that its authors published" if model in MODELS else "is unknown"
-    raise UsageError(f"the model '{model}' {why}; checkpoints can be converted of {', '.join([*published, *SAM_NAMES])}")
+    raise UsageError(f"the model '{model}' {why}; checkpoints can be converted of {known}")
 
 
 @dataclass(frozen=True)

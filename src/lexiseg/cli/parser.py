@@ -214,7 +214,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME",
-        help="whose it is: fcclip-…, cmpf-…, catseg-…, maskclip-…, sam-vit-b, sam_hq-vit-l, …",
+        help="whose it is: fcclip-…, cmpf-…, catseg-…, maskclip-…, sam-vit-b, sam_hq-vit-l, mobile_sam, sam2, mask2former",
     )
     parser.add_argument(
         "--output",

@@ -102,7 +102,7 @@ class MaskClipCheckpoint(Official):
     partial: ClassVar[tuple[str, ...]] = (f"{OUR_CLIP}visual.",)  # the text tower is CLIP's own
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
-        return {key: why for key in keys for pattern, why in mask2former_weights.DROPPED.items() if re.fullmatch(pattern, key)}
+        return {key: reason for key in keys if (reason := mask2former_weights.reason_to_drop(key))}
 
     def ours(self, state: Mapping[str, Tensor], source: str, /) -> dict[str, Tensor]:
         checkpoint = taken_apart(state, source)
