@@ -242,7 +242,7 @@ def test_every_label_map_is_found_and_nothing_hidden_is(tmp_path: Path) -> None:
         (truth / hidden).write_bytes(b"\0\5\x16\7")
     assert score_semantic(found, truth, NAMES).metric.result() == right
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(truth / "city/b.tif")
-    with pytest.raises(DataError, match=r"label maps of one name"):
+    with pytest.raises(DataError, match=r"label maps with the same name"):
         score_semantic(found, truth, NAMES)
 
 
@@ -316,7 +316,7 @@ def test_folders_without_label_maps(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: has no PNG or TIFF"):
         score_semantic(found, tmp_path / "empty", NAMES, keep_going=True)
-    with pytest.raises(DataError, match="nowhere: is no folder"):
+    with pytest.raises(DataError, match="nowhere: is not a folder"):
         score_semantic(tmp_path / "nowhere", truth, NAMES)
 
 

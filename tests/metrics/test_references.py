@@ -135,7 +135,7 @@ def test_a_perfect_result_has_quality_one_and_void_forgives() -> None:
         ((PanopticSegment(1, 0),), "pixels of segment 2, which its list"),
         ((PanopticSegment(1, 0), PanopticSegment(2, 0), PanopticSegment(3, 1)), "segment 3, which has no pixels"),
         ((PanopticSegment(1, 0), PanopticSegment(2, 0), PanopticSegment(2, 1)), "segment id twice"),
-        ((PanopticSegment(1, 0), PanopticSegment(2, 0), PanopticSegment(0, 1)), "not above 0"),
+        ((PanopticSegment(1, 0), PanopticSegment(2, 0), PanopticSegment(0, 1)), "an id below 1"),
         ((PanopticSegment(1, 0), PanopticSegment(2, 9)), "the result has label 9"),
     ],
 )
@@ -235,7 +235,7 @@ def test_federated_truth_needs_federated_rules_and_finite_scores() -> None:
     mask = np.array([1, 3])
     for thing, message in (
         (Instance(0, mask, 3, (0, 0, 0, 0), score=float("nan")), "not finite"),
-        (Instance(0, np.array([1, 9]), 3, (0, 0, 0, 0)), "do not make an image of 2 × 2"),
+        (Instance(0, np.array([1, 9]), 3, (0, 0, 0, 0)), "do not fill an image of 2 × 2"),
         (Instance(0, np.array([5, -1]), 3, (0, 0, 0, 0)), "do not make"),
         (Instance(0, np.array([], np.int64), 3, (0, 0, 0, 0)), "do not make"),
         (Instance(4, mask, 3, (0, 0, 0, 0)), "label 4"),

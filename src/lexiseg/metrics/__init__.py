@@ -1,4 +1,4 @@
-"""Measuring results: panoptic quality, average precision, mIoU, recall of masks; streamed, and exact under any split."""
+"""Streaming metrics: panoptic quality, average precision, mIoU and mask recall, exact under any split of the images."""
 
 from lexiseg.metrics.base import Metric
 from lexiseg.metrics.files import Score, score_instances, score_panoptic, score_semantic

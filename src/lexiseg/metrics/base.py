@@ -1,8 +1,8 @@
-"""What every metric is: integer sums over images, which add up exactly however the images were shared out.
+"""Base classes of metrics: integer sums over images, exact however the images are split among processes.
 
 metric = PanopticQuality(len(names), things)
-metric.update(139, truth, found)              # image by image; nothing but the sums is kept
-metric.merge(metric.from_state(state))        # what another process, or a run before a crash, had measured
+metric.update(139, truth, prediction)         # image by image; only the sums are kept
+metric.merge(metric.from_state(state))        # the sums of another process, or of an interrupted run
 metric.result(), metric.table(names)
 """
 
@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from lexiseg.errors import DataError, UsageError, explained
 
 TruthT = TypeVar("TruthT")
-FoundT = TypeVar("FoundT")
+PredictionT = TypeVar("PredictionT")
 State = dict[str, NDArray[Any]]
-SHOWN = 10  # how many classes a line names
+SHOWN = 10  # classes named in a line
 
 
-class Metric(ABC, Generic[TruthT, FoundT]):
-    """A measure over the images of a data set.
+class Metric(ABC, Generic[TruthT, PredictionT]):
+    """Metric over the images of a data set.
 
     Args:
-        classes: K; labels are 0 to K - 1.
-        groups: names for sets of labels that get numbers of their own, such as "seen" and "unseen".
+        classes: K, the number of classes; labels are 0 to K - 1.
+        groups: named sets of labels that are also scored on their own, such as "seen" and "unseen".
 
     Raises:
-        UsageError: if there is no class, or a group has a label outside the classes.
+        UsageError: if ``classes`` is below 1, or a group has a label outside the classes.
     """
 
     def __init__(self, classes: int, groups: Mapping[str, Collection[int]] | None = None) -> None:
@@ -47,50 +47,50 @@ class Metric(ABC, Generic[TruthT, FoundT]):
 
     @property
     def images(self) -> frozenset[int]:
-        """The numbers of the images measured so far."""
+        """Numbers of the images measured so far."""
         return frozenset(self._images)
 
-    def update(self, image: int, truth: TruthT, found: FoundT, name: str | None = None) -> None:
+    def update(self, image: int, truth: TruthT, prediction: PredictionT, name: str | None = None) -> None:
         """Measure one image.
 
         Args:
-            image: its number, each only once; where the order of images matters (ties of scores) it is that of numbers.
-            truth: what is there.
-            found: the result to be measured.
-            name: what messages call the image.
+            image: its number, unique; equal scores are ordered by it.
+            truth: the ground truth.
+            prediction: the result to measure.
+            name: the image's name in error messages.
 
         Raises:
-            DataError: if the image was measured before, or truth and result do not fit each other or the classes;
+            DataError: if the image was measured before, or truth and prediction do not fit each other or the classes;
                 nothing is counted then.
         """
         try:
             if image in self._images:
                 raise DataError("was measured before; give each image once")
-            self._add(image, truth, found)
+            self._add(image, truth, prediction)
         except DataError as error:
             raise DataError(f"{name or f'image {image}'}: {error}") from None
         self._images.add(image)
 
     def merge(self, other: Self) -> None:
-        """Add what another metric of the same options has measured.
+        """Add the sums of another metric with the same options.
 
         Raises:
             DataError: if both measured the same image, or the options differ.
         """
         if common := self._images & other._images:
-            raise DataError(f"{len(common)} images were measured twice, {min(common)} for one; share them out without overlap")
+            raise DataError(f"{len(common)} images were measured twice, such as {min(common)}; give each image to one metric")
         self._merge(other)
         self._images |= other._images
 
     def state(self) -> State:
-        """All that was measured, as arrays that can be saved or sent."""
+        """Return the sums as arrays that can be saved or sent."""
         return {"images": np.array(sorted(self._images), np.int64), **self._sums()}
 
     def from_state(self, state: Mapping[str, NDArray[Any]]) -> Self:
-        """A metric of the same options that has measured what ``state`` holds.
+        """Return a metric with the same options and the sums of ``state``.
 
         Raises:
-            DataError: if the state is that of another metric, or of other classes.
+            DataError: if the state belongs to another metric, or to other classes.
         """
         fresh = copy.copy(self)
         try:
@@ -102,18 +102,18 @@ class Metric(ABC, Generic[TruthT, FoundT]):
 
     @abstractmethod
     def result(self) -> dict[str, Any]:
-        """The numbers, shares in 0..1, ready for JSON; None where there was nothing to measure."""
+        """Return the scores in 0..1, ready for JSON; None where there was nothing to measure."""
 
     @abstractmethod
     def table(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """One row a class, in the order of labels."""
+        """Return one row per class, in label order."""
 
     @abstractmethod
     def in_truth(self) -> NDArray[np.bool_]:
-        """Which classes the truth has, [K]; groups that nobody counted do not make one."""
+        """Return which classes occur in the truth, [K] bool; crowds do not count."""
 
     @abstractmethod
-    def _add(self, image: int, truth: TruthT, found: FoundT) -> None: ...
+    def _add(self, image: int, truth: TruthT, prediction: PredictionT) -> None: ...
 
     @abstractmethod
     def _merge(self, other: Self) -> None: ...
@@ -125,27 +125,27 @@ class Metric(ABC, Generic[TruthT, FoundT]):
     def _restore(self, state: Mapping[str, NDArray[Any]]) -> None: ...
 
 
-class CountingMetric(Metric[TruthT, FoundT]):
-    """A metric whose sums are one array of integers, one row a class."""
+class CountingMetric(Metric[TruthT, PredictionT]):
+    """Metric whose sums are one integer array with a row per class."""
 
     def __init__(self, classes: int, columns: int, groups: Mapping[str, Collection[int]] | None = None) -> None:
         super().__init__(classes, groups)
         self.sums = np.zeros((classes, columns), np.int64)
 
-    def _add(self, image: int, truth: TruthT, found: FoundT) -> None:  # noqa: ARG002
+    def _add(self, image: int, truth: TruthT, prediction: PredictionT) -> None:  # noqa: ARG002
         try:
-            sums = self.count(truth, found)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # an id beyond 64 bits, a map that is none, …
+            sums = self.count(truth, prediction)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # an id beyond 64 bits, a map of another type, …
             raise DataError(explained(error)) from error
         self.sums += sums
 
     @abstractmethod
-    def count(self, truth: TruthT, found: FoundT) -> NDArray[np.int64]:
-        """The sums [K, columns] of one image."""
+    def count(self, truth: TruthT, prediction: PredictionT) -> NDArray[np.int64]:
+        """Return the sums [K, columns] of one image."""
 
     def _merge(self, other: Self) -> None:
         if self.sums.shape != other.sums.shape:
-            raise DataError(f"sums of shape {other.sums.shape} cannot be added to {self.sums.shape}: other classes")
+            raise DataError(f"sums of shape {other.sums.shape} cannot be added to {self.sums.shape}: the classes differ")
         self.sums += other.sums
 
     def _sums(self) -> State:
@@ -154,48 +154,48 @@ class CountingMetric(Metric[TruthT, FoundT]):
     def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         if state["sums"].shape != self.sums.shape:
             raise DataError(
-                f"saved sums of shape {state['sums'].shape}, expected {self.sums.shape}: other classes; measure again"
+                f"saved sums of shape {state['sums'].shape}, expected {self.sums.shape}: the classes differ; measure again"
             )
         self.sums = state["sums"].astype(np.int64)
 
 
 def absence(metric: Metric[Any, Any], names: Sequence[str]) -> list[str]:
-    """The names of the classes that are not in the truth."""
-    return [name for name, there in zip(names, metric.in_truth(), strict=True) if not there]
+    """Return the names of the classes that are not in the truth."""
+    return [name for name, present in zip(names, metric.in_truth(), strict=True) if not present]
 
 
 def absence_in_words(absent: Sequence[str]) -> list[str]:
-    """A line that says how many classes are not in the truth and names some; none if all are."""
+    """Return a line with the number of classes not in the truth and some of their names; no line if there are none."""
     more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
     named = ", ".join(" ".join(name.split()) for name in absent[:SHOWN])
     return [f"Classes that are not in the truth: {len(absent)} ({named}{more})."] if absent else []
 
 
 def number(value: float) -> float | None:
-    """A number for JSON: None for NaN."""
+    """Convert a number for JSON: None for NaN."""
     return None if np.isnan(value) else float(value)
 
 
 def mean(values: NDArray[np.float64]) -> float | None:
-    """The mean for JSON: None of nothing."""
+    """Return the mean for JSON: None for an empty array."""
     return number(values.mean()) if values.size else None
 
 
 def divide(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
-    """Shares; NaN where there is nothing to share."""
-    shares = np.full(np.broadcast(above, below).shape, np.nan)
-    np.divide(above, below, out=shares, where=np.asarray(below) != 0)
-    return shares
+    """Divide elementwise; NaN where the denominator is 0."""
+    fractions = np.full(np.broadcast(above, below).shape, np.nan)
+    np.divide(above, below, out=fractions, where=np.asarray(below) != 0)
+    return fractions
 
 
 def check_labels(labels: NDArray[np.integer[Any]], classes: int, *, lowest: int, what: str) -> None:
-    """Raise DataError if a label is below ``lowest`` or no class."""
+    """Raise DataError if a label is below ``lowest`` or not below ``classes``."""
     if labels.size and (labels.min() < lowest or labels.max() >= classes):
         wrong = labels.min() if labels.min() < lowest else labels.max()
         raise DataError(f"{what} has label {wrong}; there are {classes} classes, 0 to {classes - 1}")
 
 
-def check_size(truth: tuple[int, ...], found: tuple[int, ...]) -> None:
-    """Raise DataError if truth and result are not of the same size."""
-    if truth != found:
-        raise DataError(f"the truth is {' × '.join(map(str, truth))} pixels, the result {' × '.join(map(str, found))}")
+def check_size(truth: tuple[int, ...], prediction: tuple[int, ...]) -> None:
+    """Raise DataError if truth and prediction differ in size."""
+    if truth != prediction:
+        raise DataError(f"the truth is {' × '.join(map(str, truth))} pixels, the result {' × '.join(map(str, prediction))}")

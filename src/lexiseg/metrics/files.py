@@ -1,12 +1,12 @@
-"""Scores of files: predictions of any tool against a ground truth in the same format.
+"""Score files: predictions of any tool against a ground truth in the same format.
 
     task        ground truth                                        predictions
     instance    COCO instances JSON, or LVIS's                      COCO results JSON (a list of scored masks)
     panoptic    COCO panoptic JSON, its PNGs in a folder beside it  the same
     semantic    a folder of label maps (PNG, TIFF)                  the same, files of the same names
 
-Anything wrong is a `DataError` that names file and image. With ``keep_going`` an image with something wrong, whatever that is,
-is left out of the measurement, and what was wrong is in `Score.problems`.
+Faults raise a `DataError` that names file and image. With ``keep_going`` a faulty image is skipped, and its fault is listed in
+`Score.problems`.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ LABEL_MAPS = (".png", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Score:
-    """What a metric says of some files.
+    """Score of a set of files.
 
     Attributes:
-        metric: with everything it has measured.
-        names: its classes.
-        problems: what was wrong with the images left out; empty unless told to keep going.
+        metric: the metric with its sums.
+        names: the class names.
+        problems: the faults of skipped images; empty without ``keep_going``.
     """
 
     metric: Metric[Any, Any]
@@ -70,7 +70,7 @@ class Score:
     problems: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """``result``, ``classes`` (one row each), ``absent`` from the truth, and ``problems``, ready for JSON."""
+        """Return ``result``, ``classes`` (a row each), ``absent`` (not in the truth) and ``problems``, ready for JSON."""
         return {
             "result": self.metric.result(),
             "classes": self.metric.table(self.names),
@@ -80,28 +80,28 @@ class Score:
 
 
 class _Problems:
-    """Raises what is wrong with an image at once, or collects it."""
+    """Raise the fault of an image, or collect it with ``keep_going``."""
 
     def __init__(self, keep_going: bool) -> None:
         self.keep_going = keep_going
-        self.found: list[str] = []
+        self.messages: list[str] = []
 
     def add(self, error: DataError) -> None:
         if not self.keep_going:
             raise error
-        self.found.append(str(error))
+        self.messages.append(str(error))
 
     @contextmanager
-    def of(self, place: str) -> Iterator[None]:
-        """Whatever goes wrong in the block, be it the memory or a mistake of ours, is wrong with the image at ``place``."""
+    def of(self, image: str) -> Iterator[None]:
+        """Treat any exception in the block, lack of memory included, as a fault of ``image`` (its name in messages)."""
         try:
             yield
         except DataError as error:
             self.add(error)
         except Exception as error:
             if not self.keep_going:
-                raise RunError(f"{place}: {explained(error)}") from error
-            self.found.append(f"{place}: {explained(error)}")
+                raise RunError(f"{image}: {explained(error)}") from error
+            self.messages.append(f"{image}: {explained(error)}")
 
 
 # --- instances --------------------------------------------------------------------------------------------------------
@@ -110,18 +110,18 @@ class _Problems:
 def score_instances(
     predictions: str | Path, truth: str | Path, *, groups: Groups | None = None, keep_going: bool = False
 ) -> Score:
-    """Average precision of a COCO results file. A truth whose images have ``neg_category_ids`` is measured by LVIS's rules.
+    """Compute the average precision of a COCO results file; a truth with ``neg_category_ids`` follows LVIS's rules.
 
     Args:
-        predictions: JSON, a list of ``{image_id, category_id, segmentation, score}``. Boxes are not looked at (pycocotools
-            would take their areas for those of the masks).
-        truth: JSON with ``images``, ``annotations``, ``categories``; masks are polygons or runs.
-        groups: sets of labels (places among the categories in the order of their ids) with numbers of their own; LVIS's
-            rare, common and frequent classes are such without saying.
-        keep_going: leave out images with something wrong.
+        predictions: JSON, a list of ``{image_id, category_id, segmentation, score}``. Boxes are ignored (pycocotools
+            would use their areas in place of the masks').
+        truth: JSON with ``images``, ``annotations``, ``categories``; masks are polygons or run lengths.
+        groups: named sets of labels (indices of the categories sorted by id) that are also scored on their own; LVIS's
+            rare, common and frequent classes are added.
+        keep_going: skip faulty images.
 
     Raises:
-        DataError: a file is missing, is no such JSON, or holds what it must not.
+        DataError: a file is missing, is not such a JSON, or has invalid entries.
     """
     document, (results, faults) = read_coco(truth, panoptic=False), read_results(predictions)
     labels, names = _categories(document)
@@ -138,16 +138,16 @@ def score_instances(
     if not any(image in known for image in document.annotations):
         raise DataError(f"{truth}: has no annotation of any of its images; nothing can be measured")
     for order, image in enumerate(_in_order(known)):
-        with problems.of(place := f"{predictions}, image {image}"):
+        with problems.of(where := f"{predictions}, image {image}"):
             _refuse_faults(image, document.faults, faults)
             entry = images[image]
             size, checked, partly = (entry["height"], entry["width"]), None, frozenset[int]()
             if federated:
                 checked = _labels(entry, "neg_category_ids", labels, document.source)
                 partly = _labels(entry, "not_exhaustive_category_ids", labels, document.source)
-            there = _instances(document.annotations.get(image, ()), size, labels, document.source, checked, partly)
-            metric.update(order, there, _instances(results.get(image, ()), size, labels, Path(predictions)), name=place)
-    return Score(metric, names, tuple(problems.found))
+            instances = _instances(document.annotations.get(image, ()), size, labels, document.source, checked, partly)
+            metric.update(order, instances, _instances(results.get(image, ()), size, labels, Path(predictions)), name=where)
+    return Score(metric, names, tuple(problems.messages))
 
 
 def _instances(
@@ -158,14 +158,14 @@ def _instances(
     checked: frozenset[int] | None = None,
     partly: frozenset[int] = frozenset(),
 ) -> Instances:
-    places = [(entry, place_of(source, entry)) for entry in entries]
-    things = tuple(instance_of(entry, label_of(entry, labels, place), size, place) for entry, place in places)
+    located = [(entry, place_of(source, entry)) for entry in entries]
+    things = tuple(instance_of(entry, label_of(entry, labels, where), size, where) for entry, where in located)
     return Instances(size, things, checked, partly)
 
 
 def _labels(entry: Entry, key: str, labels: Mapping[int, int], source: Path) -> frozenset[int]:
-    place = f"{place_of(source, entry)}, {key}"
-    return frozenset(label_of({"category_id": category}, labels, place) for category in entry[key])
+    where = f"{place_of(source, entry)}, {key}"
+    return frozenset(label_of({"category_id": category}, labels, where) for category in entry[key])
 
 
 # --- panoptic ---------------------------------------------------------------------------------------------------------
@@ -174,15 +174,15 @@ def _labels(entry: Entry, key: str, labels: Mapping[int, int], source: Path) -> 
 def score_panoptic(
     predictions: str | Path, truth: str | Path, *, groups: Groups | None = None, keep_going: bool = False
 ) -> Score:
-    """Panoptic quality of files in COCO's panoptic format.
+    """Compute the panoptic quality of files in COCO's panoptic format.
 
     Args:
         predictions, truth: JSON files. The PNGs of ``panoptic.json`` are in the folder ``panoptic``, or else beside it.
-        groups: sets of labels (places among the categories in the order of their ids) with numbers of their own.
-        keep_going: leave out images with something wrong, also those without a prediction.
+        groups: named sets of labels (indices of the categories sorted by id) that are also scored on their own.
+        keep_going: skip faulty images, also those without a prediction.
 
     Raises:
-        DataError: a file is missing or damaged, or holds what it must not; an image has no prediction.
+        DataError: a file is missing, damaged or has invalid entries; an image has no prediction.
     """
     document, (results, faults) = read_coco(truth, panoptic=True), read_panoptic_results(predictions)
     labels, names = _categories(document)
@@ -197,16 +197,16 @@ def score_panoptic(
         _refuse_faults(image, document.faults, faults)
         if image not in results:
             raise DataError(f"{predictions}: has no prediction for image {image}; every image of the truth needs one")
-        (there,) = document.annotations[image]
+        (annotation,) = document.annotations[image]
         return (
-            _panoptic(there, folders[0], labels, document.source),
+            _panoptic(annotation, folders[0], labels, document.source),
             _panoptic(results[image], folders[1], labels, Path(predictions)),
         )
 
     for order, (image, pair) in enumerate(_read_ahead(read, _in_order(document.annotations))):
-        with problems.of(place := f"{predictions}, image {image}"):
-            metric.update(order, *pair.result(), name=place)
-    return Score(metric, names, tuple(problems.found))
+        with problems.of(where := f"{predictions}, image {image}"):
+            metric.update(order, *pair.result(), name=where)
+    return Score(metric, names, tuple(problems.messages))
 
 
 def _panoptic(entry: Entry, folder: Path, labels: Mapping[int, int], source: Path) -> PanopticMap:
@@ -233,20 +233,20 @@ def score_semantic(
     groups: Groups | None = None,
     keep_going: bool = False,
 ) -> Score:
-    """mIoU and its relatives of label maps.
+    """Compute mIoU, FWIoU and accuracies of label maps.
 
     Args:
-        predictions, truth: folders of PNGs or TIFFs with grey values or palette indices; a truth has the prediction of the
-            same name, whatever its ending, in the same sub-folder.
-        names: the K classes.
-        table: which values stand for which class, and which are not measured in a truth and void in predictions; None: 0 to
-            K - 1, and 255 (65535 where there are more than 255 classes) is ignored.
+        predictions, truth: folders of PNGs or TIFFs with grey values or palette indices; a truth and its prediction have the
+            same name but for the suffix, in the same subfolder.
+        names: the K class names.
+        table: the class of each value, and the values that are ignored in a truth and void in predictions; None: 0 to
+            K - 1, and 255 (65535 for more than 255 classes) is ignored.
         absent: see `SemanticScores`.
-        groups: sets of labels with numbers of their own.
-        keep_going: leave out images with something wrong, also those without a prediction.
+        groups: named sets of labels that are also scored on their own.
+        keep_going: skip faulty images, also those without a prediction.
 
     Raises:
-        DataError: a folder or file is missing or damaged, sizes differ, or a value is no class.
+        DataError: a folder or file is missing or damaged, sizes differ, or a value has no class.
     """
     meaning = table or LabelTable.of_ids(range(len(names)))
     files, results = _label_files(truth), _label_files(predictions)
@@ -264,21 +264,21 @@ def score_semantic(
         return labels_of(files[name]), labels_of(results[name])
 
     for order, (name, pair) in enumerate(_read_ahead(read, files)):
-        with problems.of(place := str(results.get(name, name))):
-            metric.update(order, *pair.result(), name=place)
-    return Score(metric, tuple(names), tuple(problems.found))
+        with problems.of(where := str(results.get(name, name))):
+            metric.update(order, *pair.result(), name=where)
+    return Score(metric, tuple(names), tuple(problems.messages))
 
 
 def _label_files(folder: str | Path) -> dict[str, Path]:
-    """The label maps below a folder, by their names without ending."""
+    """Return the label maps below a folder, by relative name without suffix."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: is no folder; give the folder with the label maps")
+        raise DataError(f"{folder}: is not a folder; give the folder with the label maps")
     files: dict[str, Path] = {}
     for path in find_files(folder, LABEL_MAPS):
         other = files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
         if other is not path:
-            raise DataError(f"{other} and {path.name} are label maps of one name; keep one of them")
+            raise DataError(f"{other} and {path.name} are label maps with the same name; keep one of them")
     return files
 
 
@@ -286,7 +286,7 @@ def _label_files(folder: str | Path) -> dict[str, Path]:
 
 
 def _read_ahead(read: Callable[[Item], Pair], items: Iterable[Item]) -> Iterator[tuple[Item, Future[Pair]]]:
-    """Items in their order, and what is read of each: threads decode pictures while others are measured, a few ahead."""
+    """Yield items in order with the future of ``read(item)``; threads read a few items ahead of the one in use."""
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[Item, Future[Pair]]] = deque()
@@ -297,7 +297,7 @@ def _read_ahead(read: Callable[[Item], Pair], items: Iterable[Item]) -> Iterator
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
-        finally:  # whoever stops early does not wait for the rest
+        finally:  # stopping early does not wait for the rest
             for _, left in waiting:
                 left.cancel()
 
@@ -307,7 +307,7 @@ def _ids(document: CocoTruth) -> list[int]:
 
 
 def _categories(document: CocoTruth) -> tuple[dict[int, int], tuple[str, ...]]:
-    """The label of each category id, and the names; labels are places in the order of the ids."""
+    """Return the label of each category id, and the names; labels are indices of the categories sorted by id."""
     if not document.categories:
         raise DataError(f"{document.source}: has no categories; nothing can be measured")
     categories = sorted(document.categories, key=lambda entry: entry["id"])
@@ -316,17 +316,17 @@ def _categories(document: CocoTruth) -> tuple[dict[int, int], tuple[str, ...]]:
 
 
 def _in_order(images: Iterable[ImageId]) -> list[ImageId]:
-    """Images in the order of their ids, which is that of ties: numbers before names."""
+    """Sort images by id, numbers before names; equal scores are ordered by it."""
     return sorted(images, key=lambda image: (isinstance(image, str), image))
 
 
 def _refuse_faults(image: ImageId, *faults: Mapping[ImageId, str]) -> None:
-    for found in faults:
-        if image in found:
-            raise DataError(found[image])
+    for messages in faults:
+        if image in messages:
+            raise DataError(messages[image])
 
 
 def _report_strangers(given: Iterable[ImageId], known: Collection[ImageId], path: Path, what: str, problems: _Problems) -> None:
     for image in given:
         if image not in known:
-            problems.add(DataError(f"{path}: has {what}s of image {image}, which is none of the truth's"))
+            problems.add(DataError(f"{path}: has {what}s of image {image}, which the truth does not list"))

@@ -1,7 +1,7 @@
-"""How many of the true regions some mask covers, whatever the masks are called: the recall of mask generators.
+"""Class-agnostic recall of masks: the fraction of truth regions that some predicted mask covers.
 
-The rule is FrozenSeg's (its evaluator of seen and unseen recall): a region counts as recalled at a threshold if the IoU of any
-found mask with it is above the threshold; pixels without a truth belong to the union.
+The rule is that of FrozenSeg's evaluator of seen and unseen recall: a region is recalled at a threshold if its IoU with any
+predicted mask is above the threshold; pixels without truth are in the union.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ RegionResult = PanopticMap | Instances
 
 
 class MaskRecall(CountingMetric[RegionTruth, RegionResult]):
-    """Recall of masks without their classes, over all labels and over groups such as "seen" and "unseen".
+    """Recall of masks regardless of class, over all labels and over groups such as "seen" and "unseen".
 
-    Truth is a map of labels [H, W] (its regions are then those of a class, as in the papers' tables), a `PanopticMap`, or
-    `Instances`; crowds are not asked for. Results are a `PanopticMap` or `Instances`.
+    Truth is a label map [H, W] (a region per class, as in the papers' tables), a `PanopticMap`, or `Instances`; crowds are
+    ignored. Predictions are a `PanopticMap` or `Instances`.
 
-    ``sums`` is [K, 1 + thresholds]: regions of the truth, and how many are recalled at each threshold.
+    ``sums`` is [K, 1 + thresholds]: the number of truth regions, and of those recalled at each threshold.
 
     Args:
         classes, groups: see `Metric`.
@@ -45,11 +45,11 @@ class MaskRecall(CountingMetric[RegionTruth, RegionResult]):
             raise UsageError(f"recall at IoU {list(thresholds)}: give thresholds of at least 0 and below 1")
         self.thresholds = tuple(thresholds)
 
-    def count(self, truth: RegionTruth, found: RegionResult) -> NDArray[np.int64]:
-        """The sums [K, 1 + thresholds] of one image."""
+    def count(self, truth: RegionTruth, prediction: RegionResult) -> NDArray[np.int64]:
+        """Return the sums [K, 1 + thresholds] of one image."""
         labels, regions, size = _regions_of_truth(truth)
-        masks, found_size = _masks(found)
-        check_size(size, found_size)
+        masks, pred_size = _masks(prediction)
+        check_size(size, pred_size)
         check_labels(labels, self.classes, lowest=0, what="the truth")
         best = overlaps(masks, regions, size).max(axis=0, initial=0.0)
         recalled = best[:, None] > np.array(self.thresholds)
@@ -58,11 +58,11 @@ class MaskRecall(CountingMetric[RegionTruth, RegionResult]):
         return sums
 
     def result(self) -> dict[str, Any]:
-        """``recall@0.5`` and so on, ``regions`` (how many there are to recall), and the same of each group."""
+        """Return ``recall@0.5`` and so on, ``regions`` (the number of truth regions), and the same for each group."""
         return {
-            **self._shares(np.arange(self.classes)),
+            **self._recall(np.arange(self.classes)),
             "images": len(self._images),
-            "groups": {name: self._shares(labels) for name, labels in self.groups.items()},
+            "groups": {name: self._recall(labels) for name, labels in self.groups.items()},
         }
 
     def in_truth(self) -> NDArray[np.bool_]:
@@ -70,21 +70,21 @@ class MaskRecall(CountingMetric[RegionTruth, RegionResult]):
         return self.sums[:, 0] > 0
 
     def table(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """The same of each class."""
+        """Return ``recall@…`` and ``regions`` of each class."""
         return [
-            {"label": label, "name": name, **self._shares(np.array([label]))}
+            {"label": label, "name": name, **self._recall(np.array([label]))}
             for label, name in zip(range(self.classes), names, strict=True)
         ]
 
-    def _shares(self, labels: NDArray[np.int64]) -> dict[str, Any]:
+    def _recall(self, labels: NDArray[np.int64]) -> dict[str, Any]:
         regions, *recalled = self.sums[labels].sum(axis=0)
-        shares = divide(np.array(recalled), regions)
-        named = {f"recall@{threshold:g}": number(share) for threshold, share in zip(self.thresholds, shares, strict=True)}
+        recall = divide(np.array(recalled), regions)
+        named = {f"recall@{threshold:g}": number(value) for threshold, value in zip(self.thresholds, recall, strict=True)}
         return {**named, "regions": int(regions)}
 
 
 def _regions_of_truth(truth: RegionTruth) -> tuple[NDArray[np.int64], list[Counts], Size]:
-    """The labels of the regions, their masks, and the size of the image."""
+    """Return the labels of the regions, their masks, and the size of the image."""
     if isinstance(truth, Instances):
         things = [thing for thing in truth.things if not thing.crowd]
         return np.array([thing.label for thing in things], np.int64), [thing.counts for thing in things], truth.size
@@ -98,12 +98,12 @@ def _regions_of_truth(truth: RegionTruth) -> tuple[NDArray[np.int64], list[Count
     return np.array(list(runs), np.int64), list(runs.values()), _size(truth)
 
 
-def _masks(found: RegionResult) -> tuple[list[Counts], Size]:
-    if isinstance(found, Instances):
-        return [thing.counts for thing in found.things], found.size
-    runs = runs_of_regions(found.ids)
+def _masks(prediction: RegionResult) -> tuple[list[Counts], Size]:
+    if isinstance(prediction, Instances):
+        return [thing.counts for thing in prediction.things], prediction.size
+    runs = runs_of_regions(prediction.ids)
     runs.pop(0, None)
-    return list(runs.values()), _size(found.ids)
+    return list(runs.values()), _size(prediction.ids)
 
 
 def _size(values: NDArray[np.integer[Any]]) -> Size:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 
 def seen_classes(names: Sequence[Sequence[str]], training: Iterable[Sequence[str]]) -> NDArray[np.bool_]:
-    """Which classes are seen: those that share any name, synonyms counted, with any class of the training.
+    """Return which classes are seen: those with any name or synonym in common with a training class.
 
-    The rule of FC-CLIP and FrozenSeg, whose names are compared letter by letter. [decided] Upper and lower case, and spaces
-    around a name, make no difference here, which changes nothing on the official lists; and all classes of the training count,
-    while on instance data sets the official program looks at its things only.
+    The rule of FC-CLIP and FrozenSeg, which compare names letter by letter. [decided] Here case and surrounding spaces are
+    ignored, which changes nothing on the official lists; and all training classes count, where the official program takes
+    only things on instance data sets.
 
     Args:
         names: the names of each of K classes.
@@ -27,7 +27,7 @@ def seen_classes(names: Sequence[Sequence[str]], training: Iterable[Sequence[str
 
 
 def seen_groups(names: Sequence[Sequence[str]], training: Iterable[Sequence[str]]) -> dict[str, frozenset[int]]:
-    """The labels of the "seen" and of the "unseen" classes, as groups of a metric."""
+    """Return the labels of the "seen" and "unseen" classes, as groups of a metric."""
     seen = seen_classes(names, training)
     return {"seen": frozenset(np.flatnonzero(seen).tolist()), "unseen": frozenset(np.flatnonzero(~seen).tolist())}
 

@@ -22,16 +22,16 @@ Labels = NDArray[np.integer[Any]]
 
 
 class SemanticScores(CountingMetric[Labels, Labels]):
-    """mIoU and its relatives.
+    """mIoU, frequency-weighted IoU, pixel accuracy and mean accuracy.
 
-    ``sums`` is the confusion matrix [K, K + 1]: truth by result, its last column the pixels without a result, which count
-    as wrong. Pixels whose truth is `IGNORED` are in none of the numbers.
+    ``sums`` is the confusion matrix [K, K + 1]: truth by prediction, its last column the pixels without prediction, which
+    count as wrong. Pixels whose truth is `IGNORED` do not count.
 
-    Truth is [H, W] with labels and `IGNORED`; results are [H, W] with labels and -1 for void.
+    Truth is [H, W] with labels and `IGNORED`; predictions are [H, W] with labels and -1 for void.
 
     Args:
         classes, groups: see `Metric`.
-        absent: which classes the means are over, a key of `ABSENT_CLASSES`.
+        absent: which classes are averaged, a key of `ABSENT_CLASSES`.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class SemanticScores(CountingMetric[Labels, Labels]):
     ) -> None:
         super().__init__(classes, classes + 1, groups)
         if absent not in ABSENT_CLASSES:
-            raise UsageError(f"no rule for absent classes is called {absent!r}; choose from {', '.join(ABSENT_CLASSES)}")
+            raise UsageError(f"unknown rule for absent classes {absent!r}; choose from {', '.join(ABSENT_CLASSES)}")
         self.absent: AbsentClasses = absent
 
-    def count(self, truth: Labels, found: Labels) -> NDArray[np.int64]:
-        """The confusion matrix [K, K + 1] of one image."""
-        check_size(truth.shape, found.shape)
+    def count(self, truth: Labels, prediction: Labels) -> NDArray[np.int64]:
+        """Return the confusion matrix [K, K + 1] of one image."""
+        check_size(truth.shape, prediction.shape)
         check_labels(truth, self.classes, lowest=IGNORED, what="the truth")
-        check_labels(found, self.classes, lowest=-1, what="the result")
+        check_labels(prediction, self.classes, lowest=-1, what="the result")
         width = self.classes + 1
-        # Both shifted by one, so that what is ignored is the first row, and void the first column.
-        pairs = (truth.astype(np.int64) + 1) * width + (found + 1)
+        # Both are shifted by one: ignored pixels are the first row, void the first column.
+        pairs = (truth.astype(np.int64) + 1) * width + (prediction + 1)
         counts = np.bincount(pairs.ravel(), minlength=width * width).reshape(width, width)[1:]
         return np.roll(counts, -1, axis=1)
 
     def result(self) -> dict[str, Any]:
-        """``mIoU``, ``FWIoU``, ``pixel_accuracy``, ``mean_accuracy``; the rule for absent classes in words; the groups."""
+        """Return ``mIoU``, ``FWIoU``, ``pixel_accuracy``, ``mean_accuracy``, the rule for absent classes, and the groups."""
         right, truth = np.diagonal(self.sums), self.sums.sum(axis=1)
         iou, total = self.iou(), truth.sum()
         return {
@@ -73,8 +73,8 @@ class SemanticScores(CountingMetric[Labels, Labels]):
         return self.sums.sum(axis=1) > 0
 
     def table(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """``IoU``, ``accuracy`` and the pixels of truth and result of each class."""
-        iou, truth, found = self.iou(), self.sums.sum(axis=1), self.sums.sum(axis=0)
+        """Return ``IoU``, ``accuracy`` and the numbers of truth and predicted pixels of each class."""
+        iou, truth, predicted = self.iou(), self.sums.sum(axis=1), self.sums.sum(axis=0)
         accuracy = divide(np.diagonal(self.sums), truth)
         return [
             {
@@ -83,16 +83,16 @@ class SemanticScores(CountingMetric[Labels, Labels]):
                 "IoU": number(iou[label]),
                 "accuracy": number(accuracy[label]),
                 "truth_pixels": int(truth[label]),
-                "found_pixels": int(found[label]),
+                "found_pixels": int(predicted[label]),
             }
             for label, name in zip(range(self.classes), names, strict=True)
         ]
 
     def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of each class, [K]; NaN for those the means are not over."""
-        right, truth, found = np.diagonal(self.sums), self.sums.sum(axis=1), self.sums.sum(axis=0)[:-1]
-        counted = truth > 0 if self.absent == "official" else truth + found > 0
-        return divide(right, np.where(counted, truth + found - right, 0))
+        """Return the intersection over union of each class, [K]; NaN for classes that are not averaged."""
+        right, truth, predicted = np.diagonal(self.sums), self.sums.sum(axis=1), self.sums.sum(axis=0)[:-1]
+        counted = truth > 0 if self.absent == "official" else truth + predicted > 0
+        return divide(right, np.where(counted, truth + predicted - right, 0))
 
     def _means(self, labels: NDArray[np.int64]) -> dict[str, Any]:
         iou, truth = self.iou()[labels], self.sums.sum(axis=1)[labels]
