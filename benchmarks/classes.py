@@ -43,7 +43,7 @@ def measured(name: str, classes: int, at_once: int) -> dict[str, Any]:
     if not isinstance(segmenter, CorrelationSegmenter):
         raise UsageError(f"{name} has no correlations to decode; CAT-Seg and ESC-Net have")
     if isinstance(segmenter, CatSeg):
-        segmenter.aggregation.most, segmenter.aggregation.classes_at_once = 0, at_once or None
+        segmenter.aggregation.max_classes, segmenter.aggregation.classes_at_once = 0, at_once or None
     elif isinstance(segmenter, EscNet):
         segmenter.config = replace(segmenter.config, classes_at_once=at_once or None)
     cells, vectors = segmenter.config.image_size // segmenter.clip.strides[0], torch.randn(classes, segmenter.clip.width)

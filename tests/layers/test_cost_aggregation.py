@@ -29,7 +29,15 @@ JOINT, CLASSES, SIZE, GUIDES = 12, 5, (8, 4), (6, 3)
 
 def aggregation(**options: object) -> CostAggregation:
     torch.manual_seed(0)
-    sizes = {"width": 16, "appearance": 8, "text": 6, "decoder": (16, 16), "decoder_guides": (4, 2), "window": 4, "most": 0}
+    sizes = {
+        "width": 16,
+        "appearance": 8,
+        "text": 6,
+        "decoder": (16, 16),
+        "decoder_guides": (4, 2),
+        "window": 4,
+        "max_classes": 0,
+    }
     model = CostAggregation(JOINT, GUIDES, **{**sizes, **options})  # type: ignore[arg-type]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -106,10 +114,10 @@ def test_over_space_each_class_is_alone_and_over_classes_each_cell() -> None:
 
 @pytest.mark.parametrize("attention", ["linear", "full"])
 @pytest.mark.parametrize("pooling", [1, 2])
-@pytest.mark.parametrize("most", [0, 3, 9])
+@pytest.mark.parametrize("max_classes", [0, 3, 9])
 @torch.no_grad()
-def test_some_classes_at_once_are_all_at_once(attention: str, pooling: int, most: int) -> None:
-    model, given = aggregation(attention=attention, most=most), inputs()
+def test_some_classes_at_once_are_all_at_once(attention: str, pooling: int, max_classes: int) -> None:
+    model, given = aggregation(attention=attention, max_classes=max_classes), inputs()
     whole = model(*given, pooling=pooling)
     assert whole.shape == (2, CLASSES, 4 * SIZE[0], 4 * SIZE[1])
     for count in (1, 2, 4):
@@ -117,10 +125,10 @@ def test_some_classes_at_once_are_all_at_once(attention: str, pooling: int, most
         assert_close(model(*given, pooling=pooling), whole, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("most", [0, 3, 9])
+@pytest.mark.parametrize("max_classes", [0, 3, 9])
 @torch.no_grad()
-def test_the_order_of_classes_does_not_matter(most: int) -> None:
-    model, (volume, text, appearance, guides) = aggregation(most=most), inputs()
+def test_the_order_of_classes_does_not_matter(max_classes: int) -> None:
+    model, (volume, text, appearance, guides) = aggregation(max_classes=max_classes), inputs()
     order = torch.tensor([3, 0, 4, 1, 2])
     found = model(volume[:, order], text[order], appearance, guides)
     assert_close(found, model(volume, text, appearance, guides)[:, order], atol=1e-5, rtol=1e-5)
@@ -128,7 +136,7 @@ def test_the_order_of_classes_does_not_matter(most: int) -> None:
 
 @torch.no_grad()
 def test_of_too_many_classes_the_nearest_are_kept_image_by_image() -> None:
-    model, (volume, text, appearance, guides) = aggregation(most=2), inputs(3)
+    model, (volume, text, appearance, guides) = aggregation(max_classes=2), inputs(3)
     logits = model(volume, text, appearance, guides)
     kept = logits.amax((-2, -1)) > NEVER
     for b in range(3):
@@ -142,14 +150,14 @@ def test_of_too_many_classes_the_nearest_are_kept_image_by_image() -> None:
 @torch.no_grad()
 def test_filling_up_counts() -> None:
     given = inputs()
-    plain, filled = aggregation(most=0), aggregation(most=9)
+    plain, filled = aggregation(max_classes=0), aggregation(max_classes=9)
     filled.load_state_dict(plain.state_dict(), strict=False)
     assert (plain(*given) - filled(*given)).abs().max() > 1e-4
-    assert_close(aggregation(most=CLASSES)(*given), aggregation(most=CLASSES)(*given))
+    assert_close(aggregation(max_classes=CLASSES)(*given), aggregation(max_classes=CLASSES)(*given))
 
 
 def test_everything_learns() -> None:
-    model = aggregation(most=7).train()
+    model = aggregation(max_classes=7).train()
     model(*inputs(), pooling=2).square().mean().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []

@@ -1,16 +1,16 @@
 """Cost aggregation of CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", 2024).
 
-How alike each cell of an image and each class are is a cost volume. It is refined in turns over space, where every class is
-seen by itself and the image's features guide, and over classes, where every cell is seen by itself and the text guides; then
-it is enlarged fourfold, with early features of the image as guides.
+The cosine similarities of all image cells and classes form a cost volume. Layers aggregate it over space (each class
+separately, guided by image features) and over classes (each cell separately, guided by text embeddings); a decoder then
+upsamples it by a factor of four, guided by early image features.
 
     correlation            C(i, n) = cos(image cell i, class n)
     `SpatialAggregation`   two Swin blocks, the second with shifted windows
     `ClassAggregation`     linear attention over the classes
-    `UpsamplingDecoder`    two enlargements by transposed convolutions
+    `UpsamplingDecoder`    one upsampling by a transposed convolution; the decoder has two
 
-Space and decoder do not know how many classes there are, so they may take them in parts (`classes_at_once`) with the same
-result; so may attention over classes the cells.
+Spatial aggregation and decoder treat classes independently, so they can process them in chunks (`classes_at_once`) with the
+same result; so can attention over classes the cells.
 
 Letters: B images, K classes, C channels of the volume, G of a guide, D joint width, h × w cells.
 """
@@ -31,9 +31,9 @@ from lexiseg.structures import Size
 
 Attention = Literal["linear", "full"]
 
-NEVER = -100.0  # the logit of a class that is left out
-GROUP = 16  # channels that share a norm in the decoder
-TINY = 1e-6  # keeps linear attention from dividing by zero
+NEVER = -100.0  # logit of classes outside the top-k
+GROUP = 16  # channels per group norm group in the decoder
+TINY = 1e-6  # avoids division by zero in linear attention
 
 
 # --- pure functions -------------------------------------------------------------------------------------------------
@@ -45,16 +45,19 @@ def correlation(image: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bdhw,bkd->bkhw", functional.normalize(image, dim=1), text)
 
 
-def nearest_classes(costs: Tensor, most: int) -> Tensor | None:
-    """The ``most`` classes of each image that come closest to one of its cells, [B, most], ascending; None for all.
+def nearest_classes(costs: Tensor, max_classes: int) -> Tensor | None:
+    """Top classes of each image by their highest cost in any cell.
 
     Args:
         costs: [B, K, h, w].
-        most: 0 keeps all.
+        max_classes: number of classes that are kept; 0 keeps all.
+
+    Returns:
+        Class indices [B, max_classes], ascending; None if all classes are kept.
     """
-    if not 0 < most < costs.shape[1]:
+    if not 0 < max_classes < costs.shape[1]:
         return None
-    return costs.amax((-2, -1)).topk(most, dim=1).indices.sort(dim=1).values
+    return costs.amax((-2, -1)).topk(max_classes, dim=1).indices.sort(dim=1).values
 
 
 def window_partition(cells: Tensor, side: int) -> Tensor:
@@ -65,7 +68,7 @@ def window_partition(cells: Tensor, side: int) -> Tensor:
 
 
 def window_reverse(tiles: Tensor, side: int, size: Size) -> Tensor:
-    """The inverse of `windows` for maps of ``size``, [N, h, w, C]."""
+    """Inverse of `window_partition` for maps of ``size``, [N, h, w, C]."""
     high, wide = size
     cells = tiles.reshape(-1, high // side, wide // side, side, side, tiles.shape[-1]).transpose(2, 3)
     return cells.reshape(-1, high, wide, tiles.shape[-1])
@@ -73,14 +76,14 @@ def window_reverse(tiles: Tensor, side: int, size: Size) -> Tensor:
 
 @lru_cache(maxsize=8)
 def shifted_window_mask(size: Size, side: int, shift: int) -> Tensor:
-    """Which cells of a window of a map rolled by ``shift`` were neighbours before, [windows, side², side²] bool."""
+    """Attention mask of shifted windows [windows, side², side²] bool: True for cells of one region of the unrolled map."""
     high, wide = (torch.bucketize(torch.arange(n), torch.tensor([n - side, n - shift]), right=True) for n in size)
     region = window_partition((3 * high[:, None] + wide)[None, ..., None], side)[..., 0]
     return region[:, :, None] == region[:, None, :]
 
 
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention [..., heads, L, d] whose cost grows with the number of keys, not with its square (elu + 1 as the kernel)."""
+    """Linear attention with the kernel elu + 1, on query, key and value [..., heads, L, d]."""
     query, key = functional.elu(query) + 1, functional.elu(key) + 1
     total = query @ key.sum(-2).unsqueeze(-1)
     return query @ (key.mT @ value) / (total + TINY)
@@ -90,7 +93,7 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class GuidedAttention(nn.Module):
-    """Multi-head attention whose queries and keys see a guide beside the volume; the values do not."""
+    """Multi-head attention whose queries and keys (not values) are computed from the volume concatenated with a guide."""
 
     def __init__(self, width: int, guide: int, heads: int) -> None:
         super().__init__()
@@ -99,21 +102,21 @@ class GuidedAttention(nn.Module):
         self.value = nn.Linear(width, width)
 
     def projected(self, tokens: Tensor, guide: Tensor) -> list[Tensor]:
-        """Tokens [N, L, C] and their guide [N, L, G] as query, key and value, [N, heads, L, C / heads]."""
+        """Project tokens [N, L, C] and guide [N, L, G] to query, key and value [N, heads, L, C / heads]."""
         guided = torch.cat([tokens, guide], dim=-1)
         parts = self.query(guided), self.key(guided), self.value(tokens)
         return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
 
 class WindowAttention(GuidedAttention):
-    """Attention inside each window."""
+    """Guided attention within windows."""
 
     def __init__(self, width: int, guide: int, heads: int) -> None:
         super().__init__(width, guide, heads)
         self.output = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, guide: Tensor, attn_mask: Tensor | None) -> Tensor:
-        """Windows [N · W, L, C] with guides [N · W, L, G] -> [N · W, L, C]; ``attn_mask`` [W, L, L] bool, None for all."""
+        """Windows [N · W, L, C] with guides [N · W, L, G] -> [N · W, L, C]; ``attn_mask`` [W, L, L] bool or None."""
         query, key, value = self.projected(tokens, guide)
         mask = None if attn_mask is None else attn_mask.repeat(len(tokens) // len(attn_mask), 1, 1)[:, None]
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -122,7 +125,7 @@ class WindowAttention(GuidedAttention):
 
 
 class SwinBlock(nn.Module):
-    """Window attention and an MLP, each behind a norm and with a residual; no position bias."""
+    """Window attention and an MLP, pre-norm with residuals; no position bias."""
 
     def __init__(self, width: int, guide: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
@@ -137,18 +140,18 @@ class SwinBlock(nn.Module):
         side, shift = (self.window, self.shift) if min(size) > self.window else (min(size), 0)
         if size[0] % side or size[1] % side:
             raise UsageError(f"a cost volume of {size[0]} × {size[1]} cells cannot be cut into windows of {side} × {side}")
-        seen = [self.attention_norm(cells), guide]
+        inputs = [self.attention_norm(cells), guide]
         if shift:
-            seen = [part.roll((-shift, -shift), (1, 2)) for part in seen]
+            inputs = [maps.roll((-shift, -shift), (1, 2)) for maps in inputs]
         attn_mask = shifted_window_mask(size, side, shift).to(cells.device) if shift else None
-        attended = window_reverse(self.attention(*(window_partition(part, side) for part in seen), attn_mask), side, size)
+        attended = window_reverse(self.attention(*(window_partition(maps, side) for maps in inputs), attn_mask), side, size)
         cells = cells + (attended.roll((shift, shift), (1, 2)) if shift else attended)
         output: Tensor = cells + self.mlp(self.norm(cells))
         return output
 
 
 class SpatialAggregation(nn.Module):
-    """Each class by itself, over space, guided by the image."""
+    """Aggregation over space, of each class separately, guided by image features."""
 
     def __init__(self, width: int, guide: int, heads: int, window: int) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ class SpatialAggregation(nn.Module):
         self.blocks = nn.ModuleList(SwinBlock(width, guide, heads, window, shift) for shift in (0, window // 2))
 
     def forward(self, volume: Tensor, appearance: Tensor) -> Tensor:
-        """Volume [B, K, h, w, C], guide [B, h, w, G] -> volume."""
+        """Aggregate volume [B, K, h, w, C] with guide [B, h, w, G]."""
         guide = self.guide_norm(appearance).unsqueeze(1).expand(*volume.shape[:4], -1).flatten(0, 1)
         cells = volume.flatten(0, 1)
         for block in self.blocks:
@@ -165,10 +168,10 @@ class SpatialAggregation(nn.Module):
 
 
 class ClassAggregation(nn.Module):
-    """Each cell by itself, over the classes, guided by the text.
+    """Aggregation over classes, of each cell separately, guided by text embeddings.
 
     Attributes:
-        length: classes it always sees; what is missing is filled with a learnt class. 0 fills nothing.
+        length: number of classes to which shorter sequences are padded with a learned token; 0 does not pad.
     """
 
     def __init__(self, width: int, guide: int, heads: int, *, length: int, attention: Attention) -> None:
@@ -183,17 +186,18 @@ class ClassAggregation(nn.Module):
             self.filling_guide = nn.Parameter(torch.zeros(1, 1, guide))
 
     def forward(self, volume: Tensor, text: Tensor, *, pooling: int = 1, cells_at_once: int | None = None) -> Tensor:
-        """Volume [B, K, h, w, C], guide [B, K, G] -> volume.
+        """Aggregate the volume.
 
         Args:
-            volume, text: see above.
-            pooling: cells a side whose mean stands for them.
-            cells_at_once: bounds the memory; the result is the same.
+            volume: [B, K, h, w, C].
+            text: guide [B, K, G].
+            pooling: factor of average pooling before the attention.
+            cells_at_once: cells per chunk, which bounds the memory; the result is the same.
         """
         pairs = zip(volume, text, strict=True)
-        return torch.stack([self._of_one(one, guide, pooling, cells_at_once) for one, guide in pairs])
+        return torch.stack([self._of_image(costs, guide, pooling, cells_at_once) for costs, guide in pairs])
 
-    def _of_one(self, volume: Tensor, text: Tensor, pooling: int, cells_at_once: int | None) -> Tensor:
+    def _of_image(self, volume: Tensor, text: Tensor, pooling: int, cells_at_once: int | None) -> Tensor:
         classes, *size, _ = volume.shape
         small = functional.avg_pool2d(volume.movedim(-1, 1), pooling).movedim(1, -1) if pooling > 1 else volume
         tokens, missing = small.flatten(1, 2).transpose(0, 1), self.length - classes  # [h · w, K, C]
@@ -206,7 +210,7 @@ class ClassAggregation(nn.Module):
         if pooling > 1:
             grown = functional.interpolate(refined.movedim(-1, 1), tuple(size), mode="bilinear", align_corners=True)
             refined = grown.movedim(1, -1)
-        return volume + refined  # the second time: ``refined`` has its own residuals
+        return volume + refined  # a second residual: ``refined`` has its own
 
     def _refined(self, tokens: Tensor, text: Tensor) -> Tensor:
         parts = self.attention.projected(self.attention_norm(tokens), text.expand(len(tokens), -1, -1))
@@ -216,7 +220,7 @@ class ClassAggregation(nn.Module):
 
 
 class AggregationLayer(nn.Module):
-    """Over space, then over classes."""
+    """Aggregation over space, then over classes."""
 
     def __init__(
         self, width: int, appearance: int, text: int, *, heads: int, window: int, length: int, attention: Attention
@@ -226,9 +230,9 @@ class AggregationLayer(nn.Module):
         self.classes = ClassAggregation(width, text, heads, length=length, attention=attention)
 
 
-def double_conv(given: int, output: int) -> nn.Sequential:
-    """Two 3 × 3 convolutions of maps [N, given, h, w], each with a norm of groups and a ReLU."""
-    stages = [(given, output), (output, output)]
+def double_conv(inputs: int, outputs: int) -> nn.Sequential:
+    """Two 3 × 3 convolutions, each with group norm and ReLU: [N, inputs, h, w] -> [N, outputs, h, w]."""
+    stages = [(inputs, outputs), (outputs, outputs)]
     return nn.Sequential(
         *(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.GroupNorm(max(1, b // GROUP), b), nn.ReLU())
@@ -238,7 +242,7 @@ def double_conv(given: int, output: int) -> nn.Sequential:
 
 
 class UpsamplingDecoder(nn.Module):
-    """One enlargement by two, with a guide beside the result, and two convolutions."""
+    """Upsample by two, concatenate a guide, and apply two convolutions."""
 
     def __init__(self, width: int, output: int, guide: int) -> None:
         super().__init__()
@@ -246,27 +250,29 @@ class UpsamplingDecoder(nn.Module):
         self.convolutions = double_conv(width, output)
 
     def forward(self, maps: Tensor, guide: Tensor) -> Tensor:
-        """Maps [K, C, h, w] of one image, its guide [G, 2h, 2w] -> [K, C', 2h, 2w]."""
+        """Maps [K, C, h, w] of one image with its guide [G, 2h, 2w] -> [K, C', 2h, 2w]."""
         output: Tensor = self.convolutions(torch.cat([self.upsample(maps), guide.expand(len(maps), -1, -1, -1)], dim=1))
         return output
 
 
 class CostAggregation(nn.Module):
-    """From image and class features to logits of every class at four times the features' resolution.
+    """Aggregate a cost volume and decode it to class logits at four times its resolution.
 
     Args:
         joint: D.
-        guides: channels of the two maps that guide the decoder, of twice and four times the resolution.
+        guides: channels of the decoder's two guides, at twice and four times the resolution.
         width: C.
-        appearance, text: channels of the guides over space and over classes.
-        decoder: channels of its two stages.
-        decoder_guides: channels of its two guides.
-        layers, heads, window: of the aggregation; windows are ``window`` cells a side.
-        most: of more classes those are kept in each image that come closest to one of its cells; all others get `NEVER`.
-            0 keeps all.
-        filled: fewer classes than ``most`` are filled up with a learnt one, in attention over classes.
-        attention: over classes.
-        classes_at_once: in space and decoder, and so many rows of cells in attention over classes; None takes all at once.
+        appearance, text: channels of the projected guides over space and over classes.
+        decoder: output channels of the decoder's two stages.
+        decoder_guides: channels of the projected decoder guides.
+        layers, heads: of the aggregation.
+        window: side of the Swin windows, in cells.
+        max_classes: only this many top classes of an image are aggregated (`nearest_classes`), the others get the logit
+            `NEVER`; 0 keeps all.
+        pad_classes: pad fewer classes to ``max_classes`` with a learned token, in attention over classes.
+        attention: kind of attention over classes.
+        classes_at_once: classes per chunk in spatial aggregation and decoder, and rows of cells per chunk in attention over
+            classes; None processes all at once.
     """
 
     def __init__(
@@ -282,20 +288,20 @@ class CostAggregation(nn.Module):
         layers: int = 2,
         heads: int = 4,
         window: int = 12,
-        most: int = 256,
-        filled: bool = True,
+        max_classes: int = 256,
+        pad_classes: bool = True,
         attention: Attention = "linear",
         classes_at_once: int | None = None,
     ) -> None:
         super().__init__()
-        self.most, self.classes_at_once = most, classes_at_once
-        length = most if filled else 0
+        self.max_classes, self.classes_at_once = max_classes, classes_at_once
+        length = max_classes if pad_classes else 0
         self.embedding = nn.Conv2d(1, width, 7, padding=3)
         self.appearance = nn.Sequential(nn.Conv2d(joint, appearance, 3, padding=1), nn.ReLU())
         self.text = nn.Sequential(nn.Linear(joint, text), nn.ReLU())
         self.guides = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(given, own, 3, padding=1), nn.ReLU())
-            for given, own in zip(guides, decoder_guides, strict=True)
+            nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())
+            for inputs, outputs in zip(guides, decoder_guides, strict=True)
         )
         self.layers = nn.ModuleList(
             AggregationLayer(width, appearance, text, heads=heads, window=window, length=length, attention=attention)
@@ -311,51 +317,51 @@ class CostAggregation(nn.Module):
         """Logits [B, K, 4h, 4w].
 
         Args:
-            volume: costs [B, K, h, w], of `correlation`.
+            volume: costs [B, K, h, w] of `correlation`.
             text: class embeddings [K, D].
-            appearance: what guides over space, [B, D, h, w]; in CAT-Seg the features that the costs are made of.
+            appearance: guide over space [B, D, h, w]; in CAT-Seg the image features of the costs.
             guides: of the decoder, [B, G, 2h, 2w] and [B, G', 4h, 4w].
-            pooling: of attention over classes; the official program takes 2 in training and 1 at inference.
+            pooling: see `ClassAggregation.forward`; the official code uses 2 in training and 1 at inference.
         """
         chosen = self.nearest(volume)
         classes = text.expand(len(volume), -1, -1)
         if chosen is not None:
             volume = volume.gather(1, chosen[..., None, None].expand(-1, -1, *volume.shape[2:]))
             classes = text[chosen]
-        seen = self.appearance(appearance).movedim(1, -1)
-        named = self.text(functional.normalize(classes, dim=-1))
+        spatial_guide = self.appearance(appearance).movedim(1, -1)
+        class_guide = self.text(functional.normalize(classes, dim=-1))
         cells = self._in_parts(self._embedded, volume)
         for layer in self.layers:
             assert isinstance(layer, AggregationLayer)
-            cells = self._in_parts(partial(layer.spatial, appearance=seen), cells)
+            cells = self._in_parts(partial(layer.spatial, appearance=spatial_guide), cells)
             rows = None if self.classes_at_once is None else self.classes_at_once * cells.shape[3]
-            cells = layer.classes(cells, named, pooling=pooling, cells_at_once=rows)
-        own = [project(guide) for project, guide in zip(self.guides, guides, strict=True)]
-        logits = self._in_parts(partial(self._decoded, guides=own), cells)
+            cells = layer.classes(cells, class_guide, pooling=pooling, cells_at_once=rows)
+        projected = [project(guide) for project, guide in zip(self.guides, guides, strict=True)]
+        logits = self._in_parts(partial(self._decoded, guides=projected), cells)
         if chosen is None:
             return logits
         everything = logits.new_full((len(logits), len(text), *logits.shape[2:]), NEVER)
         return everything.scatter(1, chosen[..., None, None].expand_as(logits), logits)
 
     def nearest(self, volume: Tensor) -> Tensor | None:
-        """The classes of each image that are kept, see `nearest_classes`."""
-        return nearest_classes(volume, self.most)
+        """Indices of the classes that are kept in each image, see `nearest_classes`."""
+        return nearest_classes(volume, self.max_classes)
 
     def _embedded(self, volume: Tensor) -> Tensor:
-        """[B, K, h, w] -> [B, K, h, w, C]."""
+        """Embed costs [B, K, h, w] as [B, K, h, w, C]."""
         return self.embedding(volume.flatten(0, 1)[:, None]).unflatten(0, volume.shape[:2]).movedim(2, -1)
 
     def _decoded(self, cells: Tensor, guides: Sequence[Tensor]) -> Tensor:
-        """[B, K, h, w, C] and the guides of the images -> [B, K, 4h, 4w]."""
-        found = []
+        """Decode the volume [B, K, h, w, C] with the projected guides to logits [B, K, 4h, 4w]."""
+        logits = []
         for number, maps in enumerate(cells.movedim(-1, 2)):
             for decoder, guide in zip(self.decoders, guides, strict=True):
                 maps = decoder(maps, guide[number])
-            found.append(self.head(maps)[:, 0])
-        return torch.stack(found)
+            logits.append(self.head(maps)[:, 0])
+        return torch.stack(logits)
 
     def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
-        """What ``work`` makes of a volume [B, K, ...], some classes at a time."""
+        """Apply ``work`` to a volume [B, K, ...], `classes_at_once` classes at a time."""
         if self.classes_at_once is None:
             return work(volume)
         parts = volume.split(self.classes_at_once, dim=1)

@@ -1,6 +1,6 @@
 """Multi-scale deformable attention (Deformable DETR, Zhu et al., 2021) in plain PyTorch.
 
-Each query looks at a few points of each feature level; where, and how much each counts, is predicted from the query.
+Each query samples a few points of each feature level; sampling offsets and attention weights are predicted from the query.
 
 Letters: B images, Q queries, M heads, L levels, P points a head and level, C channels, D = C / M channels a head,
 S tokens of all levels together.
@@ -21,13 +21,13 @@ from lexiseg.structures import Size
 
 
 def deformable_attention(value: Tensor, sizes: Sequence[Size], locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples; what lies outside a map is zero.
+    """Weighted sum of bilinear samples, with zero padding outside the maps.
 
     Args:
-        value: [B, S, M, D], the cells of all levels, row by row, one level after the other.
+        value: [B, S, M, D], the flattened levels, concatenated.
         sizes: (height, width) of the L levels.
-        locations: [B, Q, M, L, P, 2], (x, y) from 0 at the left and upper edge of the map to 1 at the other.
-        weights: [B, Q, M, L, P].
+        locations: [B, Q, M, L, P, 2], normalised (x, y): 0 at the left or top edge of the map, 1 at the right or bottom.
+        weights: attention weights [B, Q, M, L, P].
 
     Returns:
         [B, Q, M D].
@@ -35,30 +35,30 @@ def deformable_attention(value: Tensor, sizes: Sequence[Size], locations: Tensor
     levels = locations.shape[3]
     assert levels == len(sizes), f"locations on {levels} levels, maps of {len(sizes)}"
     assert value.shape[1] == sum(high * wide for high, wide in sizes), f"{value.shape[1]} cells do not fill maps of {sizes}"
-    # Heads outside, queries inside: one head at a time the samples stay in the cache, and sums run over whole rows of memory.
-    # All cutting is done at once, so that in the backward pass each gradient is put together once.
+    # Heads outermost, queries innermost: samples of one head fit the cache, and sums run over contiguous rows.
+    # All levels are split at once, so that the backward pass concatenates each gradient once.
     cells = value.split([high * wide for high, wide in sizes], dim=1)
     maps = [part.permute(2, 0, 3, 1).unflatten(-1, size).contiguous() for part, size in zip(cells, sizes, strict=True)]
-    places = (2 * locations - 1).permute(2, 3, 0, 4, 1, 5)  # [M, L, B, P, Q, 2]
-    shares = weights.permute(2, 3, 0, 4, 1).unsqueeze(3)  # [M, L, B, 1, P, Q]
+    grids = (2 * locations - 1).permute(2, 3, 0, 4, 1, 5)  # [M, L, B, P, Q, 2]
+    per_sample = weights.permute(2, 3, 0, 4, 1).unsqueeze(3)  # [M, L, B, 1, P, Q]
     attended = []
-    for grids, *where in zip(zip(*maps, strict=True), places, shares, strict=True):
+    for head_maps, head_grids, head_weights in zip(zip(*maps, strict=True), grids, per_sample, strict=True):
         samples = [
-            functional.grid_sample(grid, place, mode="bilinear", padding_mode="zeros", align_corners=False) * share
-            for grid, place, share in zip(grids, *where, strict=True)
+            functional.grid_sample(level, grid, mode="bilinear", padding_mode="zeros", align_corners=False) * weight
+            for level, grid, weight in zip(head_maps, head_grids, head_weights, strict=True)
         ]
         attended.append(reduce(torch.add, (sample.sum(2) for sample in samples)))  # [B, D, Q]
     return torch.cat(attended, dim=1).mT
 
 
 def reread_with_levels(buffer: Tensor, levels: int) -> Tensor:
-    """What the official GPU operator reads when it is fed ``levels`` maps: [B, Q, M, L, P, …] -> [B, Q, M, levels, P, …].
+    """Reread a buffer as the official GPU operator does with ``levels`` maps: [B, Q, M, L, P, …] -> [B, Q, M, levels, P, …].
 
-    FrozenSeg's SAM branch predicts locations and weights for three levels but has one. The operator counts the levels of
-    the feature maps and walks through both buffers as if they had been laid out for that number: it reads the first third
-    of them, across queries, heads and (in a batch) images, and never the rest. The released weights were trained through
-    this, so to reproduce them is to repeat it. A query then looks around the place of another one, the weights of a head
-    do not sum to one, and the second image of a batch depends on the first.
+    FrozenSeg's SAM branch predicts locations and weights for three levels but has only one. The operator takes the number of
+    levels from the feature maps and indexes both buffers with that stride: it reads their first third, across queries, heads
+    and images, and never the rest. The released weights were trained this way, so reproducing them requires the same. As a
+    consequence a query samples around the reference point of another query, the weights of a head do not sum to one, and the
+    second image of a batch depends on the first.
     """
     shape = (*buffer.shape[:3], levels, *buffer.shape[4:])
     return buffer.flatten()[: torch.Size(shape).numel()].view(shape)
@@ -68,12 +68,12 @@ class DeformableAttention(nn.Module):
     """Multi-head deformable attention with learned points.
 
     Attributes:
-        levels: L, for which points are predicted.
-        official_mismatch: fed another number of levels, do what the official GPU operator does (`reread_with_levels`).
+        levels: L, number of levels that points are predicted for.
+        official_mismatch: for another number of input levels, do what the official GPU operator does (`reread_with_levels`).
     """
 
     def __init__(self, width: int, *, levels: int, heads: int = 8, points: int = 4, official_mismatch: bool = False) -> None:
-        """Points start on a ring around the query, one direction a head, and count the same; as in the official code."""
+        """Initialise the points on a ring around the query, one direction per head, with equal weights (official code)."""
         super().__init__()
         assert width % heads == 0, f"{width} channels cannot be split among {heads} heads"
         self.levels, self.heads, self.points, self.official_mismatch = levels, heads, points, official_mismatch
@@ -98,14 +98,14 @@ class DeformableAttention(nn.Module):
     def forward(
         self, query: Tensor, reference: Tensor, tokens: Tensor, sizes: Sequence[Size], padding: Tensor | None = None
     ) -> Tensor:
-        """Attend.
+        """Apply the attention.
 
         Args:
-            query: [B, Q, C], positions included.
-            reference: [B or 1, Q, L or 1, 2], (x, y) in 0..1, what a query's points lie around.
-            tokens: [B, S, C], the cells of all levels, row by row, one level after the other.
+            query: [B, Q, C], position embeddings included.
+            reference: [B or 1, Q, L or 1, 2], reference points of the queries, (x, y) in 0..1.
+            tokens: [B, S, C], the flattened levels, concatenated.
             sizes: (height, width) of the levels.
-            padding: [B, S] True where there is nothing to see.
+            padding: [B, S] bool, True at padded tokens.
 
         Returns:
             [B, Q, C].
@@ -113,8 +113,8 @@ class DeformableAttention(nn.Module):
         value = self.value(tokens)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
-        extent = query.new_tensor([[wide, high] for high, wide in sizes])[:, None]  # offsets are counted in cells
-        # Queries lie innermost in memory until they are sampled: no arithmetic on rows of two, four or twelve numbers.
+        extent = query.new_tensor([[wide, high] for high, wide in sizes])[:, None]  # offsets are in cells
+        # Queries stay innermost in memory until sampling: no arithmetic on rows of 2, 4 or 12 values.
         offsets = self.offsets(query).mT.contiguous().unflatten(1, (self.heads, self.levels, self.points, 2))
         locations = offsets.permute(0, 5, 1, 2, 3, 4) / extent + reference[:, :, None, :, None]
         weights = self.weights(query).mT.contiguous().unflatten(1, (self.heads, -1)).softmax(2)
@@ -127,7 +127,7 @@ class DeformableAttention(nn.Module):
 
 
 class DeformableEncoderLayer(nn.Module):
-    """Deformable self-attention and a feed-forward network, each with a residual and a norm after it."""
+    """Deformable self-attention and a feed-forward network, each followed by a residual and a norm."""
 
     def __init__(self, attention: DeformableAttention, width: int, feedforward: int) -> None:
         super().__init__()
@@ -140,14 +140,14 @@ class DeformableEncoderLayer(nn.Module):
         nn.init.xavier_uniform_(self.contract.weight)
 
     def forward(self, tokens: Tensor, positions: Tensor, reference: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """Tokens [B, S, C] -> [B, S, C]; the rest as in `DeformableAttention`."""
+        """Encode tokens [B, S, C]; other arguments as in `DeformableAttention`."""
         tokens = self.attention_norm(tokens + self.attention(tokens + positions, reference, tokens, sizes))
         encoded: Tensor = self.norm(tokens + self.contract(self.expand(tokens).relu()))
         return encoded
 
 
 class DeformableEncoder(nn.Module):
-    """Self-attention among the cells of all levels; each cell's points lie around its own place on every level."""
+    """Deformable self-attention over the cells of all levels; the reference point of a cell is its own centre."""
 
     def __init__(
         self,
@@ -160,12 +160,14 @@ class DeformableEncoder(nn.Module):
         feedforward: int = 1024,
         official_mismatch: bool = False,
     ) -> None:
-        """Build.
+        """Build the encoder.
 
         Args:
             width: C.
-            levels: L that points are predicted for, and maps `forward` takes.
-            official_mismatch: `forward` takes any smaller number of maps, see `reread_with_levels`.
+            levels: L, number of levels that points are predicted for and that `forward` takes.
+            layers, heads, points: number of layers, of heads, and of points per head and level.
+            feedforward: hidden channels of the feed-forward networks.
+            official_mismatch: `forward` takes fewer levels, too; see `reread_with_levels`.
         """
         super().__init__()
         self.level_embedding = nn.Parameter(torch.randn(levels, width))
@@ -179,7 +181,7 @@ class DeformableEncoder(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps [B, C, h_i, w_i] of the levels -> maps of the same shapes."""
+        """Encode maps [B, C, h_i, w_i] of the levels; shapes are kept."""
         sizes: list[Size] = [(level.shape[2], level.shape[3]) for level in maps]
         tokens = torch.cat([level.flatten(2).mT for level in maps], dim=1)
         positions = torch.cat(
@@ -197,6 +199,6 @@ class DeformableEncoder(nn.Module):
 
 
 def _cell_centres(size: Size, like: Tensor) -> Tensor:
-    """(x, y) of each cell's centre in 0..1, row by row, [h w, 2]."""
+    """Cell centres (x, y) in 0..1, row by row, [h w, 2]."""
     y, x = ((torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) / length for length in size)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)

@@ -1,16 +1,16 @@
 """The masked-attention decoder of Mask2Former (Cheng et al., 2022) with FC-CLIP's classifier (Yu et al., 2023).
 
-Learned queries ask the pixels, each only inside the mask it predicted last, and every layer predicts masks and classes
-anew. Equations are those of CMPF, which restates them:
+Learned queries attend to the pixels inside the mask they predicted last; every layer predicts masks and classes. The
+equations are those of CMPF, which restates them:
 
     Eq. (1), (2)   `DecoderLayer`, `masks_to_attn_mask`      masked cross-attention
-    Eq. (3)        `MaskDecoder._masks`              M_l = E_m(X_l) · F
-    Eq. (4)        `MaskDecoder._heads`              classes of E_c(X_l + E_p(pool_M F))
+    Eq. (3)        `MaskDecoder._masks`                      M_l = E_m(X_l) · F
+    Eq. (4)        `MaskDecoder._heads`                      classes of E_c(X_l + E_p(pool_M F))
 
-What a method adds to queries and features enters through an `Injection`; without one this is FC-CLIP's decoder.
+Methods modify queries and features through an `Injection`; without one this is FC-CLIP's decoder.
 
-Letters: B images, Q queries, C channels, D joint width, S names, K classes, N cells of the level at hand, h × w cells of
-the mask features.
+Letters: B images, Q queries, C channels, D joint width, S names, K classes, N cells of a level, h × w cells of the mask
+features.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ INITIAL_LOGIT_SCALE = log(1 / 0.07)  # CLIP's
 
 @dataclass(frozen=True)
 class DecodedMasks:
-    """What the decoder predicts.
+    """Output of the mask decoder.
 
     Attributes:
         masks: [B, Q, h, w] logits.
         classes: [B, Q, K + 1] logits, "no object" last.
-        auxiliary: the predictions before the first layer and after each but the last, in this order; empty unless asked for.
+        auxiliary: predictions before the first layer and after each layer but the last; empty unless requested.
     """
 
     masks: Tensor
@@ -51,12 +51,12 @@ class DecodedMasks:
 
 @dataclass(frozen=True)
 class Memory:
-    """One feature level as the queries attend to it.
+    """A feature level that queries attend to.
 
     Attributes:
-        tokens: [B, N, C] row by row, the level's embedding added.
-        positions: [1, N, C] sine encoding, added to the keys; None where the keys have no positions.
-        level: [C] that embedding.
+        tokens: [B, N, C] row by row, with the level embedding added.
+        positions: [1, N, C] sine encoding of the keys; None if the keys have no positions.
+        level: [C] level embedding.
         size: (height, width) cells.
     """
 
@@ -67,17 +67,20 @@ class Memory:
 
 
 class Injection(Protocol):
-    """What a method adds to one batch inside the decoder. Layers are counted from 1, as in the papers."""
+    """Hooks by which a method modifies one batch inside the decoder. Layers are counted from 1, as in the papers."""
 
     def features(self, layer: int, memory: Memory) -> Memory:
-        """What the queries of ``layer`` attend to instead of ``memory``; other layers still see the original."""
+        """Return the memory that the queries of ``layer`` attend to; other layers keep the original."""
         ...
 
     def queries(self, layer: int, queries: Tensor, masks: Callable[[], Tensor], project: Callable[[Tensor], Tensor]) -> Tensor:
-        """The queries [B, Q, C] that leave ``layer``, from those it made.
+        """Return the modified output queries of ``layer``.
 
-        ``masks`` makes its mask logits [B, Q, h, w], which are large, on request; they have no gradient.
-        ``project`` is the classifier's E_p of Eq. (4), from pooled features [..., C] to [..., C].
+        Args:
+            layer: number of the layer.
+            queries: its output [B, Q, C].
+            masks: computes its mask logits [B, Q, h, w], without gradient; called only if they are needed.
+            project: the classifier's E_p of Eq. (4), from pooled features [..., C] to [..., C].
         """
         ...
 
@@ -86,28 +89,28 @@ class Injection(Protocol):
 
 
 def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
-    """Mean feature inside each mask; zeros for a mask that wins no cell.
+    """Mean feature inside each mask; zeros for an empty mask.
 
     Args:
         features: [B, C, h, w].
-        masks: logits [B, Q, h', w']; resized to the features' grid, then cut at 0. No gradient flows into them.
+        masks: logits [B, Q, h', w'], resized to the features' grid and thresholded at 0, without gradient.
 
     Returns:
         [B, Q, C].
     """
     inside = _resized(masks.detach(), (features.shape[2], features.shape[3])) > 0
-    share = inside / inside.sum((-2, -1), keepdim=True).clamp_min(1)
-    return torch.einsum("bchw,bqhw->bqc", features, share.to(features.dtype))
+    weights = inside / inside.sum((-2, -1), keepdim=True).clamp_min(1)
+    return torch.einsum("bchw,bqhw->bqc", features, weights.to(features.dtype))
 
 
 def class_logits(embeddings: Tensor, text: TextEmbeddings, void: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosines with the names, the best name a class, "no object" last.
+    """Scaled cosine similarities, the maximum over the names of a class, "no object" last.
 
     Args:
-        embeddings: [B, Q, D] of any length.
-        text: S unit rows.
-        void: [1, D] unit row of "no object".
-        logit_scale: the logarithm of the factor, a scalar; the factor is at most 100.
+        embeddings: [B, Q, D], not normalised.
+        text: S unit vectors.
+        void: [1, D] unit vector of "no object".
+        logit_scale: logarithm of the scale, a scalar; the scale is clamped to 100.
 
     Returns:
         [B, Q, K + 1].
@@ -118,25 +121,25 @@ def class_logits(embeddings: Tensor, text: TextEmbeddings, void: Tensor, logit_s
 
 
 def masks_to_attn_mask(masks: Tensor, size: Size) -> Tensor:
-    """Which cells of a level each query may look at, Eq. (2): those inside its mask, all if there is none.
+    """Attention mask of Eq. (2): each query attends to the cells inside its mask, or to all cells if it is empty.
 
     Args:
         masks: logits [B, Q, h, w].
         size: (height, width) of the level.
 
     Returns:
-        [B, Q, N] True where it may.
+        [B, Q, N] bool, True where a query may attend.
     """
     probability = _resized(masks.detach(), size).sigmoid()
-    inside = probability.flatten(2) >= 0.5  # Eq. (2); of the rounded probability, as the official code has it
+    inside = probability.flatten(2) >= 0.5  # Eq. (2); on the rounded probability, as in the official code
     return inside | ~inside.any(-1, keepdim=True)
 
 
 def cells_read(maps: Tensor, size: Size) -> Tensor:
-    """The cells of maps [B, C, h, w] that bilinear resizing to ``size`` reads; resized, they give the same.
+    """Keep the cells of maps [B, C, h, w] that bilinear downsampling to ``size`` reads; downsampled, they give the same.
 
-    Reduced by an even factor, every cell is the mean of the middle 2 × 2 of its block. At other factors all are returned.
-    (To resize features instead of masks would be cheaper still, but rounding then moves cells across the threshold.)
+    At an even factor each output cell is the mean of the middle 2 × 2 cells of its block; at other factors the maps are
+    returned whole. (Resizing features instead of masks would be cheaper, but rounding moves cells across the threshold.)
     """
     (high, wide), (down, across) = maps.shape[-2:], (maps.shape[-2] // size[0], maps.shape[-1] // size[1])
     if (high, wide) != (down * size[0], across * size[1]) or down % 2 or across % 2 or down * across == 0:
@@ -157,13 +160,13 @@ def _resized(maps: Tensor, size: Size) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries on keys and values that may differ from each other."""
+    """Multi-head attention with separate queries, keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         assert width % heads == 0, f"{width} channels cannot be split among {heads} heads"
         self.heads = heads
-        self.projection = nn.Linear(width, 3 * width)  # of queries, keys, values, one below the other
+        self.projection = nn.Linear(width, 3 * width)  # queries, keys and values, stacked
         self.output = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.xavier_uniform_(self.output.weight)
@@ -171,11 +174,15 @@ class Attention(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Queries [B, Q, C], keys and values [B, N, C] -> [B, Q, C].
+        """Attend.
 
         Args:
-            query, key, value: see above.
-            attn_mask: [B, Q, N] True where a query may look, at least once in every row; all if left out.
+            query: [B, Q, C].
+            key, value: [B, N, C].
+            attn_mask: [B, Q, N] bool, True where a query may attend, at least once per row; None masks nothing.
+
+        Returns:
+            [B, Q, C].
         """
         q, k, v = self._projected(query, key, value)
         mask = None if attn_mask is None else attn_mask[:, None]
@@ -184,19 +191,19 @@ class Attention(nn.Module):
         return output
 
     def attn_weights(self, query: Tensor, key: Tensor, attn_mask: Tensor) -> Tensor:
-        """How much of each query's look falls on each key, [B, Q, N], the mean over the heads."""
+        """Attention weights [B, Q, N], the mean over the heads."""
         q, k = self._projected(query, key)
         scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~attn_mask[:, None], -torch.inf)
         return scores.softmax(-1).mean(1)
 
     def _projected(self, *inputs: Tensor) -> Iterator[Tensor]:
-        """Queries, keys, values [B, N, C], as many of them as are given, as heads see them, [B, heads, N, C / heads]."""
+        """Project queries, keys and values [B, N, C], as many as are given, to [B, heads, N, C / heads]."""
         for x, w, b in zip(inputs, self.projection.weight.chunk(3), self.projection.bias.chunk(3), strict=False):
             yield functional.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to features; residual, then norm."""
+    """Cross-attention of queries to features; residual, then norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -211,7 +218,7 @@ class CrossAttention(nn.Module):
         positions: Tensor | None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Queries [B, Q, C] on tokens [B, N, C] -> [B, Q, C]; positions are added to queries and keys, not to values."""
+        """Attend from queries [B, Q, C] to tokens [B, N, C]; positions are added to queries and keys, not to values."""
         keys = tokens if positions is None else tokens + positions
         attended: Tensor = self.norm(queries + self.attention(queries + query_positions, keys, tokens, attn_mask))
         return attended
@@ -219,14 +226,14 @@ class CrossAttention(nn.Module):
     def attn_weights(
         self, queries: Tensor, query_positions: Tensor, tokens: Tensor, positions: Tensor | None, attn_mask: Tensor
     ) -> Tensor:
-        """Where the queries look, see `Attention.attn_weights`."""
+        """Attention weights, see `Attention.attn_weights`."""
         return self.attention.attn_weights(
             queries + query_positions, tokens if positions is None else tokens + positions, attn_mask
         )
 
 
 class SelfAttention(nn.Module):
-    """Queries attend to each other; residual, then norm."""
+    """Self-attention of queries; residual, then norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -235,13 +242,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, queries: Tensor, query_positions: Tensor) -> Tensor:
         """Queries [B, Q, C] -> [B, Q, C]."""
-        placed = queries + query_positions
-        attended: Tensor = self.norm(queries + self.attention(placed, placed, queries))
+        positioned = queries + query_positions
+        attended: Tensor = self.norm(queries + self.attention(positioned, positioned, queries))
         return attended
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between; residual, then norm."""
+    """Feed-forward network, linear-ReLU-linear; residual, then norm."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -258,7 +265,7 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward network, in this order."""
+    """Masked cross-attention, self-attention, and feed-forward network."""
 
     def __init__(self, width: int, heads: int, feedforward: int) -> None:
         super().__init__()
@@ -275,12 +282,12 @@ class DecoderLayer(nn.Module):
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Three linear layers with ReLUs between them."""
+    """Three linear layers with ReLU in between."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
 class MaskDecoder(nn.Module):
-    """Queries become masks with class scores.
+    """Decode queries into masks with class logits.
 
     Attributes:
         width: C.
@@ -298,15 +305,15 @@ class MaskDecoder(nn.Module):
         heads: int = 8,
         feedforward: int = 2048,
     ) -> None:
-        """Build.
+        """Build the decoder.
 
         Args:
             text_width: D of the text embeddings.
             width: C of the pixel features.
-            queries: Q, the masks an image can have.
-            layers: of the decoder; they take the levels in turn, coarse to fine.
-            levels: feature levels.
-            heads, feedforward: of each layer.
+            queries: Q, number of masks per image.
+            layers: number of layers; they take the levels in turn, coarse to fine.
+            levels: number of feature levels.
+            heads, feedforward: attention heads and hidden channels of each layer.
         """
         super().__init__()
         self.width, self.text_width = width, text_width
@@ -323,7 +330,7 @@ class MaskDecoder(nn.Module):
 
     @property
     def void_vector(self) -> Tensor:
-        """The unit row of "no object" in the joint space, [1, D]."""
+        """Unit vector of "no object" in the joint space, [1, D]."""
         return functional.normalize(self.void.weight, dim=-1)
 
     def forward(
@@ -335,18 +342,17 @@ class MaskDecoder(nn.Module):
         auxiliary: bool = False,
         trace: Trace | None = None,
     ) -> DecodedMasks:
-        """Predict.
+        """Predict masks and classes.
 
         Args:
-            features: of the images.
-            text: the vocabulary; its vectors are [S, D] unit rows.
-            injection: what a method adds; None for FC-CLIP.
-            auxiliary: also return what each layer predicts, for deep supervision. Without it nothing of them is kept,
-                and their classes are not computed.
-            trace: gets ``pixels``, ``masks.0`` to ``masks.L`` and ``attention.1`` to ``attention.L`` of the first image.
+            features: output of the pixel decoder.
+            text: embeddings of the vocabulary.
+            injection: hooks of the method; None for FC-CLIP.
+            auxiliary: also return the predictions of earlier layers, for deep supervision; else they are not computed.
+            trace: receives ``pixels``, ``masks.0`` to ``masks.L`` and ``attention.1`` to ``attention.L`` of the first image.
 
         Raises:
-            UsageError: text embeddings or features of another width, or another number of feature levels.
+            UsageError: wrong width of text embeddings or features, or wrong number of levels.
         """
         self._check(features, text)
         pixels = features.mask_features
@@ -358,18 +364,18 @@ class MaskDecoder(nn.Module):
         for number, layer in enumerate(self.layers, start=1):
             turn = (number - 1) % len(memories)
             memory = memories[turn]
-            with torch.no_grad():  # where a query looks is not learnt
+            with torch.no_grad():  # attention masks are not learned
                 attn_mask = masks_to_attn_mask(self._masks(queries, read[turn]), memory.size)  # Eq. (2), of M_{l-1}
             if injection is not None and number > 1:
-                # After the heads, so that the layer's own prediction does not see it; after the last layer nothing would.
+                # After the heads: the prediction of that layer is unaffected, and after the last layer there is no injection.
                 made = torch.no_grad()(partial(self._masks, queries, pixels))
                 queries = injection.queries(number - 1, queries, made, self.pooled_projection)
             if injection is not None:
                 memory = injection.features(number, memory)
             if trace is not None:
                 assert isinstance(layer, DecoderLayer)
-                looks = layer.cross_attention.attn_weights(queries, positions, memory.tokens, memory.positions, attn_mask)
-                trace[f"attention.{number}"] = looks[0].unflatten(-1, memory.size)
+                weights = layer.cross_attention.attn_weights(queries, positions, memory.tokens, memory.positions, attn_mask)
+                trace[f"attention.{number}"] = weights[0].unflatten(-1, memory.size)
             queries = layer(queries, positions, memory, attn_mask)
             predicting.append(queries)
         if trace is not None:
@@ -377,7 +383,7 @@ class MaskDecoder(nn.Module):
             trace |= {f"masks.{number}": self._masks(made, pixels)[0] for number, made in enumerate(predicting)}
         if not auxiliary:
             return DecodedMasks(*self._heads(queries, pixels, text))
-        # All layers at once: their gradients meet in one product, not in a sum of large maps for each layer.
+        # All layers at once: their gradients accumulate in one product, not in a sum of large maps per layer.
         masks, classes = self._heads(torch.cat(predicting, dim=1), pixels, text)
         count = len(predicting)
         *earlier, last = (DecodedMasks(*parts) for parts in zip(masks.chunk(count, 1), classes.chunk(count, 1), strict=True))

@@ -1,4 +1,4 @@
-"""Memory against time."""
+"""Trade compute for memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def part_of(work: Callable[..., Tensor], *given: Tensor, alone: bool) -> Tensor:
-    """``work`` on a part of something larger.
+    """Apply ``work`` to one chunk of a larger tensor.
 
-    In training the steps of a part are not kept but done again on the way back, unless it is ``alone``: so memory is that of a
-    part, as it is without training.
+    In training the activations of a chunk are recomputed in the backward pass (`torch.utils.checkpoint`), unless it is the
+    only one (``alone``); so memory is bounded by one chunk.
     """
     if alone or not torch.is_grad_enabled():
         return work(*given)
-    found: Tensor = checkpoint(work, *given, use_reentrant=False)
-    return found
+    output: Tensor = checkpoint(work, *given, use_reentrant=False)
+    return output

@@ -1,6 +1,6 @@
 """The deformable pixel decoder of Mask2Former (Cheng et al., 2022) as FC-CLIP (Yu et al., 2023) uses it.
 
-The three coarsest levels of a backbone see each other through deformable attention; finer ones join by addition.
+Deformable attention encodes the three coarsest levels of a backbone jointly; finer levels are added top-down.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch.nn import functional
 from lexiseg.errors import UsageError
 from lexiseg.layers.deformable import DeformableEncoder
 
-GROUPS = 32  # of every group norm
+GROUPS = 32  # groups of every group norm
 
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """What a mask decoder works on.
+    """Output of the pixel decoder, input of a mask decoder.
 
     Attributes:
-        mask_features: [B, C, h, w], of the finest stride; masks are their products with queries.
-        levels: [B, C, h_i, w_i], coarse to fine; what queries attend to.
+        mask_features: [B, C, h, w] at the finest stride; mask logits are their dot products with mask embeddings.
+        levels: [B, C, h_i, w_i], coarse to fine; the memories that queries attend to.
     """
 
     mask_features: Tensor
@@ -32,11 +32,11 @@ class PixelFeatures:
 
 
 class PixelDecoder(nn.Module):
-    """From the maps of a backbone to per-pixel features.
+    """Pixel decoder: feature maps of a backbone to per-pixel features.
 
     Attributes:
-        stride: pixels a cell of the mask features is high and wide.
-        width: C.
+        stride: of the mask features, in pixels.
+        width: C, number of channels.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class PixelDecoder(nn.Module):
         points: int = 4,
         feedforward: int = 1024,
     ) -> None:
-        """Build for a backbone.
+        """Build the decoder for a backbone.
 
         Args:
-            channels, strides: of the backbone's levels, fine to coarse, as its adapter declares them.
-            width: C, divisible by 32, at least 64: a norm over one channel of a map of one cell is undefined.
-            levels: how many of the coarsest levels the encoder sees.
-            layers, heads, points, feedforward: of the encoder.
+            channels, strides: channels and strides of the backbone's levels, fine to coarse.
+            width: C, divisible by 32, at least 64 (a group norm over one channel of a 1 × 1 map is undefined).
+            levels: number of the coarsest levels that the encoder takes.
+            layers, heads, points, feedforward: see `DeformableEncoder`.
 
         Raises:
-            UsageError: the backbone has fewer levels, or they are not ordered fine to coarse, or C does not fit.
+            UsageError: the backbone has too few levels, they are not ordered fine to coarse, or C is invalid.
         """
         super().__init__()
         if len(channels) != len(strides) or len(channels) < levels or list(strides) != sorted(set(strides)):
@@ -82,9 +82,9 @@ class PixelDecoder(nn.Module):
         _fill_like_caffe2(self.mask_features)
 
     def forward(self, maps: Sequence[Tensor]) -> PixelFeatures:
-        """Maps [B, C_i, h_i, w_i] of the backbone, fine to coarse -> features.
+        """Decode the backbone's maps [B, C_i, h_i, w_i], fine to coarse.
 
-        Always in the precision of the weights: sampling at predicted places does not stand half precision.
+        Runs in the precision of the weights: sampling locations lose too much in half precision.
         """
         with torch.autocast(maps[0].device.type, enabled=False):
             top_down = [level.to(self.mask_features.weight.dtype) for level in reversed(maps)]
@@ -114,7 +114,7 @@ def _normed(inputs: int, width: int, *, kernel: int) -> nn.Sequential:
 
 
 def _fill_like_caffe2(convolution: nn.Conv2d) -> None:
-    """Uniform with variance 1 / fan-in: what Caffe2, and so the official configuration, calls Xavier."""
+    """Initialise uniformly with variance 1 / fan-in, the "Xavier" of Caffe2 and of the official configuration."""
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)

@@ -1,7 +1,4 @@
-"""Where a cell is: sine position encodings of a grid.
-
-Attention Is All You Need (Vaswani et al., 2017) in two dimensions, as DETR (Carion et al., 2020) normalises it.
-"""
+"""Two-dimensional sine position encodings (Vaswani et al., 2017), normalised as in DETR (Carion et al., 2020)."""
 
 from __future__ import annotations
 
@@ -17,16 +14,16 @@ EPSILON = 1e-6
 
 
 def sine_positions(size: Size, channels: int, *, like: Tensor) -> Tensor:
-    """Sine and cosine of a cell's row and column, [1, C, h, w].
+    """Sine position encoding of a grid, [1, C, h, w].
 
-    Rows and columns are counted from 1 and divided by their number, so that the encoding of a place in the image hardly
-    depends on the resolution. The first half of the channels is the row, the second the column; in each, sines and cosines
-    of ever lower frequencies alternate.
+    Rows and columns are counted from 1 and divided by their number, so that the encoding of a position in the image hardly
+    depends on the resolution. The first half of the channels encodes the row, the second the column; in each, sines and
+    cosines of decreasing frequency alternate.
 
     Args:
         size: (h, w) cells.
         channels: C, divisible by 4.
-        like: a tensor on the device and of the type wanted.
+        like: tensor whose device and dtype the result takes.
     """
     assert channels % 4 == 0, f"row and column need pairs of channels: {channels} is not divisible by 4"
     height, width = size
@@ -37,7 +34,7 @@ def sine_positions(size: Size, channels: int, *, like: Tensor) -> Tensor:
 
 def _axis(length: int, channels: int, device: torch.device) -> Tensor:
     """The encoding of one coordinate, [channels, length]."""
-    places = torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + EPSILON) * 2 * pi
+    phases = torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + EPSILON) * 2 * pi
     pair = torch.arange(channels // 2, dtype=torch.float32, device=device)
-    angles = places / TEMPERATURE ** (2 * pair / channels)[:, None]
+    angles = phases / TEMPERATURE ** (2 * pair / channels)[:, None]
     return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1)

@@ -1,1 +1,1 @@
-"""What predictions are trained with."""
+"""Training losses."""

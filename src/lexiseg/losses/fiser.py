@@ -1,9 +1,9 @@
-"""FiSeR, fine-grained semantic reconstruction (FOV-Seg, Eq. 1-6): which of a picture's names was covered up?
+"""FiSeR, fine-grained semantic reconstruction (FOV-Seg, Eq. 1-6): predict a masked class name from image patches.
 
-A loss that any method may add whose CLIP is a vision transformer that learns: a predictor sees the patches and the names that
-are there, one of them covered, and says which it was. It teaches the patches what they show, and is of no use afterwards.
+An auxiliary training loss for methods that train a vision transformer CLIP: a predictor receives the patches and the names of
+the classes in the image, one of them masked, and classifies the masked name. It is not used at inference.
 
-Letters: B images, L patches, K names there in an image, V names of the training, D joint width.
+Letters: B images, L patches, K classes present in an image, V training classes, D joint width.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch.nn.utils.rnn import pad_sequence
 from lexiseg.backbones.clip_base import ClipBackbone
 from lexiseg.structures import MaskTarget, TextEmbeddings
 
-TEMPERATURE = 0.01  # as of the classes of masks  # [decided]
+TEMPERATURE = 0.01  # as in mask classification  # [decided]
 
 
 class Fiser(nn.Module):
-    """The learnable [M] and the predictor.
+    """The learnable mask token [M] and the predictor.
 
     Args:
-        clip: its text tower stays as it is.
-        layers: of the predictor.  # [decided]
-        heads: of each layer; D is a multiple.
+        clip: determines the widths; its text tower is not trained.
+        layers: layers of the predictor.  # [decided]
+        heads: attention heads; must divide D.
     """
 
     def __init__(self, clip: ClipBackbone, layers: int = 2, heads: int = 8) -> None:
@@ -42,32 +42,32 @@ class Fiser(nn.Module):
     def forward(
         self, clip: ClipBackbone, patches: Tensor, text: TextEmbeddings, targets: Sequence[MaskTarget], chance: Tensor
     ) -> Tensor:
-        """The loss, a scalar: the mean over the images, of which those without names add nothing.
+        """Compute the loss, a scalar: the mean over the images; images without classes contribute zero.
 
         Args:
-            clip: see above.
-            patches: [B, L, D] of any length, with gradients.
-            text: the V names of the training, the candidates.
-            targets: what is in each image.
-            chance: [B], in 0..1, draws the name that is covered.
+            clip: encodes the masked names.
+            patches: [B, L, D], not normalised, with gradients.
+            text: embeddings of the V training classes, the candidates.
+            targets: ground truth of each image.
+            chance: [B] random numbers in 0..1 that select the masked names.
         """
-        there = [target.labels.unique() for target in targets]
-        kept = [number for number, labels in enumerate(there) if len(labels)]
+        present = [target.labels.unique() for target in targets]
+        kept = [number for number, labels in enumerate(present) if len(labels)]
         if not kept:
             return 0.0 * (patches.sum() + sum(parameter.sum() for parameter in self.parameters()))
-        places = torch.stack([(chance[n] * len(there[n])).long().clamp(max=len(there[n]) - 1) for n in kept])
-        truth = torch.stack([there[n][place] for n, place in zip(kept, places, strict=True)])
+        positions = torch.stack([(chance[n] * len(present[n])).long().clamp(max=len(present[n]) - 1) for n in kept])
+        truth = torch.stack([present[n][position] for n, position in zip(kept, positions, strict=True)])
         names, classes = [text.names[int(label)] for label in truth], text.mean()
         hidden = clip.encode_text(clip.tokenize(names), covered=self.covered)  # Eq. (2)
-        rows = [classes[there[n]] for n in kept]
+        rows = [classes[present[n]] for n in kept]
         order = torch.arange(len(kept), device=patches.device)
-        tokens = pad_sequence(rows, batch_first=True).index_put((order, places), hidden)
+        tokens = pad_sequence(rows, batch_first=True).index_put((order, positions), hidden)
         lengths = torch.tensor([len(row) for row in rows], device=patches.device)
         absent = torch.arange(tokens.shape[1], device=patches.device) >= lengths[:, None]
-        seen = patches[kept]  # Eq. (1)
-        blocked = torch.cat([absent, absent.new_zeros(seen.shape[:2])], dim=1)
-        predicted = self.predictor(torch.cat([tokens, seen], dim=1), src_key_padding_mask=blocked)  # Eq. (3)
-        guess = functional.normalize(self.classifier(predicted[order, places]), dim=-1)
+        image = patches[kept]  # Eq. (1)
+        padding = torch.cat([absent, absent.new_zeros(image.shape[:2])], dim=1)
+        predicted = self.predictor(torch.cat([tokens, image], dim=1), src_key_padding_mask=padding)  # Eq. (3)
+        guess = functional.normalize(self.classifier(predicted[order, positions]), dim=-1)
         logits = guess @ classes.T / TEMPERATURE  # Eq. (4), Eq. (5)
         loss: Tensor = functional.cross_entropy(logits, truth, reduction="sum") / len(targets)  # Eq. (6)
         return loss

@@ -1,7 +1,7 @@
-"""Losses of masks on points: sampling, cross-entropy and dice (Cheng et al., 2022, Masked-attention Mask Transformer).
+"""Mask losses on sampled points: cross-entropy and dice (Cheng et al., 2022, Masked-attention Mask Transformer).
 
-Points are (x, y) in 0..1 over the area that a grid covers; three in four lie where the mask is least sure of itself
-(Kirillov et al., 2020, PointRend).
+Points are (x, y) in 0..1 over the area of the grid; most of them are sampled where the mask is least certain (Kirillov et
+al., 2020, PointRend).
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from torch.nn import functional
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of maps [N, h, w] at points [N, P, 2], or [P, 2] for all maps alike: [N, P].
+    """Bilinear samples [N, P] of maps [N, h, w] at points [N, P, 2], or at points [P, 2] shared by all maps.
 
-    Corners are not aligned; beyond the maps all is zero, so a sample within half a cell of an edge fades.
+    Corners are not aligned; padding is zero, so samples within half a cell of an edge fade.
     """
-    places = 2 * points.to(maps.dtype) - 1
+    coordinates = 2 * points.to(maps.dtype) - 1
     shared = points.ndim == 2
-    batch, grid = (maps[None], places[None, None]) if shared else (maps[:, None], places[:, None])
+    batch, grid = (maps[None], coordinates[None, None]) if shared else (maps[:, None], coordinates[:, None])
     samples = functional.grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return samples[0, :, 0] if shared else samples[:, 0, 0]
 
 
 def uncertain_points(masks: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Of candidates [N, P, 2] the ``count`` where mask logits [N, h, w] are nearest to zero, nearest first: [N, count, 2]."""
+    """Select [N, count, 2] of the candidates [N, P, 2], those where mask logits [N, h, w] are nearest to zero, in order."""
     with torch.no_grad():
         chosen = sample_points(masks, candidates).abs().topk(count, dim=1, largest=False).indices
     return candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
 
 
 def mask_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of logits [N, P] against targets [N, P] in 0..1, mean over the points: [N]."""
+    """Binary cross-entropy [N] of logits [N, P] and targets [N, P] in 0..1, the mean over points."""
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - (2 Σ m t + 1) / (Σ m + Σ t + 1) of the probabilities m of logits [N, P] and targets t [N, P] in 0..1: [N].
+    """Dice loss [N], 1 - (2 Σ m t + 1) / (Σ m + Σ t + 1), of logits [N, P] with probabilities m and targets t [N, P] in 0..1.
 
-    The ones make the loss of an empty mask of an empty target zero.
+    The constants 1 make the loss of an empty mask for an empty target zero.
     """
     probability = logits.sigmoid()
     return 1 - (2 * (probability * targets).sum(1) + 1) / (probability.sum(1) + targets.sum(1) + 1)

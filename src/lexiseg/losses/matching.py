@@ -1,6 +1,6 @@
-"""Which query answers for which target: the cheapest one-to-one assignment (Carion et al., 2020, DETR).
+"""Bipartite matching of queries and targets by the Hungarian algorithm (Carion et al., 2020, DETR).
 
-Masks are compared on points, drawn once an image and shared by all its masks (Cheng et al., 2022).
+Masks are compared on points, sampled once per image and shared by all its masks (Cheng et al., 2022).
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from lexiseg.ops.options import NonNegative, options
 from lexiseg.structures import MaskPrediction, MaskTarget, Size
 
 PointSource = Callable[[int, int, int], Tensor]  # (number of the image, N, P) -> points [N, P, 2], (x, y) in 0..1
-PROHIBITIVE = 1e9  # cost of a pair whose cost is not a number
+PROHIBITIVE = 1e9  # replaces non-finite costs
 
 
 @options(frozen=True)
 class Costs:
-    """Weights of the three parts of a pair's cost; Mask2Former's."""
+    """Weights of the matching cost; the defaults are Mask2Former's."""
 
     classes: NonNegative = 2.0
-    """Of the class probability."""
+    """Weight of the class probability."""
     mask: NonNegative = 5.0
-    """Of the binary cross-entropy of the masks."""
+    """Weight of the binary cross-entropy of the masks."""
     dice: NonNegative = 5.0
-    """Of their dice loss."""
+    """Weight of the dice loss of the masks."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Pairs of one image: query ``queries[n]`` answers for target ``targets[n]``, both [M] int64, queries ascending."""
+    """Matched pairs of one image: query ``queries[n]`` with target ``targets[n]``, both [M] int64, queries ascending."""
 
     queries: Tensor
     targets: Tensor
 
 
 def uniform_points(device: torch.device) -> PointSource:
-    """Points from the default random generator of ``device``, anew at each call."""
+    """Uniformly random points from the default generator of ``device``."""
     return lambda _image, rows, count: torch.rand(rows, count, 2, device=device)
 
 
@@ -55,14 +55,14 @@ def match(
     costs: Costs = Costs(),
     draw: PointSource | None = None,
 ) -> list[Match]:
-    """The cheapest assignment of each image; min(Q, N) pairs.
+    """Match predictions and targets of each image at minimal cost; min(Q, N) pairs per image.
 
     Args:
-        prediction: of B images; ``auxiliary`` is not looked at.
-        targets: one an image; none of its masks is fine.
-        points: P, on which masks are compared.
-        costs: see there.
-        draw: where the points come from; called once an image that has targets, with N = 1.
+        prediction: of B images; its ``auxiliary`` predictions are not used.
+        targets: one per image, possibly empty.
+        points: P, number of points on which masks are compared.
+        costs: see `Costs`.
+        draw: source of the points; called once per image with targets, with N = 1.
     """
     draw = draw or uniform_points(prediction.masks.device)
     matches = []
@@ -87,16 +87,16 @@ def match(
 def matching_cost(
     masks: Tensor, classes: Tensor, target: MaskTarget, points: Tensor, padded_size: Size, costs: Costs = Costs()
 ) -> Tensor:
-    """What each pair would cost: -probability of the target's class, cross-entropy and dice of the masks, weighted.
+    """Cost of each pair: weighted sum of -probability of the target's class, mask cross-entropy and dice loss.
 
     Args:
         masks: logits [Q, h, w] over ``padded_size`` (height, width) pixels.
-        classes: log-probabilities [Q, K + 1]; logits that are not normalised give the same.
-        target: N masks.
+        classes: log-probabilities [Q, K + 1], or logits, which give the same.
+        target: ground truth with N masks.
         points: [P, 2], see `lexiseg.losses.masks`.
 
     Returns:
-        [Q, N] float32 or better, always finite.
+        [Q, N], at least float32, always finite.
     """
     with torch.autocast(masks.device.type, enabled=False):
         logits = sample_points(in_full_precision(masks), points)
@@ -107,22 +107,22 @@ def matching_cost(
         dice = 1 - overlap / (probability.sum(1)[:, None] + truth.sum(1) + 1)
         named = -in_full_precision(classes).softmax(-1)[:, target.labels]
         cost = costs.classes * named + costs.mask * entropy + costs.dice * dice
-    # A model that has diverged must be found by its loss, which is not finite either, and not by a crash in here.
+    # A diverged model shall be reported by its loss, which is not finite either, not by a crash here.
     return cost.nan_to_num(PROHIBITIVE, PROHIBITIVE, PROHIBITIVE)
 
 
 def sample_target(masks: Tensor, points: Tensor, padded_size: Size) -> Tensor:
-    """Samples [N, P] of target masks [N, H, W] at points (see `sample_points`) over ``padded_size``; zero beyond H × W."""
+    """Sample target masks [N, H, W] at points over ``padded_size`` (see `sample_points`); zero beyond H × W."""
     height, width = masks.shape[-2:]
     return sample_points(masks, points * points.new_tensor([padded_size[1] / width, padded_size[0] / height]))
 
 
 def prediction_rows(prediction: MaskPrediction, index: int) -> Tensor:
-    """The numbers of the queries of image ``index`` that do not only pad the batch."""
+    """Indices of the valid queries of image ``index``."""
     rows = torch.arange(prediction.masks.shape[1], device=prediction.masks.device)
     return rows if prediction.valid is None else rows[prediction.valid[index]]
 
 
 def in_full_precision(tensor: Tensor) -> Tensor:
-    """Half precision as float32, all else as it is."""
+    """Cast half precision to float32; other dtypes are kept."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

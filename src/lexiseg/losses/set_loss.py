@@ -1,10 +1,10 @@
-"""Mask2Former's loss of a set of masks, with which FC-CLIP and CMPF are trained (Cheng et al., 2022, section 3).
+"""Mask2Former's set loss, with which FC-CLIP and CMPF are trained (Cheng et al., 2022, section 3).
 
-Each layer's predictions are matched with the targets. All queries answer for their class, those without a target for
-"no object"; matched queries answer for their masks, by cross-entropy and dice on points.
+The predictions of each layer are matched with the targets. All queries have a class loss, with the class "no object" for
+unmatched ones; matched queries also have a mask loss, cross-entropy and dice on sampled points.
 
-`MaskPrediction.classes` are log-probabilities while the official code keeps logits. The loss is the same: cross-entropy
-begins with a log-softmax, and the log-softmax of a log-softmax is itself.
+`MaskPrediction.classes` are log-probabilities where the official code has logits. The loss is the same: cross-entropy applies
+a log-softmax, which is idempotent.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from lexiseg.losses.matching import (
 from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, Unit, options
 from lexiseg.structures import MaskPrediction, MaskTarget
 
-UNANSWERED = -100  # the label of rows that only pad a batch: no loss
+UNANSWERED = -100  # label of invalid rows: no loss
 
 
 @options(frozen=True)
 class SetLossOptions:
-    """Mask2Former's loss; the defaults are its own."""
+    """Options of `set_loss`; the defaults are Mask2Former's."""
 
     classes: NonNegative = 2.0
     """Weight of the class loss."""
     mask: NonNegative = 5.0
     """Weight of the binary cross-entropy of the masks."""
     dice: NonNegative = 5.0
-    """Weight of their dice loss."""
+    """Weight of the dice loss of the masks."""
     void: PositiveFloat = 0.1
-    """Weight of a query without a target in the mean of the class loss."""
+    """Weight of "no object" in the class loss."""
     points: Positive = 12_544
-    """Points on which masks are compared."""
+    """Number of points on which masks are compared."""
     oversample: Annotated[float, Ge(1)] = 3.0
-    """Candidates for each of these points."""
+    """Candidates per sampled point."""
     importance: Unit = 0.75
-    """Fraction of the points that are the least certain candidates; the rest is uniform."""
+    """Fraction of the points taken from the least certain candidates; the others are uniform."""
     costs: Costs = field(default_factory=Costs)
-    """Of the matching."""
+    """Weights of the matching cost."""
 
 
 def set_loss(
@@ -68,13 +68,13 @@ def set_loss(
 
     Args:
         prediction: of B images, with "no object".
-        targets: one an image, on the prediction's device.
-        options: see there.
-        draw: where points come from. Called, layer by layer, for each image's matching, then for each image's
-            candidates, then for each image's uniform points; images without pairs are left out.
+        targets: one per image, on the prediction's device.
+        options: see `SetLossOptions`.
+        draw: source of the points. Called, layer by layer, for the matching of each image, then for the candidates of each
+            image, then for the uniform points of each image; images without pairs are left out.
 
     Raises:
-        UsageError: the prediction has no "no object", or targets do not fit it.
+        UsageError: the prediction has no "no object", or the targets do not match it.
     """
     _check(prediction, targets)
     draw = draw or uniform_points(prediction.masks.device)
@@ -106,10 +106,10 @@ def _check(prediction: MaskPrediction, targets: Sequence[MaskTarget]) -> None:
 
 
 def _normalisers(prediction: MaskPrediction, targets: Sequence[MaskTarget], options: SetLossOptions) -> tuple[Tensor, Tensor]:
-    """Sum of the weights of all queries, and number of targets (at least one): means over the processes.
+    """Sum of the weights of all queries and number of targets (at least 1), both as means over the processes.
 
-    Divided by them, the losses of several processes have as their mean the loss of all their images in one batch.
-    [decided] The official code does so for the masks only, and takes the minimum after the mean.
+    With these normalisers the mean of the losses of all processes is the loss of all their images in one batch. [decided] The
+    official code does so for the masks only, and clamps after the mean.
     """
     rows = [len(prediction_rows(prediction, index)) for index in range(len(targets))]
     matched = sum(min(count, len(target)) for count, target in zip(rows, targets, strict=True))
@@ -131,8 +131,8 @@ def _class_loss(prediction: MaskPrediction, targets: Sequence[MaskTarget], match
     labels = torch.full(classes.shape[:2], nothing, dtype=torch.int64, device=classes.device)
     if prediction.valid is not None:
         labels[~prediction.valid] = UNANSWERED
-    for index, (target, found) in enumerate(zip(targets, matches, strict=True)):
-        labels[index, found.queries] = target.labels[found.targets]
+    for index, (target, pairs) in enumerate(zip(targets, matches, strict=True)):
+        labels[index, pairs.queries] = target.labels[pairs.targets]
     weights = classes.new_ones(nothing + 1)
     weights[-1] = void
     return functional.cross_entropy(classes.flatten(0, 1), labels.flatten(), weights, ignore_index=UNANSWERED, reduction="sum")
@@ -145,15 +145,15 @@ def _mask_losses(
     options: SetLossOptions,
     draw: PointSource,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice of each pair, [M] both, image by image."""
-    counts = [len(found.queries) for found in matches]
-    rows = torch.cat([found.queries for found in matches])
+    """Cross-entropy and dice loss of each matched pair, both [M], image by image."""
+    counts = [len(pairs.queries) for pairs in matches]
+    rows = torch.cat([pairs.queries for pairs in matches])
     images = torch.arange(len(matches), device=rows.device).repeat_interleave(torch.tensor(counts, device=rows.device))
     masks = in_full_precision(prediction.masks[images, rows])
-    if len(masks) == 0:  # an empty sum that still has the masks in its graph
+    if len(masks) == 0:  # an empty sum that keeps the masks in its graph
         empty = masks.sum((1, 2))
         return empty, empty
-    paired = [index for index, pairs in enumerate(counts) if pairs]
+    paired = [index for index, count in enumerate(counts) if count]
     certain = int(options.importance * options.points)
     candidates = torch.cat([draw(index, counts[index], int(options.oversample * options.points)) for index in paired])
     points = uncertain_points(masks, candidates, certain)
@@ -162,8 +162,8 @@ def _mask_losses(
         points = torch.cat([points, uniform.to(points)], 1)
     truths = torch.cat(
         [
-            sample_target(target.masks[found.targets], some, padded_size)
-            for target, found, some, padded_size in zip(
+            sample_target(target.masks[pairs.targets], coordinates, padded_size)
+            for target, pairs, coordinates, padded_size in zip(
                 targets, matches, points.split(counts), prediction.padded_sizes, strict=True
             )
         ]

@@ -47,7 +47,7 @@ def aggregation(path: Path) -> list[Row]:
     names = rename_all(kept, compiled(AGGREGATION_RULES, 0), "official CAT-Seg's")
     sizes = sizes_of(config, width="hidden_dim", heads="nheads", window="window_size")
     guides = tuple(config["decoder_guidance_dims"])
-    model = CostAggregation(config["text_guidance_dim"], guides, most=config["pad_len"], **sizes).eval()
+    model = CostAggregation(config["text_guidance_dim"], guides, max_classes=config["pad_len"], **sizes).eval()
     model.load_state_dict({names[key]: tensor for key, tensor in kept.items()})
     pooling, found = config["pooling_size"][0], []
     for one in range(len(tensors["in.img_feats"])):  # each image has texts of its own in these cases

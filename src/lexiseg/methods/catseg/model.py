@@ -81,8 +81,8 @@ def cost_aggregation(clip: ClipViT, config: CatSegConfig) -> CostAggregation:
         layers=config.num_layers,
         heads=config.num_heads,
         window=config.window_size,
-        most=config.max_classes,
-        filled=config.pad_classes,
+        max_classes=config.max_classes,
+        pad_classes=config.pad_classes,
         attention=config.class_attention,
         classes_at_once=config.classes_at_once,
     )
