@@ -45,6 +45,16 @@ def test_both_orders_of_operations_agree():
     assert "results identical" in done.stdout + done.stderr
 
 
+def test_pictures_together_give_what_they_give_one_by_one():
+    command = [sys.executable, "benchmarks/batches.py", "--repeat", "1", "--json"]
+    command += ["--model", "catseg-tiny", "--model", "fcclip-tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["model"] for row in rows] == ["catseg-tiny", "fcclip-tiny"]
+    assert all(row["apart"] < 1e-4 and row["ratio"]["cpu"] > 0 for row in rows)
+
+
 def test_every_way_to_ask_sam_is_measured():
     done = subprocess.run(
         [sys.executable, "benchmarks/prompts.py", "--scenes", "2", "--json"],
