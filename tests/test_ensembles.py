@@ -226,9 +226,9 @@ def test_without_kept_masks_unseen_scores_shrink_and_no_more():
 
 def test_what_makes_no_sense_is_refused():
     prediction, sam, clip = random_prediction(), sam_prediction(), random_clip()
-    with pytest.raises(UsageError, match=r"alpha must lie in 0\.\.1"):
+    with pytest.raises(UsageError, match=r"alpha must be in 0\.\.1"):
         class_ensemble(prediction, clip, SEEN, alpha=1.5)
-    with pytest.raises(UsageError, match=r"epsilon must lie in 0\.\.1"):
+    with pytest.raises(UsageError, match=r"epsilon must be in 0\.\.1"):
         mask_ensemble(prediction, sam, SEEN, epsilon=-0.1)
     with pytest.raises(UsageError, match="different images"):
         mask_ensemble(prediction, replace(sam, sizes=((1, 1),) * 2), SEEN)

@@ -213,7 +213,7 @@ def test_what_was_seen_at_another_size_is_resized_twice():
 
 
 def test_policy_refuses_what_is_no_share():
-    with pytest.raises(UsageError, match=r"threshold must lie in 0\.\.1"):
+    with pytest.raises(UsageError, match=r"threshold must be in 0\.\.1"):
         Policy(threshold=math.pi)
 
 

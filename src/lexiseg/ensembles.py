@@ -1,15 +1,15 @@
-"""The OpenSeg Ensemble of CMPF (section 3.2.4), whose first stage is FC-CLIP's: CLIP's classes, SAM's masks.
+"""The OpenSeg Ensemble of CMPF (section 3.2.4): an ensemble of classes, which is FC-CLIP's, and one of masks.
 
-    Eq. (8)-(11)  classify_masks      what frozen CLIP calls any masks, ours or SAM's
-    Eq. (7)       geometric_mean      of the detector's classes and CLIP's; alpha for seen classes, beta for the others
+    Eq. (8)-(11)  classify_masks      classify masks, the model's or SAM's, by the frozen CLIP
+    Eq. (7)       geometric_mean      of the detector's and CLIP's probabilities; weight alpha for seen, beta for unseen classes
                   class_ensemble      the same for a prediction with "no object"
-    Eq. (12)      mask_ensemble       epsilon of SAM's masks for unseen classes
+    Eq. (12)      mask_ensemble       weight epsilon of SAM's masks for unseen classes
 
-Everything is in logarithms, so that no probability underflows. Where the paper and the official code differ,
-``behaviour`` chooses:
+All computation is in log space, so that no probability underflows. Where the paper and the official code differ,
+``behaviour`` selects:
 
                        "paper"                                 "official"
-    class_ensemble     Eq. (7) as written                      the mean is made to sum to 1 - p(no object), 1e-8 is added
+    class_ensemble     Eq. (7) as written                      the mean is normalised to 1 - p(no object), plus 1e-8
     mask_ensemble      a SAM mask is kept if its best class    if its best unseen class is
     SAM's masks        inside or outside                       probabilities
 """
@@ -30,25 +30,25 @@ from lexiseg.structures import MaskPrediction, TextEmbeddings
 
 Behaviour = Literal["paper", "official"]
 
-OFFICIAL_FLOOR = math.log(1e-8)  # what the official code adds to every probability before its logarithm
-STEEP = 1e4  # times a logit: still zero at the same places after interpolation, but a probability of 0 or 1 beside them
+OFFICIAL_FLOOR = math.log(1e-8)  # the official code adds 1e-8 to every probability
+STEEP = 1e4  # factor of mask logits: keeps zero crossings under interpolation, but makes probabilities 0 or 1
 
 
 def classify_masks(
     clip: ClipBackbone, features: ClipFeatures, masks: Tensor, text: TextEmbeddings, void: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What CLIP calls the regions under masks.
+    """Classify masks by CLIP.
 
     Args:
         clip: the frozen CLIP.
         features: of the images, from ``clip.features``.
-        masks: logits [B, Q, h, w] over the area of the features; resized to their grid and cut at zero, Eq. (2).
+        masks: logits [B, Q, h, w] over the area of the features; resized to their grid and thresholded at 0, Eq. (2).
         text: K classes.
-        void: [D], the vector of "no object", if it shall compete.
+        void: [D] vector of "no object", an additional class.
 
     Returns:
-        Log-probabilities [B, Q, K], or [B, Q, K + 1] with ``void``; and [B, Q] bool, whether a mask covers any cell.
-        What covers none is called by a vector of zeros: all classes are alike.
+        Log-probabilities [B, Q, K], or [B, Q, K + 1] with ``void``; and [B, Q] bool, True where a mask covers a cell. The
+        embedding of a mask that covers none is zero: all classes are equally probable.
     """
     resized = functional.interpolate(masks.float(), features.grid, mode="bilinear", align_corners=False)
     inside = resized > 0
@@ -57,16 +57,16 @@ def classify_masks(
 
 
 def classify_vectors(vectors: Tensor, text: TextEmbeddings, scale: Tensor | float, void: Tensor | None = None) -> Tensor:
-    """Log-probabilities of classes for vectors of CLIP's joint space.
+    """Classify vectors of CLIP's joint space.
 
     Args:
-        vectors: [..., D] of any length.
-        text: K classes; the best name of a class counts.
+        vectors: [..., D], not normalised.
+        text: K classes; the score of a class is that of its best name.
         scale: 1 / τ.
-        void: [D] of any length, a further class that comes last.
+        void: [D], not normalised, an additional last class.
 
     Returns:
-        [..., K], or [..., K + 1] with ``void``.
+        Log-probabilities [..., K], or [..., K + 1] with ``void``.
     """
     unit = functional.normalize(vectors.float(), dim=-1)
     logits = text.per_class(unit @ text.vectors.float().T)
@@ -80,17 +80,17 @@ def classify_vectors(vectors: Tensor, text: TextEmbeddings, scale: Tensor | floa
 
 
 def geometric_mean(detector: Tensor, clip: Tensor, seen: Tensor, *, alpha: float | Tensor, beta: float | Tensor) -> Tensor:
-    """Weighted geometric mean of two tables of probabilities, as logarithms and not made to sum to one.
+    """Weighted geometric mean of two sets of class probabilities, in log space and not normalised.
 
     Args:
         detector: log-probabilities [..., K].
         clip: log-probabilities [..., K].
         seen: [K] bool, the classes the detector was trained on.
-        alpha: CLIP's weight for them, 0..1; broadcasts against [..., K].
-        beta: CLIP's weight for the others.
+        alpha: CLIP's weight for seen classes, 0..1; broadcasts against [..., K].
+        beta: CLIP's weight for unseen classes.
 
     Returns:
-        [..., K], finite. A weight of 0 gives ``detector`` and of 1 ``clip``, bit for bit where they are finite.
+        [..., K], finite. Weight 0 gives ``detector`` and weight 1 ``clip``, exactly where they are finite.
     """
     lowest = _lowest(detector)
     weight = torch.where(seen, alpha, beta).to(detector.dtype)
@@ -107,20 +107,20 @@ def class_ensemble(
     behaviour: Behaviour = "paper",
     covered: Tensor | None = None,
 ) -> MaskPrediction:
-    """The prediction with the classes of detector and CLIP together; "no object" keeps its probability.
+    """Combine the class probabilities of detector and CLIP; "no object" keeps its probability.
 
     Args:
         prediction: the detector's, of K classes, with "no object" or (paper only) without.
         clip: log-probabilities [B, Q, K] for the same masks.
         seen, alpha, beta: see `geometric_mean`.
-        behaviour: see the head of this file.
-        covered: [B, Q] bool; where False the detector decides alone, and ``clip`` may be anything. The official code
-            does so for ResNets, whose attention pool cannot look at a mask without a cell.
+        behaviour: see the module's docstring.
+        covered: [B, Q] bool; where False, ``clip`` is ignored. The official code does so for ResNets, whose attention pool
+            cannot pool an empty mask.
 
     Raises:
         UsageError: weights outside 0..1; "official" without "no object".
     """
-    _check_shares(alpha=alpha, beta=beta)
+    _check_unit(alpha=alpha, beta=beta)
     classes = prediction.per_class()
     if behaviour == "official":
         if not prediction.void:
@@ -148,25 +148,24 @@ def mask_ensemble(
     xi: float = 0.5,
     behaviour: Behaviour = "paper",
 ) -> MaskPrediction:
-    """The prediction with semantic scores that are the model's for seen classes and, for unseen ones, in part SAM's.
+    """Combine the semantic scores of the model and of SAM's masks, for unseen classes.
 
-    They are in ``MaskPrediction.semantic``; all else is the model's own, for panoptic and instance results are made of it
-    alone, as in the paper.
+    The result is in ``MaskPrediction.semantic``; panoptic and instance results use the model's masks alone, as in the paper.
 
     Args:
         prediction: the model's, of K classes, after the class ensemble.
-        sam: SAM's masks of the same images with the classes `classify_masks` gives them.
+        sam: SAM's masks of the same images, classified by `classify_masks`.
         seen: [K] bool.
-        epsilon: share of SAM for unseen classes, 0..1; at 0 the prediction comes back unchanged.
-        xi: a SAM mask is kept if the probability of its best class exceeds this, 0..1.
-        behaviour: see the head of this file.
+        epsilon: weight of SAM's masks for unseen classes, 0..1; 0 returns the prediction unchanged.
+        xi: a SAM mask is kept if the probability of its best class exceeds this threshold, 0..1.
+        behaviour: see the module's docstring.
 
     Raises:
-        UsageError: shares outside 0..1; predictions of different images.
+        UsageError: ``epsilon`` or ``xi`` outside 0..1; predictions of different images.
     """
-    _check_shares(epsilon=epsilon, xi=xi)
+    _check_unit(epsilon=epsilon, xi=xi)
     if prediction.sizes != sam.sizes:
-        raise UsageError(f"predictions of different images: {prediction.sizes} and {sam.sizes} pixels")
+        raise UsageError(f"predictions of different images: sizes {prediction.sizes} and {sam.sizes}; pass those of one batch")
     if epsilon == 0:
         return prediction
     kept = kept_masks(sam, seen, xi=xi, behaviour=behaviour)
@@ -183,7 +182,7 @@ def mask_ensemble(
 
 
 def kept_masks(sam: MaskPrediction, seen: Tensor, *, xi: float = 0.5, behaviour: Behaviour = "paper") -> Tensor:
-    """Which of SAM's masks CLIP is sure enough of, [B, Q] bool; see `mask_ensemble`."""
+    """SAM's masks whose class probability exceeds ``xi``, [B, Q] bool; see `mask_ensemble`."""
     probability = sam.per_class().exp()
     if behaviour == "official":
         probability = probability.masked_fill(seen, 0.0)
@@ -192,11 +191,11 @@ def kept_masks(sam: MaskPrediction, seen: Tensor, *, xi: float = 0.5, behaviour:
 
 
 def _lowest(tensor: Tensor) -> float:
-    """The logarithm of zero, as it were: -inf times a weight of zero, or minus itself, would be no number."""
+    """Finite stand-in for log 0: -inf times a weight of 0 would be NaN."""
     return torch.finfo(tensor.dtype).min / 2
 
 
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise UsageError(f"{name} must lie in 0..1, not {share}")
+def _check_unit(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UsageError(f"{name} must be in 0..1, not {value}")

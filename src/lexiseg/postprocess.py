@@ -1,11 +1,11 @@
-"""From predictions to results: semantic, panoptic and instance, with one policy for what has no name.
+"""Post-processing: predictions to semantic, panoptic and instance results.
 
-Pixels and regions stay *void* where no class reaches ``threshold`` or the winner is one of ``background``'s classes.
-Masks are resized only for the queries that can still win something, and each of them once.
+Pixels and regions are *void* where no class reaches ``threshold`` or the best class is a ``background`` class. Masks are
+resized only for queries that can affect the result, and each of them once.
 
-Where Mask2Former's code, and with it FC-CLIP's and CMPF's, counts otherwise, `Policy` has an option; `MASK2FORMER` sets
-them all. Its semantic scores are sums over queries, ours are divided by how many masks lie on a pixel: the classes are
-the same, and ``semantic_scores(..., divide=False)`` gives the sums.
+`Policy` has an option for each difference from Mask2Former's code, which FC-CLIP and CMPF use; `MASK2FORMER` sets them all. Its
+semantic scores are sums over queries, ours are divided by the number of overlapping masks: the classes are the same, and
+``semantic_scores(..., divide=False)`` gives the sums.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from lexiseg.ops.masks import areas_of_masks
 from lexiseg.ops.memory import masks_at_once, require_memory
 from lexiseg.structures import MaskPrediction, PixelPrediction, Size, TextEmbeddings
 
-VOID = -1  # the label of a pixel without a class
-ROWS = 64  # masks resized at once at most
-SLACK = 1e-3  # relative; what a bound says must not depend on rounding
-PIXELS = 4096  # pixels whose classes are compared at once: what bounds the memory, not the number of classes
-STRIP = 2**22  # pixels of an image that are looked at at once, where it can be done row by row
-# Of a region's pixel: its mask, the stack of all masks, and what torch makes of that to add it up (`as_segmentation`).
+VOID = -1  # label of pixels without a class
+ROWS = 64  # greatest number of masks resized at once
+SLACK = 1e-3  # relative margin of a bound against rounding
+PIXELS = 4096  # pixels whose classes are compared at once; bounds the memory for any number of classes
+STRIP = 2**22  # pixels processed at once where rows are independent
+# Bytes per pixel and region: the mask, the stack of all masks, and torch's copy for summation (`as_segmentation`).
 REGION_BYTES = 10
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What counts as a result.
+    """Options of post-processing.
 
     Attributes:
-        threshold: least score of a named region or pixel, 0..1.
-        overlap: a panoptic region keeps its place if at least this share of its mask is still its own.
+        threshold: minimum score of a region or pixel, 0..1.
+        overlap: minimum fraction of its mask that a panoptic region must retain, 0..1.
         background: labels that compete like any class and become void where they win.
-        detections: the most instances an image may have.
-        generous_overlap: a region keeps its place also by pixels that it won outside its mask, where it is the least
-            unlikely of all. They count, but stay void.
-        stuff_detections: stuff takes places among the ``detections`` before it is dropped, so fewer things may remain.
+        detections: maximum number of instances per image.
+        generous_overlap: count pixels that a region wins outside its mask as retained, too; they stay void.
+        stuff_detections: select the ``detections`` among stuff and things before stuff is dropped, so fewer things may
+            remain.
     """
 
     threshold: float = 0.0
@@ -57,7 +57,7 @@ class Policy:
         for name in ("threshold", "overlap"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UsageError(f"{name} must lie in 0..1, not {value}")
+                raise UsageError(f"{name} must be in 0..1, not {value}")
 
 
 MASK2FORMER = Policy(generous_overlap=True, stuff_detections=True)
@@ -65,7 +65,7 @@ MASK2FORMER = Policy(generous_overlap=True, stuff_detections=True)
 
 @dataclass(frozen=True)
 class Region:
-    """A mask with a label and a score: ``mask`` [H, W] bool."""
+    """Mask [H, W] bool with a label and a score."""
 
     mask: Tensor
     label: int
@@ -76,20 +76,20 @@ class Region:
 
 
 def semantic(prediction: MaskPrediction | PixelPrediction, policy: Policy = Policy()) -> list[Tensor]:
-    """Label maps, one an image: [H, W] int32 with `VOID` where nothing is named."""
+    """Label maps, one per image: [H, W] int32, `VOID` where no class is assigned."""
     return [label_map(score, label, policy) for score, label in semantic_best(prediction)]
 
 
 def semantic_scores(prediction: MaskPrediction | PixelPrediction, *, divide: bool = True) -> Iterator[Tensor]:
-    """For each image the class probabilities of its pixels, [K, H, W].
+    """Class probabilities of the pixels of each image, [K, H, W].
 
-    Masks: sum over queries of class probability × mask probability, divided by the sum of mask probabilities where that
-    exceeds one, so that a score is a probability however many masks overlap. [decided] Of a mask ensemble
-    (``prediction.semantic``): the sum of the sums of its parts, divided by the largest of theirs.
+    For masks: sum over queries of class probability × mask probability, divided by the sum of mask probabilities where that
+    exceeds 1, so that a score is a probability even if masks overlap. [decided] For a mask ensemble
+    (``prediction.semantic``): the sums of its parts are added, and divided by the largest sum of mask probabilities.
 
     Args:
         prediction: of B images.
-        divide: False for the sums themselves, which are what Mask2Former's code gives.
+        divide: False returns the sums, as Mask2Former's code.
     """
     if isinstance(prediction, PixelPrediction):
         for index in range(len(prediction.sizes)):
@@ -110,9 +110,9 @@ def semantic_scores(prediction: MaskPrediction | PixelPrediction, *, divide: boo
 
 
 def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each image the probability of every pixel's best class, and that class, [H, W] both.
+    """Probability and index of the best class of every pixel of each image, both [H, W].
 
-    The maximum of `semantic_scores` over the classes, band by band of the image: K × H × W numbers never exist.
+    The maximum of `semantic_scores` over the classes, computed in bands of rows to avoid K × H × W values.
     """
     if isinstance(prediction, PixelPrediction):
         for index, size in enumerate(prediction.sizes):
@@ -122,12 +122,12 @@ def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tupl
     for index, size in enumerate(parts[0].sizes):
         masks = [_of_rows(part.masks, part, index) for part in parts]
         classes = [_of_rows(part.per_class(), part, index).float().exp() for part in parts]
-        places = [Placing.of(part, index) for part in parts]
-        yield _best_by_bands(size, partial(_mask_scores, masks, classes, places))
+        placings = [Placing.of(part, index) for part in parts]
+        yield _best_by_bands(size, partial(_mask_scores, masks, classes, placings))
 
 
 def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
-    """The maximum over classes of ``scores`` (first pixel row, row after the last -> [K, rows, W]), and its class in int32."""
+    """Maximum over classes, and its int32 index, of ``scores`` (first pixel row, row after the last -> [K, rows, W])."""
     height, width = size
     high = max(1, PIXELS // width)
     best: list[tuple[Tensor, Tensor]] = []
@@ -144,10 +144,10 @@ def _pixel_scores(prediction: PixelPrediction, index: int, top: int, bottom: int
 
 
 def _mask_scores(
-    masks: Sequence[Tensor], classes: Sequence[Tensor], places: Sequence[Placing], top: int, bottom: int
+    masks: Sequence[Tensor], classes: Sequence[Tensor], placings: Sequence[Placing], top: int, bottom: int
 ) -> Tensor:
-    bands = [_band(logits, place, top, bottom).sigmoid() for logits, place in zip(masks, places, strict=True)]
-    sums = [torch.einsum("qk,qhw->khw", named, band) for named, band in zip(classes, bands, strict=True)]
+    bands = [_band(logits, placing, top, bottom).sigmoid() for logits, placing in zip(masks, placings, strict=True)]
+    sums = [torch.einsum("qk,qhw->khw", scores, band) for scores, band in zip(classes, bands, strict=True)]
     most = torch.stack([band.sum(0) for band in bands]).amax(0).clamp(min=1)
     return sum(sums[1:], sums[0]) / most
 
@@ -157,16 +157,16 @@ def _parts(prediction: MaskPrediction) -> tuple[MaskPrediction, ...]:
 
 
 def label_map(score: Tensor, label: Tensor, policy: Policy) -> Tensor:
-    """The class of every pixel [H, W] int32, or `VOID`, of the best classes [H, W] and their probabilities."""
-    named = label.to(torch.int32, copy=True)
-    named[(score <= 0) | (score < policy.threshold)] = VOID
+    """Label map [H, W] int32 from the best classes [H, W] and their probabilities; `VOID` where the policy rejects them."""
+    labels = label.to(torch.int32, copy=True)
+    labels[(score <= 0) | (score < policy.threshold)] = VOID
     for background in policy.background:
-        named[named == background] = VOID
-    return named
+        labels[labels == background] = VOID
+    return labels
 
 
 def class_regions(score: Tensor, labels: Tensor) -> list[Region]:
-    """One region for each class of a label map [H, W]; its score is the mean over its pixels of ``score`` [H, W]."""
+    """One region per class of a label map [H, W]; its score is the mean of ``score`` [H, W] over its pixels."""
     strips = _strips((labels.shape[0], labels.shape[1]))
     present = sorted({label for rows in strips for label in labels[rows].unique().tolist()} - {VOID})
     require_memory(len(present) * labels.numel() * REGION_BYTES, f"{len(present)} regions")
@@ -175,7 +175,7 @@ def class_regions(score: Tensor, labels: Tensor) -> list[Region]:
 
 
 def _mean(values: Tensor, mask: Tensor, strips: Sequence[slice]) -> float:
-    """The mean of ``values`` [H, W] inside a mask that is not empty."""
+    """Mean of ``values`` [H, W] inside a non-empty mask."""
     inside = [values[rows][mask[rows]] for rows in strips]
     return sum(float(part.sum()) for part in inside) / sum(len(part) for part in inside)
 
@@ -186,10 +186,10 @@ def _mean(values: Tensor, mask: Tensor, strips: Sequence[slice]) -> float:
 def panoptic(
     prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, policy: Policy = Policy()
 ) -> list[tuple[Tensor, list[Region]]]:
-    """For each image a map of region numbers [H, W] int32 (0 is void, n is the n-th region) and the regions.
+    """Panoptic map [H, W] int32 (0 is void, n is the n-th region) and regions of each image.
 
-    Every pixel goes to the query with the largest score × mask probability; what keeps less than ``overlap`` of its
-    mask is dropped; stuff of one class is one region.
+    Every pixel is assigned to the query with the largest score × mask probability; queries that retain less than ``overlap``
+    of their mask are dropped; stuff regions of one class are merged.
     """
     if isinstance(prediction, PixelPrediction):
         return [_panoptic_of_pixels(score, label, policy) for score, label in semantic_best(prediction)]
@@ -199,59 +199,58 @@ def panoptic(
 def _panoptic_of_masks(
     prediction: MaskPrediction, index: int, things: list[bool], policy: Policy
 ) -> tuple[Tensor, list[Region]]:
-    size, place = prediction.sizes[index], Placing.of(prediction, index)
+    size, placing = prediction.sizes[index], Placing.of(prediction, index)
     score, label = prediction.classes[index].float().exp().max(-1)
     rows = _rows(prediction, index)
-    named = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
-    rows = rows[named]
-    rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if place.resized_size == size else 3)]
-    own, kept, won, area = _owners(prediction.masks[index], rows, score[rows], place)
+    accepted = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
+    rows = rows[accepted]
+    rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if placing.resized_size == size else 3)]
+    own, kept, won, area = _owners(prediction.masks[index], rows, score[rows], placing)
     counted = won if policy.generous_overlap else kept
     claims = [
-        (position, name, sureness)
-        for position, (name, sureness) in enumerate(zip(label[rows].tolist(), score[rows].tolist(), strict=True))
-        if kept[position] and counted[position] / area[position] >= policy.overlap and name not in policy.background
+        (position, category, confidence)
+        for position, (category, confidence) in enumerate(zip(label[rows].tolist(), score[rows].tolist(), strict=True))
+        if kept[position] and counted[position] / area[position] >= policy.overlap and category not in policy.background
     ]
     require_memory(len(claims) * own.numel() * REGION_BYTES, f"{len(claims)} regions")
     numbers = torch.zeros(size, dtype=torch.int32, device=score.device)
     regions: list[Region] = []
     stuff: dict[int, int] = {}
-    for position, name, sureness in claims:
+    for position, category, confidence in claims:
         mask = own == position
-        if name in stuff:
-            number = stuff[name]
+        if category in stuff:
+            number = stuff[category]
             merged = regions[number - 1]
-            regions[number - 1] = Region(merged.mask | mask, name, max(merged.score, sureness))
+            regions[number - 1] = Region(merged.mask | mask, category, max(merged.score, confidence))
         else:
-            regions.append(Region(mask, name, sureness))
+            regions.append(Region(mask, category, confidence))
             number = len(regions)
-            if not things[name]:
-                stuff[name] = number
+            if not things[category]:
+                stuff[category] = number
         numbers.masked_fill_(mask, number)
     return numbers, regions
 
 
-def _owners(masks: Tensor, rows: Tensor, score: Tensor, place: Placing) -> tuple[Tensor, list[int], list[int], list[int]]:
-    """Which query each pixel goes to, by the largest score × mask probability.
+def _owners(masks: Tensor, rows: Tensor, score: Tensor, placing: Placing) -> tuple[Tensor, list[int], list[int], list[int]]:
+    """Assign each pixel to the query with the largest score × mask probability.
 
     Args:
         masks: logits [Q, h, w].
-        rows: which of them take part, [N].
-        score: theirs, [N].
-        place: how the grid lies on the image.
+        rows: indices of the N queries that take part.
+        score: their scores [N].
+        placing: position of the grid on the image.
 
     Returns:
-        The number 0..N - 1 of the owner of each pixel [H, W] int32, -1 where there is none or the pixel is outside of its mask;
-        and for each of the N how many pixels it owns, how many it would with those outside of its mask, and how many its mask
-        has.
+        Owner 0..N - 1 of each pixel [H, W] int32, -1 where there is none or the pixel is outside its mask; and, for each query,
+        the number of pixels it owns, of pixels it wins including those outside its mask, and of pixels of its mask.
     """
-    owner = torch.full(place.size, -1, dtype=torch.int32, device=score.device)
-    inside = torch.zeros(place.size, dtype=torch.bool, device=score.device)
-    highest = score.new_full(place.size, -1.0)
-    strips, some = _strips(place.size), masks_at_once(place.size, ROWS)
+    owner = torch.full(placing.size, -1, dtype=torch.int32, device=score.device)
+    inside = torch.zeros(placing.size, dtype=torch.bool, device=score.device)
+    highest = score.new_full(placing.size, -1.0)
+    strips, some = _strips(placing.size), masks_at_once(placing.size, ROWS)
     areas = [torch.zeros(0, dtype=torch.int64, device=score.device)]
     for start in range(0, len(rows), some):
-        logits = resized(masks[rows[start : start + some]], place)
+        logits = resized(masks[rows[start : start + some]], placing)
         weights, area = score[start : start + some, None, None], rows.new_zeros(len(logits))
         for strip in strips:
             certain = logits[:, strip].sigmoid()
@@ -269,7 +268,7 @@ def _owners(masks: Tensor, rows: Tensor, score: Tensor, place: Placing) -> tuple
 
 
 def _counts(numbers: Tensor, count: int, strips: Sequence[slice]) -> list[int]:
-    """How often each of 0..count - 1 is in a map [H, W] of these and -1."""
+    """Number of occurrences of each of 0..count - 1 in a map [H, W] of these and -1."""
     total = numbers.new_zeros(count + 1, dtype=torch.int64)
     for rows in strips:
         total += torch.bincount(numbers[rows].flatten() + 1, minlength=count + 1)
@@ -277,17 +276,17 @@ def _counts(numbers: Tensor, count: int, strips: Sequence[slice]) -> list[int]:
 
 
 def _strips(size: Size) -> list[slice]:
-    """The rows of an image in slices of about `STRIP` pixels."""
+    """Slices of the rows of an image, of about `STRIP` pixels each."""
     high = max(1, STRIP // size[1])
     return [slice(top, min(top + high, size[0])) for top in range(0, size[0], high)]
 
 
 def _may_win(masks: Tensor, score: Tensor, reach: int) -> Tensor:
-    """Which of logits [Q, h, w] can have the largest score × probability at any pixel once resized, [Q] bool.
+    """Masks [Q, h, w] that can have the largest score × probability at some pixel after resizing, [Q] bool.
 
-    A pixel is a mean of cells that lie close together, ``reach`` squared at most (2 when resized once; 3 when twice, for
-    neighbouring pixels of the first size are less than a cell apart): between their least and their greatest. A query
-    whose greatest is, in every such window, less than some other's least never wins, and need not be resized to find out.
+    A resized pixel is a weighted mean of a window of at most ``reach`` × ``reach`` cells (2 if masks are resized once, 3 if
+    twice), so it lies between the minimum and the maximum of the window. A query whose maximum is, in every window, less than
+    the minimum of another query wins no pixel, and need not be resized.
     """
     parts = list(zip(masks.split(ROWS), score[:, None, None].split(ROWS), strict=True))
     least = [(weight * (-_greatest(-logits, reach)).sigmoid()).amax(0) for logits, weight in parts if len(logits)]
@@ -297,13 +296,13 @@ def _may_win(masks: Tensor, score: Tensor, reach: int) -> Tensor:
 
 
 def _greatest(logits: Tensor, reach: int) -> Tensor:
-    """The greatest cell of every window of a grid, ``reach`` cells a side, those over its edge included."""
+    """Maximum over every ``reach`` × ``reach`` window of a grid, with replicated edges."""
     wide = functional.pad(logits.float()[:, None], (1, 1, 1, 1), mode="replicate")
     return functional.max_pool2d(wide, reach, stride=1)[:, 0]
 
 
 def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
-    """Without masks every class is one region: pixels do not say where one thing ends and the next begins."""
+    """One region per class: a pixel prediction does not separate instances."""
     regions = class_regions(score, label_map(score, label, policy))
     numbers = torch.zeros(label.shape, dtype=torch.int32, device=label.device)
     for number, region in enumerate(regions, start=1):
@@ -317,9 +316,9 @@ def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[T
 def instances(
     prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, policy: Policy = Policy()
 ) -> list[list[Region]]:
-    """For each image its things, best first, masks free to overlap.
+    """Instances of things of each image by descending score; masks may overlap.
 
-    The ``detections`` best pairs of query and thing class; the score is class probability × mean mask probability inside.
+    The ``detections`` best pairs of query and thing class; the score is class probability × mean probability inside the mask.
     """
     if isinstance(prediction, PixelPrediction):
         raise UsageError("this model predicts pixels, not instances; use --task semantic or a mask model")
@@ -334,10 +333,10 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     probability = prediction.per_class()[index][rows][:, labels].float().exp()
     score, flat = probability.flatten().topk(min(policy.detections, probability.numel()))
     row, label = rows[flat // max(1, len(labels))], labels[flat % max(1, len(labels))]
-    positive = prediction.masks[index].amax((-2, -1)) > 0  # interpolation puts no pixel inside where no cell is
-    possible = wanted[label] & positive[row] & (score > 0) & (score >= policy.threshold)  # the mask can only lower a score
+    positive = prediction.masks[index].amax((-2, -1)) > 0  # interpolation of negative logits is negative
+    possible = wanted[label] & positive[row] & (score > 0) & (score >= policy.threshold)  # masks can only lower scores
     score, row, label = score[possible], row[possible], label[possible]
-    queries, place = row.unique(return_inverse=True)
+    queries, position = row.unique(return_inverse=True)
     size = prediction.sizes[index]
     require_memory(len(row) * size[0] * size[1] * REGION_BYTES, f"{len(row)} regions")
     masks, certainties = [], []
@@ -346,35 +345,35 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
         inside = logits > 0
         masks += list(inside)
         certainties.append((logits.sigmoid() * inside).sum((1, 2)) / areas_of_masks(inside).clamp(min=1))
-    score = score * torch.cat(certainties)[place]
+    score = score * torch.cat(certainties)[position]
     best, order = score.sort(descending=True, stable=True)
     kept = order[(best > 0) & (best >= policy.threshold)]
-    numbers = zip(place[kept].tolist(), label[kept].tolist(), score[kept].tolist(), strict=True)  # a GPU is waited for thrice
-    return [Region(masks[mask], name, certainty) for mask, name, certainty in numbers]
+    numbers = zip(position[kept].tolist(), label[kept].tolist(), score[kept].tolist(), strict=True)  # three GPU syncs
+    return [Region(masks[mask], category, certainty) for mask, category, certainty in numbers]
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 
 def _rows(prediction: MaskPrediction, index: int) -> Tensor:
-    """The numbers of the queries of image ``index`` that are not padding."""
+    """Indices of the valid queries of image ``index``."""
     queries = torch.arange(prediction.masks.shape[1], device=prediction.masks.device)
     return queries if prediction.valid is None else queries[prediction.valid[index]]
 
 
 def _of_rows(values: Tensor, prediction: MaskPrediction, index: int) -> Tensor:
-    """What [B, Q, ...] holds for the queries of image ``index`` that are not padding; no copy where all count."""
+    """Values [B, Q, ...] of the valid queries of image ``index``; a view if all are valid."""
     return values[index] if prediction.valid is None else values[index, prediction.valid[index]]
 
 
 @dataclass(frozen=True)
 class Placing:
-    """How a grid lies on an image; each (height, width) in pixels.
+    """Position of a grid on an image; sizes are (height, width) in pixels.
 
     Attributes:
-        padded_size: what the grid covers.
-        resized_size: the image inside it, in the top-left corner.
-        size: the image itself; `resized_size`, if the network saw it at its own size.
+        padded_size: area that the grid covers.
+        resized_size: the resized image in its top-left corner.
+        size: the original image.
     """
 
     padded_size: Size
@@ -389,12 +388,12 @@ class Placing:
         )
 
 
-def resized(maps: Tensor, place: Placing) -> Tensor:
-    """Maps [N, h, w] at pixel resolution, [N, H, W]: bilinear to the extent, cut to the image, bilinear to its size."""
+def resized(maps: Tensor, placing: Placing) -> Tensor:
+    """Resize maps [N, h, w] to the image, [N, H, W]: bilinear to the padded size, crop padding, bilinear to the image size."""
     if len(maps) == 0:
-        return maps.new_zeros((0, *place.size))
-    pixels = _interpolated(maps.float(), place.padded_size)[:, : place.resized_size[0], : place.resized_size[1]]
-    return _interpolated(pixels, place.size)
+        return maps.new_zeros((0, *placing.size))
+    pixels = _interpolated(maps.float(), placing.padded_size)[:, : placing.resized_size[0], : placing.resized_size[1]]
+    return _interpolated(pixels, placing.size)
 
 
 def _interpolated(maps: Tensor, size: Size) -> Tensor:
@@ -403,26 +402,26 @@ def _interpolated(maps: Tensor, size: Size) -> Tensor:
     return functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def _band(maps: Tensor, place: Placing, top: int, bottom: int) -> Tensor:
-    """The pixel rows ``top`` to ``bottom`` of what `resized` gives, [N, bottom - top, W]."""
+def _band(maps: Tensor, placing: Placing, top: int, bottom: int) -> Tensor:
+    """Rows ``top`` to ``bottom`` of the result of `resized`, [N, bottom - top, W]."""
     if len(maps) == 0:
-        return maps.new_zeros((0, bottom - top, place.size[1]))
-    above, below, share = _between(torch.arange(top, bottom, device=maps.device), place.size[0], place.resized_size[0])
+        return maps.new_zeros((0, bottom - top, placing.size[1]))
+    above, below, weight = _between(torch.arange(top, bottom, device=maps.device), placing.size[0], placing.resized_size[0])
     first, last = int(above[0]), int(below[-1])
     rows = _lerp(
-        maps.float(), *_between(torch.arange(first, last + 1, device=maps.device), place.padded_size[0], maps.shape[-2])
+        maps.float(), *_between(torch.arange(first, last + 1, device=maps.device), placing.padded_size[0], maps.shape[-2])
     )
-    wide = _interpolated(rows, (rows.shape[-2], place.padded_size[1]))[..., : place.resized_size[1]]
-    band = _lerp(wide, above - first, below - first, share)
-    return _interpolated(band, (bottom - top, place.size[1]))
+    wide = _interpolated(rows, (rows.shape[-2], placing.padded_size[1]))[..., : placing.resized_size[1]]
+    band = _lerp(wide, above - first, below - first, weight)
+    return _interpolated(band, (bottom - top, placing.size[1]))
 
 
 def _between(rows: Tensor, length: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of ``cells`` the ``rows`` of a length lie between, and how near to the second, as bilinear resizing has it."""
+    """Bilinear resizing from ``cells`` to ``length``: for some output rows the cell above, the cell below, and its weight."""
     y = ((rows + 0.5) * (cells / length) - 0.5).clamp(min=0)
     above = y.long().clamp(max=cells - 1)
     return above, (above + 1).clamp(max=cells - 1), (y - above)[:, None]
 
 
-def _lerp(maps: Tensor, above: Tensor, below: Tensor, share: Tensor) -> Tensor:
-    return torch.lerp(maps[:, above], maps[:, below], share)
+def _lerp(maps: Tensor, above: Tensor, below: Tensor, weight: Tensor) -> Tensor:
+    return torch.lerp(maps[:, above], maps[:, below], weight)

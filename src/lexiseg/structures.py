@@ -1,6 +1,6 @@
-"""The values that flow through lexiseg: images, text embeddings, predictions, segments.
+"""Data structures of lexiseg: images, text embeddings, predictions, segments.
 
-Letters, for the whole project: B images, Q queries or masks, K classes, S names (synonyms counted), T templates,
+Letters, in the whole project: B images, Q queries or masks, K classes, S names (synonyms counted), T templates,
 C channels, D width of CLIP's joint space, H × W pixels of an image, h × w cells of a feature or mask grid.
 """
 
@@ -20,7 +20,7 @@ Size = tuple[int, int]  # (height, width)
 Link = Literal["softmax", "sigmoid", "identity"]
 Task = Literal["panoptic", "semantic", "instance"]
 
-OUTSIDE = -100.0  # logit of a cell that is in no mask, and log-probability of a class that is not meant
+OUTSIDE = -100.0  # logit of cells outside a mask, and log-probability of classes that are excluded
 
 
 def size_of(image: Tensor) -> Size:
@@ -30,10 +30,10 @@ def size_of(image: Tensor) -> Size:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of any sizes in one tensor.
+    """Batch of images of any sizes, padded to one tensor.
 
     Attributes:
-        pixels: [B, 3, H, W] float RGB in 0..1, each image in the top-left corner, zeros beyond it.
+        pixels: [B, 3, H, W] float RGB in 0..1, each image in the top-left corner, padded with zeros.
         sizes: (height, width) of each image.
     """
 
@@ -54,7 +54,7 @@ class ImageBatch:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The images one by one, as `image` gives them."""
+        """Iterate over the images without padding."""
         return (self.image(index) for index in range(len(self)))
 
     def image(self, index: int) -> Tensor:
@@ -68,14 +68,14 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """What a vocabulary looks like in CLIP's joint space. Text is an argument of every method, never its state.
+    """Embeddings of a vocabulary in CLIP's joint space. Text is an argument of every method, never part of its state.
 
     Attributes:
-        vectors: [S, D] unit rows, one a name.
-        class_index: [S] the class each row belongs to, ascending.
-        names: the K class names.
+        vectors: [S, D] unit vectors, one per name.
+        class_index: [S] class of each row, ascending.
+        names: names of the K classes.
         things: [K] True for things, False for stuff.
-        seen: [K] True where the method was trained on the class; None where nobody asked.
+        seen: [K] True for classes the method was trained on; None if not determined.
     """
 
     vectors: Tensor
@@ -88,7 +88,7 @@ class TextEmbeddings:
         return len(self.names)
 
     def per_class(self, scores: Tensor) -> Tensor:
-        """The best name of each class: scores [..., S] -> [..., K]."""
+        """Maximum over the names of each class: scores [..., S] -> [..., K]."""
         if scores.shape[-1] == len(self):
             return scores
         shape = (*scores.shape[:-1], len(self))
@@ -96,20 +96,20 @@ class TextEmbeddings:
         return lowest.scatter_reduce(-1, self.class_index.expand(scores.shape), scores, "amax", include_self=False)
 
     def first(self) -> Tensor:
-        """The first name of each class, [K, D]."""
+        """Embedding of the first name of each class, [K, D]."""
         numbers = torch.arange(len(self), device=self.class_index.device)
         return self.vectors[torch.searchsorted(self.class_index, numbers)]
 
     def mean(self) -> Tensor:
-        """The mean of each class's names, as unit rows [K, D]."""
+        """Mean embedding of the names of each class, unit vectors [K, D]."""
         total = self.vectors.new_zeros(len(self), self.vectors.shape[1]).index_add(0, self.class_index, self.vectors)
         return functional.normalize(total, dim=-1)
 
     def select(self, classes: Sequence[int] | Tensor) -> TextEmbeddings:
-        """The same embeddings for some classes only, in the order given."""
+        """Embeddings of a subset of the classes, in the order given."""
         order = torch.as_tensor(classes, device=self.class_index.device)
         rows = [torch.nonzero(self.class_index == label).flatten() for label in order]
-        class_index = torch.cat([torch.full_like(found, number) for number, found in enumerate(rows)])
+        class_index = torch.cat([torch.full_like(members, number) for number, members in enumerate(rows)])
         return TextEmbeddings(
             self.vectors[torch.cat(rows)],
             class_index,
@@ -129,36 +129,36 @@ class TextEmbeddings:
 
 
 class Trace(dict[str, Tensor]):
-    """Named maps [..., h, w] from inside one forward pass on one image, for figures and for looking.
+    """Named intermediate maps [..., h, w] of one forward pass on one image, for figures and inspection.
 
-    ``segmenter(images, text, trace=trace)`` fills it; which names there are is the method's, and stands in its docstring.
-    What is returned is the same with and without.
+    ``segmenter(images, text, trace=trace)`` fills it; the names are documented in ``forward`` of each method. Tracing does not
+    change the prediction.
 
     Attributes:
-        share: of the area that each map covers, what the image fills, down and across, from the top-left corner; the rest
-            is padding.
+        fraction: (vertical, horizontal) fraction of each map that the image covers, from the top-left corner; the rest is
+            padding.
     """
 
-    share: tuple[float, float] = (1.0, 1.0)
+    fraction: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class MaskPrediction:
-    """Scored masks: what query-based methods and mask generators predict.
+    """Masks with class scores: the prediction of query-based methods and mask generators.
 
     Attributes:
         masks: [B, Q, h, w] logits; positive is inside.
         classes: [B, Q, K] log-probabilities, or [B, Q, K + 1] with "no object" last if ``void``.
-        void: whether ``classes`` has that last column.
+        void: whether ``classes`` includes "no object".
         sizes: (height, width) of each image in pixels.
-        padded_sizes: (height, width) in pixels of the area the h × w grid covers from each image's top-left corner;
-            larger than the image where the network saw padding.
-        resized_sizes: (height, width) of each image where the network saw it at another size than its own: padded_sizes are
-            pixels of that picture then, and masks are resized twice, as the official programs do. None: its own size.
-        valid: [B, Q] False for rows that only pad a batch; None if all count.
-        auxiliary: the predictions of earlier decoder layers, for deep supervision.
-        semantic: predictions of the same images whose scores, summed, are the semantic result (a mask ensemble); empty where
-            that is made of this prediction itself. No other result looks at them.
+        padded_sizes: (height, width) in pixels of the area that the h × w grid covers, from the top-left corner of each
+            image, padding included.
+        resized_sizes: (height, width) of each image in the network, if it was resized; padded_sizes then refer to the resized
+            image, and masks are resized twice, as in the official code. None: images were not resized.
+        valid: [B, Q] bool, False for queries that pad the batch; None if all are valid.
+        auxiliary: predictions of earlier decoder layers, for deep supervision.
+        semantic: predictions of the same images whose scores are summed for the semantic result (a mask ensemble); empty if
+            it is computed from this prediction. Panoptic and instance results ignore them.
     """
 
     masks: Tensor
@@ -172,11 +172,11 @@ class MaskPrediction:
     semantic: tuple[MaskPrediction, ...] = field(default=(), repr=False)
 
     def per_class(self) -> Tensor:
-        """Scores whose last axis is the K classes, [B, Q, K]."""
+        """Class scores without "no object", [B, Q, K]."""
         return self.classes[..., :-1] if self.void else self.classes
 
     def split(self) -> list[MaskPrediction]:
-        """The predictions of the images one by one, as views."""
+        """Split into predictions of one image each, as views."""
         return [self] if len(self.sizes) == 1 else [self._of(slice(index, index + 1)) for index in range(len(self.sizes))]
 
     def _of(self, images: slice) -> MaskPrediction:
@@ -187,37 +187,39 @@ class MaskPrediction:
             sizes=self.sizes[images],
             padded_sizes=self.padded_sizes[images],
             valid=None if self.valid is None else self.valid[images],
-            auxiliary=tuple(part._of(images) for part in self.auxiliary),
+            auxiliary=tuple(layer._of(images) for layer in self.auxiliary),
             resized_sizes=None if self.resized_sizes is None else self.resized_sizes[images],
             semantic=tuple(part._of(images) for part in self.semantic),
         )
 
     @classmethod
     def join(cls, predictions: Sequence[MaskPrediction]) -> MaskPrediction:
-        """The prediction of a batch, of predictions of one image each; the inverse of `split`.
+        """Batch predictions of one image each; the inverse of `split`.
 
-        Smaller grids, which must have cells of one size, are padded by repeating their edges; where there
-        are fewer masks the rest is not ``valid``.
+        Smaller grids, whose cells must have one size, are padded by replication; missing masks are not ``valid``.
         """
         if len(predictions) == 1:
             return predictions[0]
-        rows = max(one.masks.shape[1] for one in predictions)
-        grid = max(one.masks.shape[2] for one in predictions), max(one.masks.shape[3] for one in predictions)
-        whole = [one._padded(rows, grid) for one in predictions]
+        rows = max(image.masks.shape[1] for image in predictions)
+        grid = max(image.masks.shape[2] for image in predictions), max(image.masks.shape[3] for image in predictions)
+        padded = [image._padded(rows, grid) for image in predictions]
+        all_valid = all(image.valid is None for image in padded)
         return MaskPrediction(
-            masks=torch.cat([one.masks for one in whole]),
-            classes=torch.cat([one.classes for one in whole]),
-            void=whole[0].void,
-            sizes=tuple(one.sizes[0] for one in whole),
-            padded_sizes=tuple(one.padded_sizes[0] for one in whole),
-            valid=None if all(one.valid is None for one in whole) else torch.cat([one._valid_rows() for one in whole]),
-            auxiliary=tuple(cls.join(parts) for parts in zip(*(one.auxiliary for one in whole), strict=True)),
-            resized_sizes=tuple(one.resized_sizes[0] for one in whole if one.resized_sizes is not None) or None,
-            semantic=tuple(cls.join(parts) for parts in zip(*(one.semantic for one in whole), strict=True)),
+            masks=torch.cat([image.masks for image in padded]),
+            classes=torch.cat([image.classes for image in padded]),
+            void=padded[0].void,
+            sizes=tuple(image.sizes[0] for image in padded),
+            padded_sizes=tuple(image.padded_sizes[0] for image in padded),
+            valid=None
+            if all(image.valid is None for image in padded)
+            else torch.cat([image._valid_rows() for image in padded]),
+            auxiliary=tuple(cls.join(parts) for parts in zip(*(image.auxiliary for image in padded), strict=True)),
+            resized_sizes=tuple(image.resized_sizes[0] for image in padded if image.resized_sizes is not None) or None,
+            semantic=tuple(cls.join(parts) for parts in zip(*(image.semantic for image in padded), strict=True)),
         )
 
     def _padded(self, rows: int, grid: Size) -> MaskPrediction:
-        """The prediction of one image with more masks, on a larger grid of the same cells."""
+        """Pad the prediction of one image to ``rows`` masks on a larger grid of equal cells."""
         padded = self
         down, right = grid[0] - self.masks.shape[2], grid[1] - self.masks.shape[3]
         if down or right:
@@ -234,19 +236,19 @@ class MaskPrediction:
         return padded
 
     def _valid_rows(self) -> Tensor:
-        """[B, Q] bool, `valid` or True everywhere."""
+        """`valid`, or all True, [B, Q] bool."""
         return self.masks.new_ones(self.masks.shape[:2], dtype=torch.bool) if self.valid is None else self.valid
 
 
 @dataclass(frozen=True)
 class PixelPrediction:
-    """Class scores of every pixel: what cost-aggregation methods predict.
+    """Class scores of every pixel: the prediction of cost-aggregation methods.
 
     Attributes:
         logits: [B, K, h, w].
         sizes, padded_sizes, resized_sizes: as in `MaskPrediction`.
-        link: what makes them probabilities, after they are resized: "softmax" over the classes, "sigmoid" of each class by
-            itself, or "identity": they are probabilities of each class by itself already.
+        link: function from resized logits to probabilities: "softmax" over the classes, "sigmoid" of each class, or
+            "identity" if ``logits`` are independent probabilities already.
     """
 
     logits: Tensor
@@ -256,17 +258,17 @@ class PixelPrediction:
     link: Link = "softmax"
 
     def probabilities(self, resized: Tensor) -> Tensor:
-        """Of resized logits of one image, [K, ...]."""
+        """Probabilities of the resized logits [K, ...] of one image."""
         if self.link == "softmax":
             return resized.softmax(0)
         return resized.sigmoid() if self.link == "sigmoid" else resized
 
     def per_class(self) -> Tensor:
-        """Scores whose last axis is the K classes, [B, h, w, K]."""
+        """Logits with the K classes last, [B, h, w, K]."""
         return self.logits.movedim(1, -1)
 
     def split(self) -> list[PixelPrediction]:
-        """The predictions of the images one by one, as views."""
+        """Split into predictions of one image each, as views."""
         return [
             PixelPrediction(
                 self.logits[index : index + 1],
@@ -281,13 +283,13 @@ class PixelPrediction:
 
 @dataclass(frozen=True)
 class Segment:
-    """One named region of a result.
+    """Named region of a result.
 
     Attributes:
-        id: its number in the panoptic map (from 1); instances are numbered in the order of their scores.
-        label: index of its class in the vocabulary.
-        name: name of its class.
-        thing: whether the class is countable.
+        id: its number in the panoptic map, from 1; instances are numbered by descending score.
+        label: class index in the vocabulary.
+        name: class name.
+        thing: whether the class is a thing class.
         score: confidence in 0..1.
         area: pixels.
         box: (left, top, width, height) in pixels, COCO's order.
@@ -302,21 +304,21 @@ class Segment:
     box: tuple[int, int, int, int]
 
 
-# --- truth, and results to be measured against it ---------------------------------------------------------------------
+# --- ground truth, and results that are evaluated -------------------------------------------------------------------
 
-IGNORED = -1  # in a semantic truth [H, W] int32: nobody says what this pixel is, so it is not measured
+IGNORED = -1  # ignore label of a semantic ground truth [H, W] int32
 
 
 @dataclass(frozen=True)
 class PanopticSegment:
-    """What a number of a panoptic map means.
+    """Segment of a panoptic map.
 
     Attributes:
-        id: the number.
+        id: its number in the map.
         label: its class.
-        crowd: a group of things nobody counted.
-        area: of a truth, pixels as the data set states them, which PQ goes by (ADE20K counts what lies under things);
-            None: those of the map.
+        crowd: whether it is a crowd region, a group of things that are not annotated individually.
+        area: of a ground truth, in pixels as annotated, which PQ uses (ADE20K includes occluded pixels); None: counted in the
+            map.
     """
 
     id: int
@@ -327,11 +329,11 @@ class PanopticSegment:
 
 @dataclass(frozen=True)
 class PanopticMap:
-    """A panoptic truth or result.
+    """Panoptic ground truth or result.
 
     Attributes:
         ids: [H, W] int32, the segment of each pixel; 0 is void.
-        segments: one a number in ``ids``.
+        segments: one per number in ``ids``.
     """
 
     ids: NDArray[np.int32]
@@ -340,15 +342,15 @@ class PanopticMap:
 
 @dataclass(frozen=True)
 class Instance:
-    """One thing of a truth or a result.
+    """Instance of a thing class, of a ground truth or a result.
 
     Attributes:
         label: its class.
-        counts: its mask as COCO's runs, see `lexiseg.ops.rle`.
-        area: as its data set states it (COCO's is that of the polygon); of results, pixels.
+        counts: its mask as COCO run lengths, see `lexiseg.ops.rle`.
+        area: as annotated (in COCO that of the polygon); of results, in pixels.
         box: (left, top, width, height) in pixels.
-        crowd: a group nobody counted; results may lie in it without being wrong.
-        score: of results, the confidence.
+        crowd: whether it is a crowd region; results inside it are not false positives.
+        score: of results, confidence in 0..1.
     """
 
     label: int
@@ -361,13 +363,14 @@ class Instance:
 
 @dataclass(frozen=True)
 class Instances:
-    """The things of one image.
+    """Instances of one image.
 
     Attributes:
         size: (height, width) in pixels.
         things: the instances.
-        checked: the labels somebody looked for; results of others are not measured. None: all (LVIS is federated).
-        partly: the labels of which only some instances are marked, so that further results are not wrong (LVIS).
+        checked: labels that were annotated or verified as absent; results of other labels are ignored (LVIS is federated).
+            None: all.
+        partly: labels that are not exhaustively annotated, so that unmatched results are ignored (LVIS).
     """
 
     size: Size
@@ -378,11 +381,11 @@ class Instances:
 
 @dataclass(frozen=True)
 class MaskTarget:
-    """What the masks of one image should be, for losses.
+    """Ground-truth masks of one image, for losses.
 
     Attributes:
-        masks: [N, H, W] bool, in pixels from the image's top-left corner; what lies beyond H × W is in no mask.
-        labels: [N] int64, the class of each.
+        masks: [N, H, W] bool, from the top-left corner of the image; pixels beyond H × W are in no mask.
+        labels: [N] int64, the class of each mask.
     """
 
     masks: Tensor

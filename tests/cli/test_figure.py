@@ -82,7 +82,7 @@ def test_what_cannot_be_drawn_is_said(
 
 def test_padding_is_cut_off_before_a_map_is_stretched_over_the_picture() -> None:
     trace = Trace()
-    trace.share = (0.75, 0.5)
+    trace.fraction = (0.75, 0.5)
     maps = torch.zeros(1, 8, 8)
     maps[:, :6, :4] = 1
     drawn = _over_picture(maps, trace, (30, 20))[0]

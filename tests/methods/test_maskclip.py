@@ -91,7 +91,7 @@ def test_masks_lie_where_the_generator_put_them() -> None:
     assert found.padded_sizes == ((64, 128),)
     assert found.masks.shape == (1, 7, 16, 32)
     assert torch.equal(found.masks[0], trace["masks"])
-    assert trace.share == (1.0, 115 / 128)
+    assert trace.fraction == (1.0, 115 / 128)
     relative = tiny_maskclip(shortest_edge=64)(ImageBatch.of([torch.rand(3, 50, 90), torch.rand(3, 90, 50)]), some_text())
     assert relative.masks.shape == (2, 7, 64, 64)
     assert relative.padded_sizes == ((64, 128), (128, 64))

@@ -302,13 +302,13 @@ def _true(subject: Subject) -> Segmentation:
 
 def _without_padding(maps: Tensor, trace: Trace) -> Tensor:
     """The cells of maps [N, h, w] of a trace that show the picture."""
-    high, wide = (max(1, round(cells * part)) for cells, part in zip(maps.shape[-2:], trace.share, strict=True))
+    high, wide = (max(1, round(cells * part)) for cells, part in zip(maps.shape[-2:], trace.fraction, strict=True))
     return maps[:, :high, :wide]
 
 
 def _over_picture(maps: Tensor, trace: Trace, size: Size) -> NDArray[np.float32]:
     """Maps [N, h, w] of a trace at the pixels of the picture, [N, H, W]."""
-    high, wide = (max(1, round(length / part)) for length, part in zip(size, trace.share, strict=True))
+    high, wide = (max(1, round(length / part)) for length, part in zip(size, trace.fraction, strict=True))
     whole = functional.interpolate(maps[None].float(), (high, wide), mode="bilinear", align_corners=False)[0]
     return whole[:, : size[0], : size[1]].cpu().numpy()
 

@@ -198,7 +198,10 @@ class FcClip(Segmenter):
         decoded = self.decode(encoded.pixels, encoded.resized_size, encoded.features, text, trace=trace)
         if trace is not None:
             trace["clip"] = encoded.features.levels[-1][0]
-            trace.share = encoded.resized_size[0] / encoded.pixels.shape[-2], encoded.resized_size[1] / encoded.pixels.shape[-1]
+            trace.fraction = (
+                encoded.resized_size[0] / encoded.pixels.shape[-2],
+                encoded.resized_size[1] / encoded.pixels.shape[-1],
+            )
         prediction = _prediction(decoded, encoded.sizes, (encoded.resized_size,) * len(encoded.sizes))
         names, covered = self._clip_classes(encoded.features, decoded.masks, text)
         known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen

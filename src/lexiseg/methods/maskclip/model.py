@@ -173,7 +173,7 @@ class MaskClip(Segmenter):
         if trace is not None:
             trace["clip"] = self.clip.patch_tokens(features)[0].T.unflatten(-1, features.grid)
             trace["masks"] = proposals.masks[0]
-            trace.share = resized_size[0] / proposals.padded_size[0], resized_size[1] / proposals.padded_size[1]
+            trace.fraction = resized_size[0] / proposals.padded_size[0], resized_size[1] / proposals.padded_size[1]
         padded_sizes, resized_sizes = (proposals.padded_size,) * len(images), (resized_size,) * len(images)
         return MaskPrediction(masks, classes, classes.shape[-1] > len(text), sizes, padded_sizes, resized_sizes=resized_sizes)
 
