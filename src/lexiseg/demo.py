@@ -1,4 +1,4 @@
-"""``make demo``: the main job on one picture, offline, and what to try next."""
+"""``make demo``: segment one picture offline, and print what to try next."""
 
 from __future__ import annotations
 

@@ -1,50 +1,50 @@
-"""Every error lexiseg raises on purpose.
+"""Exceptions of lexiseg.
 
-    LexisegError                 catch this for all
+    LexisegError                 base class
     ├── UsageError               the call is wrong: unknown name, bad option, empty vocabulary     (exit 2; a ValueError)
-    └── RunError                 the call is right, the world is not                               (exit 1)
-        ├── ImageError           a picture that cannot be read or is not fit to segment
-        ├── DataError            a data set that lacks a file or holds what it must not
-        ├── WeightsError         weights missing, damaged, or not those of the model
+    └── RunError                 the call is right, but could not be carried out                   (exit 1)
+        ├── ImageError           a picture that cannot be read or segmented
+        ├── DataError            a data set or predictions with missing files or invalid entries
+        ├── WeightsError         weights missing, damaged, or of another model
         └── OutputError          a result that cannot be written
 
-Messages name the bad thing and the next step. What else goes wrong, in a library or by a mistake of ours, `explained` puts in a
-line, so that one picture's failure is reported like any other and the next picture is done.
+Messages name the bad thing and the next step. `explained` turns any other exception into one line, so that a failed picture is
+reported and the next is processed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # what torch says in a RuntimeError
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # in torch's RuntimeError
 
 
 class LexisegError(Exception):
-    """Base of all; ``exit_code`` is what the command line returns for it."""
+    """Base class; ``exit_code`` is the exit status of the command line."""
 
     exit_code = 1
 
 
 class UsageError(LexisegError, ValueError):
-    """The caller asked for something that does not exist or makes no sense."""
+    """Invalid arguments: something that does not exist or makes no sense."""
 
     exit_code = 2
 
 
 class RunError(LexisegError):
-    """The request was fine; carrying it out failed."""
+    """A valid request that could not be carried out."""
 
 
 class ImageError(RunError):
-    """A picture that cannot be read or is not fit to segment."""
+    """A picture that cannot be read or segmented."""
 
 
 class DataError(RunError):
-    """A data set, or a file of predictions, that lacks something or holds what it must not."""
+    """A data set or a file of predictions with missing files or invalid entries."""
 
 
 class WeightsError(RunError):
-    """Weights that are missing, damaged, or belong to another model."""
+    """Weights that are missing, damaged, or of another model."""
 
 
 class OutputError(RunError):
@@ -52,29 +52,30 @@ class OutputError(RunError):
 
 
 def is_no_memory(error: BaseException) -> bool:
-    """Whether there was too little memory, which torch and Pillow say in ways of their own."""
+    """Return whether the error means out of memory, in Python, torch or Pillow."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
     )
 
 
 def explained(error: BaseException) -> str:
-    """What went wrong, in a line: our own messages as they are; of all else what it is, and where in lexiseg it happened."""
+    """Describe an error in one line: our own messages as they are, others with their type and the line in lexiseg."""
     if isinstance(error, LexisegError):
         return str(error)
     if is_no_memory(error):
-        need = f" ({error})" if type(error) is MemoryError and str(error) else ""  # of `require_memory`
+        need = f" ({error})" if type(error) is MemoryError and str(error) else ""  # from `require_memory`
         return f"there is not enough memory for it{need}; scale the picture down, name fewer classes, or take a smaller model"
-    said = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"unexpected {type(error).__name__}{f': {said}' if said else ''} ({_place(error)}); --debug shows how it came to it"
+    message = (str(error).strip().splitlines() or [""])[0][:200]
+    text = f"{type(error).__name__}{f': {message}' if message else ''}"
+    return f"unexpected {text} ({_location(error)}); --debug shows the traceback"
 
 
-def _place(error: BaseException) -> str:
-    """The innermost line of lexiseg that an error came through, as ``data/images.py:74``."""
-    package, frame, place = Path(__file__).parent, error.__traceback__, "outside of lexiseg"
+def _location(error: BaseException) -> str:
+    """Return the innermost line of lexiseg in an error's traceback, as ``data/images.py:74``."""
+    package, frame, location = Path(__file__).parent, error.__traceback__, "outside of lexiseg"
     while frame is not None:
         file = Path(frame.tb_frame.f_code.co_filename)
         if file.is_relative_to(package):
-            place = f"{file.relative_to(package).as_posix()}:{frame.tb_lineno}"
+            location = f"{file.relative_to(package).as_posix()}:{frame.tb_lineno}"
         frame = frame.tb_next
-    return place
+    return location

@@ -1,4 +1,4 @@
-"""The result a user holds: what is where in one picture, and how to keep or show it."""
+"""Segmentation result of one picture, with methods to save and show it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lexiseg.visualise.lettering import preferring
 from lexiseg.visualise.overlay import overlay
 
 TASKS = ("panoptic", "semantic", "instance")
-MAPS = {"semantic": ".labels.png", "panoptic": ".panoptic.png"}  # how the name of each task's map of the picture ends
+MAPS = {"semantic": ".labels.png", "panoptic": ".panoptic.png"}  # suffix of each task's map
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Segmentation:
     Attributes:
         task: ``panoptic``, ``semantic`` or ``instance``.
         image: [H, W, 3] uint8 RGB, upright.
-        names: the K class names asked for.
-        things: which of them are things.
-        segments: the regions found; for ``semantic`` one a class that occurs.
-        masks: [N, H, W] bool, one a segment. Disjoint, except for ``instance``.
-        source: the file the image came from, if any.
+        names: the K class names of the vocabulary.
+        things: K flags, True for things.
+        segments: the N predicted regions; for ``semantic`` one per class that occurs.
+        masks: [N, H, W] bool, one per segment. Disjoint, except for ``instance``.
+        source: the file of the image, if any.
     """
 
     task: Task
@@ -51,7 +51,7 @@ class Segmentation:
 
     @property
     def panoptic(self) -> NDArray[np.int32]:
-        """Map of segment ids [H, W], 0 where nothing is named; where instances overlap the better one is on top."""
+        """Map of segment ids [H, W], 0 for void; where instances overlap the one with the higher score is on top."""
         ids = np.zeros(self.size, np.int32)
         for segment, mask in zip(reversed(self.segments), self.masks[::-1], strict=True):
             ids[mask] = segment.id
@@ -59,7 +59,7 @@ class Segmentation:
 
     @property
     def semantic(self) -> NDArray[np.int32]:
-        """Map of class numbers [H, W], -1 where nothing is named."""
+        """Map of labels [H, W], -1 for void."""
         table = np.full(len(self.segments) + 1, -1, np.int32)
         for segment in self.segments:
             table[segment.id] = segment.label
@@ -67,20 +67,20 @@ class Segmentation:
 
     @property
     def instances(self) -> tuple[tuple[Segment, NDArray[np.bool_]], ...]:
-        """(segment, mask [H, W]) of every thing, best first."""
+        """(segment, mask [H, W]) of each thing, highest score first."""
         pairs = zip(self.segments, self.masks, strict=True)
         return tuple(sorted((pair for pair in pairs if pair[0].thing), key=lambda pair: -pair[0].score))
 
     def overlay(self, font: str | Path | None = None) -> Image.Image:
-        """The picture with its regions tinted, outlined and named, and a legend below.
+        """Draw the picture with its regions tinted, outlined and named, and a legend below.
 
         Args:
-            font: the file of a font, .ttf, .otf or .ttc, for the names; letters that it lacks, or all without one, are drawn
-                in DejaVu Sans, which has Latin, Greek, Cyrillic and more, or else in a font installed on the machine. Letters
-                that no font has are boxes, of which a `UserWarning` tells once.
+            font: a font file (.ttf, .otf or .ttc) for the names. Letters it lacks are drawn in DejaVu Sans, which has Latin,
+                Greek, Cyrillic and more, or else in a font installed on the machine. Letters that no font has are boxes,
+                with one `UserWarning`.
 
         Raises:
-            UsageError: the file is no font.
+            UsageError: the file is not a font.
         """
         with preferring(font):
             return overlay(self.image, self.segments, self.masks)
@@ -90,7 +90,7 @@ class Segmentation:
         self.overlay().show()
 
     def document(self) -> dict[str, Any]:
-        """What was found, as plain values (no masks)."""
+        """Return the result as plain values, without masks."""
         height, width = self.size
         return {
             "source": self.source,
@@ -110,9 +110,9 @@ class Segmentation:
         (class numbers) or ``STEM.panoptic.png`` (COCO's colour-coded ids).
 
         Args:
-            folder: is made if it is not there.
-            stem: how the files' names begin; None: as `result_name` says, which gives every picture names of its own, or
-                ``image`` where the picture is no file.
+            folder: created if missing.
+            stem: prefix of the file names; None: `result_name` of the source, unique per picture, or ``image`` for a picture
+                without a file.
             font: as for `overlay`.
 
         Returns:
@@ -120,8 +120,8 @@ class Segmentation:
 
         Raises:
             DataError: the stem is not the name of a file in the folder or below it.
-            OutputError: the folder or a file cannot be written, or a file would take the place of the picture.
-            UsageError: the font is none.
+            OutputError: the folder or a file cannot be written, or a file would overwrite the picture.
+            UsageError: the font file is not a font.
         """
         stem = stem or (result_name(self.source) if self.source else "image")
         paths = result_files(Path(folder), stem, self.task)
@@ -130,8 +130,8 @@ class Segmentation:
         write_png(paths[0], np.asarray(self.overlay(font)))
         annotations = coco.instance_annotations(self.masks, self.segments, image_id=0)
         rows = [
-            {**row, "segmentation": found["segmentation"]}
-            for row, found in zip(self.document()["segments"], annotations, strict=True)
+            {**row, "segmentation": annotation["segmentation"]}
+            for row, annotation in zip(self.document()["segments"], annotations, strict=True)
         ]
         document = {**self.document(), "classes": list(self.names), "segments": rows}
         write_json(paths[1], document, indent=1)
@@ -143,7 +143,7 @@ class Segmentation:
 
 
 def result_files(folder: Path, stem: str, task: str) -> list[Path]:
-    """The files of one picture's result: overlay, segments, and, unless the task is "instance", the map.
+    """Return the paths of one picture's result: overlay, segments, and, unless the task is "instance", the map.
 
     Raises:
         DataError: the stem is not the name of a file in the folder or below it.

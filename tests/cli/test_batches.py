@@ -117,7 +117,7 @@ def test_a_fault_of_ours_is_a_short_message_with_the_place(run, monkeypatch, err
     code, _, err = run("segment", "x.png", *WORDS, *(["--debug"] if debug else []))
     assert code == 1
     assert re.match(
-        rf"lexiseg: unexpected {type(error).__name__}: .* \(cli/segment\.py:\d+\); --debug shows how it came to it\n", err
+        rf"lexiseg: unexpected {type(error).__name__}: .* \(cli/segment\.py:\d+\); --debug shows the traceback\n", err
     )
     assert ("Traceback" in err) == debug
     assert len(err.splitlines()) == 1 or debug

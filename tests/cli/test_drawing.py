@@ -39,7 +39,7 @@ def commands(picture: Path, tmp_path: Path) -> dict[str, list[str]]:
 def test_letters_that_no_font_has_are_a_note(
     command: str, commands: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lettering, "_told", set())
+    monkeypatch.setattr(lettering, "_noticed", set())
     assert main(commands[command]) == 0
     assert capsys.readouterr().err.count(f"note: no font here has {NOBODYS};") == 1
 
@@ -49,7 +49,7 @@ def test_what_is_no_font_is_refused_before_the_work(
     command: str, commands: dict[str, list[str]], picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*commands[command], "--font", str(picture)]) == 2
-    assert "scene.png: is no font" in capsys.readouterr().err
+    assert "scene.png: is not a usable font" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,7 +58,7 @@ def test_names_are_written_in_the_font_given(
 ) -> None:
     drawn = tmp_path / "out" / f"{result_name(picture)}.overlay.png"
     shown = []
-    monkeypatch.setattr(lettering, "_told", {NOBODYS})
+    monkeypatch.setattr(lettering, "_noticed", {NOBODYS})
     real = lettering._opened
     monkeypatch.setattr(lettering, "_opened", lambda path, size: shown.append(path) or real(path, size))
     copy = tmp_path / "mine.ttf"

@@ -236,8 +236,8 @@ def test_federated_truth_needs_federated_rules_and_finite_scores() -> None:
     for thing, message in (
         (Instance(0, mask, 3, (0, 0, 0, 0), score=float("nan")), "not finite"),
         (Instance(0, np.array([1, 9]), 3, (0, 0, 0, 0)), "do not fill an image of 2 × 2"),
-        (Instance(0, np.array([5, -1]), 3, (0, 0, 0, 0)), "do not make"),
-        (Instance(0, np.array([], np.int64), 3, (0, 0, 0, 0)), "do not make"),
+        (Instance(0, np.array([5, -1]), 3, (0, 0, 0, 0)), "do not fill"),
+        (Instance(0, np.array([], np.int64), 3, (0, 0, 0, 0)), "do not fill"),
         (Instance(4, mask, 3, (0, 0, 0, 0)), "label 4"),
     ):
         with pytest.raises(DataError, match=message):

@@ -32,7 +32,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A machine without fonts; they would be installed in the folder that is returned."""
     folder = tmp_path / "installed"
     monkeypatch.setattr(lettering, "_folders", lambda: [folder])
-    monkeypatch.setattr(lettering, "_told", set())
+    monkeypatch.setattr(lettering, "_noticed", set())
     _forget()
     yield folder
     _forget()
@@ -108,7 +108,7 @@ def test_what_is_no_font_is_refused(content: bytes | None, tmp_path: Path) -> No
     path = tmp_path / "wrong.ttf"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"wrong\.ttf: is no font"), preferring(path):
+    with pytest.raises(UsageError, match=r"wrong\.ttf: is not a usable font"), preferring(path):
         pass
 
 

@@ -69,12 +69,12 @@ def test_a_result_is_drawn_in_the_font_given(tmp_path: Path) -> None:
     found = Segmentation("panoptic", image, ("dog",), (True,), tuple(segments), masks)
     assert found.overlay(BASE).tobytes() == found.overlay().tobytes()
     for call in (lambda: found.overlay(tmp_path / "no.ttf"), lambda: found.save(tmp_path / "out", font=tmp_path / "no.ttf")):
-        with pytest.raises(UsageError, match=r"no\.ttf: is no font"):
+        with pytest.raises(UsageError, match=r"no\.ttf: is not a usable font"):
             call()
 
 
 def test_letters_that_cannot_be_drawn_are_a_warning_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lettering, "_told", set())
+    monkeypatch.setattr(lettering, "_noticed", set())
     picture = whole(48, 64, name="\ue000")
     with pytest.warns(UserWarning, match="\ue000"):
         overlay(*picture)

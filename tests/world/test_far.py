@@ -137,7 +137,7 @@ def test_what_is_no_atlas_of_this_world_is_refused(tmp_path):
     atlas = far_atlas(tmp_path)
     beside = atlas.with_suffix(".json")
     beside.write_text(json.dumps({"drawings": {NAMES[4]: "disc"}}), encoding="utf-8")
-    with pytest.raises(DataError, match="was packed for other classes"):
+    with pytest.raises(DataError, match="does not show the classes"):
         drawn(str(atlas))
     beside.unlink()
     with pytest.raises(DataError, match=r"far\.json is missing"):

@@ -1,4 +1,4 @@
-"""Results as files other programs read: COCO instances, COCO panoptic, label maps."""
+"""Export results in standard formats: COCO instances, COCO panoptic, label maps."""
 
 from lexiseg.exports.coco import categories, image_record, instance_annotations, write_ground_truth, write_predictions
 from lexiseg.exports.labels import read_labels, write_classes, write_labels

@@ -1,7 +1,7 @@
 """Instances in COCO's JSON: annotations with compressed run-length masks, predictions and ground truth.
 
-Format: https://cocodataset.org/#format-data and #format-results. Category ids are label + 1 unless the data set's own
-are given, for many readers take 0 for the background.
+Format: https://cocodataset.org/#format-data and #format-results. Category ids default to label + 1, since many readers take
+0 for the background.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 
 def categories(names: Sequence[str], things: Sequence[bool], category_ids: Sequence[int] | None = None) -> list[Record]:
-    """The document's ``categories`` of K classes, ``isthing`` as in COCO panoptic."""
+    """Return the ``categories`` of K classes, with ``isthing`` as in COCO panoptic."""
     return [
         {"id": category_id(label, category_ids), "name": name, "isthing": int(thing)}
         for label, (name, thing) in enumerate(zip(names, things, strict=True))
@@ -31,17 +31,17 @@ def categories(names: Sequence[str], things: Sequence[bool], category_ids: Seque
 
 
 def category_id(label: int, category_ids: Sequence[int] | None = None) -> int:
-    """The id of a class: the data set's own, or label + 1."""
+    """Return the category id of a label: the data set's own, or label + 1."""
     return label + 1 if category_ids is None else category_ids[label]
 
 
 def image_record(image_id: int | str, file_name: str, size: Size) -> Record:
-    """One entry of the document's ``images``; ``size`` is (height, width) in pixels."""
+    """Return an entry of ``images``; ``size`` is (height, width) in pixels."""
     return {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
 
 
 def segment_record(segment: Segment, category_ids: Sequence[int] | None = None) -> Record:
-    """What COCO's instances and panoptic segments both say of a region; COCO's own files have no ``score``."""
+    """Return the fields common to COCO's instances and panoptic segments; ``score`` is an addition to COCO's format."""
     return {
         "id": segment.id,
         "category_id": category_id(segment.label, category_ids),
@@ -55,19 +55,19 @@ def segment_record(segment: Segment, category_ids: Sequence[int] | None = None) 
 def instance_annotations(
     masks: NDArray[np.bool_], segments: Sequence[Segment], image_id: int | str, category_ids: Sequence[int] | None = None
 ) -> list[Record]:
-    """COCO annotations of one image.
+    """Return the COCO annotations of one image.
 
     Args:
-        masks: [N, H, W]; instances may overlap.
-        segments: the N records that belong to them.
-        image_id: COCO's number of the image.
+        masks: [N, H, W] bool; instances may overlap.
+        segments: the N segments of the masks.
+        image_id: the image's id in COCO.
         category_ids: the data set's id of each label, or None for label + 1.
 
     Raises:
-        UsageError: if there are not as many masks as segments.
+        UsageError: if the numbers of masks and segments differ.
     """
     if len(masks) != len(segments):
-        raise UsageError(f"{len(masks)} masks for {len(segments)} segments: give one mask a segment")
+        raise UsageError(f"{len(masks)} masks for {len(segments)} segments: give one mask per segment")
     return [
         {
             **segment_record(segment, category_ids),
@@ -81,8 +81,8 @@ def instance_annotations(
 def write_predictions(path: str | Path, annotations: Iterable[Mapping[str, Any]]) -> None:
     """Write COCO's results format: a list of scored masks of all images.
 
-    Only what COCO asks for is written. A box must not be: pycocotools would then take the box's area for the mask's
-    when it sorts results into small, medium and large.
+    Only required fields are written, without boxes: pycocotools would use the box's area in place of the mask's to sort
+    results into small, medium and large.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -97,13 +97,13 @@ def write_ground_truth(
     annotations: Iterable[Mapping[str, Any]],
     classes: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write a COCO instances document, for a reader of ground truth.
+    """Write a COCO instances JSON of ground truth.
 
     Args:
         path: the JSON file.
         images: from `image_record`.
-        annotations: from `instance_annotations`, of all images; they are numbered anew from 1, for COCO wants ids unique
-            in the document.
+        annotations: from `instance_annotations`, of all images; they are renumbered from 1, since COCO's ids are unique in
+            the file.
         classes: from `categories`.
 
     Raises:

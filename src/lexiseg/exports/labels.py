@@ -1,4 +1,4 @@
-"""Semantic results as label maps: a PNG whose grey values are labels, and the names of the labels beside it.
+"""Semantic results as label maps: a PNG whose grey values are labels, with the class names in files beside it.
 
 Up to 255 classes take 8 bits, more take 16. The highest value is void: 255 or 65535.
 """
@@ -18,7 +18,7 @@ from lexiseg.ops.pictures import read_values
 
 
 def void_value(classes: int) -> int:
-    """The grey value of pixels without a class, for K classes.
+    """Return the grey value of pixels without a class, for K classes.
 
     Raises:
         UsageError: if there are more classes than a PNG has grey values.
@@ -37,7 +37,7 @@ def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], classes: in
         classes: K.
 
     Raises:
-        UsageError: if there are labels without a class, or too many classes.
+        UsageError: if a label is not below K, or K is above 65535.
         OutputError: if the file cannot be written.
     """
     void = void_value(classes)
@@ -48,17 +48,17 @@ def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], classes: in
 
 
 def read_labels(path: str | Path) -> NDArray[np.int32]:
-    """The labels [H, W] in a label map, -1 for void.
+    """Read the labels [H, W] of a label map, -1 for void.
 
     Raises:
-        DataError: the file is missing, damaged, or no label map.
+        DataError: the file is missing, damaged, or not a label map.
     """
     values = read_values(Path(path))
     return np.where(values == np.iinfo(values.dtype).max, -1, values.astype(np.int32))
 
 
 def write_classes(folder: str | Path, names: Sequence[str], things: Sequence[bool]) -> None:
-    """Write what the labels mean: ``classes.txt``, one class a line and itself a vocabulary, and ``classes.json``.
+    """Write the class of each label: ``classes.txt``, a vocabulary file with a class per line, and ``classes.json``.
 
     Raises:
         OutputError: if a file cannot be written.

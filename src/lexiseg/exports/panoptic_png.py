@@ -1,7 +1,7 @@
-"""Panoptic results in COCO's form: segment ids as colours of a PNG, what they mean in a JSON.
+"""Panoptic results in COCO's format: segment ids as colours of a PNG, the segments in a JSON.
 
 Format: https://cocodataset.org/#format-data, "panoptic segmentation". A pixel of segment ``id`` has the colour
-``id = R + 256 G + 65536 B``; 0 belongs to no segment.
+``id = R + 256 G + 65536 B``; 0 is no segment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lexiseg.structures import Segment
 
 
 def ids_to_colours(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
-    """Segment ids [H, W] as RGB [H, W, 3].
+    """Encode segment ids [H, W] as RGB [H, W, 3].
 
     Raises:
         UsageError: if an id does not fit in 24 bits.
@@ -46,7 +46,7 @@ def write_panoptic_png(path: str | Path, ids: NDArray[np.integer[Any]]) -> None:
 
 
 def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:
-    """The segment ids [H, W] in a panoptic PNG.
+    """Read the segment ids [H, W] of a panoptic PNG.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -56,14 +56,14 @@ def read_panoptic_png(path: str | Path) -> NDArray[np.int32]:
 
 
 def segments_info(segments: Sequence[Segment], category_ids: Sequence[int] | None = None) -> list[Record]:
-    """What the ids of one image mean."""
+    """Return COCO's ``segments_info`` of one image."""
     return [{**segment_record(segment, category_ids), "isthing": int(segment.thing)} for segment in segments]
 
 
 def panoptic_annotation(
     image_id: int | str, file_name: str, segments: Sequence[Segment], category_ids: Sequence[int] | None = None
 ) -> Record:
-    """The annotation of one image, whose panoptic PNG is called ``file_name``."""
+    """Return the annotation of one image, whose panoptic PNG is ``file_name``."""
     return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info(segments, category_ids)}
 
 
@@ -73,12 +73,12 @@ def write_panoptic_json(
     annotations: Iterable[Mapping[str, Any]],
     classes: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write the JSON beside a folder of panoptic PNGs: good both for ground truth and for predictions.
+    """Write the JSON of a folder of panoptic PNGs, of ground truth or predictions.
 
     Args:
         path: the JSON file.
         images: from `lexiseg.exports.coco.image_record`.
-        annotations: from `panoptic_annotation`, one an image.
+        annotations: from `panoptic_annotation`, one per image.
         classes: from `lexiseg.exports.coco.categories`.
 
     Raises:

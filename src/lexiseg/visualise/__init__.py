@@ -1,1 +1,1 @@
-"""Drawing: colours of classes, overlays with names and legends."""
+"""Drawing: class colours, overlays with names and legends, figure panels."""

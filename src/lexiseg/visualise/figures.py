@@ -1,4 +1,4 @@
-"""Panels of the papers' figures and the sheets they stand on: pictures and maps in, one picture out."""
+"""Panels of the papers' figures, and grids of them: pictures and maps in, one picture out."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from lexiseg.visualise.palette import class_colour
 
 WIDE = 240  # pixels of a panel
 GAP, HEAD = 6, 22
-LETTERS, BASE_LINE = 13, 15  # pixels: the size of titles and captions, and how far below their top they stand
-COLD, WARM = (20, 20, 60), (255, 230, 60)  # a heat of 0 and of 1
+LETTERS, BASE_LINE = 13, 15  # pixels: font size of titles and captions, and their base line below the top
+COLD, WARM = (20, 20, 60), (255, 230, 60)  # colours of 0 and of 1
 
 
 def heat(image: NDArray[np.uint8], values: NDArray[np.floating]) -> Image.Image:
-    """A map [H, W] of values in 0..1 over its grey picture [H, W, 3] uint8: dark where it is 0, yellow where it is 1."""
-    share = np.clip(np.nan_to_num(values), 0, 1)[..., None]
-    ramp = np.asarray(COLD) * (1 - share) + np.asarray(WARM) * share
+    """Draw a heat map [H, W] in 0..1 (0 dark, 1 yellow) over the greyed image [H, W, 3] uint8."""
+    amount = np.clip(np.nan_to_num(values), 0, 1)[..., None]
+    ramp = np.asarray(COLD) * (1 - amount) + np.asarray(WARM) * amount
     grey = image.mean(-1, keepdims=True)
     return Image.fromarray((0.35 * grey + 0.65 * ramp).astype(np.uint8))
 
 
 def clusters(features: NDArray[np.floating], count: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """The k-means cluster of each cell, [h, w], of features [C, h, w] by their directions from the mean.
+    """Cluster features [C, h, w] by k-means on their directions from the mean; return cluster indices [h, w].
 
-    Clusters are numbered by their size, the largest first; there are fewer than ``count`` where fewer cells differ.
+    Index 0 is the largest cluster; there are fewer than ``count`` if fewer cells differ.
     """
     channels, high, wide = features.shape
     rows = features.reshape(channels, -1).T.astype(np.float64)
     rows = rows - rows.mean(0)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     different = min(count, len(np.unique(rows.round(9), axis=0)))
-    _, found = kmeans2(rows, different, minit="++", rng=seed)
-    order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+    _, assigned = kmeans2(rows, different, minit="++", rng=seed)
+    order = np.argsort(-np.bincount(assigned, minlength=count), kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    return rank[found].reshape(high, wide)
+    return rank[assigned].reshape(high, wide)
 
 
 def painted(labels: NDArray[np.integer]) -> Image.Image:
-    """A map of numbers [H, W], each in a colour of its own."""
+    """Draw an index map [H, W], each index in its own colour."""
     table = np.array([class_colour(number) for number in range(int(labels.max()) + 1)], np.uint8)
     return Image.fromarray(table[labels])
 
 
 def stacked(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Masks [N, h, w] as one map [h, w], small ones over large ones: the number of the topmost one from 1, else 0."""
+    """Merge masks [N, h, w] into a map [h, w] of 1-based mask indices, small masks over large ones; 0 is background."""
     labels = np.zeros(masks.shape[1:], np.int64)
     for number in np.argsort(-masks.sum((1, 2)), kind="stable"):
         labels[masks[number]] = number + 1
@@ -58,7 +58,7 @@ def stacked(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def boxed(image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
-    """The picture with boxes (left, top, right, bottom) drawn in."""
+    """Draw boxes (left, top, right, bottom) on an image."""
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     for number, box in enumerate(boxes):
@@ -67,7 +67,7 @@ def boxed(image: NDArray[np.uint8], boxes: Sequence[tuple[float, float, float, f
 
 
 def dotted(image: NDArray[np.uint8], points: Sequence[tuple[float, float]]) -> Image.Image:
-    """The picture with points (x, y) drawn in, each in a colour of its own."""
+    """Draw points (x, y) on an image, each in its own colour."""
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     radius = max(2, image.shape[1] // 50)
@@ -77,7 +77,7 @@ def dotted(image: NDArray[np.uint8], points: Sequence[tuple[float, float]]) -> I
 
 
 def sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Panels in a grid, a title above each column and a caption at the left of each row; all panels become `WIDE` wide."""
+    """Arrange panels, resized to `WIDE` pixels, in a grid with a title above each column and a caption left of each row."""
     lettering = Lettering(LETTERS)
     warn_of_boxes([*columns, *(caption for caption, _ in rows)])
     panels = [(caption, [_fitted(panel) for panel in row]) for caption, row in rows]

@@ -1,9 +1,8 @@
-"""Writing names of any script into pictures: each letter in the first font that has it.
+"""Draw text of any script: each letter in the first font that has it.
 
-The fonts are tried in this order: the caller's (`preferring`); DejaVu Sans, which is in the package and has Latin, Greek,
-Cyrillic, Armenian, Georgian, Hebrew, Arabic and more; those installed on the machine. Letters are joined, marks placed and the
-direction of reading kept if Pillow has Raqm (its wheels do, where FriBiDi is installed); without it letters stand alone, from
-left to right.
+Fonts are tried in this order: the caller's (`preferring`); DejaVu Sans, which is in the package and has Latin, Greek,
+Cyrillic, Armenian, Georgian, Hebrew, Arabic and more; those installed on the machine. Shaping and right-to-left text need
+Pillow's Raqm (its wheels have it, if FriBiDi is installed); without it letters are separate, from left to right.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ from lexiseg.ops.files import find_files
 
 BASE = str(files("lexiseg") / "assets" / "fonts" / "DejaVuSans.ttf")
 ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
-# In the name of a file: not the upright, normal letters of the family, or none that anybody reads.
+# In a font's file name: not the regular upright face of the family, or no text font.
 STYLES = (
     *("bold", "black", "heavy", "semi", "medium", "light", "thin", "italic", "oblique", "condensed", "narrow", "extra"),
     *("mono", "serif", "display", "looped", "-ui", "math", "symbols", "lastresort"),
 )
-NOBODY_HAS = "\U0010ffff"  # no character, so every font draws what it draws for letters that it lacks
-PROBE = 24  # pixels; the size at which fonts are asked for letters
+NO_LETTER = "\U0010ffff"  # not a character, so every font draws its glyph for missing letters
+PROBE = 24  # font size in pixels for testing letters
 JOINERS = "\u200c\u200d"  # between letters of Arabic and Indic scripts
-SHOWN = 12  # how many missing letters a notice names
+SHOWN = 12  # missing letters named in a notice
 
 _preferred: ContextVar[str | None] = ContextVar("preferred", default=None)
-_told: set[str] = set()  # letters that a notice has named
+_noticed: set[str] = set()  # letters already named in a notice
 
 
 @contextmanager
 def preferring(font: str | Path | None) -> Iterator[None]:
-    """Within the block the fonts of a file come before all others; None leaves things as they are.
+    """Prefer the font in a file within the block; None changes nothing.
 
     Raises:
-        UsageError: the file is missing or no font whose letters can be scaled.
+        UsageError: the file is missing or not a scalable font.
     """
     if font is None:
         yield
@@ -54,7 +53,7 @@ def preferring(font: str | Path | None) -> Iterator[None]:
     try:
         _opened(str(font), PROBE)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{font}: is no font that can be used ({error}); give a .ttf, .otf or .ttc file") from None
+        raise UsageError(f"{font}: is not a usable font ({error}); give a .ttf, .otf or .ttc file") from None
     token = _preferred.set(str(font))
     try:
         yield
@@ -63,10 +62,10 @@ def preferring(font: str | Path | None) -> Iterator[None]:
 
 
 def notice(names: Iterable[str]) -> str | None:
-    """What to tell the user if no font has some letters of the names; each letter is told of once."""
+    """Return a notice of letters in the names that no font has, or None; each letter is named once."""
     written = dict.fromkeys(letter for name in names for letter in _needed(_clean(name)))
-    letters = [letter for letter in written if letter not in _told and _font_with(letter, _preferred.get()) is None]
-    _told.update(letters)
+    letters = [letter for letter in written if letter not in _noticed and _font_with(letter, _preferred.get()) is None]
+    _noticed.update(letters)
     if not letters:
         return None
     more = f" and {len(letters) - SHOWN} more" if len(letters) > SHOWN else ""
@@ -77,23 +76,23 @@ def notice(names: Iterable[str]) -> str | None:
 
 
 def warn_of_boxes(names: Iterable[str]) -> None:
-    """As `notice`, as a Python warning."""
-    if told := notice(names):
-        warnings.warn(told, stacklevel=3)
+    """Issue the `notice`, if any, as a Python warning."""
+    if message := notice(names):
+        warnings.warn(message, stacklevel=3)
 
 
 class Lettering:
-    """Letters of one size.
+    """Text of one font size.
 
     Args:
-        size: pixels of the em, about the height from the top of an Å to the bottom of a g.
+        size: the em in pixels, about the height from the top of an Å to the bottom of a g.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def box(self, text: str) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the ink in pixels, from the beginning of the base line."""
+        """Return the bounding box (left, top, right, bottom) of the ink in pixels, relative to the start of the base line."""
         x, boxes = 0.0, []
         for run, font in self._runs(text):
             left, top, right, bottom = font.getbbox(run, anchor="ls")
@@ -105,11 +104,11 @@ class Lettering:
         return min(lefts), min(tops), max(rights), max(bottoms)
 
     def length(self, text: str) -> float:
-        """How far the text goes, in pixels."""
+        """Return the width of the text in pixels."""
         return sum(font.getlength(run) for run, font in self._runs(text))
 
     def fitted(self, text: str, width: float) -> str:
-        """The text, cut and ended by an ellipsis where it is wider than ``width`` pixels."""
+        """Truncate the text with an ellipsis to at most ``width`` pixels."""
         if self.length(text) <= width:
             return text
         while text and self.length(f"{text}…") > width:
@@ -117,13 +116,13 @@ class Lettering:
         return f"{text.rstrip()}…"
 
     def write(self, draw: ImageDraw.ImageDraw, x: float, y: float, text: str, fill: str) -> None:
-        """Write the text from ``x`` on, its base line at ``y``."""
+        """Draw the text from ``x`` on, with its base line at ``y``."""
         for run, font in self._runs(text):
             draw.text((x, y), run, fill=fill, font=font, anchor="ls")
             x += font.getlength(run)
 
     def _runs(self, text: str) -> list[tuple[str, ImageFont.FreeTypeFont]]:
-        """Pieces of the text with the font of each, from left to right."""
+        """Split the text into (piece, font), from left to right."""
         text, preferred = _clean(text), _preferred.get()
         clusters = groupby(_clusters(text), key=lambda cluster: _font_of(_needed(cluster), preferred))
         runs = [("".join(group), _opened(path, self.size)) for path, group in clusters]
@@ -132,14 +131,14 @@ class Lettering:
 
 
 def _clean(text: str) -> str:
-    """Composed letters, without what is to be seen by programs only: controls, marks of direction, halves of surrogates."""
+    """Compose letters (NFC), and remove control characters, direction marks and lone surrogates."""
     kinds = ((letter, category(letter)) for letter in normalize("NFC", text))
     shown = ("\ufffd" if kind == "Cs" else " " if kind in {"Cc", "Zl", "Zp"} else letter for letter, kind in kinds)
     return "".join(letter for letter in shown if category(letter) != "Cf" or letter in JOINERS)
 
 
 def _clusters(text: str) -> list[str]:
-    """Each letter with what is drawn in its font: spaces, joiners and marks that follow it."""
+    """Split the text into letters, each with the spaces, joiners and marks that follow it."""
     clusters: list[str] = []
     for letter in text:
         if clusters and (letter.isspace() or letter in JOINERS or category(letter).startswith("M")):
@@ -150,35 +149,36 @@ def _clusters(text: str) -> list[str]:
 
 
 def _needed(text: str) -> str:
-    """The letters that a font must have; spaces, joiners and selectors of variants are not drawn."""
+    """Return the letters that a font must have: not spaces, joiners and variation selectors."""
     return "".join(letter for letter in text if not (letter.isspace() or letter in JOINERS or "\ufe00" <= letter <= "\ufe0f"))
 
 
 def _font_of(letters: str, preferred: str | None) -> str:
-    """The file of the first font that has a letter with its marks, or else the letter, or else the base."""
+    """Return the first font with a letter and its marks, or else with the letter, or else `BASE`."""
     return _font_with(letters, preferred) or _font_with(letters[:1], preferred) or BASE
 
 
 @lru_cache(maxsize=4096)
 def _font_with(letters: str, preferred: str | None) -> str | None:
-    """The file of the first font that has all these letters."""
+    """Return the file of the first font that has all these letters."""
     near = [path for path in (preferred, BASE) if path is not None]
     return next((path for paths in (near, _installed()) for path in paths if all(_has(path, each) for each in letters)), None)
 
 
 def _has(path: str, letter: str) -> bool:
-    """Whether a font draws a letter otherwise than letters that it lacks."""
+    """Return whether a font draws a letter differently from missing letters."""
     try:
-        font, lacking = _asked(path)
-        return _drawing(font, letter) != lacking
-    except (OSError, ValueError):  # damaged, or made of pictures of one size
+        font, missing = _probe(path)
+        return _drawing(font, letter) != missing
+    except (OSError, ValueError):  # damaged, or bitmaps of one size
         return False
 
 
 @lru_cache(maxsize=1024)
-def _asked(path: str) -> tuple[ImageFont.FreeTypeFont, bytes]:
+def _probe(path: str) -> tuple[ImageFont.FreeTypeFont, bytes]:
+    """Return a font of size `PROBE`, and its drawing of a missing letter."""
     font = ImageFont.truetype(path, PROBE, layout_engine=ImageFont.Layout.BASIC)
-    return font, _drawing(font, NOBODY_HAS)
+    return font, _drawing(font, NO_LETTER)
 
 
 def _drawing(font: ImageFont.FreeTypeFont, letter: str) -> bytes:
@@ -196,12 +196,12 @@ def _opened(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=1)
 def _installed() -> tuple[str, ...]:
-    """The fonts of this machine, the plain ones first, of these Noto's."""
-    found = []
+    """Return the fonts installed on this machine, regular faces first, Noto before others."""
+    paths = []
     for folder in _folders():
         with suppress(OSError):
-            found += find_files(folder, ENDINGS)
-    return tuple(str(path) for path in sorted(found, key=_rank))
+            paths += find_files(folder, ENDINGS)
+    return tuple(str(path) for path in sorted(paths, key=_rank))
 
 
 def _rank(path: Path) -> tuple[int, bool, str]:
@@ -210,7 +210,7 @@ def _rank(path: Path) -> tuple[int, bool, str]:
 
 
 def _folders() -> list[Path]:
-    """Where fonts are installed, for all and for this user."""
+    """Return the folders of installed fonts, of the system and of this user."""
     home, given = Path.home(), os.environ
     if platform.system() == "Windows":
         local = Path(given.get("LOCALAPPDATA") or home / "AppData" / "Local")

@@ -1,4 +1,4 @@
-"""A picture with its regions tinted, outlined and named, and a legend of the classes below."""
+"""Overlay: the picture with its regions tinted, outlined and named, and a legend of the classes below."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lexiseg.structures import Segment
 from lexiseg.visualise.lettering import Lettering, warn_of_boxes
 from lexiseg.visualise.palette import Colour, class_colour
 
-TINT = 0.45  # share of the colour in a region
-ROWS = 64  # of pixels that are tinted at once
-LEAST_SIDE = 480  # pixels; smaller pictures are enlarged so that the names can be read
-LEAST_LETTERS, LETTERS = 13, 56  # pixels of the letters, and how often they go into the side of a square of the picture's area
-LONGEST = 16  # a name takes so many times the size of the letters at most
+TINT = 0.45  # opacity of the colour in a region
+ROWS = 64  # rows of pixels tinted at once
+LEAST_SIDE = 480  # pixels; smaller pictures are upsampled to keep names readable
+LEAST_LETTERS, LETTERS = 13, 56  # least font size in pixels, and the ratio of the picture's side (√area) to the font size
+LONGEST = 16  # longest name, in font sizes
 
 
 def letters_of(height: int, width: int) -> int:
-    """The size of the letters on a picture of a size, in pixels."""
+    """Return the font size in pixels for a picture."""
     return max(LEAST_LETTERS, round((height * width) ** 0.5 / LETTERS))
 
 
 def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArray[np.bool_]) -> Image.Image:
-    """Draw segments on ``image`` [H, W, 3] uint8; ``masks`` [N, H, W] bool, the best segment on top.
+    """Draw segments on ``image`` [H, W, 3] uint8; ``masks`` [N, H, W] bool, the first segment on top.
 
-    Letters and lines grow with the picture. Letters that no font has are boxes, of which a `UserWarning` tells once.
+    Fonts and lines scale with the picture. Letters that no font has are boxes, with one `UserWarning`.
     """
     warn_of_boxes(segment.name for segment in segments)
     height, width = image.shape[:2]
@@ -53,7 +53,7 @@ def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArra
 
 
 def _tinted(image: NDArray[np.uint8], ids: NDArray[np.int32], table: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A copy of the picture with the colours of ``table`` laid over its regions, some rows at a time to save memory."""
+    """Blend the colours of ``table`` over the regions of a copy of the picture, some rows at a time to save memory."""
     canvas = np.empty_like(image)
     for top in range(0, len(image), ROWS):
         rows = slice(top, top + ROWS)
@@ -74,7 +74,7 @@ def _colours(segments: Sequence[Segment]) -> list[Colour]:
 
 
 def _outline(ids: NDArray[np.int32], thick: int) -> NDArray[np.bool_]:
-    """Lines of ``thick`` pixels between regions."""
+    """Return the mask of lines, ``thick`` pixels wide, between regions."""
     edge = np.zeros(ids.shape, bool)
     for step in range(1, thick + 1):
         edge[:-step] |= ids[:-step] != ids[step:]
@@ -83,7 +83,7 @@ def _outline(ids: NDArray[np.int32], thick: int) -> NDArray[np.bool_]:
 
 
 def _write_name(canvas: Image.Image, region: NDArray[np.bool_], name: str, colour: Colour, lettering: Lettering) -> None:
-    """The name in a small plate at the middle of the region's widest place."""
+    """Draw the name on a plate in the middle of the region's widest rows."""
     rows, size = region.sum(1), lettering.size
     if rows.max(initial=0) < size:
         return
@@ -106,7 +106,7 @@ def _within(value: float, least: float, most: float) -> int:
 
 
 def _legend(segments: Sequence[Segment], colours: Sequence[Colour], width: int, lettering: Lettering) -> Image.Image:
-    """Rows of swatches: each class that occurs, the largest first, and how many segments it has if several."""
+    """Draw a legend: a swatch per class that occurs, largest first, with its number of segments if above one."""
     entries: dict[str, tuple[Colour, int, int]] = {}
     for segment, colour in zip(segments, colours, strict=True):
         first, count, area = entries.get(segment.name, (colour, 0, 0))

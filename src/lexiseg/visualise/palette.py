@@ -1,4 +1,4 @@
-"""Colours of classes: fixed by the class's number, far apart for neighbours."""
+"""Class colours: fixed by the label, distinct for neighbouring labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GOLDEN = 0.61803398875  # turning by the golden ratio keeps any few consecutive
 
 
 def class_colour(label: int, shade: int = 0) -> Colour:
-    """RGB of class ``label``; ``shade`` tells instances of one class apart."""
+    """Return the RGB colour of class ``label``; ``shade`` varies it among instances of the class."""
     hue = (0.58 + label * _GOLDEN) % 1
     value = (1.0, 0.82, 0.92, 0.74)[(label // 7 + shade) % 4]
     saturation = (0.72, 0.55, 0.85)[(label // 3 + shade) % 3]

@@ -1,4 +1,4 @@
-"""The emoji world: a small rendered world of named things and stuff that trains and tests everything offline."""
+"""The emoji world: a small synthetic data set of named things and stuff for offline training and tests."""
 
 from lexiseg.world.glyphs import WorldClass, drawn, sprites, styles, world_classes
 from lexiseg.world.restyle import restyled

@@ -1,7 +1,7 @@
-"""The things and stuff of the emoji world: names, synonyms, the seen/unseen split, and the drawings themselves.
+"""Things and stuff of the emoji world: names, synonyms, the seen/unseen split, and the drawings.
 
-The drawings are 96-pixel sprites packed in one WebP atlas a style by ``tools/pack_glyphs.py``. Further styles that are not
-shipped lie outside the package, in atlases of the same form (``tools/far_styles.py``); their style is named by their path.
+The drawings are 96-pixel sprites, packed in one WebP atlas per style by ``tools/pack_glyphs.py``. Further styles outside the
+package are atlases of the same form (``tools/far_styles.py``), named by their path.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from PIL import Image
 from lexiseg.errors import DataError, UsageError
 from lexiseg.world.textures import TEXTURES
 
-UNSEEN_SHARE = 0.3  # of the names, kept out of segmentation training
+UNSEEN_FRACTION = 0.3  # of the names, held out of segmentation training
 
 
 @dataclass(frozen=True)
 class WorldClass:
-    """A nameable class: a thing (drawn once a style) or a stuff (a procedural texture)."""
+    """A class: a thing (one drawing per style) or stuff (a procedural texture)."""
 
     name: str
     synonyms: tuple[str, ...]
@@ -41,27 +41,27 @@ class WorldClass:
 
 @lru_cache(maxsize=1)
 def world_classes() -> tuple[WorldClass, ...]:
-    """All classes, things first; the position of a class is its label in every ground truth."""
+    """Return all classes, things first; the index of a class is its label in every ground truth."""
     rows = [(row["name"], tuple(row["synonyms"]), True, row["group"]) for row in _document()["things"]]
     rows += [(texture.name, texture.synonyms, False, "stuff") for texture in TEXTURES]
     unseen: set[str] = set()
-    for thing in (True, False):  # the split is a property of the name alone, so adding a class moves hardly any other
+    for thing in (True, False):  # the split depends on the name alone, so adding a class moves hardly any other
         names = sorted((row[0] for row in rows if row[2] is thing), key=lambda name: crc32(name.encode()))
-        unseen.update(names[: round(UNSEEN_SHARE * len(names))])
+        unseen.update(names[: round(UNSEEN_FRACTION * len(names))])
     return tuple(WorldClass(name, synonyms, thing, name not in unseen, group) for name, synonyms, thing, group in rows)
 
 
 def styles() -> tuple[str, ...]:
-    """The drawing styles, in the order noto, fluent, twemoji; the last is held out of all training."""
+    """Return the drawing styles, in the order noto, fluent, twemoji; the last is held out of all training."""
     return tuple(_document()["styles"])
 
 
 @lru_cache(maxsize=8)
 def sprites(style: str) -> tuple[Image.Image, ...]:
-    """The RGBA sprites of one style, one a thing, in class order.
+    """Return the RGBA sprites of a style, one per thing, in label order.
 
     Args:
-        style: one of `styles`, or the path of an atlas in their form, a ``.webp`` file; things that it lacks are transparent.
+        style: one of `styles`, or the path of an atlas (``.webp``) of the same form; things it lacks are transparent.
     """
     document = _document()
     cell, columns, things = document["cell"], document["columns"], len(document["things"])
@@ -75,11 +75,12 @@ def sprites(style: str) -> tuple[Image.Image, ...]:
 
 @lru_cache(maxsize=8)
 def drawn(style: str) -> tuple[int, ...]:
-    """The labels of the things that a style has a drawing of: all in `styles`, and in an atlas outside of the package those
-    that the JSON file beside it names under ``drawings``.
+    """Return the labels of the things a style draws.
+
+    Those in `styles` draw all; an atlas outside the package draws what the JSON file beside it lists under ``drawings``.
 
     Raises:
-        DataError: file and atlas disagree, as after a class was added to the world.
+        DataError: JSON and atlas disagree, as after a class was added to the world.
     """
     names = [row["name"] for row in _document()["things"]]
     if style in styles():
@@ -87,11 +88,11 @@ def drawn(style: str) -> tuple[int, ...]:
     with _atlas(style) as path:
         beside = path.with_suffix(".json")
     if not beside.is_file():
-        raise DataError(f"{beside} is missing, which says what {style} shows; pack it with tools/far_styles.py")
+        raise DataError(f"{beside} is missing, the list of the drawings in {style}; pack it with tools/far_styles.py")
     named = json.loads(beside.read_text(encoding="utf-8"))["drawings"]
     visible = [label for label, sprite in enumerate(sprites(style)) if sprite.getchannel("A").point(_opaque).getbbox()]
     if {names[label] for label in visible} != set(named):
-        raise DataError(f"{style} was packed for other classes than {beside} says; pack it again with tools/far_styles.py")
+        raise DataError(f"{style} does not show the classes that {beside} lists; pack it again with tools/far_styles.py")
     return tuple(visible)
 
 
@@ -101,7 +102,7 @@ def _opaque(alpha: int) -> int:
 
 @contextmanager
 def _atlas(style: str) -> Iterator[Path]:
-    """The file of a style."""
+    """Yield the file of a style's atlas."""
     if style in styles():
         with as_file(files("lexiseg") / "assets/world" / f"{style}.webp") as path:
             yield path

@@ -1,7 +1,7 @@
-"""Random variations of the drawings: the same thing as other artists might draw it.
+"""Random restyling of drawings, an augmentation of the emoji world.
 
-Two drawings of a class teach a model these two drawings. What distinguishes a set of emoji from the next is its palette, its
-outlines, its shading and the proportions of its shapes; each is varied here on its own, and what is left is the shape.
+A model trained on two drawings per class learns these two drawings. Emoji sets differ in palette, outlines, shading and
+proportions; each of these is varied on its own, so that the shape remains.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Restyle = Callable[[np.random.Generator, Image.Image], Image.Image]
 
 
 def restyled(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """A random variation of a drawing.
+    """Vary a drawing at random.
 
     Args:
-        rng: the source of all choices.
-        sprite: RGBA, as of `sprites`.
+        rng: the random generator.
+        sprite: RGBA, as in `sprites`.
 
     Returns:
-        RGBA, cut to what is drawn.
+        RGBA, cropped to the visible pixels.
     """
     if rng.random() < KEPT:
         return sprite
@@ -43,7 +43,7 @@ def restyled(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
 
 
 def bent(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """Other proportions: the corners of a 3 × 3 mesh move by up to a tenth of the side, neighbours together."""
+    """Change proportions: move the nodes of a 3 × 3 mesh by up to a tenth of the side."""
     wide, high = sprite.size
     cells = 3
     moved = rng.uniform(-0.1, 0.1, (cells + 1, cells + 1, 2)) * (wide, high)
@@ -53,7 +53,7 @@ def bent(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
     for row in range(cells):
         for column in range(cells):
             box = (round(xs[column]), round(ys[row]), round(xs[column + 1]), round(ys[row + 1]))
-            if box[0] == box[2] or box[1] == box[3]:  # of a sprite of one or two pixels
+            if box[0] == box[2] or box[1] == box[3]:  # a sprite of one or two pixels
                 continue
             corners = (nodes[row, column], nodes[row + 1, column], nodes[row + 1, column + 1], nodes[row, column + 1])
             mesh.append((box, tuple(float(value) for corner in corners for value in corner)))
@@ -61,7 +61,7 @@ def bent(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
 
 
 def repainted(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """Another palette: a few flat colours, each moved on its own beside what all share."""
+    """Change the palette: quantise to a few colours, shift all together and each by a little more."""
     colours = sprite.convert("RGB").quantize(int(rng.integers(5, 24)), Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     palette = np.asarray(colours.getpalette(), dtype=np.float32).reshape(-1, 3) / np.float32(255)
     own = rng.normal(0, 1, (len(palette), 3)).astype(np.float32)
@@ -75,7 +75,7 @@ def repainted(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
 
 
 def outlined(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """A dark, at times light, line around the thing, and where its colours change."""
+    """Draw a dark, or at times light, line around the thing, and along inner edges."""
     shade = float(rng.uniform(0, 70) if rng.random() < 0.8 else rng.uniform(190, 255))
     ink = tuple(int(value) for value in np.clip(shade + rng.normal(0, 12, 3), 0, 255))
     if rng.random() < 0.6:
@@ -93,7 +93,7 @@ def outlined(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
 
 
 def shaded(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """A gradient over the whole thing, or light on it from a side."""
+    """Multiply by a linear or radial gradient of brightness and tint."""
     wide, high = sprite.size
     y, x = np.mgrid[0:high, 0:wide].astype(np.float32)
     if rng.random() < 0.5:
@@ -107,7 +107,7 @@ def shaded(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
 
 
 def textured(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """The light and dark of a stuff's texture inside the thing."""
+    """Multiply by the brightness of a random stuff texture."""
     piece = textures.tile(int(rng.integers(len(textures.TEXTURES))), int(rng.integers(textures.VARIANTS)))
     top, left = rng.integers(0, textures.SIZE - max(sprite.size), 2)
     grain = piece[top : top + sprite.height, left : left + sprite.width].mean(-1) / 255
@@ -115,7 +115,7 @@ def textured(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
 
 
 def blurred(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """Less detail inside; the outline stays."""
+    """Blur the colours inside the outline."""
     drawn = sprite.convert("RGB")
     if rng.random() < 0.5:
         return _with_colours(sprite, drawn.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.5, 2.0)))))
@@ -123,7 +123,7 @@ def blurred(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
 
 
 def drawn_in_lines(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
-    """Lines on a light ground, with little of the colours left."""
+    """Draw edges on a light ground with faded colours."""
     edges = sprite.convert("L").filter(ImageFilter.FIND_EDGES).point(lambda value: min(255, 5 * value))
     ground = Image.blend(sprite.convert("RGB"), Image.new("RGB", sprite.size, (245, 245, 240)), float(rng.uniform(0.5, 0.95)))
     return outlined(rng, _with_colours(sprite, ImageChops.subtract(ground, edges.convert("RGB"))))
@@ -141,20 +141,20 @@ STEPS: tuple[tuple[Restyle, float], ...] = (
 
 
 def _with_colours(sprite: Image.Image, colours: Image.Image) -> Image.Image:
-    """The colours of one picture in the outline of another."""
+    """Return ``colours`` with the alpha channel of ``sprite``."""
     drawn = colours.convert("RGBA")
     drawn.putalpha(sprite.getchannel("A"))
     return drawn
 
 
 def _multiplied(sprite: Image.Image, gain: NDArray[np.floating[Any]]) -> Image.Image:
-    """All colours times ``gain`` [H, W, 1 or 3]."""
+    """Multiply the colours by ``gain`` [H, W, 1 or 3]."""
     values = np.asarray(sprite.convert("RGB"), np.float32) * gain
     return _with_colours(sprite, Image.fromarray(values.clip(0, 255).astype(np.uint8)))
 
 
 def _turned(colours: NDArray[np.floating[Any]], angle: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Colours [N, 3] turned about the grey axis, each by its angle [N, 1] or all by one."""
+    """Rotate colours [N, 3] about the grey axis by one angle, or by an angle each [N, 1], in radians."""
     cos, sin = np.cos(angle), np.sin(angle) / 3**0.5
     third = (1 - cos) / 3
     red, green, blue = colours[:, :1], colours[:, 1:2], colours[:, 2:]

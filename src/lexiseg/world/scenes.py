@@ -1,4 +1,4 @@
-"""Scenes with exact panoptic ground truth, composed from the glyphs and textures; a scene is a function of its seed."""
+"""Scenes with exact panoptic ground truth, composed from glyphs and textures; a scene is a function of its seed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lexiseg.world import textures
 from lexiseg.world.glyphs import sprites, styles, world_classes
 from lexiseg.world.restyle import Restyle
 
-OBJECT_SCALE = (0.12, 0.5)  # longer side of an object as a share of the scene's side, log-uniform
+OBJECT_SCALE = (0.12, 0.5)  # longer side of an object as a fraction of the scene's side, log-uniform
 MAX_OBJECTS = 7
-HIDE_LIMIT = 0.5  # a new object may hide at most this share of what is visible of any other
+HIDE_LIMIT = 0.5  # a new object may hide at most this fraction of the visible part of any other
 
 
 @dataclass(frozen=True)
 class SceneSegment:
-    """One region of the ground truth: its number in the panoptic map, its class, and the style it is drawn in."""
+    """One region of the ground truth: its id in the panoptic map, its label, and its drawing style (None for stuff)."""
 
     id: int
     label: int
@@ -40,7 +40,7 @@ class Scene:
     segments: tuple[SceneSegment, ...]
 
     def semantic(self) -> NDArray[np.int32]:
-        """Label map [H, W]: the class of every pixel."""
+        """Return the label map [H, W]."""
         table = np.zeros(max(segment.id for segment in self.segments) + 1, np.int32)
         for segment in self.segments:
             table[segment.id] = segment.label
@@ -49,10 +49,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Split:
-    """What may appear in a split: drawing styles, whether only seen names or all, and of these which things (None: all).
+    """Contents of a split.
 
-    A style is one of `styles`, or the path of an atlas; ``things`` are labels, such as `drawn` gives for an atlas that has
-    not all. Stuff is not limited by them.
+    Attributes:
+        styles: each one of `styles`, or the path of an atlas.
+        seen_only: use seen classes only.
+        things: labels of the things to use, such as `drawn` returns for an incomplete atlas; None for all. Stuff is not
+            limited by it.
     """
 
     styles: tuple[str, ...]
@@ -61,7 +64,7 @@ class Split:
 
 
 def splits() -> dict[str, Split]:
-    """``train``: trained styles, seen names; ``val``: trained styles, all names; ``style``: the held-out style, all names."""
+    """Return ``train`` (trained styles, seen names), ``val`` (trained styles, all names), ``style`` (held-out style, all)."""
     *trained, held_out = styles()
     return {
         "train": Split(tuple(trained), seen_only=True),
@@ -71,7 +74,11 @@ def splits() -> dict[str, Split]:
 
 
 def split_named(name: str) -> Split:
-    """The split called ``name``; `UsageError` if there is none."""
+    """Return the split called ``name``.
+
+    Raises:
+        UsageError: there is no such split.
+    """
     try:
         return splits()[name]
     except KeyError:
@@ -79,7 +86,7 @@ def split_named(name: str) -> Split:
 
 
 def scenes(split: str, count: int, *, seed: int = 0, size: int = 256, first: int = 0) -> Iterator[Scene]:
-    """Scenes ``first`` … ``first + count - 1`` of a split; scene *i* is the same whatever else is rendered."""
+    """Yield scenes ``first`` … ``first + count - 1`` of a split; scene *i* does not depend on the range."""
     allowed = split_named(split)
     for index in range(first, first + count):
         yield render((seed, crc32(split.encode()), index), allowed, size=size)
@@ -97,24 +104,24 @@ def render(
     """Compose one scene.
 
     Args:
-        seed: a scene is a function of it and of the other arguments.
-        split: which styles and names may appear.
-        size: pixels a side.
-        objects: how many things are tried; None: 2 to 7.
-        scale: the longer side of a thing as a share of ``size``, least and most; log-uniform.
+        seed: the same seed and arguments give the same scene.
+        split: the styles and classes to use.
+        size: side in pixels.
+        objects: number of things to try; None: 2 to 7 at random.
+        scale: range of a thing's longer side as a fraction of ``size``; log-uniform.
         restyle: varies each drawing before it is posed, such as `restyled`.
 
     Raises:
-        UsageError: the split allows no thing at all.
+        UsageError: the split allows no thing.
     """
     rng = np.random.default_rng(tuple(seed))
     things, stuff = _labels(split.seen_only, split.things)
     image, panoptic, segments = _background(rng, stuff, size)
     for _ in range(int(rng.integers(2, MAX_OBJECTS + 1)) if objects is None else objects):
         label, style = things[int(rng.integers(len(things)))], split.styles[int(rng.integers(len(split.styles)))]
-        share = float(np.exp(rng.uniform(*np.log(scale))))
+        fraction = float(np.exp(rng.uniform(*np.log(scale))))
         drawing = sprites(style)[label] if restyle is None else restyle(rng, sprites(style)[label])
-        sprite = _posed(rng, drawing, max(8, round(share * size)))
+        sprite = _posed(rng, drawing, max(8, round(fraction * size)))
         corner = _place(rng, sprite, panoptic, stuff=sum(segment.style is None for segment in segments))
         if corner is None:
             continue
@@ -132,18 +139,18 @@ def render(
 
 @lru_cache(maxsize=8)
 def _labels(seen_only: bool, chosen: tuple[int, ...] | None) -> tuple[list[int], list[int]]:
-    """Labels that may appear: (things, stuff)."""
+    """Return the allowed labels: (things, stuff)."""
     allowed = [(label, row.thing) for label, row in enumerate(world_classes()) if row.seen or not seen_only]
     things = [label for label, thing in allowed if thing and (chosen is None or label in chosen)]
     if not things:
-        raise UsageError("the split allows no thing; name labels of things, and seen ones where only these may appear")
+        raise UsageError("the split allows no thing; give labels of things, and of seen ones with seen_only")
     return things, [label for label, thing in allowed if not thing]
 
 
 def _background(
     rng: np.random.Generator, stuff: list[int], size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], list[SceneSegment]]:
-    """One to three stuff regions, divided by wavy horizontal or vertical borders."""
+    """Draw one to three stuff regions, divided by wavy horizontal or vertical borders."""
     regions = int(rng.choice((1, 2, 3), p=(0.35, 0.45, 0.20)))
     chosen = rng.choice(stuff, regions, replace=False)
     along = np.linspace(0, 1, size, dtype=np.float32)
@@ -168,7 +175,7 @@ def _background(
 
 
 def _cut(rng: np.random.Generator, tile: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A randomly placed, flipped and scaled piece of a texture tile, ``size`` pixels wide."""
+    """Return a random crop of a texture tile, flipped at random and resized to ``size`` pixels."""
     side = int(textures.SIZE * rng.uniform(0.45, 0.95))
     top, left = (int(value) for value in rng.integers(0, textures.SIZE - side + 1, 2))
     box = (left, top, left + side, top + side)
@@ -177,7 +184,7 @@ def _cut(rng: np.random.Generator, tile: NDArray[np.uint8], size: int) -> NDArra
 
 
 def _posed(rng: np.random.Generator, sprite: Image.Image, longer: int) -> NDArray[np.float32]:
-    """The sprite scaled, stretched a little, flipped, turned and lit: [h, w, 4], colours 0..255, alpha 0..1."""
+    """Scale, stretch, flip, rotate and light a sprite at random: [h, w, 4], colours 0..255, alpha 0..1."""
     wide, high = longer * rng.uniform(0.88, 1.0), longer * rng.uniform(0.88, 1.0)
     drawn = sprite.resize((max(4, round(wide)), max(4, round(high))), Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
@@ -194,7 +201,7 @@ def _posed(rng: np.random.Generator, sprite: Image.Image, longer: int) -> NDArra
 def _place(
     rng: np.random.Generator, sprite: NDArray[np.floating[Any]], panoptic: NDArray[np.int32], stuff: int
 ) -> tuple[int, int] | None:
-    """A corner (top, left) where the sprite hides no other object too much; None if a few tries find none."""
+    """Return a corner (top, left) where the sprite keeps to `HIDE_LIMIT`; None if a few tries give none."""
     size, (high, wide) = panoptic.shape[0], sprite.shape[:2]
     counts = np.bincount(panoptic.ravel())
     for _ in range(6):
@@ -210,7 +217,7 @@ def _place(
 def _window(
     sprite: NDArray[np.floating[Any]], corner: tuple[int, int], size: int
 ) -> tuple[tuple[int, int, int, int], NDArray[np.floating[Any]]]:
-    """The part of the sprite inside the scene: ((top, bottom, left, right) in the scene, that part)."""
+    """Crop a sprite to the scene: ((top, bottom, left, right) in the scene, the cropped sprite)."""
     (top, left), (high, wide) = corner, sprite.shape[:2]
     y0, y1, x0, x1 = max(0, top), min(size, top + high), max(0, left), min(size, left + wide)
     return (y0, y1, x0, x1), sprite[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -224,7 +231,7 @@ def _paste(
     corner: tuple[int, int],
     number: int,
 ) -> None:
-    """Draw the sprite with a soft shadow; its pixels of alpha over one half become segment ``number``."""
+    """Draw the sprite with a soft shadow; pixels with alpha above one half become segment ``number``."""
     size = panoptic.shape[0]
     if rng.random() < 0.6:
         offset = max(1, round(0.05 * max(sprite.shape[:2])))
@@ -240,7 +247,7 @@ def _paste(
 
 
 def _light(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
-    """A light from one side, of some colour temperature, and sensor noise; in place."""
+    """Add light from one side, a colour temperature and sensor noise, in place."""
     size = image.shape[0]
     slope = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     across, down = rng.uniform(-0.3, 0.3, 2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Procedural stuff: each texture is a function of a random generator and a size, giving ``[H, W, 3]`` values in 0..1."""
+"""Procedural stuff: each texture is a function of a random generator and a size, with values [H, W, 3] in 0..1."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 Array = NDArray[np.floating[Any]]
 Painter = Callable[[np.random.Generator, int], Array]
 
-SIZE = 384  # pixels of a tile; scenes cut their own piece out of it
-VARIANTS = 6  # tiles of one texture, each with its own colours and random numbers
+SIZE = 384  # pixels of a tile's side; scenes crop it
+VARIANTS = 6  # tiles per texture, each with its own colours and random numbers
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Texture:
 
 @cache
 def tile(index: int, variant: int) -> NDArray[np.uint8]:
-    """Tile ``variant`` of texture ``index``: ``[SIZE, SIZE, 3]`` uint8, the same for everyone, painted once."""
+    """Return tile ``variant`` of texture ``index``: [SIZE, SIZE, 3] uint8, deterministic and cached."""
     rng = np.random.default_rng((7, index, variant))
     return (np.clip(TEXTURES[index].paint(rng, SIZE), 0, 1) * 255).astype(np.uint8)
 
@@ -36,7 +36,7 @@ def tile(index: int, variant: int) -> NDArray[np.uint8]:
 
 
 def _noise(rng: np.random.Generator, size: int, cells: tuple[float, float] | float, octaves: int = 4) -> Array:
-    """Smooth fractal noise in 0..1; ``cells`` is how many blobs fit along (height, width)."""
+    """Return smooth fractal noise in 0..1; ``cells`` is the number of blobs along (height, width)."""
     high, wide = cells if isinstance(cells, tuple) else (cells, cells)
     total = np.zeros((size, size), np.float32)
     for octave in range(octaves):
@@ -50,7 +50,7 @@ def _noise(rng: np.random.Generator, size: int, cells: tuple[float, float] | flo
 
 
 def _blend(first: object, second: object, amount: Array) -> Array:
-    """From colour ``first`` to colour ``second`` (each an RGB triple or an image) by ``amount`` in 0..1."""
+    """Interpolate from colour ``first`` to ``second`` (RGB triples or images) by ``amount`` in 0..1."""
     a, b = np.asarray(first, np.float32), np.asarray(second, np.float32)
     return a + (b - a) * amount[..., None]
 
@@ -65,7 +65,7 @@ def _axes(size: int) -> tuple[Array, Array]:
 
 
 def _cells(rng: np.random.Generator, size: int, count: int) -> tuple[Array, NDArray[np.intp]]:
-    """Voronoi cells of ``count``² jittered points: (distance to the border of the cell, its number)."""
+    """Return Voronoi cells of ``count``² jittered points: (distance to the cell's border, cell index)."""
     grid = (
         np.moveaxis(np.mgrid[0 : count + 2, 0 : count + 2], 0, -1) - 0.5 + rng.uniform(-0.42, 0.42, (count + 2, count + 2, 2))
     ) / count
