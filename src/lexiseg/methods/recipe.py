@@ -1,7 +1,7 @@
-"""A recipe: all that the result of a training depends on, as plain data that can be shown, changed and compared.
+"""Training recipes: all settings that the result of a training depends on, as plain data.
 
-Recipes stand beside their methods, in ``models.py``; `lexiseg.training` carries them out. A value is changed by its dotted
-name, ``stages.0.lr=2e-4`` or ``model.alpha=0.3``; a field of the stage alone is enough where there is only one, ``lr=2e-4``.
+Recipes are defined in ``models.py`` of each method and run by `lexiseg.training`. Values are overridden by dotted name, such as
+``stages.0.lr=2e-4`` or ``model.alpha=0.3``; with a single stage the name of its field is enough, ``lr=2e-4``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from lexiseg.errors import UsageError
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions
+from lexiseg.methods.base import MethodConfig
 from lexiseg.ops.options import Natural, NonNegative, Positive, PositiveFloat, Unit, flat, options, with_settings
 from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings
 
@@ -25,7 +26,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What a method that can be trained offers beside `Segmenter`."""
+    """Protocol of trainable methods, in addition to `Segmenter`."""
 
     def loss(
         self,
@@ -35,31 +36,31 @@ class Trainable(Protocol):
         options: Any = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted losses of a batch by name; their sum is minimised.
+        """Compute the weighted losses of a batch by name; their sum is minimised.
 
-        Over several processes their means are the losses of all images in one batch.
+        Their means over several processes are the losses of all images in one batch.
         """
         ...
 
 
 @options(frozen=True)
 class Jitter:
-    """Large-scale jitter (Ghiasi et al., 2021): mirrored, resized at random, then a square cut out of it at random."""
+    """Large-scale jitter (Ghiasi et al., 2021): random horizontal flip, random resize, and random square crop."""
 
     side: Annotated[int, Ge(32)] = 1024
-    """Side of the square in pixels."""
+    """Side of the crop, in pixels."""
     least: PositiveFloat = 0.1
-    """Smallest scale, relative to a picture that just fits into the square."""
+    """Minimum scale, relative to an image that fits the crop."""
     most: PositiveFloat = 2.0
-    """Largest scale."""
+    """Maximum scale."""
     mirror: Unit = 0.5
-    """Probability of a mirrored picture."""
+    """Probability of a horizontal flip."""
     fill: Annotated[int, Ge(0), Lt(256)] = 128
-    """Brightness of what lies beyond the picture."""
+    """Pixel value of the padding."""
     fit: Literal["longer", "shorter"] = "longer"
-    """Which side of the picture just fits into the square at a scale of 1."""
+    """Side of the image that fits the crop at scale 1."""
     colours: bool = False
-    """Whether brightness, contrast, saturation and hue change at random, as in SSD (Liu et al., 2016)."""
+    """Whether to apply colour jitter (brightness, contrast, saturation, hue) as in SSD (Liu et al., 2016)."""
 
     def __post_init__(self) -> None:
         if self.least > self.most:
@@ -68,31 +69,31 @@ class Jitter:
 
 @options(frozen=True)
 class Stage:
-    """A stretch of the training with one optimiser, AdamW."""
+    """Stage of a training with its own AdamW optimiser."""
 
     steps: Positive
-    """Batches."""
+    """Number of optimiser steps."""
     lr: NonNegative = 1e-4
     """Peak learning rate."""
     parts: tuple[str, ...] | None = None
-    """Parts of the segmenter that are trained; None: all that its recipe trains."""
+    """Parts that are trained; None: all trainable parts of the method (`Segmenter.trained_parts`)."""
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
-    """Multipliers of the learning rate by part."""
+    """Learning rate multipliers by part."""
     warmup: Natural = 0
-    """Steps over which the learning rate rises from zero."""
+    """Steps of linear warm-up."""
     milestones: tuple[int, ...] = ()
-    """Steps from which on the learning rate is a tenth of what it was."""
+    """Steps at which the learning rate is divided by 10."""
     cooldown: Unit = 0.0
-    """Fraction of the steps, at the end, over which the learning rate falls to zero linearly."""
+    """Fraction of the steps, at the end, over which the learning rate decays linearly to zero."""
     cosine: bool = False
-    """Whether the learning rate falls to zero over all steps like half a cosine."""
+    """Whether to use cosine decay of the learning rate to zero."""
     weight_decay: NonNegative = 0.05
-    """Of all but norms and embeddings."""
+    """Weight decay of all parameters but norms and embeddings."""
     max_grad_norm: NonNegative = 0.01
-    """Greatest norm of the gradient of all parameters together; 0 switches clipping off."""
+    """Maximum norm of the gradient of all parameters (gradient clipping); 0 disables clipping."""
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0 within the stage."""
+        """Learning rate of a step, counted from 0 within the stage."""
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         fall = min(1.0, (self.steps - step) / (self.cooldown * self.steps)) if self.cooldown else 1.0
         if self.cosine:
@@ -102,74 +103,74 @@ class Stage:
 
 @options(frozen=True)
 class Recipe:
-    """How a model is trained."""
+    """Training recipe of a model."""
 
     name: str
-    """The model that comes out."""
+    """Name of the trained model."""
     data: str
-    """The data set: a name of the catalogue, or ``world:SPLIT`` for scenes of the emoji world rendered on the spot."""
+    """Data set: a name of the catalogue, or ``world:SPLIT`` for rendered scenes of the emoji world."""
     stages: tuple[Stage, ...]
-    """Stages, carried out one after another."""
-    model: Any
-    """The model's config (`lexiseg.methods.base.MethodConfig`)."""
+    """Stages, in order."""
+    model: MethodConfig
+    """The model's config."""
     batch_size: Positive = 16
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     max_classes_per_batch: Natural = 0
-    """Classes that a batch is trained on: those in its pictures and others drawn at random; 0: all of the data set. Each
-    process, and each part of an accumulated batch, draws its own."""
+    """Number of classes per batch: those in its images and randomly sampled others; 0: all classes of the data set. Each
+    process, and each part of an accumulated batch, samples its own."""
     grad_accum_steps: Positive = 1
-    """Parts into which the batch of each process is cut to save memory."""
+    """Gradient accumulation: number of parts that the batch of each process is split into."""
     jitter: Jitter = Jitter()
-    """How pictures are varied."""
+    """Data augmentation."""
     loss: Any = field(default_factory=SetLossOptions)
-    """Options of the segmenter's ``loss``."""
+    """Options of the method's ``loss``."""
     precision: Precision = "float32"
     """float32, or the dtype of automatic mixed precision."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Decay a step of a moving average of the weights, which is kept beside them; 0: none."""
+    """Decay per step of the exponential moving average of the weights; 0: no average."""
     seed: Natural = 0
-    """Of the start, of the order of pictures, of their variations and of the points of the loss."""
+    """Seed of initialisation, sampling order, augmentation and loss points."""
     validation: tuple[str, ...] = ()
-    """Data sets that are measured during training, by name as in ``data``."""
+    """Validation data sets, by name as in ``data``."""
     validate_every: Positive = 5000
     """Steps between validations."""
     validate_limit: Positive = 100
-    """Pictures of each."""
+    """Images per validation data set."""
     save_every: Positive = 1000
     """Steps between checkpoints."""
     log_every: Positive = 20
-    """Steps between lines of the log."""
+    """Steps between log lines."""
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise UsageError(f"{self.name}: a training has at least one stage")
+            raise UsageError(f"{self.name}: the recipe has no stages; give at least one")
 
     @property
     def steps(self) -> int:
-        """Of all stages."""
+        """Total number of steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_of(self, step: int) -> tuple[int, int]:
-        """The number of the stage a step belongs to, and the step's number within it."""
+        """Index of the stage of a step, and the step's index within the stage."""
         for number, stage in enumerate(self.stages):
             if step < stage.steps:
                 return number, step
             step -= stage.steps
-        raise ValueError("the training has fewer steps")
+        raise ValueError("step is beyond the end of the training")
 
-    def document(self) -> dict[str, Any]:
-        """All values by dotted name, for logs and for comparison."""
+    def to_dict(self) -> dict[str, Any]:
+        """All values by dotted name, for logs and comparison."""
         return flat(self)
 
 
-def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
-    """The recipe with some values changed.
+def with_overrides(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """Return a copy of the recipe with some values overridden.
 
     Args:
-        recipe: stays as it is.
-        settings: each ``name=value``, see the module's docstring.
+        recipe: is not modified.
+        settings: ``name=value`` each, see the module's docstring.
 
     Raises:
-        UsageError: an unknown name, with what comes close; or a value that does not fit.
+        UsageError: an unknown name, with suggestions; or an invalid value.
     """
     return with_settings(recipe, settings, owner=recipe.name, shorter=("stages.0.",) if len(recipe.stages) == 1 else ())

@@ -31,12 +31,16 @@ from pydantic.dataclasses import dataclass as validated
 from lexiseg.errors import UsageError
 
 __all__ = [
-    "Natural", "NonNegative", "Option", "Positive", "PositiveFloat", "Unit", "describe", "flat", "from_document", "options",
-    "readings", "to_document", "with_settings", "with_value",
+    "Depth", "Natural", "NonNegative", "Option", "Positive", "PositiveFloat", "Unit", "Width", "describe", "flat",
+    "from_document", "options", "readings", "to_document", "with_settings", "with_value",
 ]  # fmt: skip
 
-Positive = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1), Le(2**31)]
+Natural = Annotated[int, Ge(0), Le(2**31)]
+Depth = Annotated[int, Ge(1), Le(1000)]
+"""Layers, or anything else a constructor loops over."""
+Width = Annotated[int, Ge(1), Le(2**16)]
+"""Channels."""
 Unit = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -163,9 +167,9 @@ def with_value(node: Options, name: str, *readings: Any, owner: str, shorter: Se
         else:
             return changed
     holder, leaf = full.rpartition(".")[0::2]
-    raise UsageError(
-        f"{owner}: {holder}{'.' if holder and str(refused).startswith(leaf) else ': ' if holder else ''}{refused}"
-    ) from None
+    said = str(refused)
+    where = f"{holder}." if holder and said.startswith(leaf) else "" if said.startswith(leaf) else f"{full}: "
+    raise UsageError(f"{owner}: {where}{said}") from None
 
 
 def _about(cls: type, name: str) -> str:
@@ -203,6 +207,9 @@ def _holder(name: str) -> str:
 def _with(node: Any, path: Sequence[str], value: object) -> Any:
     """The same tree of dataclasses, tuples and mappings with another leaf."""
     if not path:
+        if is_dataclass(node) and not (value is None or is_dataclass(value)):
+            names = ", ".join(entry.name for entry in fields(node))
+            raise UsageError(f"it is a group of options; set one of {names}")
         return value
     name, *rest = path
     if isinstance(node, tuple):

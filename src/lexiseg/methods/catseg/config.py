@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from lexiseg.ensembles import Behaviour
 from lexiseg.methods.base import MethodConfig, check_heads
-from lexiseg.ops.options import Natural, Positive, options
+from lexiseg.ops.options import Depth, Natural, Positive, Width, options
 
 
 @options(frozen=True)
@@ -19,15 +19,15 @@ class CorrelationConfig(MethodConfig):
 
     templates: str = "catseg"
     """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
-    image_size: Annotated[int, Ge(16)] = 384
+    image_size: Annotated[int, Ge(16), Le(65_535)] = 384
     """Pixels a side of what CLIP looks at; the picture and its crops are squeezed into such squares."""
     sliding: bool = True
     """Whether crops are looked at, too; else the whole picture only."""
-    hidden_dim: Positive = 128
+    hidden_dim: Width = 128
     """Channels of the cost volume."""
-    num_heads: Positive = 4
+    num_heads: Width = 4
     """Attention heads."""
-    window_size: Positive = 12
+    window_size: Width = 12
     """Side of the windows of the Swin blocks, in cells."""
     max_classes: Natural = 256
     """Of more classes those are kept in each image that come closest to one of its cells; 0 keeps all."""
@@ -45,17 +45,17 @@ class CatSegConfig(CorrelationConfig):
 
     RUNTIME: ClassVar[frozenset[str]] = CorrelationConfig.RUNTIME | {"behaviour"}
 
-    num_layers: Positive = 2
+    num_layers: Depth = 2
     """Layers of the aggregation, each over space and over classes."""
-    guide_channels: tuple[Positive, Positive] = (256, 128)
+    guide_channels: tuple[Width, Width] = (256, 128)
     """Channels of the decoder's guides, of twice and four times the resolution of CLIP's features."""
-    appearance_dim: Positive = 128
+    appearance_dim: Width = 128
     """Channels of the guide over space, CLIP's dense features."""
-    text_dim: Positive = 128
+    text_dim: Width = 128
     """Channels of the guide over classes, the class embeddings."""
-    decoder_channels: tuple[Positive, Positive] = (64, 32)
+    decoder_channels: tuple[Width, Width] = (64, 32)
     """Channels of the two stages of the decoder."""
-    decoder_guide_channels: tuple[Positive, Positive] = (32, 16)
+    decoder_guide_channels: tuple[Width, Width] = (32, 16)
     """Channels of the guides inside them."""
     pad_classes: bool = True
     """Whether fewer classes than ``max_classes`` are filled up with a learnt one, in attention over classes."""

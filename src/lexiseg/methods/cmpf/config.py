@@ -7,7 +7,7 @@ from typing import ClassVar
 from lexiseg.errors import UsageError
 from lexiseg.methods.cmpf.sam_masks import SamMasks
 from lexiseg.methods.fcclip.config import FcClipConfig
-from lexiseg.ops.options import Positive, Unit, options
+from lexiseg.ops.options import Depth, Positive, Unit, options
 
 
 @options(frozen=True)
@@ -20,7 +20,7 @@ class CmpfConfig(FcClipConfig):
     """Layers of the mask decoder, from 1, after which the Query Injector acts; none switches it off (Table 5)."""
     feature_layers: tuple[Positive, ...] = (1, 4, 7)
     """Layers before which the Feature Injector acts; none switches it off (Table 5)."""
-    sam_layers: Positive = 6
+    sam_layers: Depth = 6
     """Layers of the deformable encoder of SAM's features."""
     mask_ensemble: bool | None = None
     """Whether SAM's masks enter the semantic scores, Eq. (12); None: where a SAM for them is given (``mask_sam``)."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from lexiseg.ensembles import Behaviour
 from lexiseg.methods.base import MethodConfig, check_heads
-from lexiseg.ops.options import Positive, Unit, options
+from lexiseg.ops.options import Depth, Unit, Width, options
 
 
 @options(frozen=True)
@@ -19,27 +19,27 @@ class FcClipConfig(MethodConfig):
 
     templates: str = "vild14"
     """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
-    num_queries: Positive = 250
+    num_queries: Width = 250
     """Q, masks an image can have."""
-    hidden_dim: Positive = 256
+    hidden_dim: Width = 256
     """Channels of pixel and mask decoder."""
-    num_layers: Positive = 9
+    num_layers: Depth = 9
     """Layers of the mask decoder."""
-    num_heads: Positive = 8
+    num_heads: Width = 8
     """Attention heads of the mask decoder and of the encoder in the pixel decoder."""
-    pixel_decoder_layers: Positive = 6
+    pixel_decoder_layers: Depth = 6
     """Layers of the deformable encoder in the pixel decoder."""
-    pixel_decoder_ffn_dim: Positive = 1024
+    pixel_decoder_ffn_dim: Width = 1024
     """Hidden width of its feed-forward networks."""
-    ffn_dim: Positive = 2048
+    ffn_dim: Width = 2048
     """Hidden width of the feed-forward networks of the mask decoder."""
     alpha: Unit = 0.4
     """α of Eq. (7) of CMPF: CLIP's weight for seen classes; 0 leaves them to the decoder."""
     beta: Unit = 0.8
     """β of Eq. (7) of CMPF: CLIP's weight for unseen classes."""
-    shortest_edge: Annotated[int, Ge(32)] | None = 800
+    shortest_edge: Annotated[int, Ge(32), Le(65_535)] | None = 800
     """Shorter side of the image in the network, in pixels; None leaves images as they are."""
-    longest_edge: Annotated[int, Ge(32)] = 1333
+    longest_edge: Annotated[int, Ge(32), Le(65_535)] = 1333
     """Greatest longer side of it, in pixels."""
     behaviour: Behaviour = "paper"
     """"official" repeats the official program where it differs from the paper (`lexiseg.ensembles`)."""

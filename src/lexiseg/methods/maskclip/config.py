@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from lexiseg.ensembles import Behaviour
 from lexiseg.methods.base import MethodConfig
@@ -19,11 +19,11 @@ class MaskTokenConfig(MethodConfig):
         "clip_image_size", "shortest_edge", "longest_edge", "masks_at_once"
     }  # fmt: skip
 
-    clip_image_size: Annotated[int, Ge(16)] = 336
+    clip_image_size: Annotated[int, Ge(16), Le(65_535)] = 336
     """Pixels a side of the square that CLIP looks at."""
-    shortest_edge: Annotated[int, Ge(32)] | None = 640
+    shortest_edge: Annotated[int, Ge(32), Le(65_535)] | None = 640
     """Shorter side of the image that the generator of masks sees, in pixels; None leaves images as they are."""
-    longest_edge: Annotated[int, Ge(32)] = 2560
+    longest_edge: Annotated[int, Ge(32), Le(65_535)] = 2560
     """Greatest longer side of it, in pixels."""
     masks_at_once: Positive | None = 25
     """Masks processed at a time, which bounds the memory; the result is the same. None takes all at once."""

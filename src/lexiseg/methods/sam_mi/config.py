@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
 from lexiseg.methods.base import check_heads
 from lexiseg.methods.catseg.config import CatSegConfig
-from lexiseg.ops.options import Natural, Positive, Unit, options
+from lexiseg.ops.options import Natural, Positive, Unit, Width, options
 
 MASK_PER_POINT = MaskGeneratorOptions(best_mask_per_point=True)  # thresholds of SAM's automatic generator  # [decided]
 PointSampling = Literal["chance", "top", "grid", "random"]
@@ -32,7 +32,7 @@ class SamMiConfig(CatSegConfig):
     """Halves of the injection that are done (Sec. 3.4)."""
     generator: MaskGeneratorOptions = MASK_PER_POINT
     """How SAM makes masks of the points."""
-    prompter_dim: Positive = 128
+    prompter_dim: Width = 128
     """Channels of the prompter."""
     seed: Natural = 0
     """Seed of the points, at inference."""
