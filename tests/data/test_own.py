@@ -139,7 +139,7 @@ def test_one_json_in_a_folder_is_taken_and_of_two_none(tmp_path: Path) -> None:
 
 BAD_CLASSES = {
     "some with ids": ("7: dog\ncat\n", r"line 2 \('cat'\) has no id while line 1 has"),
-    "an id twice": ("7: dog\n7: puppy\n", "id 7 stands in line 1 and line 2"),
+    "an id twice": ("7: dog\n7: puppy\n", "id 7 is in line 1 and line 2"),
     "void alone": ("7: void\n", "empty"),
     "nothing": ("", "empty"),
 }

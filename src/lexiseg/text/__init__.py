@@ -1,4 +1,4 @@
-"""Names become text embeddings: vocabularies, prompt templates, CLIP's text tower."""
+"""Text side: vocabularies, prompt templates, and their embedding by CLIP's text tower."""
 
 from lexiseg.text.embed import TextEncoder, cache_folder, embed_names, embed_vocabulary
 from lexiseg.text.templates import fill, resolve_templates, template_names

@@ -1,16 +1,16 @@
-"""Reading lists of classes as people and programs write them: strings, items, text files and JSON files.
+"""Parse lists of classes from strings, sequences, text files and JSON files.
 
-One class is written::
+A class is written::
 
     dog, puppy            the name shown, then its synonyms
     grass, lawn | stuff   with its kind, thing or stuff
     7: dog, puppy         with its id, the value that stands for it in label maps
 
-The classes of a list stand one a line in a text file (blank lines and lines that begin with ``#`` do not count), between
-semicolons in a string, or one an item in a sequence. In a file ``;`` separates synonyms, as ``,`` does, because the published
-lists of ADE20K have ``building;edifice``. A JSON file holds one of `JSON_FORMS`.
+A list has one class per line in a text file (blank lines and lines that begin with ``#`` are skipped), per item in a sequence,
+or classes separated by semicolons in a string. In a file ``;`` separates synonyms, as ``,`` does, since the published lists of
+ADE20K have ``building;edifice``. A JSON file holds one of `JSON_FORMS`.
 
-Everything here is about how a list is written; `lexiseg.text.vocabulary` says which lists make sense.
+This module parses; `lexiseg.text.vocabulary` validates the list as a whole.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from unicodedata import normalize
 from lexiseg.errors import UsageError
 from lexiseg.ops.coco import flag, whole
 
-WORDS, CHARACTERS = 60, 500  # more is no name: CLIP reads 75 tokens and drops the rest
+WORDS, CHARACTERS = 60, 500  # limits of a name: CLIP truncates to 75 tokens
 KINDS = {"thing": True, "stuff": False}
-LARGEST_ID = 65_535  # the highest value of a label map of 16 bits
+LARGEST_ID = 65_535  # the highest value of a 16-bit label map
 JSON_FORMS = (
     'a list of strings, a list of objects {"name", "synonyms", "id", "isthing"}, an object whose "categories" are such a list'
     ' (COCO), or an object from id to name, {"1": "dog"}'
@@ -36,20 +36,19 @@ JSON_FORMS = (
 
 _NUMBERED = re.compile(r"\s*([+-]?[0-9]+)\s*:")
 _NEWLINE = re.compile(r"\r\n|\r|\n")
-# Control characters but for tabs and newlines, line separators, marks that turn the direction of reading, byte order marks,
-# and halves of characters.
+# Control characters except tabs and newlines, line separators, direction marks, byte order marks, and lone surrogates.
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """One class as a list has it.
+    """One class of a list.
 
     Attributes:
-        names: the name shown and its synonyms, each once, upper and lower case alike.
-        thing: whether it is a thing; None if the list does not say.
-        id: the value of label maps that stands for it; None if the list does not say.
-        position: where in the list it stands, for messages: "line 3".
+        names: the name shown and its synonyms, without duplicates (ignoring case).
+        thing: whether it is a thing; None if not stated.
+        id: its value in label maps; None if not stated.
+        position: its position in the list, for messages: "line 3".
     """
 
     names: tuple[str, ...]
@@ -59,10 +58,10 @@ class ClassEntry:
 
 
 def read_entries(path: str | Path) -> list[ClassEntry]:
-    """The classes in a UTF-8 file: JSON if it is called so or begins with ``[`` or ``{``, else one class a line.
+    """Read the classes of a UTF-8 file: JSON if it ends in ``.json`` or begins with ``[`` or ``{``, else one per line.
 
     Raises:
-        UsageError: if the file cannot be read, or holds what is no class; it names the file and the line or entry.
+        UsageError: if the file cannot be read, or an entry is not a class; names the file and the line or entry.
     """
     source, text = f"vocabulary file {path}", read_text(path, "vocabulary file")
     if Path(path).suffix.lower() == ".json" or text.lstrip().startswith(("[", "{")):
@@ -71,7 +70,7 @@ def read_entries(path: str | Path) -> list[ClassEntry]:
 
 
 def entries_of_lines(text: str, source: str) -> list[ClassEntry]:
-    """The classes in the text of a file, one a line; ``source`` says in errors which file. Raises as `read_entries`."""
+    """Parse the text of a file, one class per line; ``source`` names the file in errors. Raises as `read_entries`."""
     lines = [(f"line {number}", line) for number, line in enumerate(_NEWLINE.split(text), start=1)]
     lines = [(position, line.rstrip("; \t")) for position, line in lines if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) == 1 and ";" in lines[0][1]:
@@ -83,10 +82,10 @@ def entries_of_lines(text: str, source: str) -> list[ClassEntry]:
 
 
 def entries_of_string(text: str) -> list[ClassEntry]:
-    """The classes between semicolons; a semicolon after the last class is fine, an empty class before it is not.
+    """Parse classes separated by semicolons; trailing semicolons are allowed, empty classes before them are not.
 
     Raises:
-        UsageError: if one is no class.
+        UsageError: if a part is not a class.
     """
     parts = text.split(";")
     while parts and not parts[-1].strip():
@@ -95,12 +94,12 @@ def entries_of_string(text: str) -> list[ClassEntry]:
 
 
 def entries_of_items(items: Iterable[object]) -> list[ClassEntry]:
-    """The classes of a sequence, one an item. Raises as `entries_of_string`."""
+    """Parse a sequence with one class per item. Raises as `entries_of_string`."""
     return [entry_of_item(item, f"class {number}") for number, item in enumerate(items, start=1)]
 
 
 def entry_of_item(item: object, position: str) -> ClassEntry:
-    """One class; ``position`` says in errors where it stands. Raises as `entries_of_string`."""
+    """Parse one class; ``position`` locates it in errors. Raises as `entries_of_string`."""
     if not isinstance(item, str):
         raise UsageError(f"{position} is {_short(item)}: a class is written as a string such as 'dog, puppy'")
     if ";" in item:
@@ -109,7 +108,7 @@ def entry_of_item(item: object, position: str) -> ClassEntry:
 
 
 def entries_of_mapping(mapping: Mapping[Any, Any]) -> list[ClassEntry]:
-    """The classes of a mapping from name to synonyms, a sequence or a string with commas. Raises as `entries_of_string`."""
+    """Parse a mapping from name to synonyms (a sequence or a string with commas). Raises as `entries_of_string`."""
     entries = []
     for number, (name, synonyms) in enumerate(mapping.items(), start=1):
         listed = synonyms.split(",") if isinstance(synonyms, str) else synonyms
@@ -122,19 +121,19 @@ def entries_of_mapping(mapping: Mapping[Any, Any]) -> list[ClassEntry]:
 
 
 def clean(name: str) -> str:
-    """A name with single spaces between its words, and its letters composed (Unicode NFC)."""
+    """Normalise a name: single spaces between words, letters composed (Unicode NFC)."""
     return normalize("NFC", " ".join(name.split()))
 
 
 def read_text(path: str | Path, what: str) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """Read a UTF-8 text file, with or without a byte order mark.
 
     Args:
         path: the file.
-        what: what messages call it.
+        what: its kind, for messages: "vocabulary file".
 
     Raises:
-        UsageError: if it cannot be read or is not such text.
+        UsageError: if it cannot be read or is not UTF-8 text.
     """
     try:
         data = Path(path).read_bytes()
@@ -142,7 +141,7 @@ def read_text(path: str | Path, what: str) -> str:
         raise UsageError(f"{what} {path} is a folder; give a file") from None
     except OSError as error:
         raise UsageError(f"{what} {path} cannot be read ({error.strerror}); check its path and permissions") from None
-    except ValueError:  # a path that no system takes
+    except ValueError:  # an invalid path
         raise UsageError(f"{what} {str(path)[:80]!a} cannot be the path of a file; give another") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UsageError(f"{what} {path} is UTF-16, not UTF-8 text; save it as UTF-8")
@@ -151,7 +150,7 @@ def read_text(path: str | Path, what: str) -> str:
     except UnicodeDecodeError as error:
         raise UsageError(f"{what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     if "\0" in text:
-        raise UsageError(f"{what} {path} is not text, for it has zero bytes; give a text file in UTF-8")
+        raise UsageError(f"{what} {path} is not text: it has zero bytes; give a text file in UTF-8")
     return text
 
 
@@ -185,7 +184,7 @@ def _entries_of_json(text: str, source: str) -> Iterator[ClassEntry]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of which no key stands twice."""
+    """Return the dict of a JSON object; refuse duplicate keys."""
     known = dict(pairs)
     if len(known) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -194,7 +193,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _of_object(item: dict[str, Any], position: str, source: str) -> ClassEntry:
-    """The class of an object of a JSON list; fields of other names do not count, null is as good as nothing."""
+    """Parse an object of a JSON list; other fields are ignored, null counts as missing."""
     where = f"{source}, {position}"
     name, synonyms = item.get("name"), item.get("synonyms")
     listed = [] if synonyms is None else synonyms
@@ -213,7 +212,7 @@ def _of_object(item: dict[str, Any], position: str, source: str) -> ClassEntry:
 
 
 def _of_string(text: str, position: str, source: str = "", *, separators: str = ",;", numbered: bool = True) -> ClassEntry:
-    """The class written as ``id: name, synonym | kind``, of which only the name is needed."""
+    """Parse ``id: name, synonym | kind``, of which only the name is required."""
     where = f"{source}, {position}" if source else position
     number = _NUMBERED.match(text) if numbered else None
     label = _id(number[1], where) if number else None
@@ -233,14 +232,14 @@ def _separated(names: str, separators: str, where: str) -> list[str]:
 
 
 def _names(written: Iterable[str], where: str) -> tuple[str, ...]:
-    """Clean names, each once; ``where`` says in errors where they stand."""
+    """Return the clean names without duplicates; ``where`` locates them in errors."""
     unique: dict[str, str] = {}
     for raw in written:
         if unfit := _UNFIT.search(raw):
-            raise UsageError(f"{where} is {_short(raw)}: U+{ord(unfit[0]):04X} is a control character or no text; delete it")
+            raise UsageError(f"{where} is {_short(raw)}: U+{ord(unfit[0]):04X} is a control character or not text; delete it")
         name = clean(raw)
         if not name:
-            raise UsageError(f"{where} has an empty name; write a name there or take away the extra separator")
+            raise UsageError(f"{where} has an empty name; write a name, or remove the extra separator")
         if len(name) > CHARACTERS or len(name.split()) > WORDS:
             length = f"{len(name.split())} words, {len(name)} characters"
             raise UsageError(f"{where} is {_short(name)} of {length}: is this a sentence? Give a name of a few words")

@@ -1,7 +1,7 @@
-"""A vocabulary in CLIP's joint space: each name through all templates, encoded, averaged, one unit row a name.
+"""Embed a vocabulary in CLIP's joint space: one unit row per name, averaged over the prompt templates.
 
-A name's row is normalise(mean over templates of normalise(CLIP(prompt))), as in FC-CLIP and CAT-Seg. Synonyms keep rows
-of their own; a class is scored by its best one (`TextEmbeddings.per_class`).
+A name's row is normalise(mean over templates of normalise(CLIP(prompt))), as in FC-CLIP and CAT-Seg. Synonyms have their own
+rows; a class has the score of its best name (`TextEmbeddings.per_class`).
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _LAYOUT = 1  # part of every digest; raise it when the order of operations chang
 
 
 class TextEncoder(Protocol):
-    """What a CLIP must offer to embed names."""
+    """Interface of a CLIP model that embeds text."""
 
     @property
     def identity(self) -> str:
-        """Model and weights in words or a digest: it differs whenever the weights do, for the cache depends on it."""
+        """Name or digest of model and weights, the key of the cache: it differs whenever the weights do."""
         ...
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Token ids [P, L] of P prompts, cut off at CLIP's context length L."""
+        """Return the token ids [P, L] of P prompts, truncated to CLIP's context length L."""
         ...
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Unit rows [P, D] of tokens [P, L]."""
+        """Return the unit embeddings [P, D] of tokens [P, L]."""
         ...
 
 
@@ -61,14 +61,14 @@ def embed_vocabulary(
     """Embed all names of a vocabulary, float32 on the CPU, without gradients.
 
     Args:
-        clip: any CLIP with a text tower.
-        templates: a set's name or own templates, see `resolve_templates`.
-        chunk: prompts encoded at once. The result does not depend on it, the memory needed does.
-        cache: folder that keeps the rows for the next run; "default" is `cache_folder`; None keeps nothing.
-        progress: show a bar on stderr, if that is a terminal.
+        clip: a CLIP with a text tower.
+        templates: the name of a set, or templates, see `resolve_templates`.
+        chunk: prompts per batch; affects memory, not the result.
+        cache: folder where the rows are cached; "default" is `cache_folder`; None for no cache.
+        progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
-        UsageError: if the templates are not fit for use, or ``chunk`` is below 1.
+        UsageError: if the templates are invalid, or ``chunk`` is below 1.
     """
     sentences, names = resolve_templates(templates), vocabulary.all_names
     folder = cache_folder() if cache == "default" else cache
@@ -84,12 +84,12 @@ def embed_vocabulary(
 def embed_names(
     clip: TextEncoder, names: Sequence[str], templates: Sequence[str], *, chunk: int = 512, progress: bool = False
 ) -> Tensor:
-    """Unit rows [S, D], float32 on CLIP's device, of S names; differentiable, for text towers that learn.
+    """Embed S names as unit rows [S, D], float32 on CLIP's device; differentiable, for trainable text towers.
 
-    A name that occurs twice is encoded once. Beyond the rows, memory is that of one chunk of prompts.
+    Duplicate names are encoded once. Apart from the rows, memory is that of one chunk of prompts.
     """
     if chunk < 1:
-        raise UsageError(f"chunk is {chunk}: at least one prompt is encoded at once")
+        raise UsageError(f"chunk is {chunk}: give at least 1 prompt")
     unique = {name: row for row, name in enumerate(dict.fromkeys(names))}
     prompts = ((row, fill(template, name)) for name, row in unique.items() for template in templates)
     total, hidden = len(unique) * len(templates), None if progress else True  # None: hidden unless stderr is a terminal
@@ -101,12 +101,12 @@ def embed_names(
                 sums = vectors.new_zeros(len(unique), vectors.shape[-1])
             sums.index_add_(0, torch.tensor([row for row, _ in part], device=vectors.device), vectors)
             bar.update(len(part))
-    rows = functional.normalize(sums, dim=-1)  # the mean's length is lost here, so a sum will do
+    rows = functional.normalize(sums, dim=-1)  # normalised, so the sum serves as mean
     return rows[torch.tensor([unique[name] for name in names], device=rows.device)]
 
 
 def cache_folder(room: str = "text") -> Path | None:
-    """Where a kind of cache is kept: ``$LEXISEG_CACHE/text`` or the user's cache folder; None for a user without a home."""
+    """Return the folder of a cache: ``$LEXISEG_CACHE/text`` or the user's cache folder; None for a user without a home."""
     for variable, below in (("LEXISEG_CACHE", ""), ("XDG_CACHE_HOME", "lexiseg")):
         if os.environ.get(variable):
             return Path(os.environ[variable]) / below / room
@@ -121,7 +121,7 @@ def _digest(identity: str, templates: Sequence[str], names: Sequence[str]) -> st
 
 
 def _cached(path: Path, count: int) -> Tensor | None:
-    """The rows in a cache file, or None if it is missing, damaged or not what it should be."""
+    """Return the rows of a cache file, or None if it is missing, damaged or does not fit."""
     try:
         rows = load_file(path)["vectors"]
     except (OSError, SafetensorError, KeyError):
@@ -131,7 +131,5 @@ def _cached(path: Path, count: int) -> Tensor | None:
 
 
 def _keep(path: Path, rows: Tensor) -> None:
-    with suppress(
-        OutputError
-    ):  # a read-only or full disk costs the next run some seconds; it must not cost this run its result
+    with suppress(OutputError):  # a read-only or full disk must not cost this run its result
         write_atomically(path, save({"vectors": rows.contiguous()}))

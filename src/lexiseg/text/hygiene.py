@@ -1,16 +1,17 @@
-"""What is doubtful in a vocabulary: names twice, names that are nearly the same, and classes that contain others.
+"""Check a vocabulary for duplicate names, near-duplicates, and classes that contain others.
 
-The authors of SAM-MI ask for it ("A Mask-Injected Framework for Enhancing Open-Vocabulary Semantic Segmentation with SAM", end
-of section 4 and limitations in section 5): classes of benchmarks are not independent. ADE20K's 847 have "animal" beside "dog",
-"cat" and "bird", so that a right answer counts as wrong. `check` finds such pairs; `forgiving` says what a score may let pass.
+SAM-MI ("A Mask-Injected Framework for Enhancing Open-Vocabulary Semantic Segmentation with SAM", end of section 4 and
+limitations in section 5) names the problem: classes of benchmarks are not independent. ADE20K's 847 have "animal" beside "dog",
+"cat" and "bird", so that a right answer counts as wrong. `check` reports such pairs; `forgiving` returns the labels that a
+lenient score accepts.
 
-What contains what is declared in lists, one hypernym a line, because no rule can know it::
+Hypernyms are declared in lists, one per line::
 
     animal > bird, cat, dog
     bird > duck, goose          # so a duck is an animal too
-    dog !> hot dog              # "no": a hot dog is none, though it is called so
+    dog !> hot dog              # denied: a hot dog is not a dog
 
-A declaration is about the names shown: a class "deciduous tree, tree" is not above "palm tree" because of its synonym.
+A declaration applies to the names shown: a class "deciduous tree, tree" is not above "palm tree" because of its synonym.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ IRREGULAR = {
 
 @dataclass(frozen=True)
 class Hypernyms:
-    """Which names are above which.
+    """Relation of hypernyms to hyponyms.
 
     Attributes:
-        declared: (hypernym, hyponym) pairs of names in `plain` form; what follows from them need not be declared.
-        denied: pairs that do not hold, whatever follows or seems to follow from the words.
+        declared: (hypernym, hyponym) pairs of names in `plain` form; the transitive closure is implied.
+        denied: pairs that do not hold, even if implied by declarations or suggested by the words.
 
     Raises:
-        UsageError: if a name is declared, over any number of steps, to be above itself.
+        UsageError: if a name is its own hypernym, directly or transitively.
     """
 
     declared: frozenset[tuple[str, str]] = frozenset()
@@ -64,16 +65,16 @@ class Hypernyms:
     def __post_init__(self) -> None:
         for name in sorted(self._parents):
             if name in self.above(name):
-                raise UsageError(f"hypernyms: {name!r} is declared to be above itself, by way of others; take one line away")
+                raise UsageError(f"hypernyms: {name!r} is declared above itself, directly or through others; remove a line")
 
     @classmethod
     def builtin(cls) -> Hypernyms:
-        """The declarations that come with lexiseg, for the built-in vocabularies and the data sets that it knows."""
+        """Return the declarations shipped with lexiseg, for the built-in vocabularies and data sets."""
         return cls.parse((files("lexiseg") / "assets" / "hypernyms.txt").read_text(encoding="utf-8"), "hypernyms.txt")
 
     @classmethod
     def from_file(cls, path: str | Path) -> Hypernyms:
-        """The declarations in a UTF-8 text file, one hypernym a line.
+        """Read declarations from a UTF-8 text file, one hypernym per line.
 
         Raises:
             UsageError: if the file cannot be read, or a line is not ``name > name, name`` or ``name !> name, name``.
@@ -83,7 +84,7 @@ class Hypernyms:
 
     @classmethod
     def parse(cls, text: str, source: str = "hypernyms") -> Hypernyms:
-        """The declarations in ``text``; ``source`` says in errors where it is from. Raises as `from_file`."""
+        """Parse the declarations in ``text``; ``source`` names its origin in errors. Raises as `from_file`."""
         pairs: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
         for number, line in enumerate(text.splitlines(), start=1):
             statement = line.partition("#")[0].strip()
@@ -98,18 +99,18 @@ class Hypernyms:
         return cls(frozenset(pairs[True]), frozenset(pairs[False]))
 
     def joined(self, other: Hypernyms) -> Hypernyms:
-        """Both; where they contradict each other, ``other`` is right."""
+        """Return the union; where they contradict each other, ``other`` prevails."""
         return Hypernyms((self.declared - other.denied) | other.declared, (self.denied - other.declared) | other.denied)
 
     def above(self, name: str) -> frozenset[str]:
-        """All names above a name, over any number of steps; both in `plain` form."""
-        found: set[str] = set()
+        """Return all direct and transitive hypernyms of a name; all in `plain` form."""
+        uppers: set[str] = set()
         waiting = [name]
         while waiting:
-            fresh = self._parents.get(waiting.pop(), set()) - found
-            found |= fresh
+            fresh = self._parents.get(waiting.pop(), set()) - uppers
+            uppers |= fresh
             waiting += fresh
-        return frozenset(upper for upper in found if (upper, name) not in self.denied)
+        return frozenset(upper for upper in uppers if (upper, name) not in self.denied)
 
     @cached_property
     def _parents(self) -> dict[str, set[str]]:
@@ -121,7 +122,7 @@ class Hypernyms:
 
 @dataclass(frozen=True)
 class SharedName:
-    """One name that is in several classes."""
+    """A name that several classes have."""
 
     name: str
     labels: tuple[int, ...]
@@ -129,7 +130,7 @@ class SharedName:
 
 @dataclass(frozen=True)
 class NearNames:
-    """Two names of two classes that differ only in plural, hyphens or spaces."""
+    """Names of two classes that differ only in plural, hyphens or spaces."""
 
     names: tuple[str, str]
     labels: tuple[int, int]
@@ -145,14 +146,14 @@ class HypernymPair:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found; every list is in the order of the labels.
+    """Result of `check`; all lists are in label order.
 
     Attributes:
-        duplicates: names of classes that are in another class too, as its name or as a synonym.
-        shared: synonyms that are in several classes.
-        near: names that differ only in plural, hyphens or spaces; upper and lower case never count.
-        hypernyms: pairs that are declared, or follow from declarations.
-        candidates: pairs that nobody declared or denied, but that the names suggest: "pool table" beside "table".
+        duplicates: names of classes that another class also has, as name or synonym.
+        shared: synonyms that several classes have.
+        near: names that differ only in plural, hyphens or spaces; case is ignored.
+        hypernyms: pairs declared or implied by declarations.
+        candidates: pairs neither declared nor denied that the words suggest: "pool table" beside "table".
     """
 
     duplicates: tuple[SharedName, ...]
@@ -163,11 +164,11 @@ class Report:
 
 
 def check(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Report:
-    """Look a vocabulary over.
+    """Check a vocabulary for duplicates, near-duplicates and hypernyms.
 
     Args:
         vocabulary: any, also one that `Vocabulary.parse` would refuse for a name in two classes (see `load`).
-        hypernyms: what is declared; `Hypernyms.builtin`, joined perhaps with the user's own.
+        hypernyms: the declarations: `Hypernyms.builtin`, optionally joined with the user's own.
     """
     owners: dict[str, list[int]] = defaultdict(list)
     spelled: dict[str, str] = {}
@@ -179,8 +180,8 @@ def check(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Report:
 
     declared = tuple(_declared(vocabulary, hypernyms))
     return Report(
-        duplicates=tuple(found for name, found in twice.items() if name in shown),
-        shared=tuple(found for name, found in twice.items() if name not in shown),
+        duplicates=tuple(entry for name, entry in twice.items() if name in shown),
+        shared=tuple(entry for name, entry in twice.items() if name not in shown),
         near=tuple(_near(vocabulary)),
         hypernyms=declared,
         candidates=tuple(pair for pair in _suggested(vocabulary, hypernyms) if pair not in declared),
@@ -188,15 +189,15 @@ def check(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Report:
 
 
 def forgiving(vocabulary: Vocabulary, hypernyms: Hypernyms) -> tuple[frozenset[int], ...]:
-    """For each label of the truth, the labels that a result may carry there without being wrong.
+    """Return, for each truth label, the predicted labels that a lenient score accepts.
 
-    These are the label itself and its declared hypernyms: "animal" on a dog is vague but true. A hyponym is not forgiven:
-    "dog" on what the truth calls an animal may as well be a cat. Candidates are not declared, and not forgiven. Since the
-    vaguest answer always passes, such a score belongs beside the official one, never in its place.
+    These are the label itself and its declared hypernyms: "animal" on a dog is vague but true. Hyponyms are not accepted: "dog"
+    on an animal may be a cat. Candidates are not accepted either. Since the vaguest answer always passes, report such a score
+    beside the official one, never in its place.
 
     Args:
         vocabulary: K classes.
-        hypernyms: what is declared.
+        hypernyms: the declarations.
 
     Returns:
         K sets of labels.
@@ -208,7 +209,7 @@ def forgiving(vocabulary: Vocabulary, hypernyms: Hypernyms) -> tuple[frozenset[i
 
 
 def load(name_or_path: str | Path) -> Vocabulary:
-    """As `Vocabulary.load`, but a file may have a name in two classes, for `check` to report.
+    """Load a vocabulary as `Vocabulary.load` does, but allow duplicate names, for `check` to report.
 
     Raises:
         UsageError: if there is no such list or file, or a line of the file is not a class.
@@ -217,28 +218,28 @@ def load(name_or_path: str | Path) -> Vocabulary:
 
 
 def plain(name: str) -> str:
-    """A name in lower case, its words with single spaces between: "T-shirt" and "t_shirt" become "t shirt"."""
+    """Normalise a name to lower case with single spaces: "T-shirt" and "t_shirt" become "t shirt"."""
     return " ".join(normalize("NFC", name).casefold().replace("-", " ").replace("_", " ").split())
 
 
 def singulars(name: str) -> frozenset[str]:
-    """The name in `plain` form, and what it may be the plural of: "knives" and "knife", "boxes" and "box" (and "boxe")."""
+    """Return the name in `plain` form and its possible singulars: "knives" and "knife", "boxes" and "box" (and "boxe")."""
     whole = plain(name)
     start, last = whole[: whole.rfind(" ") + 1], whole[whole.rfind(" ") + 1 :]
     if last in IRREGULAR:
         return frozenset((whole, start + IRREGULAR[last]))
-    found = {last}
+    words = {last}
     if last.endswith("s") and not last.endswith(("ss", "us", "is")) and len(last) > 3:
-        found.add(last[:-1])
+        words.add(last[:-1])
     if last.endswith(("ses", "xes", "zes", "ches", "shes")):
-        found.add(last[:-2])
+        words.add(last[:-2])
     if last.endswith("ies"):
-        found.add(last[:-3] + "y")
-    return frozenset(start + word for word in found)
+        words.add(last[:-3] + "y")
+    return frozenset(start + word for word in words)
 
 
 def _near(vocabulary: Vocabulary) -> Iterator[NearNames]:
-    """Pairs of which one name, without spaces, is the other or its plural."""
+    """Yield pairs of names that are equal, or singular and plural, apart from spaces."""
     named = list(zip(vocabulary.all_names, vocabulary.class_index, strict=True))
     joined: dict[str, list[int]] = defaultdict(list)
     for position, (name, _) in enumerate(named):
@@ -250,9 +251,9 @@ def _near(vocabulary: Vocabulary) -> Iterator[NearNames]:
         for other in joined.get(_joined(singular), [])
     }
     for first, second in sorted(pairs):
-        (one, label), (two, other_label) = named[first], named[second]
-        if label != other_label and one.casefold() != two.casefold():
-            yield NearNames((one, two), (label, other_label))
+        (name, label), (other_name, other_label) = named[first], named[second]
+        if label != other_label and name.casefold() != other_name.casefold():
+            yield NearNames((name, other_name), (label, other_label))
 
 
 def _joined(name: str) -> str:
@@ -260,7 +261,7 @@ def _joined(name: str) -> str:
 
 
 def _by_name(vocabulary: Vocabulary) -> dict[str, list[int]]:
-    """The labels of the classes shown by a name, in singular and as written."""
+    """Return the labels of the classes by shown name, as written and in singular."""
     labels: dict[str, list[int]] = defaultdict(list)
     for label, name in enumerate(vocabulary.names):
         for singular in singulars(name):
@@ -282,7 +283,7 @@ def _declared(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Iterable[Hypernym
 
 
 def _suggested(vocabulary: Vocabulary, hypernyms: Hypernyms) -> Iterable[HypernymPair]:
-    """Names that end in the whole name of another class, and are not denied."""
+    """Return pairs, not denied, where a name ends in the whole name of another class."""
     by_name = _by_name(vocabulary)
     pairs = set()
     for label, name in enumerate(vocabulary.names):

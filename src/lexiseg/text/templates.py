@@ -1,4 +1,4 @@
-"""Prompt templates: the sentences a name is put into before CLIP reads it.
+"""Prompt templates: sentences with ``{}`` for the class name.
 
 none       the bare name
 single     one plain sentence
@@ -28,18 +28,18 @@ _SETS = {"none": ("{}",), "single": ("a photo of a {}.",), "catseg": ("A photo o
 
 
 def template_names() -> tuple[str, ...]:
-    """The names of the sets."""
+    """Return the names of the template sets."""
     return (*_SETS, "imagenet")
 
 
 def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """The T templates of a set, or the user's own.
+    """Return the T templates of a set, or the given ones.
 
     Args:
-        templates: the name of a set, one template, or several; ``{}`` is the place of the name.
+        templates: the name of a set, one template, or several; ``{}`` is replaced by the name.
 
     Raises:
-        UsageError: if there is no such set, no template, or one without ``{}``.
+        UsageError: if there is no such set, no template, or a template without ``{}``.
     """
     if isinstance(templates, str):
         if templates in _SETS:
@@ -61,11 +61,11 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill(template: str, name: str) -> str:
-    """The prompt: ``name`` in the place of each ``{}``; braces within the name stay as they are."""
+    """Replace each ``{}`` of a template by ``name``; braces within the name are kept."""
     return template.replace("{}", name)
 
 
 def _imagenet() -> tuple[str, ...]:
-    import open_clip  # slow to import, and only this set needs it
+    import open_clip  # slow to import, used by this set only
 
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)

@@ -1,8 +1,8 @@
-"""The classes to look for: their names, synonyms, and whether they are things or stuff.
+"""Vocabularies: classes with names, synonyms, and their kind, thing or stuff.
 
-`lexiseg.text.class_lists` says how a list of classes is written, in strings and in files; all commands read lists by it.
+`lexiseg.text.class_lists` defines how lists of classes are written, in strings and in files.
 
-Where nobody says, a name is stuff if more of the large built-in lists (`VOTERS`) have it as stuff than as a thing (grass,
+Without a stated kind, a name is stuff if more of the large built-in lists (`VOTERS`) have it as stuff than as a thing (grass,
 sky, road); every other name is a thing.
 """
 
@@ -30,14 +30,14 @@ from lexiseg.text.class_lists import (
     read_entries,
 )
 
-VOID = (("void",), ("invalid_class_id",))  # names of an id that is no class; the second is that of FC-CLIP's lists
-# The lists that say what is stuff where nobody else does: those whose data sets mark it.
+VOID = (("void",), ("invalid_class_id",))  # names of an id that is not a class; the second is from FC-CLIP's lists
+# Lists that vote on the kind of names without one: those whose data sets state it.
 VOTERS = ("ade150", "cityscapes", "coco", "coco-stuff-171", "emoji", "pascal-context-59")
 
 
 @dataclass(frozen=True)
 class ClassName:
-    """One class: the name shown, other words for it, and whether it can be counted."""
+    """One class: the name shown, its synonyms, and whether it is a thing (countable) or stuff."""
 
     name: str
     synonyms: tuple[str, ...] = ()
@@ -50,25 +50,25 @@ class ClassName:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """K classes in order; the position of a class is its label.
+    """K classes in order; the index of a class is its label.
 
-    `parse`, `from_file` and `builtin` refuse what cannot be meant: an empty list or name, a sentence for a name, and a
-    class whose name is also in another class. (A synonym may be in two: data sets have it so, and both classes profit.)
-    The constructor itself takes any classes, for lists that a data set prescribes.
+    `parse`, `from_file` and `builtin` refuse an empty list or name, a sentence as a name, and a class name that another class
+    also has. (Two classes may have a synonym in common, as in data sets.) The constructor takes any classes, for lists that a
+    data set prescribes.
     """
 
     classes: tuple[ClassName, ...]
 
     @classmethod
     def parse(cls, value: Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]) -> Vocabulary:
-        """The vocabulary a user wrote.
+        """Parse a vocabulary.
 
         Args:
-            value: a list with one class an item; a string with ``;`` between classes, or exactly the name of a built-in
-                list, or ending in ``.txt`` or ``.json`` and so a file; a path; a dict from name to synonyms; or a vocabulary.
+            value: a sequence with one class per item; a string: the name of a built-in list, a file name ending in ``.txt`` or
+                ``.json``, or classes separated by ``;``; a path; a dict from name to synonyms; or a vocabulary.
 
         Raises:
-            UsageError: if ``value`` is none of these or is refused as said above.
+            UsageError: if ``value`` is none of these, or its classes are refused (see `Vocabulary`).
         """
         if isinstance(value, Vocabulary):
             return value
@@ -88,21 +88,21 @@ class Vocabulary:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Vocabulary:
-        """A built-in list by its name, or else the file at a path. Raises as `from_file` and `builtin`."""
+        """Load a built-in list by name, or else a file. Raises as `from_file` and `builtin`."""
         return ClassList.load(name_or_path).vocabulary
 
     @classmethod
     def from_file(cls, path: str | Path) -> Vocabulary:
-        """The vocabulary in a UTF-8 file, one class a line or JSON; ids are left out, and so are those that are void.
+        """Read a vocabulary from a UTF-8 file, one class per line or JSON; ids and void entries are dropped.
 
         Raises:
-            UsageError: if the file is missing, not text, without classes, or refused as said above.
+            UsageError: if the file is missing, not text, without classes, or refused (see `Vocabulary`).
         """
         return ClassList.from_file(path).vocabulary
 
     @classmethod
     def builtin(cls, name: str) -> Vocabulary:
-        """A list that comes with lexiseg; see `builtin_names`.
+        """Return a built-in list, one of `builtin_names`.
 
         Raises:
             UsageError: if there is no list of that name.
@@ -118,31 +118,31 @@ class Vocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The K names shown."""
+        """K names shown, one per class."""
         return tuple(entry.name for entry in self.classes)
 
     @property
     def things(self) -> tuple[bool, ...]:
-        """For each of the K classes: True for a thing, False for stuff."""
+        """K flags: True for a thing, False for stuff."""
         return tuple(entry.thing for entry in self.classes)
 
     @property
     def class_names(self) -> tuple[tuple[str, ...], ...]:
-        """The names of each class, its synonyms after the first."""
+        """Names of each class: the name shown, then its synonyms."""
         return tuple(entry.names for entry in self.classes)
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The S names of all classes, synonyms counted, class by class."""
+        """S names of all classes, synonyms included, class by class."""
         return tuple(name for entry in self.classes for name in entry.names)
 
     @property
     def class_index(self) -> tuple[int, ...]:
-        """The label of the class each of the S names belongs to, ascending."""
+        """Label of the class of each of the S names, ascending."""
         return tuple(label for label, entry in enumerate(self.classes) for _ in entry.names)
 
     def label(self, name: str) -> int:
-        """The label of the class of that name, upper and lower case alike.
+        """Return the label of the class shown as ``name``, ignoring case.
 
         Raises:
             UsageError: if no class has this name.
@@ -155,11 +155,11 @@ class Vocabulary:
         return folded.index(clean(name).casefold())
 
     def select(self, labels: Sequence[int]) -> Vocabulary:
-        """Some of the classes, in the order given."""
+        """Return the classes of ``labels``, in that order."""
         return Vocabulary(tuple(self.classes[label] for label in labels))
 
     def with_background(self, name: str) -> Vocabulary:
-        """The same with a class for all the rest: stuff ``name``, added last unless a class of that name is there."""
+        """Append a background class, stuff called ``name``, unless a class of that name exists."""
         entry = _named(entry_of_item(name, "background"))
         if entry.name.casefold() in (known.casefold() for known in self.names):
             return self
@@ -168,12 +168,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of a list, and the values that stand for them in label maps.
+    """Classes of a list, and their values in label maps.
 
     Attributes:
         vocabulary: the K classes.
-        ids: of each class its id: as the list says, or else its label.
-        void: ids that are no class: those called ``void`` (`VOID`). Such pixels are not measured.
+        ids: the id of each class: as stated, or else its label.
+        void: ids of entries called ``void`` (`VOID`), whose pixels are ignored.
     """
 
     vocabulary: Vocabulary
@@ -182,15 +182,15 @@ class ClassList:
 
     @classmethod
     def of(cls, entries: Sequence[ClassEntry], source: str = "", *, unique: bool = True) -> ClassList:
-        """The list of some entries.
+        """Build a list from entries.
 
         Args:
-            entries: as `lexiseg.text.class_lists` gives them.
+            entries: as returned by `lexiseg.text.class_lists`.
             source: the file, for messages.
-            unique: whether to refuse a class's name in another class.
+            unique: refuse a class name that another class also has.
 
         Raises:
-            UsageError: if there is no class, only some have an id, or an id or name is in two.
+            UsageError: if there is no class, only some have an id, or two have an id or name in common.
         """
         prefix = f"{source}: " if source else ""
         numbered = [entry for entry in entries if entry.id is not None]
@@ -204,8 +204,8 @@ class ClassList:
         for entry in numbered:
             if entry.id in positions:
                 raise UsageError(
-                    f"{prefix}id {entry.id} stands in {positions[entry.id]} and {entry.position}; write all names of a class in"
-                    " one, with commas between"
+                    f"{prefix}id {entry.id} is in {positions[entry.id]} and {entry.position}; write all names of a class in"
+                    " one entry, separated by commas"
                 )
             positions[entry.id] = entry.position
         void = frozenset(entry.id for entry in entries if entry.id is not None and entry.names in VOID)
@@ -224,10 +224,10 @@ class ClassList:
 
     @classmethod
     def from_file(cls, path: str | Path, *, unique: bool = True) -> ClassList:
-        """The list in a file, see `lexiseg.text.class_lists.read_entries`; ``unique`` as in `of`.
+        """Read the list in a file, see `lexiseg.text.class_lists.read_entries`; ``unique`` as in `of`.
 
         Raises:
-            UsageError: if there is no such file, it cannot be read, or is refused as said there and in `of`.
+            UsageError: if the file is missing or cannot be read, or as in `read_entries` and `of`.
         """
         if not _exists(Path(path)):
             raise UsageError(f"vocabulary file {path} does not exist; the built-in lists are {_listed()}")
@@ -235,7 +235,7 @@ class ClassList:
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, unique: bool = True) -> ClassList:
-        """A built-in list by its name, or else the file at a path; ``unique`` as in `of`.
+        """Load a built-in list by name, or else a file; ``unique`` as in `of`.
 
         Raises:
             UsageError: as `from_file` and `Vocabulary.builtin`.
@@ -249,7 +249,7 @@ class ClassList:
 
 @lru_cache(maxsize=1)
 def builtin_names() -> tuple[str, ...]:
-    """The names of the lists that come with lexiseg, sorted."""
+    """Return the names of the built-in lists, sorted."""
     return tuple(sorted(entry.name.removesuffix(".txt") for entry in _folder().iterdir() if entry.name.endswith(".txt")))
 
 
@@ -269,7 +269,7 @@ def _listed() -> str:
 
 @lru_cache(maxsize=1)
 def _stuff() -> frozenset[str]:
-    """Every name that more of the `VOTERS` have as stuff than as a thing, in lower case."""
+    """Return the names, in lower case, that more of the `VOTERS` have as stuff than as a thing."""
     votes: Counter[str] = Counter()
     for name in VOTERS:
         for entry in _builtin(name).classes:
@@ -278,7 +278,7 @@ def _stuff() -> frozenset[str]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there; not, if no system takes such a path."""
+    """Return whether a path exists; False for an invalid path."""
     try:
         return path.exists()
     except OSError:
@@ -286,23 +286,23 @@ def _exists(path: Path) -> bool:
 
 
 def _named(entry: ClassEntry) -> ClassName:
-    """The class of an entry, its kind decided."""
+    """Return the class of an entry, with its kind decided."""
     name, *synonyms = entry.names
     return ClassName(name, tuple(synonyms), name.casefold() not in _stuff() if entry.thing is None else entry.thing)
 
 
 def _refuse_shared_names(entries: Sequence[ClassEntry], prefix: str) -> None:
-    """Raise UsageError if the name of a class is in another class, too."""
+    """Raise UsageError if another class also has the name of a class."""
     first: dict[str, str] = {}
     for entry in entries:
         name = entry.names[0]
         if name.casefold() in first:
-            raise UsageError(f"{prefix}{name!r} names {first[name.casefold()]} and {entry.position}; take one away")
+            raise UsageError(f"{prefix}{name!r} names {first[name.casefold()]} and {entry.position}; remove one of them")
         first[name.casefold()] = entry.position
     for entry in entries:
         for synonym in entry.names[1:]:
             other = first.get(synonym.casefold(), entry.position)
             if other != entry.position:
                 raise UsageError(
-                    f"{prefix}{synonym!r} is {other} and a synonym in {entry.position} ({entry.names[0]!r}); take one away"
+                    f"{prefix}{synonym!r} is {other} and a synonym in {entry.position} ({entry.names[0]!r}); remove one of them"
                 )
