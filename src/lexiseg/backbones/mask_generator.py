@@ -17,10 +17,11 @@ from functools import cached_property
 from itertools import product
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -72,7 +73,7 @@ class MaskGeneratorOptions:
     """Logits up and down between which stability is measured."""
     box_nms_threshold: Unit = 0.7
     """Box IoU above which the worse of two masks of a crop is removed."""
-    crop_layers: Natural = 0
+    crop_layers: Annotated[int, Ge(0), Le(8)] = 0
     """Layers of crops beside the whole image; layer i has 2^i × 2^i."""
     crop_nms_threshold: Unit = 0.7
     """Box IoU above which, of masks of different crops, that of the larger crop is removed."""

@@ -20,7 +20,7 @@ _MOST = 200  # characters of what a lock file says that are shown
 def locked(folder: str | Path) -> Iterator[None]:
     """Make a folder, and refuse it to other processes while this lasts.
 
-    The lock belongs to the operating system, which takes it back when the process ends, however it ends; the file `LOCK` stays
+    A folder that was made for this is removed if an error leaves nothing in it. The lock belongs to the operating system, which takes it back when the process ends, however it ends; the file `LOCK` stays
     and blocks nobody. It says who holds the lock.
 
     Args:
@@ -31,6 +31,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # slow to import
 
+    is_new = not Path(folder).exists()
     make_writable(folder)
     path = Path(folder) / LOCK
     lock = FileLock(path, timeout=0)
@@ -45,8 +46,20 @@ def locked(folder: str | Path) -> Iterator[None]:
         with suppress(OSError):  # a full disk
             path.write_text(f"process {os.getpid()} on {platform.node()} since {now}\n")
         yield
+    except BaseException:
+        if is_new:
+            _remove_if_empty(path)
+        raise
     finally:
         lock.release()
+
+
+def _remove_if_empty(path: Path) -> None:
+    """Remove the lock file and its folder if there is nothing else in it; the lock is still held."""
+    with suppress(OSError):
+        if [entry.name for entry in path.parent.iterdir()] == [path.name]:
+            path.unlink()
+            path.parent.rmdir()
 
 
 def _holder(path: Path) -> str:

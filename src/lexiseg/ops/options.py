@@ -35,8 +35,8 @@ __all__ = [
     "from_document", "options", "readings", "to_document", "with_settings", "with_value",
 ]  # fmt: skip
 
-Positive = Annotated[int, Ge(1), Le(2**31)]
-Natural = Annotated[int, Ge(0), Le(2**31)]
+Positive = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
 Depth = Annotated[int, Ge(1), Le(1000)]
 """Layers, or anything else a constructor loops over."""
 Width = Annotated[int, Ge(1), Le(2**16)]

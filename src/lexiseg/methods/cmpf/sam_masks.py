@@ -16,7 +16,7 @@ from torch.nn import functional
 from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate_cached, generate_each, grid_points
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
-from lexiseg.ops.options import Positive, options
+from lexiseg.ops.options import Depth, Positive, options
 from lexiseg.postprocess import Placing, resized
 from lexiseg.structures import OUTSIDE, Size
 
@@ -30,7 +30,7 @@ THRESHOLDS = MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.
 class SamMasks:
     """How SAM is asked for masks of everything in a picture."""
 
-    points: Positive = 32
+    points: Depth = 32
     """Points a side of the grid of prompts."""
     options: MaskGeneratorOptions = THRESHOLDS
     """Of the mask generator."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
 from lexiseg.methods.base import check_heads
 from lexiseg.methods.catseg.config import CatSegConfig
-from lexiseg.ops.options import Natural, Positive, Unit, Width, options
+from lexiseg.ops.options import Natural, Unit, Width, options
 
 MASK_PER_POINT = MaskGeneratorOptions(best_mask_per_point=True)  # thresholds of SAM's automatic generator  # [decided]
 PointSampling = Literal["chance", "top", "grid", "random"]
@@ -24,7 +24,7 @@ class SamMiConfig(CatSegConfig):
     point_sampling: PointSampling = "chance"
     """Where SAM is asked (Sec. 3.2): at points of the prompter drawn by "chance", or its "top" ones; or, as without a
     prompter, on a "grid" or at "random" points."""
-    num_random_points: Positive = 41
+    num_random_points: Width = 41
     """Points of "random"."""
     matching_threshold: Unit | None = 0.5
     """α_sma of Sec. 3.3: fraction of a mask that has to lie in a class for it to join; None joins none."""
