@@ -1,4 +1,4 @@
-"""All models by name. To add a method, copy `sam_clip`, the smallest, and add its models here; the laws apply at once."""
+"""Registry of all models. To add a method, copy `sam_clip`, the smallest, and add its models here; tests/laws then cover it."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -28,19 +28,19 @@ DEFAULT = "sam_clip-tiny"
 
 
 def list_models(task: Task | None = None) -> list[str]:
-    """Names of all models, or of those whose results a task can be made of."""
+    """Names of all models, or of those that support a task."""
     return [name for name, variant in MODELS.items() if task is None or task in variant.tasks]
 
 
 def model_named(name: str) -> Variant:
-    """The model called ``name``; `UsageError` with the nearest names if there is none."""
+    """Return the model called ``name``; raise UsageError with similar names if there is none."""
     if name not in MODELS:
         raise UsageError(f"unknown model '{name}': {_near(name, MODELS)} ('lexiseg models' lists them)")
     return MODELS[name]
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe called ``name``; `UsageError` with the nearest names if there is none."""
+    """Return the recipe called ``name``; raise UsageError with similar names if there is none."""
     if name not in RECIPES:
         raise UsageError(f"unknown recipe '{name}': {_near(name, RECIPES)} ('lexiseg train' lists them)")
     return RECIPES[name]()
@@ -48,4 +48,4 @@ def recipe_named(name: str) -> Recipe:
 
 def _near(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+    return f"did you mean {' or '.join(near)}?" if near else f"available: {', '.join(known)}"

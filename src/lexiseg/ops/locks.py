@@ -20,8 +20,8 @@ _MOST = 200  # characters of what a lock file says that are shown
 def locked(folder: str | Path) -> Iterator[None]:
     """Make a folder, and refuse it to other processes while this lasts.
 
-    A folder that was made for this is removed if an error leaves nothing in it. The lock belongs to the operating system, which takes it back when the process ends, however it ends; the file `LOCK` stays
-    and blocks nobody. It says who holds the lock.
+    The lock belongs to the operating system, which takes it back when the process ends, however it ends; the file `LOCK`, which
+    says who holds it, stays and blocks nobody. A folder that was made for this is removed if an error leaves nothing in it.
 
     Args:
         folder: where the results of one command go.
