@@ -29,7 +29,7 @@ from lexiseg.methods import recipe_named
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.sam_masks import SamMasks
-from lexiseg.methods.recipe import Recipe, changed
+from lexiseg.methods.recipe import Recipe, with_overrides
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.methods.variant import ASSETS
 from lexiseg.methods.weights import digest_of
@@ -122,7 +122,7 @@ def recipe_of(study: Study, settings: Sequence[str], seed: int, steps: int, scen
     """A row's training."""
     budget = (f"steps={steps}", f"batch_size={BATCH}", f"precision={study.precision}")
     validation = (f"validate_every={steps}", f"validate_limit={scenes}")
-    return changed(recipe_named(study.model), [*budget, *validation, f"seed={seed}", *settings])
+    return with_overrides(recipe_named(study.model), [*budget, *validation, f"seed={seed}", *settings])
 
 
 def trained(folder: Path, recipe: Recipe) -> Scores:

@@ -504,13 +504,13 @@ def _train(stage: Stage, row: dict[str, Any]) -> None:
     import torch
 
     from lexiseg.methods import recipe_named
-    from lexiseg.methods.recipe import changed
+    from lexiseg.methods.recipe import with_overrides
     from lexiseg.training.logger import read_log
     from lexiseg.training.loop import train
 
     steps = 1 if stage.tiny else 10
     settings = [f"log_every={steps}", "save_every=1000000"] + (["batch_size=2"] if stage.tiny else [])
-    recipe = changed(recipe_named(row["recipe"]), settings)
+    recipe = with_overrides(recipe_named(row["recipe"]), settings)
     row["batch"] = recipe.batch_size
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

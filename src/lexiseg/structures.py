@@ -210,9 +210,7 @@ class MaskPrediction:
             void=padded[0].void,
             sizes=tuple(image.sizes[0] for image in padded),
             padded_sizes=tuple(image.padded_sizes[0] for image in padded),
-            valid=None
-            if all(image.valid is None for image in padded)
-            else torch.cat([image._valid_rows() for image in padded]),
+            valid=None if all_valid else torch.cat([image._valid_rows() for image in padded]),
             auxiliary=tuple(cls.join(parts) for parts in zip(*(image.auxiliary for image in padded), strict=True)),
             resized_sizes=tuple(image.resized_sizes[0] for image in padded if image.resized_sizes is not None) or None,
             semantic=tuple(cls.join(parts) for parts in zip(*(image.semantic for image in padded), strict=True)),

@@ -31,7 +31,7 @@ from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.maskclip.config import MaskClipConfig
 from lexiseg.methods.maskclip.model import MaskClip
 from lexiseg.methods.maskclip.weights import MaskClipCheckpoint
-from lexiseg.methods.recipe import changed
+from lexiseg.methods.recipe import with_overrides
 from lexiseg.methods.variant import ASSETS, Official, Part, Source, Variant
 from lexiseg.methods.weights import CARD_KEY, SavedWeights, read_card, read_weights, save_segmenter, write_safetensors
 from lexiseg.ops.options import Option, describe, flat, with_settings
@@ -110,7 +110,7 @@ def test_every_option_can_be_set(name: str) -> None:
         def change(settings: Sequence[str], first: tuple[str, ...] = first) -> Mapping[str, Any]:
             if recipe is None:
                 return flat(with_settings(config, [*first, *settings], owner=name))
-            document = changed(recipe, [f"model.{setting}" for setting in (*first, *settings)]).document()
+            document = with_overrides(recipe, [f"model.{setting}" for setting in (*first, *settings)]).to_dict()
             return {key.removeprefix("model."): value for key, value in document.items() if key.startswith("model.")}
 
         after, value = with_another(option, change)
@@ -251,11 +251,11 @@ IMPOSSIBLE = [
     ("fcclip-tiny", "behaviour=offical", r"behaviour must be 'paper' or 'official', not 'offical'"),
     ("fcclip-tiny", "shortest_edges=400", r"no option '(model\.)?shortest_edges': did you mean (model\.)?shortest_edge"),
     ("fcclip-tiny", "templates=cat-seg", r"cat-seg"),
-    ("cmpf-tiny", "num_heads=7", r"num_heads( = 7 does not divide the 96 channels| was fixed)"),
-    ("cmpf-tiny", "query_layers=[1, 4]", r"query_layers( names layer 4, but the mask decoder has 3| was fixed)"),
+    ("cmpf-tiny", "num_heads=7", r"num_heads( = 7 does not divide the 96 channels| is fixed)"),
+    ("cmpf-tiny", "query_layers=[1, 4]", r"query_layers( names layer 4, but the mask decoder has 3| is fixed)"),
     ("cmpf-tiny", "num_querys=3", r"no option '(model\.)?num_querys': did you mean (model\.)?num_queries"),
     ("sam_clip-tiny", "generator.box_nms_threshold=2", r"generator\.box_nms_threshold must be float ≥ 0 and ≤ 1, not 2"),
-    ("sam_mi-tiny", "behaviour=official", r"behaviour( must be 'paper', not 'official'| was fixed)"),
+    ("sam_mi-tiny", "behaviour=official", r"behaviour( must be 'paper', not 'official'| is fixed)"),
 ]
 
 
@@ -285,7 +285,7 @@ def test_impossible_values_are_refused_by_train(
 ) -> None:
     assert main(["train", model, f"model.{setting}", "--output", str(tmp_path / "run")]) == 2
     told = capsys.readouterr()
-    assert "was fixed" not in told.err
+    assert "is fixed" not in told.err
     assert re.fullmatch(rf"lexiseg: {model}.*{message}.*\n", told.err)
     assert not (tmp_path / "run").exists()
 
@@ -295,12 +295,12 @@ def test_options_fixed_by_the_weights_are_refused(name: str) -> None:
     config = MODELS[name].config
     fixed = sorted({option.name for option in describe(config)} - config.RUNTIME - {"generator"})
     for option in [entry for entry in fixed if entry.split(".")[0] not in config.RUNTIME][:2]:
-        with pytest.raises(UsageError, match=rf"^{name}: {option} was fixed when the model was trained; .* templates"):
+        with pytest.raises(UsageError, match=rf"^{name}: {option} is fixed by the trained weights; .* templates"):
             lexiseg.load(name, device="cpu", **{option: flat(config)[option]})
 
 
 def test_what_the_weights_leave_open_can_be_changed() -> None:
-    with pytest.raises(UsageError, match=r"num_queries was fixed when the model was trained; .* can be changed alpha"):
+    with pytest.raises(UsageError, match=r"num_queries is fixed by the trained weights; options that can be changed: alpha"):
         lexiseg.load("fcclip-tiny", device="cpu", num_queries=3)
     config = lexiseg.load("fcclip-tiny", device="cpu", alpha=0.5, shortest_edge=None).segmenter.config
     before = read_card(ASSETS / "fcclip-tiny")

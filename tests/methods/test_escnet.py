@@ -447,7 +447,7 @@ def test_unlabelled_pixels_do_not_count() -> None:
 
 
 def test_the_papers_settings() -> None:
-    settings = recipe_named("escnet-vit-l14").document()
+    settings = recipe_named("escnet-vit-l14").to_dict()
     assert (settings["data"], settings["batch_size"], settings["stages.0.steps"]) == ("coco-stuff-train", 4, 80_000)
     rate, multipliers = settings["stages.0.lr"], {part: settings[f"stages.0.lr_multipliers.{part}"] for part in ("clip", "sam")}
     assert {part: rate * times for part, times in multipliers.items()} == pytest.approx({"clip": 2e-6, "sam": 2e-6})

@@ -179,7 +179,7 @@ def test_the_predictor_is_not_among_the_weights(tmp_path: Any) -> None:
 def test_the_papers_weights() -> None:
     options = FovSegLossOptions()
     assert (options.fiser, options.classes.classes) == (1.0, 2.0)
-    assert recipe_named("fovseg-tiny").document()["loss.fiser"] == 1.0
+    assert recipe_named("fovseg-tiny").to_dict()["loss.fiser"] == 1.0
     with pytest.raises(UsageError, match="adapter_layers must be int ≥ 0 and ≤ 3, not 4"):
         tiny_fovseg(adapter_layers=4)
 

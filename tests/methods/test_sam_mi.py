@@ -389,7 +389,7 @@ def test_the_prompter_learns_where_to_ask() -> None:
 
 
 def test_the_papers_settings() -> None:
-    settings = recipe_named("sam_mi-vit-b16").document()
+    settings = recipe_named("sam_mi-vit-b16").to_dict()
     assert (settings["data"], settings["batch_size"], settings["stages.1.steps"]) == ("coco-stuff-train", 4, 80_000)
     assert (settings["stages.1.lr"], settings["stages.1.lr_multipliers.clip"]) == (2e-4, 0.01)
     loss = {name: settings[f"loss.{name}"] for name in ("prompter", "mse", "density", "limit")}

@@ -17,7 +17,7 @@ from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
-from lexiseg.methods.recipe import Jitter, Recipe, Stage, changed
+from lexiseg.methods.recipe import Jitter, Recipe, Stage, with_overrides
 from lexiseg.methods.variant import Part, Source, Variant
 from lexiseg.training.loop import train
 from tests.laws.builders import COST_SIZES, SIZES, tiny_catseg, tiny_clip
@@ -46,7 +46,7 @@ def recipe(*settings: str) -> Recipe:
         save_every=2,
         log_every=3,
     )
-    return changed(made, settings)
+    return with_overrides(made, settings)
 
 
 class LoudCatSeg(CatSeg):
@@ -67,7 +67,7 @@ def catseg_recipe(*settings: str) -> Recipe:
         loss=PixelLossOptions(),
         max_classes_per_batch=12,
     )
-    return changed(made, settings)
+    return with_overrides(made, settings)
 
 
 OWN = Source("nowhere", "your own", manual_url="lexiseg train")

@@ -11,7 +11,7 @@ from torch import nn
 from lexiseg.cli import main
 from lexiseg.errors import UsageError
 from lexiseg.methods import RECIPES, model_named, recipe_named
-from lexiseg.methods.recipe import Stage, changed
+from lexiseg.methods.recipe import Stage, with_overrides
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.examples import open_examples
 from lexiseg.training.optimiser import optimiser_of, set_lr
@@ -23,7 +23,7 @@ from tests.training.recipes import recipe
 def test_the_papers_numbers():
     """CMPF's and FC-CLIP's settings, as `facts` of the official code have them."""
     for name in ("fcclip-convnext-l", "cmpf-rn50x64"):
-        settings = recipe_named(name).document()
+        settings = recipe_named(name).to_dict()
         named = ("data", "batch_size", "precision", "jitter.side", "jitter.least", "jitter.most")
         assert {key: settings[key] for key in named} == {
             "data": "coco-panoptic-train", "batch_size": 16, "precision": "float16", "jitter.side": 1024, "jitter.least": 0.1,
@@ -37,7 +37,7 @@ def test_the_papers_numbers():
 
 
 def test_the_official_numbers_of_catseg():
-    settings = recipe_named("catseg-vit-b16").document()
+    settings = recipe_named("catseg-vit-b16").to_dict()
     stage = {key.removeprefix("stages.0."): value for key, value in settings.items() if key.startswith("stages.0.")}
     assert (stage["steps"], stage["lr"], stage["weight_decay"], stage["max_grad_norm"]) == (80_000, 2e-4, 1e-4, 0.01)
     assert (stage["cosine"], stage["lr_multipliers.clip"], settings["batch_size"]) == (True, 0.01, 4)
@@ -46,7 +46,7 @@ def test_the_official_numbers_of_catseg():
     assert jitter == {
         "side": 384, "least": 1.0, "most": 1.0, "mirror": 0.5, "fill": 128, "fit": "shorter", "colours": True,
     }  # fmt: skip
-    assert recipe_named("catseg-vit-l14").document()["model.image_size"] == 336
+    assert recipe_named("catseg-vit-l14").to_dict()["model.image_size"] == 336
 
 
 def test_cosine():
@@ -85,7 +85,7 @@ def test_warmup_and_cooldown():
     ],
 )
 def test_settings_are_changed_by_name(setting, name, value):
-    before, after = recipe().document(), changed(recipe(), [setting]).document()
+    before, after = recipe().to_dict(), with_overrides(recipe(), [setting]).to_dict()
     assert after.pop(name) == value
     assert after.items() <= before.items() or name.endswith("lr_multipliers.clip")
 
@@ -93,8 +93,8 @@ def test_settings_are_changed_by_name(setting, name, value):
 def test_layers_of_an_ablation():
     assert recipe("model.num_queries=3").model.num_queries == 3
     cmpf = recipe_named("cmpf-tiny")
-    assert changed(cmpf, ["model.query_layers=[]", "model.feature_layers=[]"]).model.query_layers == ()
-    assert changed(cmpf, ["model.query_layers=2"]).model.query_layers == (2,)
+    assert with_overrides(cmpf, ["model.query_layers=[]", "model.feature_layers=[]"]).model.query_layers == ()
+    assert with_overrides(cmpf, ["model.query_layers=2"]).model.query_layers == (2,)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_layers_of_an_ablation():
 )
 def test_settings_that_are_wrong(setting, words):
     with pytest.raises(UsageError, match=words):
-        changed(recipe(), [setting])
+        with_overrides(recipe(), [setting])
 
 
 def test_names_that_are_wrong():

@@ -10,7 +10,7 @@ from typing import Any
 from lexiseg.cli.segment import weights_by_part
 from lexiseg.errors import UsageError
 from lexiseg.methods import RECIPES, recipe_named
-from lexiseg.methods.recipe import changed
+from lexiseg.methods.recipe import with_overrides
 from lexiseg.training.dist import distributed
 from lexiseg.training.loop import train
 from lexiseg.training.plan import plan
@@ -22,11 +22,11 @@ def run(arguments: argparse.Namespace) -> int:
         _list(arguments.json)
         return 0
     settings = [*arguments.settings, *([f"data={arguments.data}"] if arguments.data else [])]
-    recipe = changed(recipe_named(arguments.recipe), settings)
+    recipe = with_overrides(recipe_named(arguments.recipe), settings)
     if arguments.dry_run:
         with distributed(arguments.device) as dist:
             found = plan(recipe, root=arguments.root, dist=dist)
-        print(json.dumps({**found, "settings": recipe.document()}) if arguments.json else _told(found))
+        print(json.dumps({**found, "settings": recipe.to_dict()}) if arguments.json else _told(found))
         return 0
     if arguments.output is None:
         raise UsageError("give --output DIR, the folder of this training; or --dry-run to see what it would be")
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _list(as_json: bool) -> None:
     told = {name: inspect.getdoc(make) or "" for name, make in RECIPES.items()}
     if as_json:
-        print(json.dumps({name: {"about": text, "settings": RECIPES[name]().document()} for name, text in told.items()}))
+        print(json.dumps({name: {"about": text, "settings": RECIPES[name]().to_dict()} for name, text in told.items()}))
         return
     for name, text in told.items():
         print(f"{name:18s}  {' '.join(text.split('``')[0].split())}")

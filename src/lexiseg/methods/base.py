@@ -1,4 +1,4 @@
-"""What every method is: a config, named parts, and images and text embeddings into a prediction."""
+"""Base class of all methods: a config, named parts, and `forward` from images and text embeddings to a prediction."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from lexiseg.text.templates import resolve_templates
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-TrainingClasses = tuple[tuple[str, ...], ...]  # of each class its name and its synonyms
+TrainingClasses = tuple[tuple[str, ...], ...]  # names of each class, synonyms included
 
 
 @options(frozen=True)
 class MethodConfig:
-    """Every value that a method's constructor depends on besides its backbones; each method extends it.
+    """Config of a method: all constructor options besides its backbones. Each method extends it.
 
-    It is stored with the weights (`lexiseg.methods.weights`), so that loading them rebuilds the model they were trained in.
+    It is saved with the weights (`lexiseg.methods.weights`), so that loading them rebuilds the same model.
     """
 
     RUNTIME: ClassVar[frozenset[str]] = frozenset({"templates", "overlap_threshold"})
-    """Options that may be changed after training, for they decide no shape of a weight."""
+    """Options that may be changed after training."""
 
     templates: str = "single"
-    """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
+    """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
     overlap_threshold: Unit = 0.8
-    """A panoptic segment is kept if at least this fraction of its mask is not covered by better ones (Mask2Former)."""
+    """Minimum fraction of its mask that a panoptic segment must retain (Mask2Former)."""
 
     def __post_init__(self) -> None:
         resolve_templates(self.templates)
 
 
 def check_heads(width: int, heads: int, name: str) -> None:
-    """Raise UsageError if attention of ``width`` channels cannot be divided into ``heads`` heads."""
+    """Raise UsageError if ``heads`` does not divide ``width``, the channels of an attention."""
     if width % heads:
         raise UsageError(f"{name} = {heads} does not divide the {width} channels of the attention")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A parameter that a recipe trains.
+    """Trainable parameter.
 
     Attributes:
-        name: its part, a dot, and its name in the part.
-        parameter: the whole of it.
-        frozen_rows: rows that are not trained; None if all are.
+        name: ``part.name``.
+        parameter: the whole parameter.
+        frozen_rows: rows that are not trained; None if all rows are.
     """
 
     name: str
@@ -66,17 +66,17 @@ class Trained:
 
 
 class Segmenter(nn.Module, ABC):
-    """Images × text embeddings → prediction. No vocabulary, cache or data-set name lives in a method.
+    """Abstract segmentation model: images and text embeddings to a prediction. It has no vocabulary, cache or data set.
 
     Args:
-        config: its options.
+        config: options of the method.
 
     Attributes:
         key: name of the trained weights in ``--weights KEY=FILE``.
-        tasks: what its prediction can be made into, best first.
-        clip: the CLIP whose joint space the text embeddings must come from.
-        training_classes: names of the classes it was trained on, by which a class counts as seen; None if they are not known.
-        tunes_text: its recipe trains CLIP's text tower, too.
+        tasks: tasks that its prediction supports, best first.
+        clip: CLIP that must compute the text embeddings.
+        training_classes: names of the classes it was trained on (the seen classes); None if unknown.
+        tunes_text: whether training also fine-tunes CLIP's text tower.
     """
 
     key: ClassVar[str]
@@ -91,45 +91,45 @@ class Segmenter(nn.Module, ABC):
 
     @property
     def saved_config(self) -> MethodConfig:
-        """The config that rebuilds the model from its saved weights."""
+        """Config that rebuilds the model from its saved weights."""
         return self.config
 
     @abstractmethod
     def forward(
         self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None
     ) -> MaskPrediction | PixelPrediction:
-        """Predict for a batch; the same for an image alone as for an image among others, but for rounding.
+        """Predict a batch. The prediction of an image does not depend on the others, up to rounding.
 
         Args:
-            images: B images of any sizes; those whose network input has one size go through the networks together.
+            images: B images of any sizes; images with network inputs of equal size are processed together.
             text: embeddings of K classes by `clip`.
-            trace: receives intermediate maps; for batches of one image.
+            trace: receives intermediate maps; requires a batch of one image.
         """
 
     @abstractmethod
     def parts(self) -> Mapping[str, nn.Module]:
-        """The named parts whose parameters together are the model's."""
+        """Named parts, which together hold all parameters."""
 
     def trained_parts(self) -> frozenset[str]:
-        """Names of the parts its recipe trains; the others stay frozen."""
+        """Names of the parts that its recipe trains; the others are frozen."""
         return frozenset()
 
     def dropped_parts(self) -> frozenset[str]:
-        """Names of the parts that are of use in training only: they are in checkpoints, but not among the saved weights."""
+        """Names of the parts used in training only: they are in checkpoints, but not in saved weights."""
         return frozenset()
 
     def trainable(self) -> Iterator[Trained]:
-        """What can be trained: all parameters, part by part, but those that no recipe of the method touches."""
+        """Trainable parameters, part by part: all but those that the method keeps frozen."""
         for name, part in self.parts().items():
             yield from (Trained(f"{name}.{key}", parameter) for key, parameter in part.named_parameters())
 
     def trained_parameters(self) -> Iterator[Trained]:
-        """What its recipe trains."""
+        """Parameters that its recipe trains."""
         wanted = self.trained_parts()
         return (entry for entry in self.trainable() if entry.name.split(".", 1)[0] in wanted)
 
     def untouched_parameters(self) -> frozenset[str]:
-        """Names of what its recipe does not train inside the parts that it trains."""
+        """Names of the parameters of trained parts that its recipe does not train."""
         parts, wanted = self.parts(), self.trained_parts()
         names = {f"{part}.{name}" for part in wanted for name, _ in parts[part].named_parameters()}
         return frozenset(names) - {entry.name for entry in self.trained_parameters()}
@@ -137,46 +137,46 @@ class Segmenter(nn.Module, ABC):
 
 @runtime_checkable
 class NamesRegions(Protocol):
-    """A method that names whatever masks it is given; it finds its own elsewhere."""
+    """Protocol of methods that can classify given masks."""
 
     def name_regions(self, image: Tensor, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
-        """An image [3, H, W], float RGB in 0..1, with regions [R, H, W] bool as its masks; they stay as they are."""
+        """Classify regions [R, H, W] bool of an image [3, H, W], float RGB in 0..1."""
         ...
 
 
 def in_groups(
     items: Sequence[Item], key: Callable[[Item], Hashable], work: Callable[[Sequence[Item]], Sequence[Result]]
 ) -> list[Result]:
-    """Work on items of equal keys together: images whose network input has one size make one batch, without any padding.
+    """Process items with equal keys together, such as images with network inputs of one size, without padding.
 
     Args:
         items: in any order.
-        key: what must be equal.
-        work: from some items to as many results.
+        key: grouping key of an item.
+        work: maps a group of items to as many results.
 
     Returns:
-        The result of each item, in the order of the items.
+        The results in the order of the items.
     """
     groups: dict[Hashable, list[int]] = {}
-    for number, item in enumerate(items):
-        groups.setdefault(key(item), []).append(number)
+    for index, item in enumerate(items):
+        groups.setdefault(key(item), []).append(index)
     results: dict[int, Result] = {}
-    for numbers in groups.values():
-        results |= zip(numbers, work([items[number] for number in numbers]), strict=True)
-    return [results[number] for number in range(len(items))]
+    for indices in groups.values():
+        results |= zip(indices, work([items[index] for index in indices]), strict=True)
+    return [results[index] for index in range(len(items))]
 
 
 def check_trace(images: ImageBatch, trace: Trace | None) -> None:
-    """Raise UsageError if several images were to leave their traces in one place."""
+    """Raise UsageError if a trace is requested for several images."""
     if trace is not None and len(images) != 1:
-        raise UsageError(f"a trace is of one image; got a batch of {len(images)}")
+        raise UsageError(f"a trace needs a batch of one image; got {len(images)}")
 
 
 def check_runtime(config: MethodConfig, names: Mapping[str, Any], owner: str) -> None:
-    """Raise UsageError if one of the options ``names`` cannot be changed once a model is built or trained."""
+    """Raise UsageError if one of the options ``names`` is fixed after training."""
     for name in names:
         if name.split(".")[0] not in config.RUNTIME and hasattr(config, name.split(".")[0]):
             raise UsageError(
-                f"{owner}: {name} was fixed when the model was trained; of these weights can be changed "
+                f"{owner}: {name} is fixed by the trained weights; options that can be changed: "
                 f"{', '.join(sorted(config.RUNTIME))}"
             )

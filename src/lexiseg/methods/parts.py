@@ -1,4 +1,4 @@
-"""The backbones that models stand on, as parts of a `Variant`: embedded in the package, on the hub, or in local files."""
+"""Backbones as parts of a `Variant`: embedded in the package, on the hub, or in local files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAM_LARGE: Architecture = "l"
 SAM_HUGE: Architecture = "h"
 
 CONVOLUTIONAL = (ClipMeanPooled, ClipResNet)
-"""CLIPs with maps of several strides."""
+"""CLIP image towers with feature maps at several strides."""
 
 _CLIP_REPOSITORIES = {
     ("ViT-B-16", OPENAI): "timm/vit_base_patch16_clip_224.openai",
@@ -35,38 +35,40 @@ _SAM_REPOSITORIES: dict[Architecture, str] = {
 
 
 def embedded(file: str) -> Source:
-    """Weights inside the package."""
+    """Source of weights embedded in the package."""
     return Source(file, APACHE)
 
 
 def clip(architecture: str, tag: str, kinds: type[ClipBackbone] | tuple[type[ClipBackbone], ...] = ClipBackbone) -> Part:
-    """A published CLIP of open_clip, whose image tower is one of ``kinds``."""
-    name = f"{architecture}-quickgelu" if tag == OPENAI else architecture  # a file does not say its activation; a tag does
+    """Part for a published CLIP of open_clip whose image tower is one of ``kinds``."""
+    name = (
+        f"{architecture}-quickgelu" if tag == OPENAI else architecture
+    )  # implied by the tag, not by the weights
     source = Source("open_clip_model.safetensors", MIT, _CLIP_REPOSITORIES[architecture, tag])
     return Part("clip", partial(_clip, kinds, name), partial(_clip_with_weights, kinds, name, tag), source)
 
 
 def tiny_clip(folder: str, kinds: type[ClipBackbone] | tuple[type[ClipBackbone], ...] = ClipBackbone) -> Part:
-    """A CLIP inside the package, or one of the user's in another folder."""
+    """Part for a CLIP embedded in the package, or in a folder of the user."""
     source = embedded(f"{folder}/open_clip_model.safetensors")
     return Part("clip", partial(_clip, kinds, str(ASSETS / folder)), partial(_clip_of_folder, kinds, folder), source)
 
 
 def sam(architecture: Architecture) -> Part:
-    """A published SAM."""
+    """Part for a published SAM."""
     repository = _SAM_REPOSITORIES[architecture]
     source = Source("model.safetensors", APACHE, repository)
     return Part("sam", partial(sam_vit, architecture), lambda given: load_sam(given or repository), source)
 
 
 def tiny_sam() -> Part:
-    """The SAM inside the package."""
+    """Part for the SAM embedded in the package."""
     folder, source = ASSETS / TINY_SAM, embedded(f"{TINY_SAM}/model.safetensors")
     return Part("sam", partial(load_sam, folder), lambda given: load_sam(given or folder), source)
 
 
 def further_sam(name: str) -> Part:
-    """A second SAM, of the user's choice: a file, a folder or a repository; left out where none is given."""
+    """Optional part for a second SAM, given as file, folder or repository."""
     return Part(name, partial(sam_vit, "b"), lambda given: load_sam(given or _SAM_REPOSITORIES["h"]), optional=True)
 
 
@@ -88,4 +90,4 @@ def _of_kind(backbone: ClipBackbone, kinds: type[ClipBackbone] | tuple[type[Clip
     if isinstance(backbone, kinds):
         return backbone
     wanted = "a vision transformer" if kinds is ClipViT else "a ConvNeXt, an EfficientNet or a ResNet"
-    raise UsageError(f"this method needs a CLIP whose image tower is {wanted}; that of {name} is another")
+    raise UsageError(f"the image tower of CLIP {name} is unsupported by this method; choose a CLIP with {wanted}")
