@@ -900,7 +900,7 @@ def test_what_was_taught_to_segment(name: str, pixels: float, things: float) -> 
     """A loose floor, on few scenes; `make score` has the figures."""
     card = read_card(ASSETS / name)
     assert card is not None
-    recipe = json.loads(json.dumps(recipe_named(name).document()))
+    recipe = json.loads(json.dumps(recipe_named(name).to_dict()))
     assert card["recipe"].keys() <= recipe.keys()
     changed = {key for key, value in card["recipe"].items() if recipe[key] != value}
     assert changed == set(card.get("older", ())), "it is what its recipe makes, but for what the card says is older"

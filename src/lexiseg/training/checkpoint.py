@@ -56,7 +56,7 @@ def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
         then = dict(state["recipe"])
     except Exception as error:  # torch.load raises nearly everything on damaged files
         raise unusable(path, error) from error
-    now = recipe.document()
+    now = recipe.to_dict()
     for key in sorted({*now, *then} - HARMLESS):
         if now.get(key) != then.get(key):
             raise UsageError(

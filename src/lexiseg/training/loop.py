@@ -131,7 +131,7 @@ class _Training:
             except (LookupError, TypeError, ValueError, AttributeError, WeightsError) as error:  # it may hold anything
                 raise unusable(folder / CHECKPOINT, error) from error
         elif dist.is_main:
-            write_json(folder / "recipe.json", recipe.document(), indent=1)
+            write_json(folder / "recipe.json", recipe.to_dict(), indent=1)
 
     def run(self, until: int) -> Path | None:
         recipe, is_main = self.recipe, self.dist.is_main
@@ -281,7 +281,7 @@ class _Training:
                 "scaler": self.scaler.state_dict(),
                 "best": self.best,
                 "window": asdict(self.window),
-                "recipe": self.recipe.document(),
+                "recipe": self.recipe.to_dict(),
             }
             write_checkpoint(self.folder / CHECKPOINT, state)
 
@@ -311,7 +311,7 @@ class _Training:
             "model": self.recipe.name,
             "backbones": self.backbones,
             "step": self.step,
-            "recipe": self.recipe.document(),
+            "recipe": self.recipe.to_dict(),
             "validation": dict(numbers),
         }
 

@@ -97,7 +97,7 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
 
 def other_than_recipe(card: Mapping[str, Any]) -> list[str]:
     """The settings in which a training differed from its recipe as it stands."""
-    recipe = json.loads(json.dumps(RECIPES[card["model"]]().document()))
+    recipe = json.loads(json.dumps(RECIPES[card["model"]]().to_dict()))
     return sorted(key for key, value in card["recipe"].items() if recipe.get(key) != value)
 
 
