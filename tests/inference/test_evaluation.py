@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.errors import DataError, RunError, UsageError
 from lexiseg.inference import evaluation, report, results
-from lexiseg.inference.evaluation import FORGIVING, RECALL, Protocol, Share, collect, evaluate, forgive
+from lexiseg.inference.evaluation import FORGIVING, RECALL, Protocol, Shard, collect, evaluate, forgive
 from lexiseg.inference.pipeline import Pipeline
 from lexiseg.methods.base import MethodConfig, Segmenter
 from lexiseg.metrics.panoptic import PanopticQuality
@@ -70,7 +71,7 @@ class Colours(Segmenter):
         self.calls += 1
         masks = 12 * (images.pixels - 0.5)
         classes = (4 * text.vectors + 0.01 * torch.arange(3)[:, None]).log_softmax(-1)[None]
-        return MaskPrediction(masks, classes, False, images.sizes, images.sizes)
+        return MaskPrediction(masks, classes.expand(len(images), -1, -1), False, images.sizes, images.sizes)
 
 
 def blocks(sample: Sample) -> PanopticMap:
@@ -141,7 +142,7 @@ def test_interrupted_split_or_whole_is_all_the_same(dataset, tmp_path, monkeypat
     evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "whole")
     expected = numbers(dataset, tmp_path / "whole")
     for number in range(3):
-        evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "split", share=Share(number, 3))
+        evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "split", shard=Shard(number, 3))
     assert numbers(dataset, tmp_path / "split") == expected
 
     segmenter = Colours()
@@ -155,6 +156,20 @@ def test_interrupted_split_or_whole_is_all_the_same(dataset, tmp_path, monkeypat
     evaluate(Pipeline(segmenter), dataset, PROTOCOL, tmp_path / "cut")
     assert segmenter.calls - before == PICTURES - 6, "two whole chunks were kept"
     assert numbers(dataset, tmp_path / "cut") == expected
+
+
+def test_pictures_together_with_readers_may_be_interrupted_too(dataset, tmp_path, monkeypatch):
+    evaluate(Pipeline(Colours()), dataset, PROTOCOL, tmp_path / "whole")
+    segmenter, before = Colours(), threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "measure", partial(_interrupted_at, 7, evaluation.measure))
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(Pipeline(segmenter), dataset, PROTOCOL, tmp_path / "cut", batch=2, workers=3)
+    assert threading.active_count() == before, "no reader goes on"
+    assert segmenter.calls == 2 + 2 + 1, "of the chunks of three each a batch of two and one of one; the last is interrupted"
+    evaluate(Pipeline(segmenter), dataset, PROTOCOL, tmp_path / "cut", batch=2, workers=3)
+    assert segmenter.calls == 5 + 2 + 1, "two whole chunks were kept"
+    assert numbers(dataset, tmp_path / "cut") == numbers(dataset, tmp_path / "whole")
 
 
 def _interrupted_at(number: int, measure, *arguments):
