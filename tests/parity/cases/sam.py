@@ -368,7 +368,7 @@ def _answers(
             found = backbone.decode(embeddings, **prompts, multimask=mode == "multi", skips=skips)
             rows += [
                 Row(case, f"{kind}.{mode}.{name}", max_difference(one, tensors[f"out.{kind}.{mode}.{name}"]), tolerance)
-                for name, one in zip(("logits", "pred_iou"), found, strict=True)
+                for name, one in zip(("logits", "quality"), found, strict=True)
             ]
     return rows
 

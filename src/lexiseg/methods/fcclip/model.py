@@ -205,7 +205,7 @@ class FcClip(Segmenter):
         prediction = _prediction(decoded, encoded.sizes, (encoded.resized_size,) * len(encoded.sizes))
         names, covered = self._clip_classes(encoded.features, decoded.masks, text)
         known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
-        return class_ensemble(  # Eq. (7)
+        return class_ensemble(
             prediction,
             names,
             known,
