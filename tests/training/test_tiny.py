@@ -36,7 +36,7 @@ from lexiseg.methods.variant import ASSETS
 from lexiseg.methods.weights import read_card
 from lexiseg.training import clip_tiny, pack, sam_tiny, tiny, tiny_family
 from lexiseg.training.clip_tiny import crop_embeddings, image_weights, region_embeddings, thing_boxes, visible
-from lexiseg.training.sam_tiny import (
+from lexiseg.training.sam_prompts import (
     CELL,
     CORNERS,
     MIN_PIXELS,
@@ -45,13 +45,9 @@ from lexiseg.training.sam_tiny import (
     POSITIVE,
     Prompts,
     corrections,
-    likeness,
-    losses,
-    mask_loss,
-    prompted,
     prompts_on,
-    tiny_sam,
 )
+from lexiseg.training.sam_tiny import likeness, losses, mask_loss, prompted, tiny_sam
 from lexiseg.training.score import parts, whole
 from lexiseg.training.tiny import (
     SEGMENTS,
@@ -469,7 +465,7 @@ def attention_near_the_click(model: Any) -> float:
     attention, seen = model.mask_decoder.transformer.layers[0].cross_attn_token_to_image, {}
     hook = attention.register_forward_pre_hook(lambda _module, _args, kwargs: seen.update(kwargs), with_kwargs=True)
     embeddings = sam_tiny.encode(model, some_batch(256, 1).floats())
-    sam_tiny._answers(model, embeddings, points, torch.ones(points.shape[:3], dtype=torch.long), None)
+    sam_tiny._decode(model, embeddings, points, torch.ones(points.shape[:3], dtype=torch.long), None)
     hook.remove()
     query, key = (
         project(seen[name]).unflatten(-1, (attention.num_attention_heads, -1)).transpose(-2, -3)
@@ -483,7 +479,7 @@ def attention_near_the_click(model: Any) -> float:
 def test_a_fresh_sam_looks_where_the_click_is(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     assert attention_near_the_click(tiny_sam().eval()) > 4
-    monkeypatch.setattr(sam_tiny, "_look_where_the_click_is", lambda _: None)
+    monkeypatch.setattr(sam_tiny, "_init_click_attention", lambda _: None)
     torch.manual_seed(1)
     assert attention_near_the_click(tiny_sam().eval()) < 1.5
 

@@ -22,7 +22,7 @@ from lexiseg.data.corrupt import parse
 from lexiseg.data.dataset import Dataset
 from lexiseg.errors import UsageError
 from lexiseg.inference import report, results
-from lexiseg.inference.evaluation import CHUNK, Protocol, Share, collect, evaluate
+from lexiseg.inference.evaluation import CHUNK, Protocol, Shard, collect, evaluate
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.metrics.seen import seen_groups
 from lexiseg.ops.files import write_atomically, write_json
@@ -37,12 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
     names = expanded(arguments.data)
     if arguments.corrupt is not None:
         parse(arguments.corrupt)
-    share = _share()
-    with locked(arguments.output) if share.number == 0 else nullcontext():
-        return _run(names, share, arguments)
+    shard = _shard()
+    with locked(arguments.output) if shard.index == 0 else nullcontext():
+        return _run(names, shard, arguments)
 
 
-def _run(names: Sequence[str], share: Share, arguments: argparse.Namespace) -> int:
+def _run(names: Sequence[str], shard: Shard, arguments: argparse.Namespace) -> int:
     pipeline = load(
         arguments.model,
         weights=weights_by_part(arguments.weights),
@@ -55,12 +55,12 @@ def _run(names: Sequence[str], share: Share, arguments: argparse.Namespace) -> i
     for name in names:
         folder = Path(arguments.output) / (_folder_name(name) if several else "")
         try:
-            with locked(folder) if several and share.number == 0 else nullcontext():
-                done = _evaluated(name, folder, pipeline, share, arguments)
+            with locked(folder) if several and shard.index == 0 else nullcontext():
+                done = _evaluated(name, folder, pipeline, shard, arguments)
         except UsageError:
             raise
         except Exception as error:
-            if not arguments.keep_going or share.count > 1:  # the other processes would wait for this one
+            if not arguments.keep_going or shard.count > 1:  # the other processes would wait for this one
                 raise
             tell(error, about=name, debug=arguments.debug)
             failed += 1
@@ -76,13 +76,13 @@ def _run(names: Sequence[str], share: Share, arguments: argparse.Namespace) -> i
         )
         if not arguments.json:
             print("\n".join(report.table(rows)))
-    if share.count > 1:
+    if shard.count > 1:
         distributed.destroy_process_group()
     return 1 if failed or any(one["failed"] for one in reports) else 0
 
 
 def _evaluated(
-    name: str, folder: Path, pipeline: Pipeline, share: Share, arguments: argparse.Namespace
+    name: str, folder: Path, pipeline: Pipeline, shard: Shard, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The report on one data set, of the process that makes it; of the others none."""
     dataset = _dataset(name, arguments)
@@ -92,16 +92,16 @@ def _evaluated(
         dataset,
         protocol,
         folder,
-        share=share,
+        shard=shard,
         keep_going=arguments.keep_going,
         keep_predictions=arguments.save_predictions,
-        progress=share.number == 0,
+        progress=shard.index == 0,
         batch=arguments.batch,
         workers=arguments.workers,
     )
-    if share.count > 1:
+    if shard.count > 1:
         distributed.barrier()
-    return [_reported(dataset, protocol, folder, arguments)] if share.number == 0 else []
+    return [_reported(dataset, protocol, folder, arguments)] if shard.index == 0 else []
 
 
 def expanded(names: Sequence[str]) -> list[str]:
@@ -193,12 +193,12 @@ def _reported(dataset: Dataset, protocol: Protocol, folder: Path, arguments: arg
     return document
 
 
-def _share() -> Share:
+def _shard() -> Shard:
     """This process among those that torchrun started; alone without it."""
-    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    if share.count > 1:
+    shard = Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    if shard.count > 1:
         distributed.init_process_group("gloo")
-    return share
+    return shard
 
 
 def _device(name: str) -> str:

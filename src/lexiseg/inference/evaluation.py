@@ -92,10 +92,15 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which of the processes this one is; each takes every ``count``-th chunk."""
+class Shard:
+    """Share of the chunks for one of several processes: every ``count``-th chunk, from the ``index``-th.
 
-    number: int = 0
+    Attributes:
+        index: index of the process.
+        count: number of processes.
+    """
+
+    index: int = 0
     count: int = 1
 
 
@@ -105,21 +110,21 @@ def evaluate(
     protocol: Protocol,
     folder: Path,
     *,
-    share: Share = Share(),
+    shard: Shard = Shard(),
     keep_going: bool = False,
     keep_predictions: bool = False,
     progress: bool = False,
     batch: int = 1,
     workers: int = 0,
 ) -> None:
-    """Measure all chunks of this share that are not in ``folder`` yet, or no longer true; `collect` makes the numbers of them.
+    """Measure all chunks of this shard that are not in ``folder`` yet, or no longer true; `collect` makes the numbers of them.
 
     Args:
         pipeline: the model.
         dataset: what it is measured on.
         protocol: what is measured, and how.
         folder: of this evaluation alone.
-        share: of the chunks, if several processes work.
+        shard: of the chunks, if several processes work.
         keep_going: note pictures and truths that cannot be read or measured, whatever the reason, and leave them out; else
             they are an error.
         keep_predictions: write what was found below ``folder/predictions``, in COCO's formats and as label maps.
@@ -143,7 +148,7 @@ def evaluate(
     document = {**protocol.document(), **fingerprint(pipeline, samples)}
     _claim(folder, document)
     inputs = Inputs(pipeline, dataset, document)
-    chunks = range(0, len(samples), CHUNK)[share.number :: share.count]
+    chunks = range(0, len(samples), CHUNK)[shard.index :: shard.count]
     pictures = sum(len(samples[start : start + CHUNK]) for start in chunks)
     bar = tqdm(total=pictures, desc=protocol.data, unit="picture", disable=None if progress else True)
 

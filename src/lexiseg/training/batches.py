@@ -1,7 +1,7 @@
-"""Batches by number: which pictures a step looks at, and how they are varied, is a function of seed and step alone.
+"""Deterministic batches: the images of a step and their augmentation depend on the seed and the step only.
 
-So a training that was killed goes on as if nothing had happened, whatever the number of worker processes; and several
-processes that share a batch see what one would.
+An interrupted training therefore resumes exactly, with any number of workers, and the processes of a distributed training
+together see the same batches as a single process.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from lexiseg.structures import ImageBatch, MaskTarget
 from lexiseg.training.augment import jittered
 from lexiseg.training.examples import Examples
 
-ORDER, VARIATION, POINTS, CLASSES = 1, 2, 3, 4  # what chance is used for; each use has numbers of its own
+ORDER, VARIATION, POINTS, CLASSES = 1, 2, 3, 4  # independent random streams
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a process looks at in one go.
+    """The examples of one process in one step.
 
     Attributes:
-        images: all of one size.
-        targets: one an image.
-        positions: of each image in the training: the first it ever looks at is 0.
+        images: B images of one size.
+        targets: masks and labels of each image.
+        positions: index of each image in the sequence of all images of the training, from 0.
     """
 
     images: ImageBatch
@@ -43,19 +43,19 @@ class Batch:
         return Batch(self.images.to(device), tuple(target.to(device) for target in self.targets), self.positions)
 
     def parts(self, count: int) -> list[Batch]:
-        """The batch in ``count`` parts of one size."""
-        share = len(self.positions) // count
-        cuts = [slice(start, start + share) for start in range(0, len(self.positions), share)]
+        """Split the batch into ``count`` micro-batches of equal size."""
+        size = len(self.positions) // count
+        slices = [slice(start, start + size) for start in range(0, len(self.positions), size)]
         return [
-            Batch(ImageBatch(self.images.pixels[cut], self.images.sizes[cut]), self.targets[cut], self.positions[cut])
-            for cut in cuts
+            Batch(ImageBatch(self.images.pixels[part], self.images.sizes[part]), self.targets[part], self.positions[part])
+            for part in slices
         ]
 
 
 def example_at(position: int, count: int, seed: int) -> int:
-    """The number of the example looked at in a position: each once an epoch, in an order of its own each time."""
-    epoch, place = divmod(position, count)
-    return int(_order(count, seed, epoch)[place])
+    """Index of the example at a position of the training: each of ``count`` once per epoch, reshuffled every epoch."""
+    epoch, offset = divmod(position, count)
+    return int(_order(count, seed, epoch)[offset])
 
 
 @lru_cache(maxsize=2)
@@ -75,16 +75,16 @@ def batches(
     world_size: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """The batches of the steps ``first`` … ``steps - 1``, as one of several processes sees them.
+    """Iterate over the batches of steps ``first`` … ``steps - 1`` for one process.
 
     Args:
-        examples: what is looked at.
-        jitter: how it is varied.
-        seed: of order and variation.
-        batch_size: images a step, over all processes.
-        first, steps: see above.
+        examples: training examples.
+        jitter: augmentation.
+        seed: seed of order and augmentation.
+        batch_size: images per step, over all processes.
+        first, steps: range of steps.
         rank, world_size: each process takes a consecutive part of every batch.
-        workers: processes that prepare batches ahead; 0: none.
+        workers: processes that load batches ahead; 0: load in this process.
     """
     local_batch_size = batch_size // world_size
     starts = [step * batch_size + rank * local_batch_size for step in range(first, steps)]
@@ -101,7 +101,7 @@ def batches(
 
 
 def points_of(positions: Sequence[int], seed: int, device: torch.device) -> PointSource:
-    """Points for the loss of a batch, drawn for each image by itself: the same however the images are grouped."""
+    """Random points for the mask loss, drawn per image so that they do not depend on how images are grouped."""
     generators = [torch.Generator().manual_seed(seed_of(seed, POINTS, position)) for position in positions]
 
     def draw(image: int, rows: int, count: int) -> torch.Tensor:
@@ -111,7 +111,7 @@ def points_of(positions: Sequence[int], seed: int, device: torch.device) -> Poin
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed out of several numbers; other numbers, another seed."""
+    """Hash several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -128,7 +128,7 @@ def _single_thread(_: int) -> None:
 
 
 class _Varied(Dataset[tuple[int, torch.Tensor, MaskTarget]]):
-    """Position in the training -> position, picture, target."""
+    """Maps a position in the training to (position, image, target)."""
 
     def __init__(self, examples: Examples, jitter: Jitter, seed: int) -> None:
         self.examples, self.jitter, self.seed = examples, jitter, seed

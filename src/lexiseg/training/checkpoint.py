@@ -1,7 +1,7 @@
-"""The state of a training in one file, from which it goes on exactly.
+"""Checkpoints from which a training resumes exactly.
 
-Steps are functions of their number (`lexiseg.training.batches`), so weights, moving average, optimiser and the number say
-all; random generators need not be kept. Frozen parts are not in the file: they are what they were.
+A checkpoint holds trained weights, moving average, optimiser state and step. Random states are not needed, because a step
+depends on its number only (`lexiseg.training.batches`); frozen parts are not stored.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lexiseg.methods.weights import check
 from lexiseg.ops.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
-HARMLESS = {"save_every", "log_every", "validate_every", "validate_limit", "validation"}  # may change on the way
+HARMLESS = {"save_every", "log_every", "validate_every", "validate_limit", "validation"}  # may change at resumption
 
 
 def trained_state(segmenter: Segmenter) -> dict[str, Tensor]:
-    """Parameters and buffers of all parts that are trained, by name; the first word of a name is the part."""
+    """Parameters and buffers of the trained parts, by name; a name begins with that of its part."""
     trained = segmenter.trained_parts()
     return {name: value for name, value in segmenter.state_dict().items() if name.split(".", 1)[0] in trained}
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state so that a crash leaves the old file or the new one, whole and on the disk.
+    """Write a checkpoint atomically, synchronised to disk.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     with replacing(path) as temporary, temporary.open("wb") as stream:
         torch.save(dict(state), stream)
@@ -43,40 +43,45 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The state of a training in ``path``; None if there is none.
+    """Read the checkpoint ``path``; None if it does not exist.
 
     Raises:
-        UsageError: it is of another recipe, or of one with other settings.
+        UsageError: it was written by another recipe or with other settings.
         RunError: the file is damaged.
     """
     if not path.is_file():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        then = dict(state["recipe"])
+        saved = dict(state["recipe"])
     except Exception as error:  # torch.load raises nearly everything on damaged files
         raise unusable(path, error) from error
-    now = recipe.to_dict()
-    for key in sorted({*now, *then} - HARMLESS):
-        if now.get(key) != then.get(key):
+    current = recipe.to_dict()
+    for key in sorted({*current, *saved} - HARMLESS):
+        if current.get(key) != saved.get(key):
             raise UsageError(
-                f"{path.parent} holds a training with {key}={then.get(key)}, now it is {now.get(key)}; choose another "
+                f"{path.parent} holds a training with {key}={saved.get(key)}, now it is {current.get(key)}; choose another "
                 "--output, or delete that folder"
             )
     return state
 
 
 def unusable(path: Path, error: Exception) -> RunError:
-    """The error that says that a training cannot go on from a file, and what to do."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return RunError(f"{path} is no checkpoint of this training ({said}); delete it to begin anew, or choose another --output")
+    """The error for a file from which a training cannot resume."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return RunError(f"{path} is no checkpoint of this training ({reason}); delete it to begin anew, or choose another --output")
 
 
 def fill_trained(segmenter: Segmenter, state: Mapping[str, Tensor], source: str | Path = "") -> None:
-    """Put a state of `trained_state` into a segmenter, on whatever device it is.
+    """Copy a `trained_state` into a segmenter, on any device.
+
+    Args:
+        segmenter: segmenter to fill.
+        state: tensors by name.
+        source: file the state was read from, for error messages.
 
     Raises:
-        WeightsError: tensors are missing, left over, or of another shape; ``source`` is where they were read.
+        WeightsError: tensors are missing, unexpected, or of another shape.
     """
     check(state, trained_state(segmenter), source)
     with torch.no_grad():

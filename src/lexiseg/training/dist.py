@@ -1,4 +1,4 @@
-"""The processes of a training: one, or those that torchrun started."""
+"""Distributed training: the process group of torchrun, or a single process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lexiseg.inference.pipeline import resolve_device
 
 @dataclass(frozen=True)
 class DistContext:
-    """A process among those of a training.
+    """Rank, world size and device of this process.
 
     Attributes:
-        rank: of this process.
+        rank: rank of this process.
         world_size: number of processes.
-        device: of this process.
+        device: device of this process.
     """
 
     rank: int
@@ -40,17 +40,17 @@ class DistContext:
         return values
 
     def barrier(self) -> None:
-        """Wait until all processes have arrived."""
+        """Wait for all processes."""
         if self.world_size > 1:
             torch_distributed.barrier()
 
 
 @contextmanager
 def distributed(device: str | torch.device) -> Iterator[DistContext]:
-    """The process group that torchrun's variables describe; a single process without them.
+    """Set up the process group from torchrun's environment variables; without them, a single process.
 
     Args:
-        device: "auto", "cpu", "cuda", …; each process of a machine takes a GPU of its own.
+        device: "auto", "cpu", "cuda", …; with "cuda", each process takes the GPU of its local rank.
     """
     world_size, rank, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     resolved = resolve_device(device)

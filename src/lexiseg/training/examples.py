@@ -1,4 +1,4 @@
-"""What a training learns from: a picture with its panoptic truth, by number, in the vocabulary of the training."""
+"""Training examples: images with panoptic ground truth, by index."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from lexiseg.structures import IGNORED, PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.world import scenes, split_named, world_classes
 
-WORLD = "world:"  # begins the names of data that are rendered on the spot
-WORLD_SCENES = 1_000_000  # of a split: more than any training looks at
+WORLD = "world:"  # prefix of data that is rendered during training
+WORLD_SCENES = 1_000_000  # per split: more than any training uses
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures and truths by number.
+    """Images and ground truth by index.
 
     Attributes:
-        name: as the recipe says.
-        vocabulary: labels are positions here.
-        count: how many there are.
-        read: number -> picture [H, W, 3] uint8, and its segments; can be sent to other processes. Raises DataError or
-            ImageError.
+        name: the recipe's ``data``.
+        vocabulary: classes; labels are indices into it.
+        count: number of examples.
+        read: maps an index to the image [H, W, 3] uint8 and its segments; picklable. Raises DataError or ImageError.
     """
 
     name: str
@@ -40,16 +39,16 @@ class Examples:
 
 
 def open_examples(name: str, root: str | Path | None = None, *, seed: int = 0) -> Examples:
-    """The examples of a recipe's ``data``.
+    """Open the examples of a recipe's ``data``.
 
     Args:
-        name: of the catalogue, a path of the user's own data, or ``world:SPLIT`` or ``world:SPLIT:PIXELS``.
-        root: of the catalogue's data sets.
-        seed: of rendered scenes.
+        name: a data set of the catalogue, a path to the user's own data, ``world:SPLIT`` or ``world:SPLIT:PIXELS``.
+        root: folder of the catalogue's data sets.
+        seed: seed of rendered scenes.
 
     Raises:
-        UsageError: there is no such data.
-        DataError: it lacks files, or has neither a panoptic nor a semantic truth.
+        UsageError: the name is unknown.
+        DataError: files are missing, or the data has neither panoptic nor semantic ground truth.
     """
     if name.startswith(WORLD):
         return _of_world(name, seed)
@@ -75,21 +74,21 @@ def _of_world(name: str, seed: int) -> Examples:
     split, side = world_parts(name)
     seen_only = split_named(split).seen_only
     labels = [label for label, row in enumerate(world_classes()) if row.seen or not seen_only]
-    place = {label: number for number, label in enumerate(labels)}
-    read = partial(_drawn, split=split, side=side, seed=seed, place=place)
+    remap = {label: index for index, label in enumerate(labels)}
+    read = partial(_render, split=split, side=side, seed=seed, remap=remap)
     return Examples(name, Vocabulary.builtin("emoji").select(labels), WORLD_SCENES, read)
 
 
-def _drawn(number: int, *, split: str, side: int, seed: int, place: Mapping[int, int]) -> tuple[Pixels, PanopticMap]:
-    """A scene, its labels as ``place`` translates them."""
-    scene = next(scenes(split, 1, seed=seed, size=side, first=number))
-    segments = tuple(PanopticSegment(segment.id, place[segment.label]) for segment in scene.segments)
+def _render(index: int, *, split: str, side: int, seed: int, remap: Mapping[int, int]) -> tuple[Pixels, PanopticMap]:
+    """Render a scene, its labels mapped by ``remap``."""
+    scene = next(scenes(split, 1, seed=seed, size=side, first=index))
+    segments = tuple(PanopticSegment(segment.id, remap[segment.label]) for segment in scene.segments)
     return scene.image, PanopticMap(scene.panoptic, segments)
 
 
-def _read(number: int, *, dataset: Dataset, task: str) -> tuple[Pixels, PanopticMap]:
-    """A picture of a data set; of a semantic truth each class is one segment."""
-    sample = dataset.samples[number]
+def _read(index: int, *, dataset: Dataset, task: str) -> tuple[Pixels, PanopticMap]:
+    """Read an example of a data set; with semantic ground truth, each class is one segment."""
+    sample = dataset.samples[index]
     truth = dataset.truth(sample, task)
     if isinstance(truth, np.ndarray):
         labels = sorted({int(label) for label in np.unique(truth)} - {IGNORED})

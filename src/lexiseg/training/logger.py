@@ -1,4 +1,4 @@
-"""What a training says: ``metrics.jsonl``, TensorBoard, and a line of progress."""
+"""Logs of a training: ``metrics.jsonl``, TensorBoard and a progress bar."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOG = "metrics.jsonl"
 
 @dataclass
 class MetricWindow:
-    """Sums over the steps since the last line of the log; part of a checkpoint, so that lines are the same after a crash."""
+    """Sums over the steps since the last log line; saved in checkpoints, so that the log is the same after a resumption."""
 
     losses: dict[str, float] = field(default_factory=dict)
     norm: float = 0.0
@@ -32,7 +32,7 @@ class MetricWindow:
     last: float = math.nan  # the loss of the last step
 
     def add(self, losses: Mapping[str, Tensor], norm: float, seconds: float) -> None:
-        """A step. Losses of decoder layers ("mask_3") count with their kind ("mask")."""
+        """Add a step. Losses of decoder layers ("mask_3") are summed by kind ("mask")."""
         values = {name: float(loss) for name, loss in losses.items()}
         for name, value in values.items():
             kind = name.split("_", 1)[0]
@@ -43,20 +43,20 @@ class MetricWindow:
         self.last = sum(values.values())
 
     def means(self, batch: int) -> dict[str, float]:
-        """Means a step, and images a second."""
+        """Means per step, and images per second; ``batch`` is the batch size."""
         means = {name: value / self.steps for name, value in self.losses.items()}
         speed = batch * self.steps / self.seconds
         return {"loss": sum(means.values()), **means, "gradient": self.norm / self.steps, "images_per_second": speed}
 
 
 class MetricLogger:
-    """The log of one training, in its folder. Its methods raise OutputError where it cannot be written.
+    """Writes the log of a training. Methods raise OutputError if it cannot be written.
 
     Args:
-        folder: of the training.
-        step: where it begins or goes on. Lines of later steps, which a killed training wrote, are taken out.
-        steps: of the whole training.
-        writes: False for all processes but the first, which say nothing.
+        folder: folder of the training.
+        step: step at which the training starts or resumes. Lines of later steps are removed.
+        steps: steps of the whole training.
+        writes: write and show the log; True on rank 0 only.
     """
 
     def __init__(self, folder: Path, step: int, steps: int, *, writes: bool = True) -> None:
@@ -67,20 +67,20 @@ class MetricLogger:
             if find_spec("tensorboard") is not None:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and of the extra [train]
 
-                with _told(self.path):
+                with _output_errors(self.path):
                     self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=None if writes else True)
 
     def advance(self, shown: Mapping[str, float]) -> None:
-        """One step is done; ``shown`` stands beside the bar."""
+        """Advance the bar by a step, showing the numbers ``shown``."""
         self.bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
         self.bar.update()
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """A line of the log: numbers after ``step`` steps."""
+        """Log the numbers ``row`` after ``step`` steps."""
         if not self.writes:
             return
-        with _told(self.path):
+        with _output_errors(self.path):
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")
             if self.board is not None:
@@ -88,24 +88,24 @@ class MetricLogger:
                     if isinstance(value, int | float):
                         self.board.add_scalar(name, value, step)
         if self.bar.disable:
-            told = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float))
-            print(f"step {step}/{self.steps}  {told}", file=sys.stderr, flush=True)
+            summary = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float))
+            print(f"step {step}/{self.steps}  {summary}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self.bar.close()
         if self.board is not None:
-            with _told(self.path):
+            with _output_errors(self.path):
                 self.board.close()
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a training's log."""
+    """Read the rows of a training's log."""
     path = folder / LOG
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _cut(path: Path, step: int) -> None:
-    """Take the lines after ``step`` out of the log, and a last one that a crash cut short."""
+    """Remove the lines after ``step`` from the log, and an incomplete last line."""
     if path.exists():
         kept = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -116,8 +116,8 @@ def _cut(path: Path, step: int) -> None:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """An OSError as OutputError."""
+def _output_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError as OutputError."""
     try:
         yield
     except OSError as error:

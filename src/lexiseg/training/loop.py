@@ -1,7 +1,7 @@
-"""The one training loop: a recipe in, weights out; killed and started again it goes on as if it had never stopped.
+"""The training loop: trains a recipe, and resumes an interrupted training exactly.
 
-In the folder of a training lie ``checkpoint.pt`` (all it needs to go on), ``metrics.jsonl`` and ``tensorboard/``, ``best/``
-(the weights that the first validation number liked best) and at the end ``model/`` (the last weights, which papers report).
+The folder of a training holds ``checkpoint.pt`` (to resume from), ``metrics.jsonl`` and ``tensorboard/``, ``best/`` (the
+weights with the best first validation metric) and at the end ``model/`` (the last weights, which papers report).
 """
 
 from __future__ import annotations
@@ -57,25 +57,25 @@ def train(
     workers: int = 2,
     until: int | None = None,
 ) -> Path | None:
-    """Carry out a recipe; goes on where ``folder`` left off.
+    """Train a recipe; resumes from the checkpoint in ``folder`` if there is one.
 
     Args:
-        recipe: what to do.
-        folder: of this training alone.
-        root: of the catalogue's data sets.
-        weights: local files in place of the published ones of frozen parts, by part.
-        device: see `lexiseg.training.dist.distributed`.
-        workers: processes that prepare pictures, for each process of the training.
-        until: stop with a checkpoint after so many steps in all; None: when the recipe is done.
+        recipe: recipe to train.
+        folder: folder of this training alone.
+        root: folder of the catalogue's data sets.
+        weights: local files in place of the published weights of frozen parts, by part.
+        device: device, as in `lexiseg.training.dist.distributed`.
+        workers: data-loading processes for each process of the training.
+        until: stop with a checkpoint after this step; None: train to the end.
 
     Returns:
-        The folder with the trained weights; None if the recipe is not done.
+        The folder of the trained weights; None if the training is not complete.
 
     Raises:
-        UsageError: the recipe does not fit its model, the processes, or what ``folder`` holds.
-        DataError, ImageError: of the data.
+        UsageError: the recipe does not fit its model, the number of processes, or the checkpoint in ``folder``.
+        DataError, ImageError: the data cannot be read.
         OutputError: another process trains in ``folder``, or it cannot be written.
-        RunError: the loss is not finite; the batch that did it is saved.
+        RunError: the loss or the gradient is not finite; the batch is saved.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     with distributed(device) as dist, locked(folder) if dist.is_main else nullcontext():
@@ -83,7 +83,7 @@ def train(
 
 
 class _Training:
-    """A training under way; its methods are its steps in the order of their use."""
+    """State of a running training; methods are in the order of their use."""
 
     def __init__(
         self,
@@ -127,8 +127,8 @@ class _Training:
             self.average = {name: value.clone() for name, value in trained_state(self.segmenter).items()}
         if state is not None:
             try:
-                self._go_on(state)
-            except (LookupError, TypeError, ValueError, AttributeError, WeightsError) as error:  # it may hold anything
+                self._resume(state)
+            except (LookupError, TypeError, ValueError, AttributeError, WeightsError) as error:  # the file may hold anything
                 raise unusable(folder / CHECKPOINT, error) from error
         elif dist.is_main:
             write_json(folder / "recipe.json", recipe.to_dict(), indent=1)
@@ -163,22 +163,22 @@ class _Training:
     def _step(self, batch: Batch) -> None:
         began = time.perf_counter()
         self._enter_stage()
-        torch.manual_seed(seed_of(self.recipe.seed, self.step, self.dist.rank))  # dropout is a function of the step
+        torch.manual_seed(seed_of(self.recipe.seed, self.step, self.dist.rank))  # dropout depends on the step only
         losses: dict[str, Tensor] = {}
         parts = batch.to(self.dist.device).parts(self.recipe.grad_accum_steps)
         for number, part in enumerate(parts, start=1):
-            with self._apart() if number < len(parts) else nullcontext():
-                found = self._losses(part)
-                total = torch.stack(list(found.values())).sum()
+            with self._no_sync() if number < len(parts) else nullcontext():
+                part_losses = self._losses(part)
+                total = torch.stack(list(part_losses.values())).sum()
                 self.scaler.scale(total / len(parts)).backward()
-            for name, loss in found.items():
+            for name, loss in part_losses.items():
                 losses[name] = losses.get(name, 0) + loss.detach() / len(parts)
         norm = self._update(batch, losses)
         self.step += 1
         self.window.add(losses, norm, time.perf_counter() - began)
 
     def _enter_stage(self) -> None:
-        """A new optimiser where a stage begins; the learning rate of the step."""
+        """Create the optimiser if a stage begins; set the learning rate of the step."""
         number, step = self.recipe.stage_of(self.step)
         if number != self.stage:
             self.stage = number
@@ -189,8 +189,8 @@ class _Training:
                 self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
         set_lr(self.optimiser, self.recipe.stages[number].lr_at(step))
 
-    def _apart(self) -> AbstractContextManager[None]:
-        """While this lasts the processes keep their gradients to themselves."""
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Disable gradient synchronisation across processes."""
         return self.objective.no_sync() if isinstance(self.objective, DistributedDataParallel) else nullcontext()
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -200,17 +200,17 @@ class _Training:
         return losses
 
     def _update(self, batch: Batch, losses: dict[str, Tensor]) -> float:
-        """One step of the optimiser and of the moving average. Returns the norm of the gradient."""
+        """Step the optimiser and the moving average. Returns the norm of the gradient."""
         total = self.dist.mean(torch.stack([*losses.values()]))
         if not bool(total.isfinite().all()):
-            self._give_up(batch, dict(zip(losses, total.tolist(), strict=True)))
+            self._fail(batch, dict(zip(losses, total.tolist(), strict=True)))
         losses.update(zip(losses, total, strict=True))
         parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         self.scaler.unscale_(self.optimiser)
-        clip = self.recipe.stages[self.stage].max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(parameters, clip or math.inf))
+        max_norm = self.recipe.stages[self.stage].max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            self._give_up(batch, {"norm of the gradient": norm})
+            self._fail(batch, {"the norm of the gradient": norm})
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
@@ -220,7 +220,8 @@ class _Training:
                     self.average[name].lerp_(value, 1 - self.recipe.ema_decay)
         return norm
 
-    def _give_up(self, batch: Batch, numbers: Mapping[str, float]) -> None:
+    def _fail(self, batch: Batch, numbers: Mapping[str, float]) -> None:
+        """Save the batch and raise RunError for the first number that is not finite."""
         path = self.folder / f"bad-batch-{self.dist.rank}.pt"
         content = {
             "step": self.step,
@@ -232,12 +233,12 @@ class _Training:
         write_checkpoint(path, content)
         bad = next(f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value))
         raise RunError(
-            f"step {self.step}: {bad}. The batch is saved in {path}, the last checkpoint is of a step before; try a lower "
+            f"step {self.step}: {bad}. The batch is saved in {path}, the last checkpoint is of an earlier step; try a lower "
             "lr=, or precision=float32"
         )
 
     def _record(self, logger: MetricLogger) -> None:
-        """Log and validate where it is time to."""
+        """Log and validate if they are due at this step."""
         recipe, last = self.recipe, self.step == self.recipe.steps
         logger.advance({"loss": self.window.last, "lr": self.optimiser.param_groups[0]["lr"]})
         if self.step % recipe.log_every == 0 or last:
@@ -259,8 +260,8 @@ class _Training:
 
     @contextmanager
     def _evaluated(self) -> Iterator[None]:
-        """The segmenter as it is used: in evaluation mode, with the moving average if there is one."""
-        learning = {name: value.clone() for name, value in trained_state(self.segmenter).items()} if self.average else {}
+        """Put the segmenter in evaluation mode, with the averaged weights if there are any."""
+        trained = {name: value.clone() for name, value in trained_state(self.segmenter).items()} if self.average else {}
         self.segmenter.eval()
         try:
             if self.average:
@@ -268,7 +269,7 @@ class _Training:
             yield
         finally:
             if self.average:
-                fill_trained(self.segmenter, learning)
+                fill_trained(self.segmenter, trained)
             self.segmenter.train()
 
     def _save(self) -> None:
@@ -285,7 +286,7 @@ class _Training:
             }
             write_checkpoint(self.folder / CHECKPOINT, state)
 
-    def _go_on(self, state: Mapping[str, Any]) -> None:
+    def _resume(self, state: Mapping[str, Any]) -> None:
         self.step, self.best, self.window = state["step"], state["best"], MetricWindow(**state["window"])
         path = self.folder / CHECKPOINT
         fill_trained(self.segmenter, state["segmenter"], path)
@@ -295,7 +296,7 @@ class _Training:
         self.scaler.load_state_dict(state["scaler"])
         if self.step < self.recipe.steps:
             self._enter_stage()
-            if self.recipe.stage_of(self.step)[1] > 0:  # a stage begins with an optimiser of its own
+            if self.recipe.stage_of(self.step)[1] > 0:  # a stage begins with a new optimiser
                 self.optimiser.load_state_dict(state["optimiser"])
 
     def _finish(self) -> Path:
@@ -317,7 +318,7 @@ class _Training:
 
 
 class _Objective(nn.Module):
-    """The losses of a batch as a module's forward, which is what `DistributedDataParallel` looks at."""
+    """The losses of a batch as a module's forward, as `DistributedDataParallel` requires."""
 
     def __init__(self, segmenter: Segmenter, text_sampler: TextSampler, options: object) -> None:
         super().__init__()
@@ -331,17 +332,17 @@ class _Objective(nn.Module):
 
 @contextmanager
 def _stopping() -> Iterator[Event]:
-    """Set by Ctrl-C and SIGTERM, which so wait for the end of the step; a second one does not."""
-    stop, before = Event(), dict[int, Any]()
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one has its usual effect."""
+    stop, handlers = Event(), dict[int, Any]()
 
-    def ask(number: int, _: object) -> None:
+    def request_stop(number: int, _: object) -> None:
         stop.set()
-        signal.signal(number, before[number])
+        signal.signal(number, handlers[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        before[number] = signal.signal(number, ask)
+        handlers[number] = signal.signal(number, request_stop)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

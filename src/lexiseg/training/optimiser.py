@@ -16,7 +16,7 @@ UNDECAYED = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.Embe
 
 
 def trained_parts(segmenter: Segmenter, stage: Stage) -> tuple[str, ...]:
-    """The names of the parts a stage trains, in the segmenter's order.
+    """Names of the parts that a stage trains, in the segmenter's order.
 
     Raises:
         UsageError: the stage names a part that the segmenter does not have.
@@ -29,55 +29,55 @@ def trained_parts(segmenter: Segmenter, stage: Stage) -> tuple[str, ...]:
 
 
 def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
-    """AdamW of a stage; parameters it does not train stop asking for gradients.
+    """Create AdamW for a stage, and freeze all parameters that the stage does not train.
 
-    Norms and embeddings do not decay, biases and all else do.
+    No weight decay on norms and embeddings; all else, biases included, decays.
     """
     parts, wanted = segmenter.parts(), trained_parts(segmenter, stage)
     segmenter.requires_grad_(False)
-    trained = {id(one.parameter): one for one in segmenter.trainable()}
+    trainable = {id(entry.parameter): entry for entry in segmenter.trainable()}
     groups: list[dict[str, Any]] = []
     for name in wanted:
-        owned = [(owner, parameter) for owner, parameter in _owned(parts[name]) if id(parameter) in trained]
+        owned = [(owner, parameter) for owner, parameter in _owned(parts[name]) if id(parameter) in trainable]
         decayed = [parameter.requires_grad_() for owner, parameter in owned if not isinstance(owner, UNDECAYED)]
         others = [parameter.requires_grad_() for owner, parameter in owned if isinstance(owner, UNDECAYED)]
-        rate = stage.lr_multipliers.get(name, 1.0)
+        multiplier = stage.lr_multipliers.get(name, 1.0)
         groups += [
-            {"params": members, "weight_decay": decay, "multiplier": rate}
+            {"params": members, "weight_decay": decay, "multiplier": multiplier}
             for members, decay in ((decayed, stage.weight_decay), (others, 0.0))
             if members
         ]
     optimiser = torch.optim.AdamW(groups, lr=stage.lr)
-    for one in trained.values():
-        if one.frozen_rows is not None and one.parameter.requires_grad:
-            _keep(one.parameter, one.frozen_rows, optimiser)
+    for entry in trainable.values():
+        if entry.frozen_rows is not None and entry.parameter.requires_grad:
+            _freeze_rows(entry.parameter, entry.frozen_rows, optimiser)
     return optimiser
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of the next step."""
+    """Set the learning rate, times the multiplier of each group."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["multiplier"]
 
 
-def _keep(parameter: nn.Parameter, rows: slice, optimiser: torch.optim.Optimizer) -> None:
-    """Some rows of a parameter get no gradient, and no step of the optimiser moves them, nor does weight decay."""
-    before = parameter.detach()[rows].clone()
+def _freeze_rows(parameter: nn.Parameter, rows: slice, optimiser: torch.optim.Optimizer) -> None:
+    """Freeze some rows of a parameter: no gradient, no update, no weight decay."""
+    initial = parameter.detach()[rows].clone()
 
-    def without(gradient: Tensor) -> Tensor:
+    def zero_rows(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         gradient[rows] = 0
         return gradient
 
     def restore(*_: object) -> None:
-        parameter.data[rows] = before
+        parameter.data[rows] = initial
 
-    parameter.register_hook(without)
+    parameter.register_hook(zero_rows)
     optimiser.register_step_post_hook(restore)
 
 
 def _owned(part: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    """Each parameter once, with the module it is written in."""
+    """Yield (module, parameter) for each parameter once, with the module that owns it."""
     seen: set[int] = set()
     for module in part.modules():
         for parameter in module.parameters(recurse=False):

@@ -4,8 +4,7 @@
     python -m lexiseg.training.pack sam-tiny runs/sam-tiny
     python -m lexiseg.training.pack cmpf-tiny runs/cmpf-tiny          what `lexiseg train` wrote
 
-The card says what the weights were trained on, for how long, and how they learnt; `lexiseg.training.score` prints their
-scores.
+The card records the training data, its length and the learning curves; `lexiseg.training.score` prints the scores.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ def main() -> None:
         about = pack_segmenter(arguments.run, folder)
         print(f"{arguments.name}: step {about['step']}, in {folder}")
         return
-    said = {key: value for key, value in (("start", arguments.start), ("machine", arguments.machine)) if value}
-    about = pack_encoder(arguments.name, arguments.run, arguments.seed, said)
+    extra = {key: value for key, value in (("start", arguments.start), ("machine", arguments.machine)) if value}
+    about = pack_encoder(arguments.name, arguments.run, arguments.seed, extra)
     print(f"{arguments.name}: step {about['steps']}, in {folder}")
 
 
-def pack_encoder(name: str, run: Path, seed: int, said: Mapping[str, str]) -> dict[str, Any]:
-    """Put the weights of an encoder's training into the package, in eight bits. Returns their card."""
+def pack_encoder(name: str, run: Path, seed: int, extra: Mapping[str, str]) -> dict[str, Any]:
+    """Write the weights of a trained encoder into the package, in eight bits. Returns their card."""
     folder = ASSETS / name
     checkpoint = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     if name == "sam-tiny":
@@ -65,18 +64,18 @@ def pack_encoder(name: str, run: Path, seed: int, said: Mapping[str, str]) -> di
         state = torch.load(run / "model.pt", map_location="cpu", weights_only=True)
         image = {key: value for key, value in state.items() if of_images(key)}
         write_safetensors(in_eight_bits(image), folder / "open_clip_model.safetensors")
-        if (run / "names").is_file():  # the text tower was trained with it
+        if (run / "names").is_file():  # the text tower was trained in this run
             text = {key: value for key, value in state.items() if key not in image}
             write_safetensors(in_eight_bits(text), ASSETS / TEXT)
-    about = card(run, checkpoint, seed, said)
+    about = card(run, checkpoint, seed, extra)
     write_json(folder / "card.json", about, indent=1)
     return about
 
 
 def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
-    """Put the weights of a finished training by `lexiseg train` into the package, in eight bits. Returns their card.
+    """Write the weights of a finished `lexiseg train` into the package, in eight bits. Returns their card.
 
-    Of a part that was trained in part the rest is left out: the package has it in the encoder it comes from.
+    Frozen parameters of a partly trained part are left out: the package has them in the encoder's own weights.
     """
     saved = read_weights(run / "model")
     variant = MODELS[saved.card["model"]]
@@ -96,15 +95,15 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
 
 
 def other_than_recipe(card: Mapping[str, Any]) -> list[str]:
-    """The settings in which a training differed from its recipe as it stands."""
+    """Names of the settings in which a training differed from its current recipe."""
     recipe = json.loads(json.dumps(RECIPES[card["model"]]().to_dict()))
     return sorted(key for key, value in card["recipe"].items() if recipe.get(key) != value)
 
 
-def card(run: Path, checkpoint: dict[str, Any], seed: int, said: Mapping[str, str]) -> dict[str, Any]:
-    """What a user of the weights should know.
+def card(run: Path, checkpoint: dict[str, Any], seed: int, extra: Mapping[str, str]) -> dict[str, Any]:
+    """The card of an encoder's weights.
 
-    ``curve`` holds the evaluations made during training, ``learning`` some two dozen of the rows of its log.
+    ``curve`` holds the evaluations during training, ``learning`` about 24 rows of its log.
     """
     rows = read_rows(run / "log.jsonl")
     steps = [row for row in rows if "loss" in row]
@@ -113,7 +112,7 @@ def card(run: Path, checkpoint: dict[str, Any], seed: int, said: Mapping[str, st
         "steps": checkpoint["step"],
         "minutes": round(checkpoint["seconds"] / 60),
         "seed": seed,
-        **said,
+        **extra,
         "licence": "Apache-2.0",
         "curve": [row for row in rows if any(key.startswith("trained_") for key in row)],
         "learning": steps[len(steps) // 24 :: max(1, len(steps) // 24)],

@@ -1,4 +1,4 @@
-"""What a training would be, before it begins: parameters, memory, the first batch."""
+"""Parameters, memory and first batch of a training before it starts."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from lexiseg.training.examples import Examples, open_examples
 from lexiseg.training.optimiser import optimiser_of
 from lexiseg.training.text_sampler import TextSampler
 
-SEGMENTS = 10  # of the stand-in for a picture, about what a COCO picture has
-PROBES = (4, 2)  # memory is measured on pictures so many times smaller, and grows with their area
+SEGMENTS = 10  # of a stand-in image, about as many as a COCO image has
+PROBES = (4, 2)  # memory is measured on images reduced by these factors and extrapolated linearly in their area
 GIB = 2**30
 
 
 def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -> dict[str, Any]:
-    """A training's size; needs no weights, and can do without the data.
+    """Estimate the size of a training; needs no weights, and no data.
 
     Returns:
-        ``parameters`` (total, trainable, frozen), ``memory_GiB`` of each process (weights, gradients, optimiser, and what the
-        backward pass keeps of each image, estimated from two small ones), ``batch`` (shapes of the first one), ``missing``
-        (what of the data is not here).
+        ``parameters`` (total, trainable, frozen), ``memory_GiB`` per process (weights, gradients, optimiser, and activations
+        saved for the backward pass per image, extrapolated from two small ones), ``batch`` (shapes of the first batch),
+        ``missing`` (data that is not available).
     """
     missing: list[str] = []
     segmenter = model_named(recipe.name).empty(recipe.model).to(dist.device)
@@ -45,10 +45,10 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -
     optimiser_of(segmenter, recipe.stages[0])
     first = next(batches(examples, recipe.jitter, seed=recipe.seed, batch_size=recipe.batch_size, first=0, steps=1))
     total = sum(parameter.numel() for parameter in segmenter.parameters())
-    trained = [one for one in segmenter.trainable() if one.parameter.requires_grad]
-    trainable = sum(one.num_parameters for one in trained)
-    weights, state = 4 * total / GIB, 12 * sum(one.parameter.numel() for one in trained) / GIB
-    kept = kept_of_an_image(recipe, segmenter, examples.vocabulary, dist.device) / GIB
+    trained = [entry for entry in segmenter.trainable() if entry.parameter.requires_grad]
+    trainable = sum(entry.num_parameters for entry in trained)
+    weights, state = 4 * total / GIB, 12 * sum(entry.parameter.numel() for entry in trained) / GIB
+    per_image = kept_of_an_image(recipe, segmenter, examples.vocabulary, dist.device) / GIB
     images = recipe.batch_size // dist.world_size // recipe.grad_accum_steps
     return {
         "recipe": recipe.name,
@@ -57,7 +57,12 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -
         "classes": len(examples.vocabulary),
         "steps": recipe.steps,
         "parameters": {"total": total, "trainable": trainable, "frozen": total - trainable},
-        "memory_GiB": {"all": weights + state + images * kept, "weights": weights, "optimiser": state, "of each image": kept},
+        "memory_GiB": {
+            "all": weights + state + images * per_image,
+            "weights": weights,
+            "optimiser": state,
+            "of each image": per_image,
+        },
         "images_at_once": images,
         "batch": {"images": list(first.images.pixels.shape), "segments": [len(target) for target in first.targets]},
         "missing": missing,
@@ -65,7 +70,7 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -
 
 
 def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabulary, device: torch.device) -> float:
-    """Bytes that the backward pass keeps of one image, in float32."""
+    """Bytes of activations saved for the backward pass per image, in float32."""
     assert isinstance(segmenter, Trainable)
     weights = {parameter.untyped_storage().data_ptr() for parameter in segmenter.parameters()}
     text_sampler = TextSampler(
@@ -75,26 +80,27 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
     measured = []
     for factor in PROBES:
         jitter = replace(recipe.jitter, side=max(64, recipe.jitter.side // factor // 32 * 32))
-        one = next(batches(stand_in(jitter.side, vocabulary), jitter, seed=0, batch_size=1, first=0, steps=1)).to(device)
-        held: dict[int, int] = {}
+        batch = next(batches(stand_in(jitter.side, vocabulary), jitter, seed=0, batch_size=1, first=0, steps=1)).to(device)
+        saved: dict[int, int] = {}
 
-        def note(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
+        def record(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                held[storage.data_ptr()] = storage.nbytes()
+                saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            text, targets = text_sampler.sample(one)
-            losses = segmenter.loss(one.images, text, targets, recipe.loss, points_of(one.positions, 0, device))
-        measured.append((jitter.side**2, sum(held.values())))
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+            text, targets = text_sampler.sample(batch)
+            losses = segmenter.loss(batch.images, text, targets, recipe.loss, points_of(batch.positions, 0, device))
+        measured.append((jitter.side**2, sum(saved.values())))
         del losses
-    (small, less), (large, more) = measured
-    return less + (more - less) * (recipe.jitter.side**2 - small) / (large - small)
+    (small_area, small_bytes), (large_area, large_bytes) = measured
+    growth = (large_bytes - small_bytes) * (recipe.jitter.side**2 - small_area) / (large_area - small_area)
+    return small_bytes + growth
 
 
 def stand_in(side: int, vocabulary: Vocabulary) -> Examples:
-    """Stripes in place of pictures."""
+    """A single synthetic example of horizontal stripes, for when the data is missing."""
     count = min(SEGMENTS, len(vocabulary))
     ids = np.repeat(np.arange(1, count + 1, dtype=np.int32), -(-side // count))[:side]
     truth = PanopticMap(

@@ -1,13 +1,12 @@
-"""Train the tiny SAM on the emoji world: one click or box in, the mask of what was meant out.
+"""Train the tiny SAM on the emoji world: a click or box in, the mask of its region out.
 
     python -m lexiseg.training.sam_tiny --steps 12000 --run runs/sam-tiny
     python -m lexiseg.training.sam_tiny --device cuda --minutes 7 --batch-size 96 --prompts 16 --run runs/sam-tiny
 
-A `transformers.EdgeTamModel`: SAM 2's prompt encoder and mask decoder on a small ResNet, whose levels of strides 4 and 8
-reach the decoder. Each image gets several prompts, each on a random visible region, thing or stuff: a point inside it, at times
-with a second one inside or outside, or its box with noise; some prompts are then corrected, with a click where the mask is
-wrong and the mask itself as a prompt. As in SAM, the loss is that of the best of three masks (cross-entropy and dice), and the
-quality head learns the IoU of all three.
+The model is a `transformers.EdgeTamModel`: SAM 2's prompt encoder and mask decoder on a small ResNet, with skip connections
+from strides 4 and 8 to the decoder. Each image gets several prompts (`lexiseg.training.sam_prompts`), some of which are then
+corrected. As in SAM, the loss is that of the best of three masks (cross-entropy and dice), and the IoU head learns the IoU of
+all three.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from lexiseg.backbones.sam import Sam2Backbone, SamFamily
 from lexiseg.backbones.sam_loading import print_without_hub
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.inference.pipeline import resolve_device
+from lexiseg.training.sam_prompts import CELL, MIN_PIXELS, POSITIVE, Prompts, corrections, prompts_on
 from lexiseg.training.tiny import (
     CHECKPOINT_EVERY,
     Budget,
     Run,
-    SceneBatch,
     ScenePool,
     SceneStream,
     colour_augmented,
@@ -42,12 +41,9 @@ from lexiseg.training.tiny import (
 )
 from lexiseg.world import Scene, scenes
 
-SIZE, PATCH = 256, 16  # pixels of a side, and of a cell of the image embedding
-CELL = 4  # input pixels a side of a cell of the masks
-EVERY = 0.3  # weight of all three masks; a click in this world means one thing, so none of them need be useless
+SIZE, PATCH = 256, 16  # side of the input and stride of the image embedding, in pixels
+EVERY = 0.3  # weight of the loss of all three masks; clicks in this world are unambiguous
 CORRECTED = 0.3  # weight of the loss of corrected prompts
-MIN_PIXELS = 40  # of a region that is prompted for
-POSITIVE, NEGATIVE, CORNERS, PADDING = 1, 0, (2, 3), -10  # SAM's point labels
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Embeddings = tuple[Tensor, Tensor, Tensor]  # [B, C, g, g], and the skips [B, C / 8, 4g, 4g] and [B, C / 4, 2g, 2g]
@@ -63,7 +59,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to begin with, as in the package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cooldown", type=float, default=0.6, help="share of the training in which the learning rate falls")
+    parser.add_argument("--cooldown", type=float, default=0.6, help="fraction of the training in which the learning rate falls")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=8, help="of each image")
     parser.add_argument("--device", default="auto")
@@ -75,7 +71,7 @@ def main() -> None:
 
 
 def tiny_sam() -> Any:
-    """The architecture, with weights to start from: 4.1 M parameters, of which the image encoder has 3.5 M."""
+    """Build the model with initial weights: 4.1 M parameters, of which 3.5 M are the image encoder's."""
     from transformers import EdgeTamConfig, EdgeTamModel
     from transformers.models.edgetam.configuration_edgetam import (
         EdgeTamMaskDecoderConfig,
@@ -111,20 +107,20 @@ def tiny_sam() -> Any:
     prompt = EdgeTamPromptEncoderConfig(hidden_size=width, image_size=SIZE, patch_size=PATCH, mask_input_channels=16)
     decoder = EdgeTamMaskDecoderConfig(hidden_size=width, mlp_dim=2 * width, num_attention_heads=4, iou_head_hidden_dim=width)
     model = EdgeTamModel(EdgeTamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
-    _start(model)
+    _init_weights(model)
     return model
 
 
 @torch.no_grad()
-def _start(model: Any) -> None:
-    """Weights from which a short training learns; from transformers' own, 0.02 for everything, it does not."""
-    # Clicks and cells have to share a code of positions to be compared; nothing in the model ties the two.
+def _init_weights(model: Any) -> None:
+    """Initialise the weights for a short training; it does not converge from transformers' default, 0.02 everywhere."""
+    # Clicks and cells are compared by their position encodings, which nothing in the model ties.
     model.prompt_encoder.shared_embedding.positional_embedding.copy_(model.shared_image_embedding.positional_embedding)
     for part in (model.vision_encoder.neck, model.mask_decoder, model.prompt_encoder.mask_embed):
         for module in part.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                given = module.weight.shape[0] if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
-                nn.init.normal_(module.weight, std=given**-0.5)
+                fan_in = module.weight.shape[0] if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+                nn.init.normal_(module.weight, std=fan_in**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
     for module in model.vision_encoder.backbone.modules():
@@ -134,7 +130,7 @@ def _start(model: Any) -> None:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     for module in model.vision_encoder.backbone.modules():
-        if hasattr(module, "conv2") and hasattr(module, "bn2"):  # what a residual block adds is little at first
+        if hasattr(module, "conv2") and hasattr(module, "bn2"):  # residual branches start small
             nn.init.constant_(module.bn2.weight, 0.2)
     for convolution in model.vision_encoder.neck.convs:
         convolution.weight.mul_(0.5)
@@ -147,21 +143,22 @@ def _start(model: Any) -> None:
     decoder.iou_prediction_head.proj_out.weight.mul_(0.1)
     nn.init.zeros_(prompts.no_mask_embed.weight)
     prompts.mask_embed.conv3.weight.mul_(0.1)
-    _look_where_the_click_is(model)
+    _init_click_attention(model)
 
 
 @torch.no_grad()
-def _look_where_the_click_is(model: Any) -> None:
-    """Start with a decoder in which the tokens of a prompt attend to the cells where its click is.
+def _init_click_attention(model: Any) -> None:
+    """Initialise the decoder so that the tokens of a prompt attend to the cells at its click.
 
-    Half of the frequencies of the position code (``compared``) are what every attention between tokens and cells compares at
-    first; the other half of the channels (``own``) says which token it is. The first self-attention of the decoder, which has
-    no residual, keeps each token's own half in two of its heads and gives all tokens the mean code of the prompt in the others.
+    Every attention between tokens and cells initially compares half of the frequencies of the position encoding
+    (``compared``); the other half of the channels (``own``) identifies the token. The first self-attention of the decoder,
+    which has no residual, keeps each token's own half in two of its heads, and gives all tokens the mean encoding of the
+    prompt in the others.
     """
     decoder, prompts = model.mask_decoder, model.prompt_encoder
     layers, width = decoder.transformer.layers, decoder.hidden_size
     half = width // 2
-    frequency = torch.randperm(half)  # the code is [sines, cosines], `half` of each
+    frequency = torch.randperm(half)  # the encoding is [sines, cosines], `half` of each
     compared = torch.stack([frequency[: half // 2], frequency[: half // 2] + half], dim=1).flatten()
     own = torch.stack([frequency[half // 2 :], frequency[half // 2 :] + half], dim=1).flatten()
     rows = torch.arange(half)
@@ -196,7 +193,7 @@ def _look_where_the_click_is(model: Any) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Carry out the training that the command line describes; goes on where its run left off."""
+    """Train with the options of the command line; resumes from the run's checkpoint."""
     device = resolve_device(options.device)
     torch.manual_seed(options.seed)
     model = tiny_sam()
@@ -227,14 +224,14 @@ def train(options: argparse.Namespace) -> None:
             logits, pred_iou = decode(model, embeddings, prompts)
             near = likeness(model, embeddings, prompts.points)
         loss, overlap = losses(logits.float(), pred_iou.float(), prompts.masks)
-        # Likeness is for the beginning: it fades with the learning rate.
+        # The similarity loss helps at the beginning only: its weight decays with the learning rate.
         clicked = (prompts.labels[..., 0] == POSITIVE).float()
-        alike = (mask_loss(near.float(), prompts.masks) * clicked).sum() / clicked.sum()
+        similarity = (mask_loss(near.float(), prompts.masks) * clicked).sum() / clicked.sum()
         corrected = corrections(prompts, logits.detach().float(), pred_iou.detach())
         with fast(device):
-            logits, pred_iou = decode(model, _of_images(embeddings, len(corrected.points)), corrected)
-        again, _ = losses(logits.float(), pred_iou.float(), corrected.masks)
-        loss = loss + rate / options.lr * alike + CORRECTED * again
+            logits, pred_iou = decode(model, _first_images(embeddings, len(corrected.points)), corrected)
+        corrected_loss, _ = losses(logits.float(), pred_iou.float(), corrected.masks)
+        loss = loss + rate / options.lr * similarity + CORRECTED * corrected_loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -252,98 +249,11 @@ def train(options: argparse.Namespace) -> None:
     run.log(step=step, **evaluate(model, held_out))
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """N prompts of at most two points on each of B images.
-
-    Attributes:
-        points: [B, N, 2, 2], (x, y) in pixels.
-        labels: [B, N, 2], SAM's.
-        masks: [B, N, m, m], the shares in 0..1 of each cell that the region meant covers.
-        singles: so many prompts, the first ones, have one point only.
-        given: [B, N, m, m], logits of an earlier answer as a further prompt.
-    """
-
-    points: Tensor
-    labels: Tensor
-    masks: Tensor
-    singles: int
-    given: Tensor | None = None
-
-
-def prompts_on(batch: SceneBatch, count: int) -> Prompts:
-    """Random prompts on scenes: half of them one click; of the others six in ten a box with noise, the rest two clicks.
-
-    The second of two clicks is inside or outside of the region. Seven in ten prompts mean a thing.
-    """
-    masks = batch.masks()
-    number, _, high, wide = masks.shape
-    device, rows = masks.device, torch.arange(number, device=masks.device)[:, None]
-    area = masks.flatten(2).sum(-1)
-    eligible = area >= MIN_PIXELS
-    things = batch.things() & eligible
-    weights = 0.3 * eligible / eligible.sum(1, keepdim=True) + 0.7 * things / things.sum(1, keepdim=True).clamp(min=1)
-    chosen = torch.multinomial(weights, count, replacement=True)  # [B, N]
-
-    # The pixels of an image in the order of their segments: a random one of a segment is a random rank.
-    order = batch.ids.flatten(1).argsort(dim=1)
-    starts = area.cumsum(1) - area
-    first, size = starts.gather(1, chosen), area.gather(1, chosen)
-
-    def pixels(rank: Tensor) -> Tensor:
-        place = order.gather(1, rank)
-        return torch.stack([place % wide, place // wide], dim=-1) + 0.5
-
-    def random_rank(most: Tensor) -> Tensor:
-        return (torch.rand(most.shape, device=device) * most).long().minimum((most - 1).clamp(min=0))
-
-    inside = pixels(first + random_rank(size))
-    rest = high * wide - size
-    outside = pixels((first + size + random_rank(rest)) % (high * wide))
-    points = torch.stack([inside, pixels(first + random_rank(size))], dim=2)
-    labels = torch.full((number, count, 2), POSITIVE, device=device)
-
-    kind = torch.rand(number, count, device=device)
-    negative = (kind > 0.8) & (rest > 0)
-    points[..., 1, :] = torch.where(negative[..., None], outside, points[..., 1, :])
-    labels[..., 1] = torch.where(negative, NEGATIVE, POSITIVE)
-    box = kind < 0.6
-    corners = batch.boxes()[rows, chosen]  # [B, N, 2, 2]
-    noise = 0.04 * torch.randn(corners.shape, device=device) * (corners[..., 1:, :] - corners[..., :1, :])
-    points = torch.where(box[..., None, None], corners + noise, points)
-    labels = torch.where(box[..., None], torch.tensor(CORNERS, device=device), labels)
-    singles = (count + 1) // 2
-    points[:, :singles, 0], labels[:, :singles] = inside[:, :singles], torch.tensor((POSITIVE, PADDING), device=device)
-    fine = functional.avg_pool2d(masks.float(), CELL)
-    return Prompts(points, labels, fine[rows, chosen], singles)
-
-
-def corrections(prompts: Prompts, logits: Tensor, pred_iou: Tensor) -> Prompts:
-    """The single clicks on a quarter of the images once more: with a click where the answer is wrong, and the answer itself."""
-    images = max(1, len(prompts.points) // 4)
-    truth = prompts.masks[:images, : prompts.singles]
-    best = pred_iou[:images, : prompts.singles].argmax(-1)
-    given = logits[:images, : prompts.singles].gather(2, best[..., None, None, None].expand(-1, -1, 1, *truth.shape[-2:]))[
-        :, :, 0
-    ]
-    wrong = ((given > 0) != (truth > 0.5)).flatten(2).float() + 1e-6
-    cell = torch.multinomial(wrong.flatten(0, 1), 1).view(*truth.shape[:2])
-    side = truth.shape[-1]
-    spot = CELL * (torch.stack([cell % side, cell // side], dim=-1) + 0.5)
-    inside = truth.flatten(2).gather(2, cell[..., None])[..., 0] > 0.5
-    points = torch.stack([prompts.points[:images, : prompts.singles, 0], spot], dim=2)
-    labels = torch.stack([torch.full_like(cell, POSITIVE), inside.long()], dim=2)
-    return Prompts(points, labels, truth, 0, given.clamp(-20, 20))
-
-
 # --- the model --------------------------------------------------------------------------------------------------------
 
 
 def encode(model: Any, images: Tensor) -> Embeddings:
-    """Embedding and skips of images [B, 3, H, W] in 0..1."""
+    """Encode images [B, 3, H, W] in 0..1 into their embedding and skip features."""
     mean, std = (images.new_tensor(colour)[:, None, None] for colour in (MEAN, STD))
     normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
     fine, middle, coarse = model.vision_encoder(normalised).fpn_hidden_states
@@ -352,22 +262,22 @@ def encode(model: Any, images: Tensor) -> Embeddings:
 
 
 def decode(model: Any, embeddings: Embeddings, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Masks [B, N, 3, m, m] (logits) and qualities [B, N, 3] of all prompts."""
+    """Decode prompts into mask logits [B, N, 3, m, m] and predicted IoU [B, N, 3]."""
     points, labels = prompts.points, prompts.labels
-    if prompts.given is not None:  # a mask changes the image that its prompt sees: each prompt gets an image of its own
+    if prompts.given is not None:  # a mask prompt is added to the image embedding, so each prompt needs its own copy
         number, count = points.shape[:2]
         repeated = tuple(part.repeat_interleave(count, dim=0) for part in embeddings)
-        answers = _answers(
+        decoded = _decode(
             model, repeated, points.flatten(0, 1)[:, None], labels.flatten(0, 1)[:, None], prompts.given.flatten(0, 1)[:, None]
         )
-        return answers[0].unflatten(0, (number, count))[:, :, 0], answers[1].unflatten(0, (number, count))[:, :, 0]
+        return decoded[0].unflatten(0, (number, count))[:, :, 0], decoded[1].unflatten(0, (number, count))[:, :, 0]
     split = prompts.singles
-    single = _answers(model, embeddings, points[:, :split, :1], labels[:, :split, :1], None)
-    double = _answers(model, embeddings, points[:, split:], labels[:, split:], None)
+    single = _decode(model, embeddings, points[:, :split, :1], labels[:, :split, :1], None)
+    double = _decode(model, embeddings, points[:, split:], labels[:, split:], None)
     return torch.cat([single[0], double[0]], dim=1), torch.cat([single[1], double[1]], dim=1)
 
 
-def _answers(
+def _decode(
     model: Any, embeddings: Sequence[Tensor], points: Tensor, labels: Tensor, given: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     embedding, fine, middle = embeddings
@@ -385,16 +295,16 @@ def _answers(
     return logits, pred_iou
 
 
-def _of_images(embeddings: Embeddings, number: int) -> Embeddings:
+def _first_images(embeddings: Embeddings, number: int) -> Embeddings:
     embedding, fine, middle = embeddings
     return embedding[:number], fine[:number], middle[:number]
 
 
 def likeness(model: Any, embeddings: Embeddings, points: Tensor) -> Tensor:
-    """Logits [B, N, m, m] of belonging together with the first point of each prompt, from the encoder alone.
+    """Similarity logits [B, N, m, m] of each cell to the first point of each prompt, from the encoder alone.
 
-    The embeddings go through the decoder's upscaling without its transformer; cells are alike that are close. It teaches
-    the encoder what belongs together before the transformer knows what a click is.
+    The embeddings pass the decoder's upscaling without its transformer; the logits fall with the squared distance. This
+    teaches the encoder to group cells before the transformer has learnt to use clicks.
     """
     embedding, skip, middle = embeddings
     decoder = model.mask_decoder
@@ -411,14 +321,14 @@ def likeness(model: Any, embeddings: Embeddings, points: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy and dice of masks [..., m, m] against shares in 0..1 of each cell, [...].
+    """Cross-entropy and dice loss of mask logits [..., m, m] against coverage in 0..1 of each cell. Returns [...].
 
-    Where SAM has a focal loss stands a cross-entropy whose positives weigh the more the smaller the region is: with the
-    focal loss all masks stay empty for hundreds of steps, because things fill a few hundredths of a scene.
+    In place of SAM's focal loss, a cross-entropy with positives weighted by the inverse square root of their fraction: with
+    the focal loss all masks stay empty for hundreds of steps, because things fill a few hundredths of a scene.
     """
     probability = logits.sigmoid()
-    share = target.mean((-2, -1), keepdim=True).clamp(min=1e-4)
-    weight = torch.where(target > 0.5, share.rsqrt(), 1.0)
+    fraction = target.mean((-2, -1), keepdim=True).clamp(min=1e-4)
+    weight = torch.where(target > 0.5, fraction.rsqrt(), 1.0)
     entropy = functional.binary_cross_entropy_with_logits(logits, target, weight, reduction="none").sum((-2, -1)) / weight.sum(
         (-2, -1)
     )
@@ -427,9 +337,9 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def losses(logits: Tensor, pred_iou: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's loss of the best of three masks, a share of that of all three, and the IoU [B, N, 3] of every mask.
+    """SAM's loss of the best of three masks plus `EVERY` times the mean loss of all three; and the IoU [B, N, 3] of each.
 
-    ``masks`` [B, N, m, m] are shares in 0..1 of each cell that the true region covers.
+    ``masks`` [B, N, m, m] is the fraction in 0..1 of each cell that the true region covers.
     """
     target = masks[:, :, None].expand_as(logits)
     each = mask_loss(logits, target)
@@ -446,18 +356,25 @@ def evaluate(model: Any, sets: dict[str, list[Scene]]) -> dict[str, float]:
     rows: dict[str, float] = {}
     for name, chosen in sets.items():
         rng = np.random.default_rng(5)
-        found = [row for scene in chosen for row in prompted(sam, scene, rng)]
-        things = [row for row in found if row.thing]
+        regions = [region for scene in chosen for region in prompted(sam, scene, rng)]
+        things = [row for row in regions if row.thing]
         rows[f"{name}_things"] = float(np.mean([row.click for row in things]))
         rows[f"{name}_centres"] = float(np.mean([row.centre for row in things]))
         rows[f"{name}_boxes"] = float(np.mean([row.box for row in things]))
-        rows[f"{name}_stuff"] = float(np.mean([row.click for row in found if not row.thing]))
+        rows[f"{name}_stuff"] = float(np.mean([row.click for row in regions if not row.thing]))
     return rows
 
 
 @dataclass(frozen=True)
 class PromptedRegion:
-    """IoU of what a SAM answers when asked for one region, at full resolution; of several masks the one it thinks best."""
+    """IoU of SAM's masks of a region at full resolution, taking the mask with the highest predicted IoU.
+
+    Attributes:
+        thing: whether the region is a thing.
+        click: with a click at a random pixel of the region.
+        centre: with a click where the border is farthest.
+        box: with the region's box.
+    """
 
     thing: bool
     click: float
@@ -467,7 +384,7 @@ class PromptedRegion:
 
 @torch.no_grad()
 def prompted(sam: SamFamily, scene: Scene, rng: np.random.Generator) -> list[PromptedRegion]:
-    """Ask a SAM for every region of a scene: by one click anywhere, by one where the border is farthest, and by its box."""
+    """Prompt a SAM with every region of a scene: a random click, a click at its centre, and its box."""
     masks = [(segment.style is not None, scene.panoptic == segment.id) for segment in scene.segments]
     masks = [(thing, mask) for thing, mask in masks if mask.sum() >= MIN_PIXELS]
     device, size = next(sam.parameters()).device, scene.panoptic.shape
@@ -475,20 +392,21 @@ def prompted(sam: SamFamily, scene: Scene, rng: np.random.Generator) -> list[Pro
     embedding, skips = sam.encode_with_skips(sam.preprocess(image))
     clicks, centres, boxes = [], [], []
     for _, mask in masks:
-        spots = np.argwhere(mask)
-        clicks.append(spots[rng.integers(len(spots))][::-1] + 0.5)
+        pixels = np.argwhere(mask)
+        clicks.append(pixels[rng.integers(len(pixels))][::-1] + 0.5)
         depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
         centres.append(np.array(np.unravel_index(depth.argmax(), size))[::-1] + 0.5)
-        boxes.append([*spots.min(0)[::-1], *(spots.max(0)[::-1] + 1)])
+        boxes.append([*pixels.min(0)[::-1], *(pixels.max(0)[::-1] + 1)])
 
     def overlaps(points: Tensor | None = None, boxes: Tensor | None = None) -> list[float]:
         logits, pred_iou = sam.decode(embedding, points=points, boxes=boxes, skips=skips)
         best = logits[torch.arange(len(logits)), pred_iou.argmax(1)]
-        whole = functional.interpolate(best[None].float(), size, mode="bilinear", align_corners=False)[0].cpu().numpy() > 0
-        return [float((one & mask).sum() / (one | mask).sum()) for one, (_, mask) in zip(whole, masks, strict=True)]
+        upsampled = functional.interpolate(best[None].float(), size, mode="bilinear", align_corners=False)[0]
+        predicted = upsampled.cpu().numpy() > 0
+        return [float((mask & true).sum() / (mask | true).sum()) for mask, (_, true) in zip(predicted, masks, strict=True)]
 
-    def scaled(places: list[Any]) -> Tensor:
-        return sam.scale_points(torch.tensor(np.array(places), dtype=torch.float32, device=device).unflatten(1, (-1, 2)), size)
+    def scaled(points: list[Any]) -> Tensor:
+        return sam.scale_points(torch.tensor(np.array(points), dtype=torch.float32, device=device).unflatten(1, (-1, 2)), size)
 
     columns = overlaps(points=scaled(clicks)), overlaps(points=scaled(centres)), overlaps(boxes=scaled(boxes).flatten(1))
     return [PromptedRegion(thing, *row) for (thing, _), row in zip(masks, zip(*columns, strict=True), strict=True)]

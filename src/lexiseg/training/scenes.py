@@ -1,4 +1,4 @@
-"""Scenes of the emoji world as files, the way other data sets come."""
+"""Write scenes of the emoji world as a data set."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from lexiseg.world import Scene, scenes, world_classes
 
 
 def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed: int = 0, progress: bool = True) -> None:
-    """Write scenes with their truth: images/, panoptic/ + panoptic.json (COCO), labels/ + classes.txt, classes.json.
+    """Write scenes with ground truth: images/, panoptic/ + panoptic.json (COCO), labels/ + classes.txt, classes.json.
 
-    The files that name the pictures and the classes come last; those of an earlier call are removed first. So a folder that was
-    left half-written is no data set.
+    The index files are removed first and written last, so an interrupted call leaves no valid data set.
 
     Args:
-        folder: is made if it is not there.
-        split: see `lexiseg.world.splits`.
-        count: of scenes.
-        size: pixels a side.
-        seed: of the scenes.
+        folder: output folder, created if missing.
+        split: a split of `lexiseg.world.splits`.
+        count: number of scenes.
+        size: side of the images in pixels.
+        seed: seed of the scenes.
         progress: show a bar on stderr, if that is a terminal.
     """
     rows = world_classes()
@@ -45,10 +44,10 @@ def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed:
 
 
 def _segments(scene: Scene) -> list[Segment]:
-    found = []
+    segments = []
     for segment in scene.segments:
         rows, columns = np.nonzero(scene.panoptic == segment.id)
         box = (int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
         row = world_classes()[segment.label]
-        found.append(Segment(segment.id, segment.label, row.name, row.thing, 1.0, len(rows), box))
-    return found
+        segments.append(Segment(segment.id, segment.label, row.name, row.thing, 1.0, len(rows), box))
+    return segments

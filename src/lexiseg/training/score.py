@@ -3,10 +3,10 @@
     python -m lexiseg.training.score --scenes 200 --seed 12345 --model cmpf-tiny
     python -m lexiseg.training.score --scenes 100 --far output/far/openmoji.webp --far output/far/photographs.webp
 
-Top-1 is over all names of the world. IoU of a class is over all scenes together; mIoU is the mean over the classes that
-occur in them (a class that is predicted but nowhere true costs others their pixels, not a zero of its own). PQ is that of
-`lexiseg evaluate`. Of SAM + CLIP, in which nothing else learnt, the parts are scored, too. ``--far`` adds scenes whose things
-are all drawn as in an atlas that is not shipped (``tools/far_styles.py``), still among all names.
+Top-1 accuracy is over all names of the world. The IoU of a class is over all scenes together; mIoU is the mean over the
+classes that occur in them (a class that is predicted but never true is not counted as zero). PQ is that of `lexiseg
+evaluate`. SAM and CLIP are also scored alone for SAM + CLIP, which has no other trained parts. ``--far`` adds scenes drawn
+from an atlas that is not shipped (``tools/far_styles.py``), classified among all names.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def main() -> None:
     parser.add_argument("--far", action="append", default=[], metavar="ATLAS", help="score scenes of this style, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    pipeline = load(arguments.model, weights=dict(one.split("=", 1) for one in arguments.weights), device="cpu")
+    pipeline = load(arguments.model, weights=dict(entry.split("=", 1) for entry in arguments.weights), device="cpu")
     rows: dict[str, float] = {}
     for title, chosen in sets(arguments.scenes, arguments.seed, arguments.far):
-        found = [*parts(pipeline, chosen, title)] if isinstance(pipeline.segmenter, SamClip) else []
-        rows |= {f"{title}: {name}": value for name, value in [*found, *whole(pipeline, chosen, title)]}
+        encoders = [*parts(pipeline, chosen, title)] if isinstance(pipeline.segmenter, SamClip) else []
+        rows |= {f"{title}: {name}": value for name, value in [*encoders, *whole(pipeline, chosen, title)]}
     if arguments.json:
         print(json.dumps({"scenes": arguments.scenes, "seed": arguments.seed, "model": arguments.model, "scores": rows}))
         return
@@ -61,19 +61,19 @@ def main() -> None:
 
 
 def sets(count: int, seed: int, far: Sequence[str] = ()) -> Iterator[tuple[str, list[Scene]]]:
-    """(title, scenes) of the two splits, and of each atlas in ``far``, in which only things appear that it has."""
+    """Yield (title, scenes) of the two splits, and of each atlas in ``far``, whose scenes show only things it contains."""
     for atlas in far:
-        drawn(atlas)  # that an atlas is not as it should be is said before an hour of scoring
+        drawn(atlas)  # raises for an invalid atlas before the first scenes are scored
     for title, split in SETS.items():
         yield title, list(scenes(split, count, seed=seed))
     for atlas in far:
-        few = Split((atlas,), seen_only=False, things=drawn(atlas))
-        yield f"far, {Path(atlas).stem}", [render((seed, crc32(b"far"), index), few) for index in range(count)]
+        split_of_atlas = Split((atlas,), seen_only=False, things=drawn(atlas))
+        yield f"far, {Path(atlas).stem}", [render((seed, crc32(b"far"), index), split_of_atlas) for index in range(count)]
 
 
 @torch.no_grad()
 def parts(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple[str, float]]:
-    """(what, value) of CLIP on boxes and true masks, and of SAM on clicks and boxes."""
+    """Yield (name, score) of CLIP on boxes and true masks, and of SAM on clicks and boxes."""
     text = pipeline.embed(Vocabulary.builtin("emoji"))
     assert isinstance(pipeline.segmenter, SamClip)
     clip, sam, side = pipeline.segmenter.clip, pipeline.segmenter.sam, pipeline.segmenter.config.shortest_edge
@@ -99,7 +99,7 @@ def parts(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
 
 
 def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple[str, float]]:
-    """(what, value) of the semantic and the panoptic results among all names."""
+    """Yield (name, score) of the semantic and panoptic results over all names."""
     vocabulary, rows = Vocabulary.builtin("emoji"), world_classes()
     things = frozenset(label for label, row in enumerate(rows) if row.thing)
     seen = frozenset(label for label, row in enumerate(rows) if row.seen)
@@ -114,12 +114,12 @@ def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
     for number, scene in enumerate(tqdm(chosen, desc=f"{title}: whole", leave=False, disable=None)):
         prediction = pipeline.predict(scene.image, text)
         truth = PanopticMap(scene.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in scene.segments))
-        found = {
+        segmentations = {
             task: measurable(as_segmentation(task, scene.image, vocabulary, regions_of(prediction, text, task, policy)))
             for task in ("semantic", "panoptic")
         }
-        semantic.update(number, scene.semantic(), found["semantic"])
-        panoptic.update(number, truth, found["panoptic"])
+        semantic.update(number, scene.semantic(), segmentations["semantic"])
+        panoptic.update(number, truth, segmentations["panoptic"])
     for name, result in (("mIoU", semantic.result()), ("PQ", panoptic.result())):
         yield name, result[name]
         for group in groups:
@@ -127,7 +127,7 @@ def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
 
 
 def top1(vectors: Tensor, text: TextEmbeddings) -> Tensor:
-    """The best class of each embedding [R, D]."""
+    """Index of the best class for each embedding [R, D]."""
     return text.per_class(functional.normalize(vectors, dim=-1) @ text.vectors.T).argmax(-1)
 
 

