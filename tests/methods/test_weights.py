@@ -165,9 +165,9 @@ def test_a_card_that_is_none_is_refused_by_file(tmp_path: Path, card: str) -> No
         (["shortest_edge"], r"the card in .*model\.safetensors is damaged: config"),
         (
             {"shortest_edge": "wide"},
-            r"the config in the card of .*model\.safetensors is not one of fcclip-tiny: shortest_edge must",
+            r"the config in the card of .*model\.safetensors does not match fcclip-tiny: shortest_edge must",
         ),
-        ({"shortest_edges": 64}, r"is not one of fcclip-tiny: there is no option 'shortest_edges'; did you mean shortest_edge"),
+        ({"shortest_edges": 64}, r"does not match fcclip-tiny: there is no option 'shortest_edges'; did you mean shortest_edge"),
     ],
 )
 def test_a_card_whose_config_is_none_is_refused_by_file(tmp_path: Path, config: object, message: str) -> None:
@@ -189,7 +189,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_nothing_trained_is_nothing_to_save_but_for_all_parts(tmp_path: Path) -> None:
     one, two = tiny_sam_clip("vit"), tiny_sam_clip("vit")
-    with pytest.raises(UsageError, match="no part of this model is trained"):
+    with pytest.raises(UsageError, match="this model has no trained parts"):
         save_segmenter(one, tmp_path, {})
     save_segmenter(one, tmp_path, {}, all_parts=True)
     other(two)

@@ -1,13 +1,13 @@
-"""What CAT-Seg, SAM-MI and ESC-Net share: CLIP's correlations of cells and classes, and a picture's way through them.
+"""Base class of CAT-Seg, SAM-MI and ESC-Net: segmentation from the cost volume of CLIP's dense features and class embeddings.
 
-    views      squares of pictures: the whole of each, and overlapping crops
-    encode     views by CLIP: dense features, class embeddings, and their cosines     `CostVolume`
-    decode     cost volumes into logits of every class                                each method's own
-    mosaic     the probabilities of all views of each picture on one canvas
+    views      square views of an image: the whole image, and overlapping crops (sliding window)
+    encode     CLIP on views: dense features, class embeddings, and their cosines     `CostVolume`
+    decode     cost volumes to class logits                                           by each method
+    mosaic     merge the probabilities of all views of an image
 
-Views have one size, whatever the pictures': the same view of B pictures is one batch. A method is a `decode`; one that knows
-more of the pictures than cost volumes (SAM-MI: SAM's masks) gives a `ViewDecoder` of its own for each batch of them. CLIP is
-tuned along the way, in the query and value projections of both its towers.
+Views have one size whatever the image size, so the same view of B images is one batch. A method implements `decode`; one that
+needs more than cost volumes (SAM-MI: SAM's masks) also overrides `view_decoder`. Training fine-tunes the query and value
+projections of both towers of CLIP.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from lexiseg.methods.base import Segmenter, Trained, check_trace
 from lexiseg.methods.catseg.config import CorrelationConfig
 from lexiseg.structures import ImageBatch, MaskTarget, PixelPrediction, Size, TextEmbeddings, Trace
 
-CANVAS, CROP, STRIDE = 640, 384, 256  # pixels of the enlarged picture, of a crop, and from one crop to the next
-MULTIPLE = 32  # the official program pads whole pictures to multiples of it
-LEVELS = 2  # of CLIP, early ones, guide a decoder
-PAIRS = 1024  # of a picture and a class, in pictures that are looked at together: what bounds the memory of a batch
+CANVAS, CROP, STRIDE = 640, 384, 256  # sides of the resized image and of a crop, and stride of the crops, in pixels
+MULTIPLE = 32  # the official code pads whole images to multiples of it
+LEVELS = 2  # number of early levels of CLIP that guide a decoder
+PAIRS = 1024  # greatest number of (image, class) pairs processed at once; bounds the memory of a batch
 
-UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) in widths and heights of an image
+UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) as fractions of the image's width and height
 WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class CostVolume:
-    """What CLIP makes of B views and K classes.
+    """Cost volume of B views and K classes, with the features it is computed from.
 
     Attributes:
-        dense: [B, D, h, w] features of cells in the joint space.
+        dense: [B, D, h, w] image features in the joint space.
         classes: [K, D] class embeddings.
-        cost: [B, K, h, w] cosines of cells and classes.
-        levels: [B, C, h, w] each: CLIP's maps after the first and the second third of its blocks.
+        cost: [B, K, h, w] cosine similarities.
+        levels: [B, C, h, w] each: features of CLIP after the first and second third of its blocks.
     """
 
     dense: Tensor
@@ -57,15 +57,15 @@ class CostVolume:
     levels: tuple[Tensor, ...]
 
 
-ViewDecoder = Callable[[CostVolume, UnitBox], Tensor]  # B pictures' volumes of a view, its box -> logits [B, K, 4h, 4w]
+ViewDecoder = Callable[[CostVolume, UnitBox], Tensor]  # (cost volume of B views, their box) -> logits [B, K, 4h, 4w]
 
 
 class CorrelationSegmenter(Segmenter):
-    """Logits of every class from the correlations of cells and classes, on a CLIP with a vision transformer.
+    """Segmentation from cost volumes of a vision transformer CLIP.
 
     Args:
         clip: its first two levels guide the decoder.
-        config: how pictures are looked at.
+        config: image sizes, sliding window and decoder.
 
     Raises:
         UsageError: the CLIP has too few levels.
@@ -79,32 +79,30 @@ class CorrelationSegmenter(Segmenter):
     def __init__(self, clip: ClipViT, config: CorrelationConfig) -> None:
         super().__init__(config)
         if len(clip.channels) < LEVELS:
-            raise UsageError(f"this method takes a CLIP of two levels or more; this one has {len(clip.channels)}")
+            raise UsageError(f"this method needs a CLIP of two levels or more; this one has {len(clip.channels)}")
         self.clip: ClipViT = clip
 
     def trained_parts(self) -> frozenset[str]:
         return frozenset(self.parts())
 
     def trainable(self) -> Iterator[Trained]:
-        """Of CLIP the query and value projections; the keys between them in one packed weight stay as they are."""
-        for one in super().trainable():
-            if not one.name.startswith("clip."):
-                yield one
-            elif one.name.endswith("attn.in_proj_weight"):
-                width = len(one.parameter) // 3
-                yield replace(one, frozen_rows=slice(width, 2 * width))
+        """Trainable parameters; of CLIP the query and value rows of packed projection weights, the key rows are frozen."""
+        for entry in super().trainable():
+            if not entry.name.startswith("clip."):
+                yield entry
+            elif entry.name.endswith("attn.in_proj_weight"):
+                width = len(entry.parameter) // 3
+                yield replace(entry, frozen_rows=slice(width, 2 * width))
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> PixelPrediction:
-        """Probabilities of each class by itself.
+        """Predict independent class probabilities.
 
-        A trace gets ``clip`` [D, h, w], the dense features of the whole picture, and ``cost`` [K, h, w], its costs.
+        A trace receives ``clip`` [D, h, w], the dense features of the whole image, and ``cost`` [K, h, w], its costs.
         """
         check_trace(images, trace)
-        pictures, together = list(images), max(1, PAIRS // len(text))
-        maps = [
-            self._probabilities(pictures[start : start + together], text, trace) for start in range(0, len(pictures), together)
-        ]
+        pictures, chunk = list(images), max(1, PAIRS // len(text))
+        maps = [self._probabilities(pictures[start : start + chunk], text, trace) for start in range(0, len(pictures), chunk)]
         return PixelPrediction(maps[0] if len(maps) == 1 else torch.cat(maps), images.sizes, images.sizes, link="identity")
 
     def loss(
@@ -115,12 +113,12 @@ class CorrelationSegmenter(Segmenter):
         options: Any = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a training batch, all its images of one square size; every pixel counts.
+        """Compute the loss of a training batch of images of one square size.
 
         Args:
-            images: B images, looked at once.
-            text: the vocabulary of the training, with gradients if the text tower is to learn.
-            targets: what is in each of them.
+            images: B images, without sliding window.
+            text: embeddings of the training classes, with gradients if the text tower is trained.
+            targets: ground truth of each image.
             options: a `PixelLossOptions`.
             draw: not used.
         """
@@ -129,7 +127,7 @@ class CorrelationSegmenter(Segmenter):
         return {"pixels": pixel_loss(logits, targets, options or PixelLossOptions())}
 
     def encode(self, views: Tensor, text: TextEmbeddings) -> CostVolume:
-        """The cost volume of views [B, 3, S, S], float RGB in 0..1, seen at ``image_size`` × ``image_size``."""
+        """Compute the cost volume of views [B, 3, S, S], float RGB in 0..1, resized to ``image_size``."""
         features = self.clip.features(_resized(views, (self.config.image_size, self.config.image_size)))
         dense = self.clip.project(features)
         if self.behaviour == "official":
@@ -142,14 +140,14 @@ class CorrelationSegmenter(Segmenter):
 
     @abstractmethod
     def decode(self, volume: CostVolume, trace: Trace | None = None, /) -> Tensor:
-        """Logits [B, K, 4h, 4w] of B views; a trace is of one view."""
+        """Decode a cost volume to logits [B, K, 4h, 4w]; a trace requires B = 1."""
 
     def decode_in_training(self, volume: CostVolume) -> Tensor:
-        """As `decode`, but for what a method does otherwise in training."""
+        """Decode in training; default is `decode`."""
         return self.decode(volume)
 
     def view_decoder(self, _images: Sequence[Tensor], _whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
-        """How the views of B images [3, H, W] are decoded, the whole of each first, whose cost volumes are given."""
+        """Return the decoder for the views of B images [3, H, W], given the cost volume of the whole images."""
 
         def decode(volume: CostVolume, box: UnitBox) -> Tensor:
             return self.decode(volume, trace if box == WHOLE else None)
@@ -157,7 +155,7 @@ class CorrelationSegmenter(Segmenter):
         return decode
 
     def _probabilities(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Tensor:
-        """Probabilities [B, K, h, w] of B images [3, H, W]."""
+        """Class probabilities [B, K, h, w] of B images [3, H, W]."""
         whole = self.encode(torch.cat([self._whole_view(image) for image in images]), text)
         if trace is not None:
             trace |= {"clip": whole.dense[0], "cost": whole.cost[0]}
@@ -168,7 +166,7 @@ class CorrelationSegmenter(Segmenter):
         return mosaic(logits, ((box, decode(self.encode(views, text), box)) for box, views in crops(images)))
 
     def _whole_view(self, image: Tensor) -> Tensor:
-        """An image [3, H, W] as one view [1, 3, S, S]."""
+        """Resize an image [3, H, W] to one view [1, 3, S, S]."""
         if self.config.sliding:
             return _resized(image[None], (CROP, CROP))
         image = self.clip.padded(image, MULTIPLE) if self.behaviour == "official" else image
@@ -176,7 +174,7 @@ class CorrelationSegmenter(Segmenter):
 
 
 def crops(images: Sequence[Tensor]) -> Iterator[tuple[UnitBox, Tensor]]:
-    """Four boxes, overlapping, and the crops [B, 3, 384, 384] there of a 640 × 640 version of images [3, H, W] (CAT-Seg)."""
+    """Yield four overlapping boxes and their crops [B, 3, 384, 384] of images [3, H, W] resized to 640 × 640 (CAT-Seg)."""
     canvas = torch.cat([_resized(image[None], (CANVAS, CANVAS)) for image in images])
     starts = range(0, CANVAS - CROP + 1, STRIDE)
     for top in starts:
@@ -186,7 +184,7 @@ def crops(images: Sequence[Tensor]) -> Iterator[tuple[UnitBox, Tensor]]:
 
 
 def mosaic(whole: Tensor, parts: Iterable[tuple[UnitBox, Tensor]]) -> Tensor:
-    """Probabilities [B, K, 640, 640] of logits [B, K, h, w]: half the mean of the crops', half the whole's (CAT-Seg)."""
+    """Average the probabilities of whole images, logits [B, K, h, w], and of their crops: [B, K, 640, 640] (CAT-Seg)."""
     total = _resized(_resized(whole, (CROP, CROP)).sigmoid(), (CANVAS, CANVAS))
     covering = torch.zeros(CANVAS, device=whole.device)
     for start in range(0, CANVAS - CROP + 1, STRIDE):
@@ -198,7 +196,7 @@ def mosaic(whole: Tensor, parts: Iterable[tuple[UnitBox, Tensor]]) -> Tensor:
 
 
 def _resized(maps: Tensor, size: Size) -> Tensor:
-    """Maps [B, C, h, w] at another size, without antialiasing, as the official program does."""
+    """Resize maps [B, C, h, w] bilinearly, without antialiasing, as in the official code."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -41,9 +41,7 @@ def embedded(file: str) -> Source:
 
 def clip(architecture: str, tag: str, kinds: type[ClipBackbone] | tuple[type[ClipBackbone], ...] = ClipBackbone) -> Part:
     """Part for a published CLIP of open_clip whose image tower is one of ``kinds``."""
-    name = (
-        f"{architecture}-quickgelu" if tag == OPENAI else architecture
-    )  # implied by the tag, not by the weights
+    name = f"{architecture}-quickgelu" if tag == OPENAI else architecture  # implied by the tag, not by the weights
     source = Source("open_clip_model.safetensors", MIT, _CLIP_REPOSITORIES[architecture, tag])
     return Part("clip", partial(_clip, kinds, name), partial(_clip_with_weights, kinds, name, tag), source)
 

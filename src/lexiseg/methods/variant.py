@@ -1,8 +1,8 @@
-"""A model by name: a method, its backbones, its config and where its weights come from; and the only way to build one.
+"""Model variants: method, backbones, config and weights of a model by name. All models are built by `Variant`:
 
-empty       random weights; on the device "meta" without memory                parameter counts, laws, benchmarks
-untrained   backbones with their published weights, the rest random            where a training starts
-load        trained weights: ours, or a checkpoint as its authors published it
+empty       random weights; without memory on the device "meta"                 parameter counts, tests, benchmarks
+untrained   backbones with their published weights, the rest random            start of a training
+load        trained weights: ours, or a checkpoint as published by the authors
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from.
+    """Source of weights.
 
     Attributes:
-        file: in the repository, or below the package's ``assets``.
-        licence: of the weights.
-        repository: on the Hugging Face hub; None where they are inside the package or fetched by hand.
-        manual_url: the page where a person must fetch them, or the command that trains them; given with ``--weights`` then.
+        file: path in the repository, or in the package's ``assets``.
+        licence: licence of the weights.
+        repository: repository on the Hugging Face hub; None if they are in the package or downloaded by hand.
+        manual_url: page for the manual download, or command that trains them; they are given with ``--weights``.
     """
 
     file: str
@@ -46,7 +46,7 @@ class Source:
     manual_url: str = ""
 
     def present(self) -> bool:
-        """Whether the file is on this machine; never touches the network."""
+        """Whether the file is on this machine; does not access the network."""
         if self.manual_url:
             return False
         if self.repository is None:
@@ -56,7 +56,7 @@ class Source:
         return isinstance(try_to_load_from_cache(self.repository, self.file), str)
 
     def origin(self) -> dict[str, str]:
-        """What a card says of a backbone with these weights."""
+        """Entry in a card for a backbone with these weights."""
         if self.repository is None:
             return {"file": self.file, "sha256": digest_of(ASSETS / self.file)}
         return {"repository": self.repository, "file": self.file}
@@ -64,14 +64,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Part:
-    """A backbone that a model stands on.
+    """Backbone of a model.
 
     Attributes:
-        name: argument of the method's constructor, first word of its parameters' names, and PART in ``--weights PART=FILE``.
+        name: argument of the method's constructor, prefix of its parameter names, and PART in ``--weights PART=FILE``.
         empty: builds it with random weights.
-        load: builds it with the weights of a file or folder; given None, with the published ones.
-        source: of the published weights.
-        optional: whether it is left out where no weights are given.
+        load: builds it with the weights of a file or folder, or with the published weights for None.
+        source: source of the published weights.
+        optional: whether it is omitted if no weights are given.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Part:
 
 
 class Official(ABC):
-    """The form in which the authors of a method publish its weights.
+    """Format of the weights as published by the authors of a method.
 
     Attributes:
-        licence: of the weights.
-        options: of the config, that weights of this form need.
-        partial: beginnings of our names: of a part that one of them begins with, the file holds these only.
+        licence: licence of the weights.
+        options: config options that weights of this format require.
+        partial: prefixes of our names; of the parts of these prefixes, the file holds only matching parameters.
     """
 
     licence: ClassVar[str]
@@ -96,19 +96,19 @@ class Official(ABC):
 
     @abstractmethod
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
-        """Official keys that carry no parameter, and why."""
+        """Official keys without a parameter, and the reason why each is dropped."""
 
     @abstractmethod
     def ours(self, state: Mapping[str, Tensor], source: str, /) -> dict[str, Tensor]:
-        """An official state dictionary under our names.
+        """Rename an official state dictionary to our names.
 
         Raises:
-            WeightsError: keys that no rule knows, by name.
+            WeightsError: unknown keys, by name.
         """
 
     @abstractmethod
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
-        """The reverse of `ours`, without the dropped keys.
+        """Rename to official names, the inverse of `ours` without the dropped keys.
 
         Raises:
             WeightsError: parameters that the official model does not have.
@@ -117,19 +117,19 @@ class Official(ABC):
 
 @dataclass(frozen=True)
 class Variant:
-    """A model by name.
+    """Named model.
 
     Attributes:
-        name: as `lexiseg.load` takes it.
+        name: name for `lexiseg.load`.
         summary: one line.
-        method: the segmenter's class.
-        config: its options.
+        method: class of the segmenter.
+        config: its config.
         parts: its backbones.
-        source: of the trained weights; None: nothing is trained.
-        official: the authors' form of them, if they are published.
-        training_classes: built-in vocabulary that published weights were trained on.
-        recipe: how it is trained, if it can be.
-        start: the model whose trained weights its training starts from, instead of random ones.
+        source: source of the trained weights; None if nothing is trained.
+        official: format of the weights published by the authors, if any.
+        training_classes: built-in vocabulary that the published weights were trained on.
+        recipe: training recipe, if any.
+        start: model whose trained weights initialise the training.
     """
 
     name: str
@@ -145,36 +145,35 @@ class Variant:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What its predictions can be made into, best first."""
+        """Supported tasks, best first."""
         return self.method.tasks
 
     @property
     def sources(self) -> dict[str, Source]:
-        """Where its weights come from, by the name in ``--weights NAME=FILE``."""
+        """Sources of its weights, by NAME in ``--weights NAME=FILE``."""
         own = {} if self.source is None else {self.method.key: self.source}
         return {part.name: part.source for part in self.parts if part.source is not None} | own
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        """All names that ``--weights NAME=FILE`` takes."""
+        """All valid NAMEs of ``--weights NAME=FILE``."""
         own = () if self.source is None else (self.method.key,)
         return (*own, *(part.name for part in self.parts))
 
     def empty(self, config: MethodConfig | None = None) -> Segmenter:
-        """The model with random weights, on PyTorch's current default device."""
+        """Build the model with random weights, on PyTorch's default device."""
         return self._build({part.name: part.empty() for part in self.parts if not part.optional}, config or self.config)
 
     def untrained(self, weights: Mapping[str, str] | None = None, config: MethodConfig | None = None) -> Segmenter:
-        """The model before its training.
+        """Build the model as before its training.
 
         Args:
-            weights: local files in place of the published ones, by part; of a model whose training starts from another model
-                also that one's, by its method.
-            config: options; this model's if left out.
+            weights: local files that replace the published weights, by part; also those of the `start` model, by its method.
+            config: config; default is that of the variant.
 
         Raises:
-            UsageError: weights for a part that there is not.
-            WeightsError: weights that cannot be found, fetched or read, or are another model's.
+            UsageError: weights for an unknown part.
+            WeightsError: weights cannot be found, fetched or read, or belong to another model.
         """
         given, start = dict(weights or {}), self.start
         names = {part.name for part in self.parts}
@@ -187,16 +186,16 @@ class Variant:
         return segmenter
 
     def load(self, weights: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None) -> Segmenter:
-        """The model with trained weights.
+        """Build the model with trained weights.
 
         Args:
-            weights: local files in place of the published ones, by part; under the method's key the trained weights, a folder
-                in our form or a checkpoint as published.
-            options: values that differ from the weights' config, by (dotted) name.
+            weights: local files that replace the published weights, by part; under the method's key the trained weights, a
+                folder in our format or an official checkpoint.
+            options: overrides of the saved config, by (dotted) name.
 
         Raises:
-            UsageError: weights for a part that there is not; an unknown option, or one that the weights have fixed.
-            WeightsError: weights that cannot be found, fetched or read, or are another model's.
+            UsageError: weights for an unknown part; an unknown option, or one that the weights fix.
+            WeightsError: weights cannot be found, fetched or read, or belong to another model.
         """
         given, options = dict(weights or {}), options or {}
         self._check_names(given, self.weight_names)
@@ -215,10 +214,10 @@ class Variant:
         return segmenter
 
     def check_tensors(self, saved: SavedWeights) -> None:
-        """Compare tensors with those the model has; needs no memory.
+        """Check names and shapes of saved tensors against the model, on the device "meta".
 
         Raises:
-            WeightsError: weights are missing, left over, or of another shape.
+            WeightsError: weights are missing, unexpected, or of another shape.
         """
         with torch.device("meta"):
             inside = {part.name: part.empty() for part in self.parts if not part.optional or part.name in saved.parts()}
@@ -226,7 +225,7 @@ class Variant:
         check_saved(segmenter, saved, elsewhere=frozenset(part.name for part in self.parts) - saved.parts())
 
     def num_parameters(self, config: MethodConfig | None = None) -> dict[str, Any]:
-        """Parameter counts: total, trainable (by its recipe), frozen, and by part."""
+        """Parameter counts: ``total``, ``trainable`` (by its recipe), ``frozen``, and ``by_part``."""
         with torch.device("meta"):
             segmenter = self.empty(config)
         by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in segmenter.parts().items()}
@@ -235,14 +234,14 @@ class Variant:
         return {"total": total, "trainable": trainable, "frozen": total - trainable, "by_part": by_part}
 
     def origins(self, weights: Mapping[str, str]) -> dict[str, dict[str, str]]:
-        """Where the weights of each backbone come from, for the card of a training that was given ``weights``."""
+        """Origin of the weights of each backbone, for the card of a training with local ``weights``."""
         return {part.name: origin for part in self.parts if (origin := _origin(part, weights.get(part.name)))}
 
     def _build(self, backbones: Mapping[str, nn.Module], config: MethodConfig) -> Segmenter:
         return self.method(**backbones, config=config)
 
     def _backbones(self, given: Mapping[str, str], inside: Collection[str] = ()) -> dict[str, nn.Module]:
-        """The backbones with their weights, but empty ones where the weights are inside a file that is read later."""
+        """Build the backbones with their weights; those in ``inside`` without, as a file that is read later holds them."""
         return {
             part.name: part.empty() if part.name in inside else part.load(given.get(part.name))
             for part in self.parts
@@ -265,22 +264,22 @@ class Variant:
             return ASSETS / Path(source.file).parent
         if self.official is None:
             raise WeightsError(
-                f"nobody has published weights of {self.name}: train it (`{source.manual_url}`) and give --weights {key}=FOLDER"
+                f"{self.name} has no published weights: train it (`{source.manual_url}`) and give --weights {key}=FOLDER"
             )
         raise WeightsError(
-            f"the weights of {self.name} cannot be fetched by a program: load {source.manual_url} in a browser and give the "
-            f"file, --weights {key}=FILE. A tiny model, whose weights are here, is {key}-tiny"
+            f"the weights of {self.name} need a manual download: open {source.manual_url} in a browser and give the "
+            f"file, --weights {key}=FILE. {key}-tiny has its weights in the package"
         )
 
     def _read(self, path: str | Path) -> SavedWeights:
-        """Trained weights of either form."""
+        """Read trained weights, ours or official."""
         if self.official is None or read_card(path) is not None:
             return read_weights(path, model=self.name)
         tensors = self.official.ours(read_state(Path(path)), str(path))
         return SavedWeights(tensors, self.official_card(), Path(path))
 
     def official_card(self) -> dict[str, Any]:
-        """What a card says of weights that the authors published."""
+        """Card of the weights published by the authors."""
         assert self.official is not None
         classes = () if self.training_classes is None else Vocabulary.builtin(self.training_classes).classes
         return {
@@ -297,10 +296,10 @@ class Variant:
         try:
             return from_document(type(self.config), saved.card["config"])
         except UsageError as error:
-            raise WeightsError(f"the config in the card of {saved.file} is not one of {self.name}: {error}") from error
+            raise WeightsError(f"the config in the card of {saved.file} does not match {self.name}: {error}") from error
 
     def _check_origins(self, saved: SavedWeights, given: Mapping[str, str], inside: Collection[str]) -> None:
-        """Compare the backbones with those the weights were trained on, as far as the card tells."""
+        """Check that the backbones are those the weights were trained on, as recorded in the card."""
         trained: Mapping[str, Mapping[str, str]] = saved.card.get("backbones", {})
         for part in self.parts:
             then = trained.get(part.name)
@@ -309,14 +308,14 @@ class Variant:
             now = _origin(part, given.get(part.name)) or {}
             if any(key in then and then[key] == now.get(key) for key in ("repository", "sha256")):
                 continue
-            told = f"{saved.file} was trained on the {part.name} {_told(then)}, not on {_told(now)}"
+            message = f"{saved.file} was trained on the {part.name} {_described(then)}, not on {_described(now)}"
             if part.name not in given:
-                raise WeightsError(f"{told}: give that one, --weights {part.name}=FILE")
-            warnings.warn(told, stacklevel=3)
+                raise WeightsError(f"{message}: give that one, --weights {part.name}=FILE")
+            warnings.warn(message, stacklevel=3)
 
 
 def _origin(part: Part, given: str | None) -> dict[str, str] | None:
-    """Where the weights of a part come from; None if it has none."""
+    """Origin of the weights of a part; None if it has none."""
     if given is None:
         return None if part.source is None else part.source.origin()
     file = weights_file(Path(given))
@@ -324,11 +323,11 @@ def _origin(part: Part, given: str | None) -> dict[str, str] | None:
 
 
 def weights_file(path: Path) -> Path:
-    """The file with the weights in a folder of any backbone; a file itself."""
+    """Weights file in the folder of a backbone; a file is returned as is."""
     names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
     return next((path / name for name in names if (path / name).is_file()), path)
 
 
-def _told(origin: Mapping[str, str]) -> str:
+def _described(origin: Mapping[str, str]) -> str:
     digest = f" (SHA-256 {origin['sha256'][:12]}…)" if "sha256" in origin else ""
     return f"{origin.get('repository', origin.get('file', 'unknown'))}{digest}"

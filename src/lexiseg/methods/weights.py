@@ -1,11 +1,11 @@
-"""Our own form of weights: a folder with ``model.safetensors``, names as in the segmenter, and ``card.json``.
+"""Our format of weights: a folder with ``model.safetensors``, with the names of the segmenter, and ``card.json``.
 
-    save_segmenter(segmenter, folder, {"model": "fcclip-tiny"})     the parts its recipe trains; CLIP and SAM on request
-    card = fill_from(segmenter, folder)                             or the safetensors file alone
+    save_segmenter(segmenter, folder, {"model": "fcclip-tiny"})     trained parts; CLIP and SAM on request
+    card = fill_from(segmenter, folder)                             or from the safetensors file alone
 
-The card says what the weights are: the model's name and whole config, the classes it was trained on, where the weights of its
-backbones come from, and how it was trained. It is in the header of ``model.safetensors``, too: that one is read, ``card.json``
-is for people.
+The card records the model's name and whole config, the classes it was trained on, the origin of the weights of its backbones,
+and its training. It is also stored in the header of ``model.safetensors``, which is what loading reads; ``card.json`` is for
+readers.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from lexiseg.ops.files import replacing, write_json
 from lexiseg.ops.options import to_document
 
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
-CARD_KEY = "lexiseg"  # of the safetensors header
-LEAN = "lean"  # in a card: of parts that are trained in part, the file holds that part only
+CARD_KEY = "lexiseg"  # key in the safetensors header
+LEAN = "lean"  # card key: of partly trained parts, the file holds only the trained parameters
 
 
 class CardFields(BaseModel):
-    """What loading needs of a card; whatever else it says is for people.
+    """Fields of a card that loading needs; others are informative.
 
     Attributes:
         model: name of the model.
         config: all options of its method.
-        training_classes: of each class of the training its name and synonyms.
-        backbones: of each backbone the repository, or the file and its SHA-256.
-        partial: beginnings of names: of the parts they begin with, the file holds these names only.
-        lean: whether what was not trained inside trained parts is left out.
+        training_classes: names of each training class, synonyms included.
+        backbones: repository of each backbone, or its file and SHA-256.
+        partial: name prefixes; of the parts of these prefixes, the file holds only matching parameters.
+        lean: whether frozen parameters of trained parts are left out.
     """
 
     model: str = ""
@@ -58,12 +58,12 @@ class CardFields(BaseModel):
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Weights in our form.
+    """Weights in our format.
 
     Attributes:
-        tensors: by name; the first word of a name is the part.
-        card: what they are.
-        file: where they were read.
+        tensors: by name; the first component of a name is the part.
+        card: their description.
+        file: file they were read from.
     """
 
     tensors: dict[str, Tensor]
@@ -71,22 +71,22 @@ class SavedWeights:
     file: Path
 
     def parts(self) -> frozenset[str]:
-        """The parts the file holds, as far as they have parameters."""
+        """Names of the parts in the file."""
         return frozenset(_part(name) for name in self.tensors)
 
     @property
     def lean(self) -> bool:
-        """Whether the file leaves out what was not trained inside the parts that were."""
+        """Whether frozen parameters of trained parts are left out."""
         return bool(self.card.get(LEAN))
 
     @property
     def partial(self) -> tuple[str, ...]:
-        """Beginnings of names: of the parts they begin with, the file holds these names only; the rest comes with the part."""
+        """Name prefixes: of the parts of these prefixes, the file holds only matching parameters."""
         return tuple(self.card.get("partial", ()))
 
     @property
     def training_classes(self) -> TrainingClasses | None:
-        """Names and synonyms of the classes of the training."""
+        """Names of the training classes, synonyms included."""
         classes = self.card.get("training_classes")
         return None if classes is None else tuple(map(tuple, classes))
 
@@ -94,15 +94,15 @@ class SavedWeights:
 def save_segmenter(
     segmenter: Segmenter, folder: str | Path, card: Mapping[str, Any], *, all_parts: bool = False, half: bool = False
 ) -> dict[str, Any]:
-    """Write a segmenter's weights in our form, replacing those in ``folder``.
+    """Save a segmenter's weights in our format, replacing those in ``folder``.
 
     Args:
-        segmenter: on any device; parameters and buffers are written as they are.
-        folder: is made if it is not there.
-        card: what a reader should know. ``"model"`` is the name that `lexiseg.load` takes; the config, the training's
-            classes, files, date and version are added.
-        all_parts: also the frozen parts, CLIP and SAM, so that nothing else is needed to load the model.
-        half: as `write_weights`.
+        segmenter: on any device.
+        folder: created if it does not exist.
+        card: description; ``"model"`` is the name for `lexiseg.load`. Config, training classes, files, date and version are
+            added.
+        all_parts: also save the frozen parts, CLIP and SAM, so that loading needs no other files.
+        half: see `write_weights`.
 
     Returns:
         The card as written.
@@ -113,7 +113,7 @@ def save_segmenter(
     """
     wanted = (frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()) - segmenter.dropped_parts()
     if not wanted:
-        raise UsageError("no part of this model is trained: there is nothing to save, except all parts")
+        raise UsageError("this model has no trained parts to save; pass all_parts=True to save the frozen ones")
     about = {
         **card,
         "config": to_document(segmenter.saved_config),
@@ -129,9 +129,9 @@ def write_weights(
 
     Args:
         tensors: by name.
-        folder: is made if it is not there.
+        folder: created if it does not exist.
         card: see `save_segmenter`.
-        half: as `halved`.
+        half: convert to half precision, see `halved`.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -154,31 +154,31 @@ def write_weights(
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], file: Path, header: Mapping[str, str] | None = None) -> None:
-    """Write tensors, or leave the old file as it was.
+    """Write tensors atomically.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    with replacing(file, apart=True) as temporary:  # safetensors writes a file beside it and renames that
+    with replacing(file, apart=True) as temporary:  # safetensors writes a temporary file and renames it
         temporary.touch()
         mode = temporary.stat().st_mode
         try:
             save_file(_apart(tensors), temporary, {"format": "pt", **(header or {})})
         except SafetensorError as error:
             raise OutputError(f"cannot write {file}: {error}; choose another folder or free some space") from error
-        temporary.chmod(mode)  # safetensors makes it for its owner alone
+        temporary.chmod(mode)  # safetensors restricts it to the owner
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices and kernels in float16; vectors and numbers, which are small, stay, and so does what float16 cannot hold."""
+    """Convert matrices and kernels to float16, if their values are in its range; vectors and scalars are kept."""
     return {name: _half(tensor) for name, tensor in tensors.items()}
 
 
 def read_card(path: str | Path) -> dict[str, Any] | None:
-    """The card of weights in our form, a folder or its safetensors file; None if they are of another form.
+    """Read the card of weights in our format, a folder or its safetensors file; None if they have another format.
 
     Raises:
-        WeightsError: missing, a folder without ``model.safetensors``, damaged, or with a card that is none.
+        WeightsError: the file is missing or damaged, or its card is invalid.
     """
     file = _file(path)
     if not file.is_file():
@@ -226,18 +226,17 @@ def read_weights(path: str | Path, *, model: str | None = None) -> SavedWeights:
 
 
 def fill_from(segmenter: Segmenter, path: str | Path, *, model: str | None = None) -> dict[str, Any]:
-    """Put weights in our form into a segmenter; frozen parts that the file leaves out keep what they have.
+    """Load weights in our format into a segmenter; frozen parts that the file leaves out are not changed.
 
     Args:
-        segmenter: built as the one that was saved, on the same CLIP if the card says that the file is lean; keeps its device
-            and precision.
+        segmenter: built as the saved one, with the same CLIP if the file is lean; keeps its device and precision.
         path, model: see `read_weights`.
 
     Returns:
         The card.
 
     Raises:
-        WeightsError: as `read_weights`; and weights missing, left over, or of another shape.
+        WeightsError: see `read_weights`; or weights are missing, unexpected, or of another shape.
     """
     saved = read_weights(path, model=model)
     fill(segmenter, saved, elsewhere=frozenset(segmenter.parts()) - segmenter.trained_parts() - saved.parts())
@@ -245,23 +244,23 @@ def fill_from(segmenter: Segmenter, path: str | Path, *, model: str | None = Non
 
 
 def fill(segmenter: Segmenter, saved: SavedWeights, *, elsewhere: Collection[str]) -> None:
-    """Put weights into a segmenter; see `check_saved`."""
+    """Load weights into a segmenter, see `check_saved`."""
     segmenter.load_state_dict(check_saved(segmenter, saved, elsewhere=elsewhere), strict=False)
 
 
 def check_saved(segmenter: Segmenter, saved: SavedWeights, *, elsewhere: Collection[str]) -> dict[str, Tensor]:
-    """Compare weights with what a segmenter has, which may be on the device "meta".
+    """Check names and shapes of weights against a segmenter, which may be on the device "meta".
 
     Args:
         segmenter: built with the config of the weights.
         saved: the weights.
-        elsewhere: parts that have their weights already; of these the file may hold some in a lean or a partial form.
+        elsewhere: parts that have their weights already; the file may hold some of them in a lean or partial form.
 
     Returns:
-        Those that the segmenter takes from the file.
+        The tensors to load into the segmenter.
 
     Raises:
-        WeightsError: weights are missing, left over, or of another shape.
+        WeightsError: weights are missing, unexpected, or of another shape.
     """
     own = segmenter.state_dict()
     pieces = frozenset(map(_part, saved.partial))
@@ -279,10 +278,10 @@ def check_saved(segmenter: Segmenter, saved: SavedWeights, *, elsewhere: Collect
 
 
 def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str | Path) -> None:
-    """Hold tensors against what a model has, which may be on the device "meta".
+    """Check names and shapes of tensors against those of a model, which may be on the device "meta".
 
     Raises:
-        WeightsError: weights are missing, left over, or of another shape, by name.
+        WeightsError: weights are missing, unexpected, or of another shape, by name.
     """
     problems = [f"{name} is missing" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"{name} is unknown" for name in sorted(tensors.keys() - expected.keys())]
@@ -304,7 +303,7 @@ def digest_of(file: str | Path) -> str:
 def _version() -> str:
     try:
         return version("lexiseg")
-    except PackageNotFoundError:  # run from its sources; no reason to lose a training
+    except PackageNotFoundError:  # run from a source tree
         return "not installed"
 
 
@@ -337,7 +336,7 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, in one piece each; of names for the same memory every one gets its own, as safetensors demands."""
+    """Copy tensors to the CPU, contiguous and without shared memory, as safetensors requires."""
     held: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -1,1 +1,1 @@
-"""CAT-Seg: aggregation of a cost volume between CLIP's dense features and the names."""
+"""CAT-Seg: aggregation of the cost volume of CLIP's dense features and class embeddings."""

@@ -1,4 +1,4 @@
-"""Options of CAT-Seg, and those it shares with SAM-MI and ESC-Net."""
+"""Config of CAT-Seg, and its base shared with SAM-MI and ESC-Net."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class CorrelationConfig(MethodConfig):
     RUNTIME: ClassVar[frozenset[str]] = MethodConfig.RUNTIME | {"image_size", "sliding", "max_classes", "classes_at_once"}
 
     templates: str = "catseg"
-    """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
+    """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
     image_size: Annotated[int, Ge(16), Le(65_535)] = 384
-    """Pixels a side of what CLIP looks at; the picture and its crops are squeezed into such squares."""
+    """Side of the square input of CLIP, in pixels; the image and its crops are resized to it."""
     sliding: bool = True
-    """Whether crops are looked at, too; else the whole picture only."""
+    """Whether to use a sliding window besides the whole image."""
     hidden_dim: Width = 128
-    """Channels of the cost volume."""
+    """Channels of the embedded cost volume."""
     num_heads: Width = 4
     """Attention heads."""
     window_size: Width = 12
     """Side of the windows of the Swin blocks, in cells."""
     max_classes: Natural = 256
-    """Of more classes those are kept in each image that come closest to one of its cells; 0 keeps all."""
+    """Number of top classes (by their highest cost) that are kept in each image; 0 keeps all."""
     classes_at_once: Positive | None = 32
-    """Classes processed at a time, which bounds the memory; the result is the same. None takes all at once."""
+    """Classes processed at once, which bounds the memory; the result is the same. None: all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,9 +46,9 @@ class CatSegConfig(CorrelationConfig):
     RUNTIME: ClassVar[frozenset[str]] = CorrelationConfig.RUNTIME | {"behaviour"}
 
     num_layers: Depth = 2
-    """Layers of the aggregation, each over space and over classes."""
+    """Aggregation layers, each over space and over classes."""
     guide_channels: tuple[Width, Width] = (256, 128)
-    """Channels of the decoder's guides, of twice and four times the resolution of CLIP's features."""
+    """Channels of the decoder guides, at twice and four times the resolution of CLIP's features."""
     appearance_dim: Width = 128
     """Channels of the guide over space, CLIP's dense features."""
     text_dim: Width = 128
@@ -56,11 +56,11 @@ class CatSegConfig(CorrelationConfig):
     decoder_channels: tuple[Width, Width] = (64, 32)
     """Channels of the two stages of the decoder."""
     decoder_guide_channels: tuple[Width, Width] = (32, 16)
-    """Channels of the guides inside them."""
+    """Channels of the projected guides in them."""
     pad_classes: bool = True
-    """Whether fewer classes than ``max_classes`` are filled up with a learnt one, in attention over classes."""
+    """Whether fewer classes than ``max_classes`` are padded with a learned token, in attention over classes."""
     class_attention: Literal["linear", "full"] = "linear"
-    """Attention over classes."""
+    """Kind of attention over classes."""
     behaviour: Behaviour = "paper"
-    """"official": the first name of a class only, and a picture that is seen whole is padded without taking the padding out
-    again; else the best name counts in every cell, and the mean of all guides."""
+    """"official": only the first name of a class is used, and padding of whole images is not removed from the result; "paper":
+    costs are those of the best name in every cell, and the guide is the mean of all names."""

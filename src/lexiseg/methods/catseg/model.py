@@ -1,12 +1,12 @@
 """CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024).
 
-How alike each cell of CLIP's dense features and each class are makes a cost volume, which is refined over space and over
-classes and decoded pixel by pixel. CLIP is tuned along the way, in the query and value projections of both its towers.
+The cosine similarities of CLIP's dense features and class embeddings form a cost volume, which is aggregated over space and
+over classes and decoded to class logits. Training fine-tunes the query and value projections of both towers of CLIP.
 
-    dense features   values of CLIP's last block, the class token as residual           `backbones/clip_vit.py`
-    costs            cosines of cells and classes; the way of a picture through them    `methods/correlation.py`
-    aggregation      of the costs, over space and over classes; decoder                 `layers/cost_aggregation.py`
-    guides           CLIP's maps after the first and the second third of its blocks, enlarged here
+    dense features   values of CLIP's last block, with the class token as residual      `backbones/clip_vit.py`
+    cost volume      cosine similarities, sliding window                                `methods/correlation.py`
+    aggregation      over space and over classes; decoder                               `layers/cost_aggregation.py`
+    guides           upsampled features after the first and second third of CLIP's blocks
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume
 from lexiseg.structures import Trace
 
-POOLING = 2  # cells a side that are one in attention over classes, in training
+POOLING = 2  # factor of average pooling in attention over classes, in training
 
 
 class CatSeg(CorrelationSegmenter):
-    """Cost aggregation on a CLIP with a vision transformer.
+    """CAT-Seg on a vision transformer CLIP.
 
     Args:
-        clip: tuned by the recipe, in the query and value projections of both towers.
-        config: sizes of the aggregation.
+        clip: fine-tuned by the recipe, in the query and value projections of both towers.
+        config: options of the model.
     """
 
     key = "catseg"
@@ -57,19 +57,19 @@ class CatSeg(CorrelationSegmenter):
 
 
 def guide_upsampling(clip: ClipViT, config: CatSegConfig) -> nn.ModuleList:
-    """Transposed convolutions that bring CLIP's levels to two and four times their resolution."""
+    """Transposed convolutions that upsample CLIP's levels by two and four."""
     sizes = zip(clip.channels, config.guide_channels, (2, 4), strict=False)
-    return nn.ModuleList(nn.ConvTranspose2d(channels, own, factor, factor) for channels, own, factor in sizes)
+    return nn.ModuleList(nn.ConvTranspose2d(inputs, outputs, factor, factor) for inputs, outputs, factor in sizes)
 
 
 def upsampled(layers: nn.ModuleList, levels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The guides of the decoder, [B, G, 2h, 2w] and [B, G', 4h, 4w], of CLIP's levels."""
+    """Upsample CLIP's levels to the decoder guides [B, G, 2h, 2w] and [B, G', 4h, 4w]."""
     second, first = (layer(level) for layer, level in zip(layers, levels, strict=True))
     return second, first
 
 
 def cost_aggregation(clip: ClipViT, config: CatSegConfig) -> CostAggregation:
-    """The aggregation of a config, over the features of a CLIP."""
+    """Build the cost aggregation of a config for a CLIP."""
     return CostAggregation(
         clip.width,
         config.guide_channels,

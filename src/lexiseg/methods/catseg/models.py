@@ -1,4 +1,4 @@
-"""CAT-Seg's models and how they are trained.
+"""Models and training recipes of CAT-Seg.
 
 lexiseg train catseg-vit-b16 --root DIR --output RUN         on COCO-Stuff, as published
 lexiseg train catseg-tiny --output RUN                       on the emoji world, offline
@@ -19,7 +19,7 @@ from lexiseg.methods.recipe import Jitter, Recipe, Stage
 from lexiseg.methods.variant import Source, Variant
 
 PAGE = "https://huggingface.co/spaces/hamacojr/CAT-Seg-weights/tree/main"
-TINY_SIZES: dict[str, Any] = {  # SAM-MI's, too
+TINY_SIZES: dict[str, Any] = {  # also those of SAM-MI
     "image_size": 256,
     "sliding": False,
     "guide_channels": (32, 16),
@@ -29,7 +29,7 @@ TINY_SIZES: dict[str, Any] = {  # SAM-MI's, too
     "decoder_channels": (16, 16),
     "decoder_guide_channels": (8, 8),
     "window_size": 8,
-    "max_classes": 48,  # chosen on scenes of seed 777; trainings ask for hardly more names at once
+    "max_classes": 48,  # chosen on scenes of seed 777; training batches hardly have more classes
     "pad_classes": False,
     "templates": "single",
 }
@@ -42,7 +42,7 @@ TINY_STAGE = Stage(2400, lr=1e-3, lr_multipliers={"clip": 0.05}, warmup=100, cos
 
 
 def vit_b16() -> Recipe:
-    """COCO-Stuff, 80,000 batches of 4 (published: 4 GPUs); ADE20K-150 mIoU 31.8 by the paper of CAT-Seg.
+    """COCO-Stuff, 80,000 steps of batch size 4 (published: 4 GPUs); ADE20K-150 mIoU 31.8 in the paper of CAT-Seg.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train catseg-vit-b16 --root DIR --output RUN``
     """
@@ -50,7 +50,7 @@ def vit_b16() -> Recipe:
 
 
 def vit_l14() -> Recipe:
-    """The same on the larger CLIP, at 336 pixels; ADE20K-150 mIoU 37.9 by the paper of CAT-Seg.
+    """The same with CLIP ViT-L/14 at 336 pixels; ADE20K-150 mIoU 37.9 in the paper of CAT-Seg.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train catseg-vit-l14 --root DIR --output RUN``
     """
@@ -58,7 +58,7 @@ def vit_l14() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """Seen names of the emoji world in the trained styles. Scores: docs/tiny.md.
+    """Seen classes and styles of the emoji world. Scores: docs/tiny.md.
 
     ``lexiseg train catseg-tiny --output RUN``
     """

@@ -1,4 +1,4 @@
-"""Names of CAT-Seg's parameters: official on one side, ours on the other, by prefix rules that are each other's inverse."""
+"""Conversion of CAT-Seg's parameter names, official and ours, by invertible prefix rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lexiseg.methods.weights import SavedWeights
 CLIP_PREFIX, OUR_CLIP_PREFIX = "sem_seg_head.predictor.clip_model.", "clip.clip_model."
 AGGREGATION, OUR_AGGREGATION = "sem_seg_head.predictor.transformer.", "aggregation."
 
-# Beginnings of official keys below `AGGREGATION` and of ours; <n> stands for any index and is the same on both sides.
+# Prefixes (official, ours) below `AGGREGATION`; <n> stands for any index, the same on both sides.
 _ATTENTION = (("q.", "query."), ("k.", "key."), ("v.", "value."))
 _BLOCK = (
     ("norm1.", "attention_norm."),
@@ -30,7 +30,7 @@ _CLASSES = (
     ("norm2.", "norm."),
     ("MLP.0.", "mlp.0."),
     ("MLP.2.", "mlp.2."),
-    ("padding_guidance", "filling_guide"),  # before the next, which begins like it
+    ("padding_guidance", "filling_guide"),  # before the next, which shares its prefix
     ("padding_tokens", "filling"),
 )
 _STAGE = (
@@ -65,24 +65,24 @@ _OWNER = "official CAT-Seg's"
 
 
 def dropped(key: str) -> bool:
-    """Whether an official key carries no parameter: which cells of a shifted window were neighbours is a constant."""
+    """Whether an official key holds no parameter: masks of shifted windows are constants."""
     return key.endswith(".attn_mask")
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:
-    """Official key -> key of ours, for all but CLIP's and the dropped ones.
+    """Map official keys to ours, except CLIP's and dropped ones.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: unknown keys, by name.
     """
     return rename_all((key for key in keys if not (dropped(key) or key.startswith(CLIP_PREFIX))), _TO_OURS, _OWNER)
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dictionary as our segmenter names it, its tuned CLIP included.
+    """Rename an official state dictionary to our names, the fine-tuned CLIP included.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: unknown keys, by name.
     """
     clip = pack_projections(
         {key.removeprefix(CLIP_PREFIX): tensor for key, tensor in state.items() if key.startswith(CLIP_PREFIX)}
@@ -92,10 +92,10 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `from_official`, without the dropped keys.
+    """Inverse of `from_official`, without the dropped keys.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: unknown keys, by name.
     """
     own = {key: tensor for key, tensor in tensors.items() if not key.startswith(OUR_CLIP_PREFIX)}
     clip = _within(tensors, OUR_CLIP_PREFIX)
@@ -104,12 +104,12 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class CatSegCheckpoint(Official):
-    """The authors' checkpoints, the tuned CLIP included."""
+    """Official checkpoints, the fine-tuned CLIP included."""
 
     licence: ClassVar[str] = "MIT"
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
-        return {key: "which cells of a shifted window were neighbours, a constant" for key in keys if dropped(key)}
+        return {key: "attention mask of shifted windows, a constant" for key in keys if dropped(key)}
 
     def ours(self, state: Mapping[str, Tensor], _source: str, /) -> dict[str, Tensor]:
         return from_official(state)

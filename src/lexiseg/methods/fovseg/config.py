@@ -1,4 +1,4 @@
-"""FOV-Seg's options."""
+"""Config of FOV-Seg."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class FovSegConfig(MaskTokenConfig):
     RUNTIME: ClassVar[frozenset[str]] = MaskTokenConfig.RUNTIME
 
     clip_image_size: Annotated[int, Ge(16), Le(65_535)] = 896
-    """Pixels a side of the square that CLIP looks at; its positions are resized to it bilinearly."""
+    """Side of the square input of CLIP, in pixels; position embeddings are resized bilinearly."""
     shortest_edge: Annotated[int, Ge(32), Le(65_535)] | None = 800
-    """Shorter side of the image that the generator of masks sees, in pixels; None leaves images as they are."""
+    """Shorter side of the image in the mask proposer, in pixels; None does not resize."""
     longest_edge: Annotated[int, Ge(32), Le(65_535)] = 1333
-    """Greatest longer side of it, in pixels."""
+    """Maximum longer side of it, in pixels."""
     masks_at_once: Positive | None = None
-    """Masks processed at a time; each part computes the keys and values of the picture again. None takes all at once."""
+    """Masks processed at once; each chunk recomputes the keys and values of the image. None: all."""
     teva: bool = True
-    """Whether mask tokens attend to the names, Eq. (9) and (10)."""
+    """Whether mask tokens attend to the class embeddings, Eq. (9) and (10)."""
     teva_bottleneck: Width = 64
     """Channels of that attention."""
     adapter_layers: Annotated[int, Ge(0), Le(3)] = 2
-    """Convolutions of the distribution adapter; 0 leaves it out (Table IV)."""
+    """Convolutions of the distribution adapter (Table IV); 0: no adapter."""
     fiser_layers: Annotated[int, Ge(0), Le(1000)] = 0
-    """Layers of FiSeR's predictor, Eq. (1) to (6), for training; 0 leaves it out, as at inference."""
+    """Layers of FiSeR's predictor, Eq. (1) to (6), in training; 0: no FiSeR, as at inference."""

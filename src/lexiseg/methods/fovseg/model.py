@@ -1,12 +1,12 @@
-"""FOV-Seg: FiSeR and TeVA on a frozen mask generator and CLIP's mask tokens.
+"""FOV-Seg: FiSeR and TeVA on a frozen mask proposer and CLIP's mask tokens.
 
-MaskCLIP without its relative attention, in whose every block the mask tokens ask the names before they look at their patches.
-Of CLIP the query projections of the vision tower learn, and only they.
+MaskCLIP without its relative attention; in every block the mask tokens attend to the class embeddings before they attend to
+their patches. Of CLIP only the query projections of the vision tower are trained.
 
     Eq. (1)-(6)    FiSeR, in training                            `lexiseg.losses.fiser`
-    Eq. (7), (8)   mask-image attention: CLIP's own              `lexiseg.backbones.clip_vit.attended`
+    Eq. (7), (8)   mask-image attention, by CLIP's weights       `lexiseg.backbones.clip_vit.attended`
     Eq. (9), (10)  mask-target attention                         `MaskTargetAttention` in `teva.py`
-    Eq. (11)       which patches a mask sees                     `lexiseg.methods.maskclip.model.touched`
+    Eq. (11)       attention mask of the patches                 `lexiseg.methods.maskclip.model.touched`
     Eq. (12)       both losses                                   `FovSeg.loss`
     Sec. V-C       distribution adapter                          `DistributionAdapter` in `teva.py`
 """
@@ -36,20 +36,20 @@ from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, TextEmbed
 
 @options(frozen=True)
 class FovSegLossOptions:
-    """Losses of Eq. (12)."""
+    """Options of the losses of Eq. (12)."""
 
     fiser: NonNegative = 1.0
-    """λ_FiSeR."""
+    """λ_FiSeR, weight of the FiSeR loss."""
     classes: SetLossOptions = field(default_factory=lambda: SetLossOptions(mask=0.0, dice=0.0))
-    """λ_CE, and how proposals are matched; proposals are not trained, so its masks have no weight."""
+    """λ_CE and matching of proposals; proposals are frozen, so the mask losses have weight 0."""
 
 
 class FovSeg(MaskClip):
-    """Mask tokens that ask the names.
+    """FOV-Seg: MaskCLIP whose mask tokens attend to class embeddings.
 
     Args:
         clip, proposer: see `MaskClip`.
-        config: sizes, adapter and FiSeR.
+        config: options of the model.
     """
 
     key = "fovseg"
@@ -66,7 +66,7 @@ class FovSeg(MaskClip):
 
     @property
     def saved_config(self) -> FovSegConfig:
-        """Without FiSeR, whose weights are not saved."""
+        """Config without FiSeR, whose weights are not saved."""
         return replace(self.config, fiser_layers=0)
 
     def parts(self) -> Mapping[str, nn.Module]:
@@ -80,16 +80,16 @@ class FovSeg(MaskClip):
         return frozenset({"fiser"})
 
     def trainable(self) -> Iterator[Trained]:
-        """Of CLIP the queries of the vision tower (f_q); keys and values in one packed weight with them stay as they are."""
-        for one in super().trainable():
-            if not one.name.startswith("clip."):
-                yield one
-            elif ".visual." in one.name and one.name.endswith(("attn.in_proj_weight", "attn.in_proj_bias")):
-                width = len(one.parameter) // 3
-                yield replace(one, frozen_rows=slice(width, 3 * width))
+        """Trainable parameters; of CLIP only the query rows (f_q) of packed projections in the vision tower."""
+        for entry in super().trainable():
+            if not entry.name.startswith("clip."):
+                yield entry
+            elif ".visual." in entry.name and entry.name.endswith(("attn.in_proj_weight", "attn.in_proj_bias")):
+                width = len(entry.parameter) // 3
+                yield replace(entry, frozen_rows=slice(width, 3 * width))
 
     def void_vector(self) -> Tensor | None:
-        """The learnt vector [D] of "no object"."""
+        """Learned vector [D] of "no object"."""
         return self.void.weight[0]
 
     def loss(
@@ -100,14 +100,14 @@ class FovSeg(MaskClip):
         options: FovSegLossOptions | None = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a training batch, all its images of one size; Eq. (12).
+        """Compute the losses of a training batch of images of one size, Eq. (12).
 
         Args:
             images: B images.
-            text: the vocabulary of the training.
-            targets: what is in each of them.
-            options: see there.
-            draw: of the points of the matching, and of the name that FiSeR covers.
+            text: embeddings of the training classes.
+            targets: ground truth of each image.
+            options: see `FovSegLossOptions`.
+            draw: random source of the matching points and of the name that FiSeR masks.
         """
         options, draw = options or FovSegLossOptions(), draw or uniform_points(images.pixels.device)
         with torch.no_grad():
@@ -124,15 +124,15 @@ class FovSeg(MaskClip):
         return losses
 
     def _embedded(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings, /) -> tuple[Tensor, Tensor]:
-        seen = visible(touched(masks, features.grid))  # Eq. (11)
+        attn_mask = visible(touched(masks, features.grid))  # Eq. (11)
         adapted = isinstance(self.adapter, DistributionAdapter)
         bias = bias_of(self.adapter(masks, features.grid)) if adapted else None
         targets = text.mean()
 
         def attend(number: int, block: Any, tokens: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
             if not len(self.teva):
-                return attended(block, tokens, image, seen, bias), masks
-            asked = self.teva[number](tokens, targets)
-            return asked + attended(block, tokens + asked, image, seen, bias), masks  # Eq. (7), Eq. (8)
+                return attended(block, tokens, image, attn_mask, bias), masks
+            text_update = self.teva[number](tokens, targets)
+            return text_update + attended(block, tokens + text_update, image, attn_mask, bias), masks  # Eq. (7), Eq. (8)
 
         return self.clip.mask_tokens(features, masks, attend)

@@ -1,4 +1,4 @@
-"""FOV-Seg's models and how they are trained (Sec. V-C). The authors have not published code or weights.
+"""Models and training recipes of FOV-Seg (Sec. V-C). The authors have published neither code nor weights.
 
 lexiseg train fovseg-vit-l14 --root DIR --output RUN         on COCO panoptic
 lexiseg train fovseg-tiny --output RUN                       on the emoji world, offline
@@ -26,7 +26,7 @@ TINY_STAGE = Stage(2500, lr=5e-4, lr_multipliers={"clip": 0.1}, warmup=50, cosin
 
 
 def vit_b16() -> Recipe:
-    """COCO panoptic, 25,000 batches of 16; ADE20K-150 mIoU 34.1 by the paper, after 10,000 of them (Table IV d).
+    """COCO panoptic, 25,000 steps of batch size 16; ADE20K-150 mIoU 34.1 in the paper after 10,000 steps (Table IV d).
 
     ``torchrun --nproc-per-node 8 -m lexiseg train fovseg-vit-b16 --root DIR --output RUN``
     """
@@ -34,7 +34,7 @@ def vit_b16() -> Recipe:
 
 
 def vit_l14() -> Recipe:
-    """The same on the larger CLIP; ADE20K-150 PQ 28.4 and mIoU 37.1 by the paper.
+    """The same with CLIP ViT-L/14; ADE20K-150 PQ 28.4 and mIoU 37.1 in the paper.
 
     ``torchrun --nproc-per-node 8 -m lexiseg train fovseg-vit-l14 --root DIR --output RUN``
     """
@@ -42,7 +42,7 @@ def vit_l14() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """Seen names of the emoji world in the trained styles, on the masks of `fcclip-tiny`. Scores: docs/tiny.md.
+    """Seen classes and styles of the emoji world, on the masks of `fcclip-tiny`. Scores: docs/tiny.md.
 
     ``lexiseg train fovseg-tiny --output RUN``
     """

@@ -1,4 +1,4 @@
-"""TeVA, the text-guided visual aligner (Sec. IV, Eq. 7-11): what mask tokens do beside CLIP's own attention.
+"""TeVA, the text-guided visual aligner (Sec. IV, Eq. 7-11): modules that extend CLIP's attention of mask tokens.
 
 Letters: B images, m masks, n patches, t target classes, C channels of CLIP's tokens, D joint width.
 """
@@ -16,13 +16,13 @@ HIDDEN = 16  # channels between the adapter's convolutions  # [decided]
 
 
 class MaskTargetAttention(nn.Module):
-    """Mask tokens ask the target classes, in a bottleneck; it says nothing before it has learnt.  # [decided]
+    """Cross-attention of mask tokens to target classes, in a bottleneck; zero at initialisation.  # [decided]
 
     Args:
         width: C.
         joint: D.
-        bottleneck: width of g_q, g_k and g_v together; a multiple of ``heads``.
-        heads: of the attention.
+        bottleneck: channels of queries, keys and values (g_q, g_k, g_v); a multiple of ``heads``.
+        heads: attention heads.
     """
 
     def __init__(self, width: int, joint: int, bottleneck: int = 64, heads: int = 4) -> None:
@@ -36,19 +36,23 @@ class MaskTargetAttention(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """What is added to tokens [B, m, C], of targets [t, D]."""
-        given = self.query(self.norm(tokens)), self.key(targets).expand(len(tokens), -1, -1), self.value(targets)  # Eq. (10)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in given)
-        asked = functional.scaled_dot_product_attention(query, key, value.expand_as(key))  # Eq. (9)
-        output: Tensor = self.output(asked.transpose(1, 2).flatten(2))
+        """Compute the update of tokens [B, m, C] from targets [t, D]."""
+        projected = (
+            self.query(self.norm(tokens)),
+            self.key(targets).expand(len(tokens), -1, -1),
+            self.value(targets),
+        )  # Eq. (10)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in projected)
+        attended = functional.scaled_dot_product_attention(query, key, value.expand_as(key))  # Eq. (9)
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
 
 class DistributionAdapter(nn.Module):
-    """Masks, which are no pictures, brought to CLIP: a bias of each patch, zero before it has learnt.
+    """Distribution adapter: attention bias of each patch from mask logits; zero at initialisation.
 
     Args:
-        layers: convolutions, 1 to 3 (Table IV f).
+        layers: number of convolutions, 1 to 3 (Table IV f).
     """
 
     def __init__(self, layers: int = 2) -> None:
@@ -61,12 +65,12 @@ class DistributionAdapter(nn.Module):
         self.layers = nn.Sequential(*steps[:-1])
 
     def forward(self, masks: Tensor, grid: Size) -> Tensor:
-        """Mask logits [B, m, H, W] -> [B, m, h, w], to be added to the scores of the patches."""
+        """Map mask logits [B, m, H, W] to attention biases of the patches, [B, m, h, w]."""
         adapted = self.layers(masks.sigmoid().flatten(0, 1).unsqueeze(1))
         resized = functional.interpolate(adapted, grid, mode="bilinear", align_corners=False)
         return resized.squeeze(1).unflatten(0, masks.shape[:2])
 
 
 def bias_of(adapted: Tensor) -> Tensor:
-    """The bias of the patches [B, m, h, w] with that of the class token, none, in front: [B, m, 1 + h · w]."""
+    """Prepend a zero bias of the class token to biases of the patches: [B, m, h, w] -> [B, m, 1 + h · w]."""
     return functional.pad(adapted.flatten(2), (1, 0))

@@ -1,1 +1,1 @@
-"""SAM + CLIP: segment everything, then name each piece. Nothing is trained."""
+"""SAM + CLIP: classify the masks of SAM's automatic mask generator by CLIP, without training."""

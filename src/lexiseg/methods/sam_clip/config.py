@@ -1,4 +1,4 @@
-"""Options of SAM + CLIP."""
+"""Config of SAM + CLIP."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lexiseg.ops.options import Depth, options
 
 @options(frozen=True)
 class SamClipConfig(MethodConfig):
-    """Options of `SamClip`; nothing is trained, so all may be changed."""
+    """Options of `SamClip`; all may be changed, as nothing is trained."""
 
     RUNTIME: ClassVar[frozenset[str]] = MethodConfig.RUNTIME | {
         "shortest_edge", "longest_edge", "points_per_side", "generator"
     }  # fmt: skip
 
     templates: str = "vild14"
-    """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
+    """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
     shortest_edge: Annotated[int, Ge(32), Le(65_535)] = 448
-    """Shorter side of the image that CLIP sees, in pixels."""
+    """Shorter side of the input of CLIP, in pixels."""
     longest_edge: Annotated[int, Ge(32), Le(65_535)] = 1333
-    """Greatest longer side of it, in pixels."""
+    """Maximum longer side of it, in pixels."""
     points_per_side: Depth = 32
-    """Points a side of the grid of SAM's prompts."""
+    """Points per side of the grid of SAM's point prompts."""
     generator: MaskGeneratorOptions = MaskGeneratorOptions()
-    """How SAM makes masks of them."""
+    """Options of SAM's automatic mask generator."""

@@ -1,12 +1,12 @@
-"""SAM + CLIP, CMPF's "Model 1" (paper: CMPF, Table 6): SAM says where, CLIP says what; nothing is trained.
+"""SAM + CLIP, CMPF's "Model 1" (paper: CMPF, Table 6): CLIP classifies the masks of SAM, without training.
 
-SAM's automatic generator proposes masks of everything. CLIP's features are pooled under each mask (ConvNeXt, ResNet:
-the region head; ViT: one class token a mask) and compared with the names. It works with any CLIP and any SAM.
+SAM's automatic mask generator proposes masks. CLIP's features are pooled inside each mask (ConvNeXt, ResNet: pooling and
+head; ViT: one class token per mask) and compared with the class embeddings. It supports any CLIP and any SAM.
 
     m_q, iou_q     = SAM(image)                                mask logits and predicted IoU
     v_q            = CLIP(image pooled under m_q)              joint space
-    p(k | q)       = softmax_k( τ max_{s of k} cos(v_q, t_s) ) as Eq. (10)-(11) of CMPF do (τ: CLIP's 1 / τ)
-    score(k, q)    = iou_q p(k | q)                            [decided] of masks that overlap, the better one wins
+    p(k | q)       = softmax_k( τ max_{s of k} cos(v_q, t_s) ) as Eq. (10)-(11) of CMPF (τ: CLIP's 1 / τ)
+    score(k, q)    = iou_q p(k | q)                            [decided] of overlapping masks the best score wins
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.sam_clip.config import SamClipConfig
 from lexiseg.structures import OUTSIDE, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
-LOWEST = 1e-6  # pred_iou, so that its logarithm is finite
+LOWEST = 1e-6  # minimum of pred_iou, so that its logarithm is finite
 
 
 class SamClip(Segmenter):
-    """Any SAM × any CLIP.
+    """SAM + CLIP.
 
     Args:
-        clip: names the masks.
-        sam: proposes them.
-        config: sizes of images, and how SAM is asked.
+        clip: classifies the masks.
+        sam: proposes the masks.
+        config: image sizes and mask generator.
     """
 
     tasks = ("panoptic", "semantic", "instance")
@@ -52,9 +52,9 @@ class SamClip(Segmenter):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
-        """Masks with classes; there is no "no object", for the generator has dropped poor masks already.
+        """Predict masks with classes, without "no object": the generator has filtered the masks already.
 
-        A trace gets ``clip`` [C, h, w], CLIP's coarsest map.
+        A trace receives ``clip`` [C, h, w], CLIP's coarsest map.
         """
         check_trace(images, trace)
         pictures, prompter = list(images), grid_points(self.config.points_per_side)
@@ -65,7 +65,7 @@ class SamClip(Segmenter):
         return MaskPrediction.join([self._named(*pair, text) for pair in zip(generated, features, strict=True)])
 
     def _features(self, images: Sequence[Tensor]) -> list[ClipFeatures]:
-        """What CLIP sees of each of some images [3, H, W] that have one `clip_size`."""
+        """CLIP features of each of some images [3, H, W] of equal `clip_size`."""
         size = self.clip_size(size_of(images[0]))
         resized = [
             functional.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False) for image in images
@@ -73,7 +73,7 @@ class SamClip(Segmenter):
         return self.clip.features(torch.cat(resized)).split()
 
     def _named(self, generated: GeneratedMasks, features: ClipFeatures, text: TextEmbeddings) -> MaskPrediction:
-        """The prediction of one image: its masks with the logarithms of their scores; without any a row that is not valid."""
+        """Prediction of one image: masks with log scores; a single invalid row if there are no masks."""
         count = len(generated)
         if count == 0:
             masks = generated.logits.new_full((1, 1, self.sam.mask_size, self.sam.mask_size), OUTSIDE)
@@ -89,7 +89,7 @@ class SamClip(Segmenter):
         return MaskPrediction(masks, classes, False, (generated.size,), (generated.padded_size,), valid)
 
     def clip_size(self, size: Size) -> Size:
-        """(height, width) of the image that CLIP sees, both multiples of its coarsest stride."""
+        """(height, width) of CLIP's input for an image, multiples of its coarsest stride."""
         scale = min(self.config.shortest_edge / min(size), self.config.longest_edge / max(size))
         stride = self.clip.strides[-1]
         high, wide = (max(stride, round(length * scale / stride) * stride) for length in size)
@@ -97,11 +97,13 @@ class SamClip(Segmenter):
 
 
 def over_image(generated: GeneratedMasks, size: Size) -> Tensor:
-    """Mask logits resampled to a grid [Q, h, w] over exactly the image, without SAM's padding."""
-    step = [part / whole for part, whole in zip(generated.size, generated.padded_size, strict=True)]
-    centres = [((torch.arange(cells) + 0.5) / cells * share * 2 - 1) for cells, share in zip(size, step, strict=True)]
+    """Resample mask logits to a grid [Q, h, w] over the image without SAM's padding."""
+    fractions = [length / padded for length, padded in zip(generated.size, generated.padded_size, strict=True)]
+    centres = [
+        ((torch.arange(cells) + 0.5) / cells * fraction * 2 - 1) for cells, fraction in zip(size, fractions, strict=True)
+    ]
     y, x = torch.meshgrid(*centres, indexing="ij")
-    places = torch.stack([x, y], -1).to(generated.logits).expand(1, *size, 2)
+    grid = torch.stack([x, y], -1).to(generated.logits).expand(1, *size, 2)
     return functional.grid_sample(
-        generated.image_logits()[None], places, mode="bilinear", padding_mode="border", align_corners=False
+        generated.image_logits()[None], grid, mode="bilinear", padding_mode="border", align_corners=False
     )[0]
