@@ -205,7 +205,7 @@ def test_evaluate_keeps_going_over_data_sets(mine, run, tmp_path) -> None:
     assert not list((tmp_path / "out").glob("*/metrics.json"))
     code, _, err = run(*arguments, "--keep-going")
     assert code == 1
-    assert "of camvid-val is not there" in err
+    assert "of camvid-val is missing" in err
     assert err.splitlines()[-1] == "lexiseg: 1 of 2 data sets failed; they are in no mean"
     assert len(list((tmp_path / "out").glob("*/metrics.json"))) == 1
 

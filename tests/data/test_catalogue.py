@@ -105,7 +105,7 @@ def test_a_task_whose_files_are_missing_is_left_out(tmp_path: Path, capsys: pyte
 def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     MINIATURES["camvid-val"].build(tmp_path)
     assert run("check", "camvid-val", tmp_path) == 1
-    assert "wrong: only 2 of the split's 101 pictures are there" in capsys.readouterr().out
+    assert "wrong: only 2 of the split's 101 pictures are present" in capsys.readouterr().out
     next((tmp_path / "CamVid/valannot").iterdir()).unlink()
     assert check(row_named("camvid-val"), tmp_path).step == "repair"
     assert run("check", "camvid-val", tmp_path) == 1
@@ -113,9 +113,9 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_preparing_what_needs_none_or_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="read as it is downloaded"):
+    with pytest.raises(UsageError, match="needs no preparation"):
         prepare(row_named("camvid-val"), tmp_path)
-    with pytest.raises(DataError, match=r"ADEChallengeData2016/images/validation of ade20k-150's download is not there"):
+    with pytest.raises(DataError, match=r"ADEChallengeData2016/images/validation of ade20k-150's download is missing"):
         prepare(row_named("ade20k-150"), tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_a_path_is_the_users_own(tmp_path: Path) -> None:
     write_document(tmp_path / "truth.json", {**document, "categories": [{"id": 1, "name": "dog"}]})
     assert open_dataset(tmp_path).vocabulary.names == ("dog",)
     assert open_dataset(str(tmp_path / "truth.json"), images=tmp_path / "images").tasks == ("instance",)
-    with pytest.raises(UsageError, match="knows its folders and classes"):
+    with pytest.raises(UsageError, match="has fixed folders and classes"):
         open_dataset("camvid-val", tmp_path, vocabulary="camvid")
 
 

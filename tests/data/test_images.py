@@ -201,7 +201,7 @@ def test_standard_input_that_is_closed_is_named(monkeypatch):
 
 
 def test_a_name_that_no_file_can_have_is_refused():
-    with pytest.raises(ImageError, match="no file is called so"):
+    with pytest.raises(ImageError, match="give a valid file name"):
         read_image("a\0b.png")
 
 

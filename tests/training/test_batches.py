@@ -204,5 +204,5 @@ def test_names_of_data_that_are_wrong(tmp_path):
     for name, words in (("world:train:7", "at least 32 pixels"), ("world:other", "unknown split 'other'")):
         with pytest.raises(UsageError, match=words):
             open_examples(name)
-    with pytest.raises(DataError, match="coco-panoptic-train is not there"):
+    with pytest.raises(DataError, match="coco-panoptic-train is missing"):
         open_examples("coco-panoptic-train", tmp_path)

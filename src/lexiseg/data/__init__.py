@@ -1,1 +1,1 @@
-"""Pictures and, later, data sets: how they are found and read."""
+"""Pictures and data sets: finding, reading and preparing them."""

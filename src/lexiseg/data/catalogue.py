@@ -1,6 +1,6 @@
-"""All data sets lexiseg knows by name, and what of them lies on this machine.
+"""Catalogue of the data sets lexiseg knows by name, and which of their files are present.
 
-A data set is added by a row in a module of `lexiseg.data.sets`, and by that module's name in `_FAMILIES`.
+To add a data set, add a row to a module of `lexiseg.data.sets`, and that module to `_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FAMILIES = (coco, ade20k, ade20k_847, cityscapes, mapillary, bdd100k, pascal, l
 
 @dataclass(frozen=True)
 class Part:
-    """A path or glob of a row, and how many files fit it (of a folder: lie below it); ``task`` if only one needs it."""
+    """A path or glob of a row, the number of files it matches (folders recursively), and the ``task`` if only one needs it."""
 
     pattern: str
     files: int
@@ -47,17 +47,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """What of a data set is there.
+    """State of a data set on this machine.
 
     Attributes:
         row: the data set.
-        root: where it was looked for.
+        root: the folder of the data sets.
         parts: each path or glob it is read from.
-        tasks: what can be measured now.
-        pictures: how many were found with their truths; 0 if it could not be opened.
-        problem: what is wrong although all parts are there, or empty.
-        step: what is to be done: "download" as ``row.get`` says, "prepare", "repair" what ``problem`` names; else "ready".
-        command: what to run for that step, or after it.
+        tasks: the tasks that can be measured now.
+        pictures: the number of pictures with truth; 0 if it could not be opened.
+        problem: the fault if all parts are present but unusable, or empty.
+        step: the next step: "download" (see ``row.get``), "prepare", "repair" (see ``problem``), or "ready".
+        command: the command for that step, or after it.
     """
 
     row: Row
@@ -71,15 +71,15 @@ class Report:
 
 
 def rows() -> tuple[Row, ...]:
-    """All data sets and splits."""
+    """Return all data sets and splits."""
     return tuple(row for family in _FAMILIES for row in family.ROWS)
 
 
 def row_named(name: str) -> Row:
-    """The data set of a name.
+    """Return the data set called ``name``.
 
     Raises:
-        UsageError: if there is none; it says what comes close.
+        UsageError: if there is none; suggests similar names.
     """
     known = {row.name: row for row in rows()}
     if name not in known:
@@ -90,7 +90,7 @@ def row_named(name: str) -> Row:
 
 
 def root_folder(root: str | Path | None = None) -> Path:
-    """The folder of the data sets: as given, or else $DETECTRON2_DATASETS, or else ./datasets."""
+    """Return the folder of the data sets: as given, or else $DETECTRON2_DATASETS, or else ./datasets."""
     return Path(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
@@ -102,30 +102,30 @@ def open_dataset(
     labels: str | Path | None = None,
     vocabulary: str | Path | None = None,
 ) -> Dataset:
-    """A data set of the catalogue, or else the user's own at a path.
+    """Open a data set of the catalogue, or else the user's own at a path.
 
     Args:
         name_or_path: a row's name (``./name`` is a path), or a path for `lexiseg.data.own.open_own`.
-        root: of the catalogue's data sets, see `root_folder`.
-        images, labels, vocabulary: of the user's own, see there.
+        root: the folder of the catalogue's data sets, see `root_folder`.
+        images, labels, vocabulary: for the user's own data, see `lexiseg.data.own.open_own`.
 
     Raises:
         DataError: if files are missing or damaged.
-        UsageError: if there is neither a data set of that name nor anything at that path.
+        UsageError: if there is neither a data set of that name nor that path.
     """
     name = str(name_or_path)
     if name not in {row.name for row in rows()} and Path(name_or_path).exists():
         return open_own(name_or_path, images=images, labels=labels, vocabulary=vocabulary)
     row, folder = row_named(name), root_folder(root)
     if any(given is not None for given in (images, labels, vocabulary)):
-        raise UsageError(f"{name} knows its folders and classes; leave images, labels and vocabulary away")
+        raise UsageError(f"{name} has fixed folders and classes; omit images, labels and vocabulary")
     if absent := missing(folder, row.needs):
-        raise DataError(f"{folder}: {absent[0]} of {name} is not there; see `{_command('check', row, folder)}`")
+        raise DataError(f"{folder}: {absent[0]} of {name} is missing; see `{_command('check', row, folder)}`")
     return row.open(folder)
 
 
 def check(row: Row, root: str | Path | None = None) -> Report:
-    """What of a data set is there, and what to do next; opens it if it can be opened, writes nothing."""
+    """Report which files of a data set are present, and the next step; opens it if possible, writes nothing."""
     folder = root_folder(root)
     wanted = [
         *((pattern, "") for pattern in row.needs),
@@ -146,39 +146,39 @@ def check(row: Row, root: str | Path | None = None) -> Report:
 
 
 def prepare(row: Row, root: str | Path | None = None) -> None:
-    """Turn the download of a data set into what is read; goes on where it was interrupted.
+    """Convert the download of a data set to the form that is read; resumes after an interruption.
 
     Raises:
         UsageError: if it needs no preparation.
-        DataError: if the download is not there, or files of it are damaged.
+        DataError: if the download is missing, or files of it are damaged.
         OutputError: if a file cannot be written.
     """
     folder = root_folder(root)
     if row.prepare is None:
-        raise UsageError(f"{row.name} is read as it is downloaded; see `{_command('check', row, folder)}`")
+        raise UsageError(f"{row.name} needs no preparation; see `{_command('check', row, folder)}`")
     if absent := missing(folder, row.raw):
-        raise DataError(f"{folder}: {absent[0]} of {row.name}'s download is not there; see `{_command('check', row, folder)}`")
+        raise DataError(f"{folder}: {absent[0]} of {row.name}'s download is missing; see `{_command('check', row, folder)}`")
     row.prepare(folder)
 
 
 def _opened(row: Row, root: Path) -> tuple[tuple[str, ...], int, str]:
-    """The tasks and the number of pictures of a data set, and what is wrong with it."""
+    """Open a data set; return its tasks, its number of pictures, and its fault or an empty string."""
     try:
         dataset = row.open(root)
     except RunError as error:
         return (), 0, str(error)
     pictures = len(dataset.samples)
-    few = f"only {pictures} of the split's {row.images} pictures are there; fetch the rest" if pictures < row.images else ""
+    few = f"only {pictures} of the split's {row.images} pictures are present; fetch the rest" if pictures < row.images else ""
     return dataset.tasks, pictures, few
 
 
 def _files(root: Path, pattern: str) -> int:
-    """How many files a path or glob names, those below it if it names folders."""
-    found = 0
+    """Return the number of files that a path or glob matches, those below matching folders included."""
+    count = 0
     for path in root.glob(pattern):
         inside = path.rglob("*") if path.is_dir() else [path]
-        found += sum(file.is_file() and not file.name.startswith(".") for file in inside)
-    return found
+        count += sum(file.is_file() and not file.name.startswith(".") for file in inside)
+    return count
 
 
 def _command(action: str, row: Row, root: Path) -> str:

@@ -1,7 +1,7 @@
-"""Pictures made worse on purpose, to see what a method stands: blur, darkness, noise, in five severities.
+"""Image corruptions for robustness tests: blur, darkness and noise, in five severities.
 
 As in ImageNet-C (Hendrycks and Dietterich, 2019) severities go from 1 to 5; the strengths are our own. [decided]
-The noise of a picture depends on its key alone, so that every run sees the same.
+The noise of a picture is seeded by its key, so that it is the same in every run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from lexiseg.errors import UsageError
 
 STRENGTHS = {
     "blur": (1.0, 2.0, 3.0, 4.0, 6.0),  # standard deviation of a Gaussian in pixels, for a longer side of 512
-    "dark": (0.6, 0.4, 0.25, 0.15, 0.08),  # share of the light that is left
+    "dark": (0.6, 0.4, 0.25, 0.15, 0.08),  # fraction of the light that is left
     "noise": (0.04, 0.08, 0.12, 0.18, 0.26),  # standard deviation, of 1
 }
 
 
 def parse(text: str) -> tuple[str, int]:
-    """ "blur:3" as ("blur", 3).
+    """Parse "blur:3" to ("blur", 3).
 
     Raises:
         UsageError: an unknown kind, or a severity outside 1..5.
@@ -34,7 +34,7 @@ def parse(text: str) -> tuple[str, int]:
 
 
 def corrupt(pixels: Pixels, kind: str, severity: int, key: str) -> Pixels:
-    """A picture [H, W, 3] uint8 made worse; ``key`` names it, for its noise."""
+    """Corrupt a picture [H, W, 3] uint8; ``key`` is its name, the seed of its noise."""
     strength = STRENGTHS[kind][severity - 1]
     if kind == "blur":
         radius = strength * max(pixels.shape[:2]) / 512

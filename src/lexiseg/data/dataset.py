@@ -1,6 +1,6 @@
-"""What a data set is to lexiseg: classes, pictures, and for each task a way to read the truth of one picture.
+"""Data sets: classes, pictures, and for each task a reader of a picture's ground truth.
 
-Nothing is read before it is asked for: a `Dataset` holds paths and small records, never pixels.
+Reading is lazy: a `Dataset` holds paths and small records, never pixels.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Sample:
     """One picture of a data set.
 
     Attributes:
-        key: its name within the split, unique and stable; results are resumed by it, and files called so, therefore it is
-            a name as `lexiseg.ops.names.relative_name` gives it. Readers ask that themselves, to say where a bad one stands.
+        key: its name within the split, unique and stable, used to resume results and to name files: a valid
+            `lexiseg.ops.names.relative_name`. Readers check that first, to locate a bad name in their source.
         image: the file.
-        image_id: what prediction files call it (COCO's number where there is one).
-        annotation: what the data set's reader needs to find the truth; nobody else looks at it.
-        vocabulary: the names of this picture alone, where each has its own (referring expressions); else None.
-        stored: where the picture has an EXIF orientation and the truth's size does not tell: whether the truth is drawn on the
-            pixels as they are stored, not on the picture held upright.
+        image_id: its id in prediction files (COCO's number if there is one).
+        annotation: data for the data set's reader only, such as the path of the truth.
+        vocabulary: the vocabulary of this picture, if each has its own (referring expressions); else None.
+        stored: for a picture with EXIF orientation whose truth fits both ways: whether the truth is aligned with the pixels
+            as stored, not with the upright picture.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         if relative_name(self.key, f"{self.image}, its key") != self.key:
-            raise DataError(f"{self.image}: its key {self.key!r:.80} is not as `relative_name` gives it")
+            raise DataError(f"{self.image}: its key {self.key!r:.80} is not a name that `relative_name` returns")
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Dataset:
     """One split of one data set.
 
     Attributes:
-        name: the catalogue's, or the path of a user's own.
-        vocabulary: its classes; a label is a position here.
+        name: its name in the catalogue, or the path of a user's own data.
+        vocabulary: its classes; a label is an index into it.
         samples: the pictures, in the data set's order.
-        readers: for each task the function that reads the truth of a sample: "semantic" gives [H, W] int32 labels
+        readers: the function of each task that reads the truth of a sample: "semantic" returns [H, W] int32 labels
             with `IGNORED`, "panoptic" a `PanopticMap`, "instance" `Instances`.
-        category_ids: what the data set's own files call each label.
-        groups: names for sets of labels that have scores of their own (LVIS: rare, common, frequent).
-        federated: not every class was looked for in every picture (LVIS; see `Instances`).
+        category_ids: the data set's own id of each label.
+        groups: named sets of labels that are also scored on their own (LVIS: rare, common, frequent).
+        federated: not every class was annotated in every picture (LVIS; see `Instances`).
     """
 
     name: str
@@ -73,14 +73,14 @@ class Dataset:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What it has a truth for."""
+        """Tasks it has a truth for."""
         return tuple(self.readers)
 
     def truth(self, sample: Sample, task: str) -> Truth:
-        """The truth of a sample, on the picture held upright.
+        """Read the truth of a sample, aligned with the upright picture.
 
         Raises:
             DataError: if a file is missing, damaged, of another size than the picture, or has a label outside the classes;
-                the message names the file.
+                names the file.
         """
         return self.readers[task](sample)

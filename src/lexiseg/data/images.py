@@ -1,4 +1,4 @@
-"""Reading pictures of any kind as upright 8-bit RGB, and saying clearly why one cannot be read."""
+"""Read pictures of any format as upright 8-bit RGB, with clear errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lexiseg.ops.names import is_result, located
 from lexiseg.ops.pictures import MAX_PIXELS, check_side, decoding, opened_picture
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
-PIXEL_BYTES = 30  # what a pixel takes at most until a tiny model has seen it, printed by benchmarks/memory.py
+PIXEL_BYTES = 30  # peak memory per pixel with a tiny model, measured by benchmarks/memory.py
 
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
@@ -28,27 +28,27 @@ ValueT = TypeVar("ValueT", bound=np.generic)
 
 
 def find_images(patterns: Iterable[str]) -> list[str]:
-    """The files that ``patterns`` name, in order, once each.
+    """Expand ``patterns`` to files, in order, without duplicates.
 
     Args:
-        patterns: paths, globs, folders, whose pictures (`SUFFIXES`) are taken with those in their sub-folders but for what
-            is hidden or a result of lexiseg, or ``-`` for a picture on standard input. A path that does not exist is kept:
-            reading it says what is wrong, and the other files are still done.
+        patterns: paths, globs, folders, or ``-`` for a picture on standard input. Folders are searched recursively for
+            pictures (`SUFFIXES`), except hidden files and results of lexiseg. A path that does not exist is kept: reading it
+            raises the error, and the other files are still processed.
 
     Raises:
-        UsageError: nothing is named, a glob matches no file, or a folder holds no picture.
+        UsageError: ``patterns`` is empty, a glob matches no file, or a folder holds no picture.
     """
-    found: dict[Path, str] = {}
+    files: dict[Path, str] = {}
     for pattern in patterns:
         names = _matches(pattern)
         if not names:
             what = "picture in the folder" if Path(pattern).is_dir() else "file matches"
             raise UsageError(f"no {what} '{pattern}'")
         for name in names:
-            found.setdefault(located(name) if name != "-" else Path("-"), name)
-    if not found:
+            files.setdefault(located(name) if name != "-" else Path("-"), name)
+    if not files:
         raise UsageError("no picture given: name files, folders, a glob such as 'photos/*.jpg', or - for standard input")
-    return list(found.values())
+    return list(files.values())
 
 
 def _matches(pattern: str) -> list[str]:
@@ -61,13 +61,13 @@ def _matches(pattern: str) -> list[str]:
 
 
 def read_image(source: str | Path) -> Pixels:
-    """The picture in a file (``-``: on standard input) as [H, W, 3] uint8 RGB, upright as its EXIF data say.
+    """Read a picture from a file (``-``: standard input) as [H, W, 3] uint8 RGB, upright by its EXIF orientation.
 
-    Transparency is laid on white, 16-bit values are scaled to 8 bits, of an animation the first frame counts.
+    Transparency is composited on white, 16-bit values are scaled to 8 bits, and of an animation the first frame is read.
 
     Raises:
-        ImageError: the file is missing, empty, damaged, no picture, larger than `MAX_PIXELS` or `MAX_SIDE`, or too large for
-            the memory that is left.
+        ImageError: the file is missing, empty, damaged, not a picture, larger than `MAX_PIXELS` or `MAX_SIDE`, or too large
+            for the available memory.
     """
     name = "standard input" if str(source) == "-" else str(source)
     try:
@@ -78,10 +78,10 @@ def read_image(source: str | Path) -> Pixels:
         raise ImageError(f"{name}: is a folder; name the pictures in it, for example '{name.rstrip('/')}/*.jpg'") from None
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror or error}); check its permissions") from None
-    except ValueError as error:  # a name that no file can have
-        raise ImageError(f"{name!a}: cannot be read ({error}); no file is called so") from None
+    except ValueError as error:  # an invalid file name
+        raise ImageError(f"{name!a}: cannot be read ({error}); give a valid file name") from None
     except MemoryError:
-        raise ImageError(f"{name}: is too large a file for the memory there is; scale the picture down first") from None
+        raise ImageError(f"{name}: is too large for the available memory; scale the picture down first") from None
     return decode_image(data, name)
 
 
@@ -89,19 +89,19 @@ def _standard_input() -> bytes:
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or stream.closed:
         raise ImageError("standard input: is closed; name a file, or pipe the picture into lexiseg")
-    found: bytes = stream.read()
-    return found
+    data: bytes = stream.read()
+    return data
 
 
 def decode_image(data: bytes, name: str = "the picture") -> Pixels:
-    """As `read_image`, from the bytes of a file; ``name`` is what messages call it."""
+    """Decode the bytes of a file as `read_image` does; ``name`` is the picture's name in messages."""
     if not data:
         raise ImageError(f"{name}: is empty (0 bytes); fetch or export it again")
     with opened_picture(io.BytesIO(data), name, error=ImageError) as opened:
         _check_size(opened.size, name)
         require_memory(opened.width * opened.height * PIXEL_BYTES, "the picture and its copies")
         ImageOps.exif_transpose(opened, in_place=True)
-        _check_size(opened.size, name)  # a picture in an icon may be another one than its list says
+        _check_size(opened.size, name)  # the picture in an icon may differ from the icon's list
         return _rgb(opened, name)
 
 
@@ -114,20 +114,20 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 
 def orientation_of(opened: Image.Image) -> int:
-    """The EXIF orientation by which a picture is turned upright, 1 to 8; 1 where it has none, or none that EXIF knows.
+    """Return the EXIF orientation of a picture, 1 to 8; 1 if it has none, or an invalid one.
 
-    To be asked before the pixels are: Pillow forgets the orientation of a TIFF with them.
+    Call it before reading the pixels: Pillow then drops the orientation of a TIFF.
     """
     given = opened.getexif().get(ExifTags.Base.Orientation, 1)
     return int(given) if given in range(1, 9) else 1
 
 
 def turned(values: NDArray[ValueT], orientation: int) -> NDArray[ValueT]:
-    """Values [H, W, …] on the pixels of a picture as they are stored, on those of the upright picture.
+    """Transpose values [H, W, …] of a picture as stored to the upright picture.
 
     Args:
         values: an array.
-        orientation: of the picture, as `orientation_of` says.
+        orientation: the picture's, see `orientation_of`.
     """
     if orientation >= 5:
         values = values.swapaxes(0, 1)
@@ -135,11 +135,11 @@ def turned(values: NDArray[ValueT], orientation: int) -> NDArray[ValueT]:
         values = values[:, ::-1]
     if orientation in (3, 4, 7, 8):
         values = values[::-1]
-    return np.ascontiguousarray(values)  # PyTorch takes no array that is read backwards
+    return np.ascontiguousarray(values)  # PyTorch takes no negative strides
 
 
 def turned_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
-    """As `turned`, of a box (left, top, width, height) in a picture stored as ``size``, (height, width)."""
+    """Transpose a box (left, top, width, height) as `turned` does; ``size`` is (height, width) as stored."""
     (left, top, wide, high), (height, width) = box, size
     if orientation >= 5:
         left, top, wide, high, height, width = top, left, high, wide, width, height
@@ -151,17 +151,17 @@ def turned_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
 
 
 def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
-    """Any kind of picture as [H, W, 3] uint8 RGB: a path, a PIL image, or an array.
+    """Convert a path, a PIL image or an array to [H, W, 3] uint8 RGB.
 
     Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, uint16, bool, or floating point in 0..1.
 
     Raises:
-        ImageError: see `read_image`; an array of another shape, kind or range, or with values that are not finite.
+        ImageError: see `read_image`; an array of another shape, type or range, or with values that are not finite.
     """
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        with decoding("the picture", ImageError):  # Pillow reads a file when its pixels are asked for
+        with decoding("the picture", ImageError):  # Pillow reads lazily
             return _rgb(ImageOps.exif_transpose(image), "the picture")
     array = np.asarray(image)
     if array.ndim == 2:
@@ -188,7 +188,7 @@ def _rgb(image: Image.Image, name: str) -> Pixels:
 
 
 def _from_values(array: NDArray[Any], name: str) -> Pixels:
-    """Values [H, W, 1 | 3 | 4] of any kind in 0..full scale, as RGB of 8 bits."""
+    """Convert values [H, W, 1 | 3 | 4] of any type, in 0..full scale, to 8-bit RGB."""
     unit: NDArray[np.floating[Any]]
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():

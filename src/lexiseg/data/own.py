@@ -1,14 +1,14 @@
-"""A user's own data, opened without writing Python: label maps, COCO instances, or COCO panoptic.
+"""Open a user's own data: label maps, COCO instances, or COCO panoptic.
 
-    a folder        ``images/`` and ``labels/`` (or other names of `PAIRS`), label maps of the pictures' names, and a
-                    ``classes.txt``: a list of classes as in `lexiseg.text.class_lists`, of which the ids are the values of
-                    the label maps (without ids the places in the list, from 0); ``11: void`` is a value that is not
-                    measured, and 255 (65535 where an id is 255 or more) never is
+    a folder        ``images/`` and ``labels/`` (or other names of `PAIRS`), label maps with the pictures' names, and a
+                    ``classes.txt``: a list of classes as in `lexiseg.text.class_lists`, whose ids are the values of the
+                    label maps (by default the indices in the list, from 0); ``11: void`` is an ignored value, and 255
+                    (65535 if an id is 255 or more) is always ignored
     a folder        with ``panoptic.json`` or one other JSON: as below
     a COCO JSON     of instances, with the folder of the pictures
     a COCO JSON     of panoptic segments, with the PNGs in a folder of the JSON's name, and the folder of the pictures
 
-Folders that are not named are looked for in the data set's own.
+Folders that are not given are searched in the data set's own.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ def open_own(
     labels: str | Path | None = None,
     vocabulary: str | Path | None = None,
 ) -> Dataset:
-    """The data set at a path.
+    """Open the data set at a path.
 
     Args:
         path: a folder, or a COCO JSON.
-        images: the folder of the pictures, if it is not found by itself.
-        labels: the folder of the label maps or of the panoptic PNGs, if it is not found by itself.
-        vocabulary: of label maps, in place of the folder's ``classes.txt``: the name of a built-in list, or another file.
+        images: the folder of the pictures; None to search for it.
+        labels: the folder of the label maps or of the panoptic PNGs; None to search for it.
+        vocabulary: classes of the label maps, a built-in list or a file; None for the folder's ``classes.txt``.
 
     Raises:
-        DataError: if there is nothing of the kind, or files are missing or damaged; it says what was looked for.
-        UsageError: if the vocabulary is not to be understood.
+        DataError: if there is no such data set, or files are missing or damaged; lists what was searched for.
+        UsageError: if the vocabulary is invalid.
     """
     path = Path(path)
     given_images, given_labels = (None if folder is None else Path(folder) for folder in (images, labels))
@@ -80,12 +80,12 @@ def open_own(
         raise DataError(f"{path}: no such file or folder; give a folder with pictures and truths, or a COCO JSON")
     if given_labels is None and (source := _json_in(path)):
         return _open_json(source, given_images, None)
-    found_images, found_labels = _pair(path, given_images, given_labels)
-    return open_label_maps(found_images, found_labels, _classes(path, vocabulary), name=str(path))
+    image_folder, label_folder = _pair(path, given_images, given_labels)
+    return open_label_maps(image_folder, label_folder, _classes(path, vocabulary), name=str(path))
 
 
 def open_label_maps(images: Path, labels: Path, classes: tuple[Vocabulary, LabelTable], *, name: str) -> Dataset:
-    """Pictures and label maps of the same names, with what `read_classes` says of the ids.
+    """Open pictures and label maps of the same names, with the classes and ids of `read_classes`.
 
     Raises:
         DataError: if pictures have no label map.
@@ -96,13 +96,13 @@ def open_label_maps(images: Path, labels: Path, classes: tuple[Vocabulary, Label
 
 
 def open_panoptic(source: Path, images: Path, truths: Path | None = None, *, name: str | None = None) -> Dataset:
-    """A COCO panoptic JSON; semantic and instance truths are read from its segments.
+    """Open a COCO panoptic JSON; semantic and instance truths are read from its segments.
 
     Args:
         source: the JSON.
         images: the folder of the pictures.
-        truths: the folder of the PNGs; None for that of the JSON's name, or else the JSON's own.
-        name: of the data set; None for the JSON's path.
+        truths: the folder of the PNGs; None for the folder of the JSON's name, or else the JSON's own folder.
+        name: the name of the data set; None for the JSON's path.
 
     Raises:
         DataError: if files are missing or damaged.
@@ -111,13 +111,13 @@ def open_panoptic(source: Path, images: Path, truths: Path | None = None, *, nam
 
 
 def read_classes(name_or_path: str | Path) -> tuple[Vocabulary, LabelTable]:
-    """The classes of a built-in list or in a file like ``classes.txt``, and which id of the label maps each has.
+    """Read the classes, and their ids in label maps, of a built-in list or a file like ``classes.txt``.
 
     Raises:
         UsageError: as `lexiseg.text.vocabulary.ClassList.load`.
     """
-    words = ClassList.load(name_or_path)
-    return words.vocabulary, LabelTable.of_ids(words.ids, words.void)
+    classes = ClassList.load(name_or_path)
+    return classes.vocabulary, LabelTable.of_ids(classes.ids, classes.void)
 
 
 def _classes(folder: Path, vocabulary: str | Path | None) -> tuple[Vocabulary, LabelTable]:
@@ -133,25 +133,25 @@ def _classes(folder: Path, vocabulary: str | Path | None) -> tuple[Vocabulary, L
 
 
 def _json_in(folder: Path) -> Path | None:
-    """The COCO JSON of a folder: ``panoptic.json``, or its only JSON that is not our own list of classes."""
+    """Return the COCO JSON of a folder: ``panoptic.json``, or its only JSON besides our ``classes.json``."""
     if (folder / "panoptic.json").is_file():
         return folder / "panoptic.json"
-    found = sorted(path for path in folder.glob("*.json") if path.name != "classes.json" and path.name[0] != ".")
-    if len(found) > 1:
-        listed = ", ".join(path.name for path in found)
+    documents = sorted(path for path in folder.glob("*.json") if path.name != "classes.json" and path.name[0] != ".")
+    if len(documents) > 1:
+        listed = ", ".join(path.name for path in documents)
         raise DataError(f"{folder}: holds several JSON files ({listed}); name the one you mean")
-    return found[0] if found else None
+    return documents[0] if documents else None
 
 
 def _pair(folder: Path, images: Path | None, labels: Path | None) -> tuple[Path, Path]:
-    """The folders of pictures and of label maps."""
+    """Return the folders of pictures and of label maps."""
     if images is not None and labels is not None:
         return images, labels
-    for one, other in PAIRS:
-        found = images or folder / one, labels or folder / other
-        if all(place.is_dir() for place in found):
-            return found
-    pairs = ", ".join(f"{one}/ + {other}/" for one, other in PAIRS)
+    for image_name, label_name in PAIRS:
+        pair = images or folder / image_name, labels or folder / label_name
+        if all(path.is_dir() for path in pair):
+            return pair
+    pairs = ", ".join(f"{image_name}/ + {label_name}/" for image_name, label_name in PAIRS)
     raise DataError(
         f"{folder}: cannot tell pictures from truths; looked for a COCO JSON, and for the folders {pairs}."
         " Rename yours so, or name both folders"
@@ -181,14 +181,13 @@ def _panoptic(document: CocoTruth, images: Path, truths: Path, name: str) -> Dat
 
 
 def _images_of(document: CocoTruth) -> Path:
-    """The folder beside or above the JSON in which its first picture lies."""
+    """Return the folder, near the JSON, that holds its first picture."""
     refuse_strangers(document)
     if not document.images:
         raise DataError(f"{document.source}: lists no pictures; is it a COCO JSON of a truth?")
     near, first = document.source.parent, document.images[0]
-    names = sorted({one for one, _ in PAIRS})
-    places = [near, *(near / name for name in names), *(near.parent / name for name in names)]
-    for folder in places:
+    names = sorted({image_name for image_name, _ in PAIRS})
+    for folder in [near, *(near / name for name in names), *(near.parent / name for name in names)]:
         if (folder / picture_of(first, folder, place_of(document.source, first))).is_file():
             return folder
     file = picture_of(first, near, place_of(document.source, first))

@@ -1,8 +1,8 @@
-"""What the preparations of data sets share: finding the raw files, and writing new ones so that an interruption costs nothing.
+"""Common parts of data set preparations: finding raw files, and writing converted ones so that a run can be resumed.
 
-A preparation is a list of `Work`, one piece a raw picture. `carry_out` does what is not done yet, with a progress bar; as
-long as it has not come to its end, a file `UNFINISHED` lies in the folder of the truths, and `refuse_unfinished` keeps the
-half-made set from being measured. Files appear whole or not at all, a picture's truth as the last of its files.
+A preparation is a list of `Work`, one item per raw picture. `carry_out` does the items that are not done, with a progress bar;
+until it ends, a file `UNFINISHED` is in the folder of the truths, and `refuse_unfinished` keeps the incomplete set from being
+measured. Files are written atomically, a picture's truth as the last of its files.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from lexiseg.ops.files import write_atomically
 from lexiseg.ops.names import relative_name
 
 UNFINISHED = ".lexiseg-unfinished"
-TILE = 1024  # pixels; MESS cuts pictures of the earth into squares of this side
+TILE = 1024  # pixels; side of the square tiles of MESS's earth monitoring sets
 
 _FORMATS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF"}
 
 
 @dataclass(frozen=True)
 class Work:
-    """One piece of a preparation.
+    """One item of a preparation.
 
     Attributes:
-        done: the file written last; if it exists the piece is done.
+        done: the file written last; if it exists the item is done.
         make: reads, converts and writes.
     """
 
@@ -42,24 +42,24 @@ class Work:
 
 
 def carry_out(name: str, truths: Path, work: Sequence[Work]) -> None:
-    """Do all that is not done yet, with a progress bar on a terminal.
+    """Do the items that are not done, with a progress bar on a terminal.
 
     Args:
         name: the row's name, for the bar.
-        truths: the folder of the prepared truths; its mark `UNFINISHED` lies there until the last piece is done.
-        work: the pieces, in any order.
+        truths: the folder of the prepared truths; holds the mark `UNFINISHED` until the last item is done.
+        work: the items, in any order.
 
     Raises:
-        DataError: a raw file is missing or damaged; what is done stays done, and the next call goes on there.
+        DataError: a raw file is missing or damaged; finished items are kept, and the next call resumes.
         OutputError: a file cannot be written.
     """
-    rest = [piece for piece in work if not piece.done.exists()]
+    rest = [item for item in work if not item.done.exists()]
     mark = truths / UNFINISHED
     if rest:
         write_atomically(mark, b"lexiseg is not done with this folder\n")
     bar = tqdm(rest, desc=f"preparing {name}", unit="picture", initial=len(work) - len(rest), total=len(work), disable=None)
-    for piece in bar:
-        piece.make()
+    for item in bar:
+        item.make()
     mark.unlink(missing_ok=True)
 
 
@@ -70,19 +70,19 @@ def refuse_unfinished(name: str, truths: Path) -> None:
 
 
 def raw_files(root: Path, pattern: str) -> list[Path]:
-    """The files below ``root`` that a glob names, sorted; hidden ones, such as macOS puts beside others, are left out.
+    """Return the files below ``root`` that match a glob, sorted, without hidden ones (macOS adds some).
 
     Raises:
         DataError: if there is none.
     """
-    found = sorted(path for path in root.glob(pattern) if path.is_file() and not path.name.startswith("."))
-    if not found:
+    paths = sorted(path for path in root.glob(pattern) if path.is_file() and not path.name.startswith("."))
+    if not paths:
         raise DataError(f"{root / pattern}: no such file; `lexiseg data check` says how to get it")
-    return found
+    return paths
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file without the blank ones, stripped.
+    """Read the lines of a text file, stripped, without blank ones.
 
     Raises:
         DataError: if the file is missing, not text, or empty.
@@ -99,7 +99,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names of files that a text file lists, one a line.
+    """Read the file names that a text file lists, one per line.
 
     Raises:
         DataError: as `read_lines` and `lexiseg.ops.names.relative_name`.
@@ -108,9 +108,9 @@ def read_names(path: Path) -> list[str]:
 
 
 def write_picture(path: Path, values: NDArray[Any]) -> None:
-    """Write [H, W] or [H, W, 3] in the format of the path's ending: .png or .tif without loss, .jpg with quality 75.
+    """Write [H, W] or [H, W, 3] in the format of the path's suffix: .png or .tif lossless, .jpg with quality 75.
 
-    That quality is Pillow's own, which the official preparations take; the published scores are of such pictures.
+    Quality 75 is Pillow's default, as in the official preparations, on which the published scores are based.
 
     Raises:
         OutputError: see `lexiseg.ops.files.write_atomically`.
@@ -121,7 +121,7 @@ def write_picture(path: Path, values: NDArray[Any]) -> None:
 
 
 def tiles(values: NDArray[Any], fill: int, side: int = TILE) -> Iterator[NDArray[Any]]:
-    """Squares of a picture [H, W, ...], row by row without overlap; those at the edge are filled up with ``fill``."""
+    """Yield square tiles of a picture [H, W, ...], row by row without overlap, padded with ``fill`` at the edge."""
     high, wide = values.shape[:2]
     for top in range(0, high, side):
         for left in range(0, wide, side):
@@ -132,18 +132,18 @@ def tiles(values: NDArray[Any], fill: int, side: int = TILE) -> Iterator[NDArray
 
 
 def labels_of_colours(colours: NDArray[np.uint8], table: dict[tuple[int, int, int], int], source: Path) -> NDArray[np.uint8]:
-    """Labels [H, W] of a picture [H, W, 3] that means one by each colour.
+    """Map colours [H, W, 3] to labels [H, W].
 
     Raises:
-        DataError: if it has a colour outside the table; ``source`` is named.
+        DataError: if a colour is not in the table; names ``source``.
     """
     red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
     codes = red << 16 | green << 8 | blue
     labels, known = np.zeros(codes.shape, np.uint8), np.zeros(codes.shape, bool)
     for (red_of, green_of, blue_of), label in table.items():
-        found = codes == (red_of << 16 | green_of << 8 | blue_of)
-        labels[found] = label
-        known |= found
+        mask = codes == (red_of << 16 | green_of << 8 | blue_of)
+        labels[mask] = label
+        known |= mask
     if not known.all():
         colour = tuple(int(channel) for channel in colours[~known][0])
         raise DataError(f"{source}: {int((~known).sum())} pixels of unknown colours, such as {colour}; fetch it again")
@@ -151,10 +151,10 @@ def labels_of_colours(colours: NDArray[np.uint8], table: dict[tuple[int, int, in
 
 
 def labels_of_values(values: NDArray[Any], table: dict[int, int], source: Path) -> NDArray[np.uint8]:
-    """Labels [H, W] of a map [H, W] of other numbers.
+    """Map raw values [H, W] to labels [H, W].
 
     Raises:
-        DataError: if it has a number outside the table; ``source`` is named.
+        DataError: if a value is not in the table; names ``source``.
     """
     strange = ~np.isin(values, list(table))
     if strange.any():
@@ -166,6 +166,6 @@ def labels_of_values(values: NDArray[Any], table: dict[int, int], source: Path) 
 
 
 def same_size(picture: NDArray[Any], truth: NDArray[Any], source: Path) -> None:
-    """Raise DataError, naming the truth's file, if a truth has not the height and width of its picture."""
+    """Raise DataError, naming the truth's file, if a truth differs in size from its picture."""
     if picture.shape[:2] != truth.shape[:2]:
         raise DataError(f"{source}: has {truth.shape[:2]} pixels, its picture {picture.shape[:2]}; fetch both again")

@@ -1,7 +1,7 @@
-"""What five papers print: every number of their result tables, to stand beside ours.
+"""Published results of five papers: every number of their result tables, for comparison.
 
-The numbers are in ``assets/published.yaml``, table by table, as printed. They are results of the papers' authors, under the
-papers' protocols: a number beside ours is a comparison only where backbone and training data are the same.
+The numbers are in ``assets/published.yaml``, table by table, as printed, under the papers' protocols: they are comparable with
+ours only if backbone and training data are the same.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ class Figure:
     """One printed number.
 
     Attributes:
-        paper: cmpf, frozenseg, sam-mi, esc-net or fov-seg: who prints it.
+        paper: cmpf, frozenseg, sam-mi, esc-net or fov-seg.
         table: the table's number in that paper: "1", "IVa".
-        caption: what the table shows, in our words.
-        row: which row of the table, from 1.
+        caption: the table's content, in our words.
+        row: row of the table, from 1.
         method: as printed.
-        variant: what sets the row apart from others of the method; empty if nothing does.
+        variant: distinguishes the row from others of the method; empty if there are none.
         backbone, training: as printed, spelled alike in all papers; empty if not printed.
-        dataset: its name in the catalogue; empty where the number belongs to none. ``mess`` is the mean over the 22 data
+        dataset: its name in the catalogue; empty if the number belongs to none. ``mess`` is the mean over the 22 data
             sets of MESS, ``mess-paxray`` that over its four parts; ``refcoco`` and ``refcoco-plus`` are of an unnamed split.
         metric: a key of `METRICS`.
         group: the classes measured, if not all: seen, unseen, rare.
         value: in the metric's unit; qualities are percentages.
         own: whether the method is the paper's own.
-        ablation: whether the table varies the paper's own method rather than compare methods.
-        note: what a reader of the table must know; empty if nothing.
+        ablation: whether the table varies the paper's own method, rather than compares methods.
+        note: remark on the table; empty if none.
     """
 
     paper: str
@@ -83,18 +83,18 @@ class Figure:
 
     @property
     def task(self) -> str:
-        """What is measured: semantic, panoptic, instance, recall or referring; empty for costs."""
+        """Task of the metric: semantic, panoptic, instance, recall or referring; empty for costs."""
         return METRICS[self.metric][0]
 
 
 def published(dataset: str, metric: str | None = None, task: str | None = None, *, ablations: bool = False) -> list[Figure]:
-    """The numbers printed for a data set, paper by paper and row by row.
+    """Return the published numbers of a data set, paper by paper and row by row.
 
     Args:
-        dataset: its name in the catalogue. One that no paper measures has no figures, which is no error.
-        metric: only this one, a key of `METRICS`.
+        dataset: its name in the catalogue; the result is empty if no paper measures it.
+        metric: only this key of `METRICS`.
         task: only metrics of this task, see `Figure.task`.
-        ablations: also the tables in which a paper varies its own method.
+        ablations: include the tables in which a paper varies its own method.
     """
     return [
         figure
@@ -108,7 +108,7 @@ def published(dataset: str, metric: str | None = None, task: str | None = None, 
 
 @lru_cache(maxsize=1)
 def figures() -> tuple[Figure, ...]:
-    """All printed numbers of all tables."""
+    """Return all numbers of all tables."""
     text = (files("lexiseg") / "assets" / "published.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     return tuple(figure for table in content["tables"] for figure in _figures(table, content["papers"][table["paper"]]))

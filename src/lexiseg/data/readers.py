@@ -1,6 +1,6 @@
-"""The few formats in which data sets hold their truth, and how each is read.
+"""Readers of the formats of ground truth.
 
-What the readers need of a picture stands in its sample's ``annotation``, a dict from task to a small record:
+A sample's ``annotation`` is a dict from task to what the reader needs:
 
     task        ``sample.annotation[task]``     read by                     format
     semantic    the `Path` of a label map       `read_label_map`            a PNG or TIF of raw ids, 8 or 16 bits
@@ -9,8 +9,8 @@ What the readers need of a picture stands in its sample's ``annotation``, a dict
     instance    `InstanceRecord`                `read_instances`            COCO instances, LVIS
     instance    (that of panoptic)              `read_panoptic_as_instances`  COCO panoptic
 
-A reader of a `Dataset` is one of these functions with its table bound: ``partial(read_label_map, table=table)``, which a
-loading process can be sent. Whatever is wrong with a file is a `DataError` that names it.
+A reader of a `Dataset` is one of these functions with its table bound: ``partial(read_label_map, table=table)``, which can be
+pickled for loader processes. Faults of a file raise a `DataError` that names it.
 """
 
 from __future__ import annotations
@@ -38,18 +38,21 @@ from lexiseg.ops.rle import decode_counts, encode_masks
 from lexiseg.structures import IGNORED, Instance, Instances, PanopticMap, PanopticSegment, Size
 from lexiseg.text.vocabulary import ClassName, Vocabulary
 
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")  # the endings a picture of a data set may have
-SHOWN = 3  # how many missing files a message names
+PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")  # suffixes of pictures of data sets
+SHOWN = 3  # missing files named in a message
 
 Reader = Callable[[Sample], Truth]
 
 
 @dataclass(frozen=True)
 class PanopticRecord:
-    """Of one picture in COCO panoptic form: the PNG, its ``segments_info``, the JSON they came from.
+    """COCO panoptic annotation of one picture.
 
     Attributes:
-        fault: what is wrong with them, for whoever reads them.
+        png: the PNG of segment ids.
+        segments: its ``segments_info``.
+        source: the JSON, for messages.
+        fault: what is wrong with the annotation, raised when it is read.
     """
 
     png: Path
@@ -60,12 +63,15 @@ class PanopticRecord:
 
 @dataclass(frozen=True)
 class InstanceRecord:
-    """Of one picture in COCO instances form: its annotations, the size the JSON states, and the JSON they came from.
+    """COCO instance annotations of one picture.
 
     Attributes:
-        checked: the category ids somebody looked for, or None for all (LVIS: those with instances and those without).
-        partly: the category ids of which some instances are not marked (LVIS: ``not_exhaustive_category_ids``).
-        fault: what is wrong with the annotations, for whoever reads them.
+        annotations: its annotations.
+        size: (height, width) as stated in the JSON.
+        source: the JSON, for messages.
+        checked: the category ids that were annotated, or None for all (LVIS: those with instances and verified absent ones).
+        partly: the category ids not annotated exhaustively (LVIS: ``not_exhaustive_category_ids``).
+        fault: what is wrong with the annotations, raised when they are read.
     """
 
     annotations: Sequence[Entry] = field(repr=False)
@@ -80,7 +86,7 @@ class InstanceRecord:
 
 
 def read_colours(path: Path) -> NDArray[np.uint8]:
-    """The colours [H, W, 3] of a picture that means something by them.
+    """Read the colours [H, W, 3] of a colour-coded picture.
 
     Raises:
         DataError: if the file is missing or damaged.
@@ -90,34 +96,34 @@ def read_colours(path: Path) -> NDArray[np.uint8]:
 
 
 def picture_size(path: Path) -> Size:
-    """(height, width) of a picture held upright, from its header alone.
+    """Read the (height, width) of an upright picture from its header.
 
     Raises:
-        DataError: if the file is missing or no picture.
+        DataError: if the file is missing or not a picture.
     """
-    return _held_upright(path)[0]
+    return _upright_size(path)[0]
 
 
 def upright(values: NDArray[ValueT], sample: Sample, source: Path) -> NDArray[ValueT]:
-    """A truth [H, W, …] on the picture held upright, which it need not be drawn on: see `orientation_of_truth`."""
+    """Transpose a truth [H, W, …], if needed, to the upright picture: see `orientation_of_truth`."""
     return turned(values, orientation_of_truth((values.shape[0], values.shape[1]), sample, source))
 
 
 def orientation_of_truth(size: Size, sample: Sample, source: Path) -> int:
-    """The EXIF orientation by which a truth has to be turned to fit the picture held upright; 1 if it fits as it is.
+    """Return the EXIF orientation to apply to a truth to fit the upright picture; 1 if it fits as it is.
 
-    A truth as large as the picture held upright is drawn on that, one as large as the pixels stored on these. Where both are
-    of one size, ``sample.stored`` decides.
+    A truth of the upright picture's size is aligned with it, one of the stored size with the stored pixels. If both sizes are
+    equal, ``sample.stored`` decides.
 
     Args:
-        size: of the truth, (height, width).
-        sample: says what the picture is.
+        size: (height, width) of the truth.
+        sample: the picture.
         source: the file the truth was read from, for messages.
 
     Raises:
         DataError: the truth is of neither size.
     """
-    expected, orientation = _held_upright(sample.image)
+    expected, orientation = _upright_size(sample.image)
     fitting = _fitting(size, expected, orientation)
     if not fitting:
         stored = f", EXIF orientation {orientation}: stored on its side" if orientation >= 5 else ""
@@ -129,18 +135,18 @@ def orientation_of_truth(size: Size, sample: Sample, source: Path) -> int:
 
 
 def orientations(samples: Iterable[Sample]) -> dict[str, int]:
-    """How many pictures have an EXIF orientation, and on what their truths are drawn, from the headers of the files.
+    """Count pictures with an EXIF orientation, and how their truths are aligned, from the headers of the files.
 
-    Only truths of the formats above are looked at. Files that cannot be read are left to whoever reads them.
+    Only truths of the formats above count. Files that cannot be read are skipped.
 
     Returns:
-        ``pictures``: those with an orientation other than 1; ``upright``, ``stored``: of these, those whose truths fit only the
-        picture held upright, only the pixels as they are stored; ``undecided``: those whose truths fit both.
+        ``pictures``: those with an orientation other than 1; of these ``upright``, ``stored``: those whose truths fit only the
+        upright picture, or only the stored pixels; ``undecided``: those whose truths fit both.
     """
     counts = dict.fromkeys(("pictures", "upright", "stored", "undecided"), 0)
     for sample in samples:
         with suppress(DataError):
-            expected, orientation = _held_upright(sample.image)
+            expected, orientation = _upright_size(sample.image)
             if orientation == 1:
                 continue
             counts["pictures"] += 1
@@ -151,10 +157,10 @@ def orientations(samples: Iterable[Sample]) -> dict[str, int]:
 
 
 def _size_of_truth(sample: Sample) -> Size:
-    """(height, width) of a truth of the formats above, before it is turned.
+    """Return the (height, width) of a truth of the formats above, as stored.
 
     Raises:
-        DataError: if its file is missing or no picture.
+        DataError: if its file is missing or not a picture.
     """
     if "instance" in sample.annotation:
         return sample.annotation["instance"].size
@@ -164,7 +170,7 @@ def _size_of_truth(sample: Sample) -> Size:
 
 
 def only_masks_of_bytes(dataset: Dataset, samples: Iterable[Sample]) -> bool:
-    """Whether label maps hold nothing but 0 and 255, and 255 is not measured: masks, as many programs write them."""
+    """Return whether label maps hold only 0 and 255, with 255 ignored: binary masks, as many programs write them."""
     reader = dataset.readers.get("semantic")
     if not (isinstance(reader, partial) and reader.func is read_label_map and 255 in reader.keywords["table"].ignored):
         return False
@@ -178,17 +184,17 @@ def only_masks_of_bytes(dataset: Dataset, samples: Iterable[Sample]) -> bool:
     return False
 
 
-def _held_upright(path: Path) -> tuple[Size, int]:
-    """(height, width) of a picture held upright, and the EXIF orientation by which it is."""
+def _upright_size(path: Path) -> tuple[Size, int]:
+    """Return the (height, width) of an upright picture, and its EXIF orientation."""
     with opened_picture(path) as opened:
-        wide, high = opened.size  # of a TIFF upright already
+        wide, high = opened.size  # already upright for a TIFF
         orientation = orientation_of(opened)
         on_its_side = orientation >= 5 and opened.format != "TIFF"
     return (wide, high) if on_its_side else (high, wide), orientation
 
 
 def _fitting(size: Size, expected: Size, orientation: int) -> set[str]:
-    """What a truth of a size may be drawn on: "upright", "stored", of a picture without orientation always upright."""
+    """Return how a truth of a size may be aligned: "upright", "stored", both or none; never "stored" for orientation 1."""
     stored = expected[::-1] if orientation >= 5 else expected
     fitting = {"upright"} if tuple(size) == expected else set()
     return fitting | {"stored"} if orientation != 1 and tuple(size) == stored else fitting
@@ -198,22 +204,22 @@ def _fitting(size: Size, expected: Size, orientation: int) -> set[str]:
 
 
 def find_pictures(folder: Path, ending: str | tuple[str, ...] = PICTURES) -> list[Path]:
-    """As `lexiseg.ops.files.find_files`, but there must be some.
+    """Find files as `lexiseg.ops.files.find_files` does, at least one.
 
     Raises:
         DataError: if there is no such folder, or no such file in it.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; `lexiseg data check` says how to get it")
-    found = find_files(folder, ending)
-    if not found:
+    paths = find_files(folder, ending)
+    if not paths:
         listed = ending if isinstance(ending, str) else " or ".join(ending)
         raise DataError(f"{folder}: holds no file that ends in {listed}; was it unpacked elsewhere?")
-    return found
+    return paths
 
 
 def refuse_missing(missing: Sequence[str], what: str) -> None:
-    """Raise DataError if pictures are missing or miss something; the first few are named, ``what`` says what is wrong."""
+    """Raise DataError if ``missing`` is not empty, naming the first few; ``what`` is the fault, such as "not in FOLDER"."""
     if missing:
         noun = "picture is" if len(missing) == 1 else "pictures are"
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
@@ -228,23 +234,23 @@ def pair_samples(
     truth_ending: str = ".png",
     names: Sequence[str] | None = None,
 ) -> tuple[Sample, ...]:
-    """Pictures with their label maps, which lie in two folders under the same relative names but for the endings.
+    """Pair pictures with label maps, in two folders with the same relative names but for the suffixes.
 
     Args:
         images, truths: the folders; they may have subfolders of the same names.
-        image_ending, truth_ending: what is not part of the name: ``.jpg``, ``_leftImg8bit.png``.
-        names: the pictures of the split in order, without ending; None for all in ``images``.
+        image_ending, truth_ending: suffix that is not part of the name: ``.jpg``, ``_leftImg8bit.png``.
+        names: the pictures of the split in order, without suffix; None for all in ``images``.
 
     Returns:
-        Samples with ``annotation = {"semantic": path}``; the key is the relative name without ending.
+        Samples with ``annotation = {"semantic": path}``; the key is the relative name without suffix.
 
     Raises:
-        DataError: if a folder is missing or empty, pictures have no label map, the first few of which are named, or a name
-            is none that `relative_name` takes.
+        DataError: if a folder is missing or empty, pictures have no label map (names the first few), or `relative_name`
+            refuses a name.
     """
     pictures = find_pictures(images, image_ending)
-    found = {relative_name(_name(path, images, image_ending), str(path)): path for path in pictures}
-    if len(found) < len(pictures):
+    paths = {relative_name(_name(path, images, image_ending), str(path)): path for path in pictures}
+    if len(paths) < len(pictures):
         raise DataError(f"{images}: holds pictures that differ only in their ending; keep one of each")
     maps = find_files(truths, truth_ending)
     by_name = {_name(path, truths, truth_ending): path for path in maps}
@@ -252,61 +258,61 @@ def pair_samples(
         raise DataError(
             f"{truths}: holds label maps that differ only in upper and lower case of their ending; keep one of each"
         )
-    wanted = list(found) if names is None else list(names)
-    refuse_missing([name for name in wanted if name not in found], f"not in {images}, but in the list of the split")
-    paths = {name: by_name.get(_name(found[name], images, image_ending)) for name in wanted}
-    missing = [str(found[name]) for name, path in paths.items() if path is None]
+    wanted = list(paths) if names is None else list(names)
+    refuse_missing([name for name in wanted if name not in paths], f"not in {images}, but in the list of the split")
+    label_maps = {name: by_name.get(_name(paths[name], images, image_ending)) for name in wanted}
+    missing = [str(paths[name]) for name, path in label_maps.items() if path is None]
     refuse_missing(missing, f"without a label map *{truth_ending} of the same name in {truths}")
-    return tuple(Sample(name, found[name], name, {"semantic": paths[name]}) for name in wanted)
+    return tuple(Sample(name, paths[name], name, {"semantic": label_maps[name]}) for name in wanted)
 
 
 def instance_samples(document: CocoTruth, images: Path) -> tuple[Sample, ...]:
-    """The pictures of a COCO instances JSON, ``annotation = {"instance": InstanceRecord}``.
+    """Return the samples of a COCO instances JSON, with ``annotation = {"instance": InstanceRecord}``.
 
-    What is wrong with the annotations of a picture is said when they are read.
+    Faults of a picture's annotations are raised when they are read.
 
     Args:
         document: from `lexiseg.ops.coco.read_coco`.
         images: the folder of the pictures, see `picture_of`.
 
     Raises:
-        DataError: if the JSON is of another kind, or its entries do not belong together; if pictures are missing, or a name is
-            none that `relative_name` takes, so that it would leave its folder; it names the JSON.
+        DataError: if the JSON is not of instances, or its entries are inconsistent; if pictures are missing, or `relative_name`
+            refuses a name (it would leave its folder); names the JSON.
     """
     if document.panoptic:
         raise DataError(f"{document.source}: holds panoptic segments; expected instances, with a 'segmentation' each")
     refuse_strangers(document)
     source, samples = document.source, []
     for entry in document.images:
-        place, found = place_of(source, entry), document.annotations.get(entry["id"], ())
-        file = picture_of(entry, images, place)
+        where, annotations = place_of(source, entry), document.annotations.get(entry["id"], ())
+        file = picture_of(entry, images, where)
         checked = None
         if entry["neg_category_ids"] is not None:
-            checked = frozenset(entry["neg_category_ids"]).union(annotation["category_id"] for annotation in found)
+            checked = frozenset(entry["neg_category_ids"]).union(annotation["category_id"] for annotation in annotations)
         record = InstanceRecord(
-            found,
+            annotations,
             (entry["height"], entry["width"]),
             source,
             checked,
             frozenset(entry["not_exhaustive_category_ids"] or ()),
             document.faults.get(entry["id"]),
         )
-        samples.append(Sample(_key(file, place), images / file, entry["id"], {"instance": record}))
+        samples.append(Sample(_key(file, where), images / file, entry["id"], {"instance": record}))
     return _with_pictures(samples, source)
 
 
 def panoptic_samples(
     document: CocoTruth, truths: Path, images: Path, *, picture_ending: str | None = None
 ) -> tuple[Sample, ...]:
-    """The pictures of a COCO panoptic JSON, ``annotation = {"panoptic": PanopticRecord}``.
+    """Return the samples of a COCO panoptic JSON, with ``annotation = {"panoptic": PanopticRecord}``.
 
-    What is wrong with the annotation of a picture is said when it is read.
+    Faults of a picture's annotation are raised when it is read.
 
     Args:
         document: from `lexiseg.ops.coco.read_coco`.
         truths: the folder of the PNGs.
         images: the folder of the pictures.
-        picture_ending: ends the pictures' names where it is not as the JSON states (``.jpg``).
+        picture_ending: suffix of the pictures (``.jpg``), if not as the JSON states.
 
     Raises:
         DataError: as `instance_samples`; if a PNG is missing.
@@ -317,13 +323,13 @@ def panoptic_samples(
     refuse_strangers(document)
     listed = {entry["id"]: entry for entry in document.images}
     for image, entries in document.annotations.items():
-        place = place_of(source, listed[image])
-        if picture_ending:  # the pictures lie under the names of the JSON, but for the ending
-            key = _key(relative_name(_file_name(listed[image], place), place), place)
+        where = place_of(source, listed[image])
+        if picture_ending:  # the pictures have the names of the JSON, but for the suffix
+            key = _key(relative_name(_file_name(listed[image], where), where), where)
             file = f"{key}{picture_ending}"
         else:
-            file = picture_of(listed[image], images, place)
-            key = _key(file, place)
+            file = picture_of(listed[image], images, where)
+            key = _key(file, where)
         if image in document.faults:
             record = PanopticRecord(source, (), source, document.faults[image])
         else:
@@ -337,7 +343,7 @@ def panoptic_samples(
 
 
 def refuse_strangers(document: CocoTruth) -> None:
-    """Raise DataError if an image of a COCO document cannot be read, or has annotations and is not listed."""
+    """Raise DataError if an entry of a COCO document's images is invalid, or annotations are of an unlisted image."""
     known: set[ImageId] = {entry["id"] for entry in document.images}
     for image in document.annotations:
         if image not in known and image not in document.faults:
@@ -347,27 +353,27 @@ def refuse_strangers(document: CocoTruth) -> None:
             raise DataError(fault)
 
 
-def picture_of(entry: Entry, images: Path, place: str) -> str:
-    """The path below a folder of the picture that an entry of a JSON's ``images`` names.
+def picture_of(entry: Entry, images: Path, where: str) -> str:
+    """Return the path, relative to ``images``, of the picture of an entry of a JSON's ``images``.
 
     It is its ``file_name``, or else the end of its ``coco_url``: of ``http://…/val2017/1.jpg`` that is ``val2017/1.jpg``, or
-    ``1.jpg`` if only this file is there.
+    ``1.jpg`` if only this file exists. ``where`` locates the entry in messages.
 
     Raises:
-        DataError: if it has neither, or a name that `relative_name` does not take; ``place`` says where it stands.
+        DataError: if it has neither, or `relative_name` refuses the name.
     """
     if entry["file_name"] is None and entry["coco_url"] is not None:
         parts = entry["coco_url"].replace("\\", "/").split("/")
-        names = [relative_name("/".join(parts[-count:]), place) for count in (2, 1)]
+        names = [relative_name("/".join(parts[-count:]), where) for count in (2, 1)]
         return next((name for name in names if (images / name).is_file()), names[0])
-    return relative_name(_file_name(entry, place), place)
+    return relative_name(_file_name(entry, where), where)
 
 
 def join_samples(samples: Sequence[Sample], *others: Sequence[Sample]) -> tuple[Sample, ...]:
-    """The first samples, with what the others with the same keys know added to their annotations.
+    """Add the annotations of other samples with the same keys to ``samples``.
 
     Raises:
-        DataError: if others lack one of the keys.
+        DataError: if others lack a key.
     """
     joined = list(samples)
     for other in others:
@@ -379,29 +385,29 @@ def join_samples(samples: Sequence[Sample], *others: Sequence[Sample]) -> tuple[
 
 
 def coco_vocabulary(document: CocoTruth) -> Vocabulary:
-    """The classes of a COCO document in the order of its ``categories``.
+    """Return the classes of a COCO document in the order of its ``categories``.
 
     Raises:
-        DataError: if there are none; if one has no name, or one of a panoptic document does not say if it is a thing.
+        DataError: if there are none; if a category has no name, or no ``isthing`` in a panoptic document.
     """
     if not document.categories:
-        raise DataError(f"{document.source}: has no categories; there is nothing to look for")
+        raise DataError(f"{document.source}: has no categories; list the classes in 'categories'")
     for entry in document.categories:
         if entry["name"] is None:
-            raise DataError(f"{place_of(document.source, entry)}: lacks 'name'; a model is asked for classes by their names")
+            raise DataError(f"{place_of(document.source, entry)}: lacks 'name', which the model needs; name the class")
     named = zip(document.categories, document.things(), strict=True)
     return Vocabulary(tuple(ClassName(entry["name"], thing=thing) for entry, thing in named))
 
 
 def category_table(category_ids: Iterable[int], ignored: Collection[int] = ()) -> LabelTable:
-    """The table of a data set whose files call the labels 0, 1, … by ``category_ids``."""
+    """Return the table from ``category_ids`` to labels 0, 1, …."""
     return LabelTable({raw: label for label, raw in enumerate(category_ids)}, frozenset(ignored))
 
 
 def semantic_dataset(name: str, vocabulary: Vocabulary, samples: Sequence[Sample], table: LabelTable | None = None) -> Dataset:
-    """A data set of label maps alone; without a table the raw ids are the labels (`LabelTable.of_ids`)."""
+    """Build a data set of label maps only; without a table the raw ids are the labels (`LabelTable.of_ids`)."""
     table = table or LabelTable.of_ids(range(len(vocabulary)))
-    raw_ids = {label: raw for raw, label in reversed(list(table.labels.items()))}  # of several ids for a label the first
+    raw_ids = {label: raw for raw, label in reversed(list(table.labels.items()))}  # the first of several ids of a label
     return Dataset(
         name,
         vocabulary,
@@ -415,7 +421,7 @@ def semantic_dataset(name: str, vocabulary: Vocabulary, samples: Sequence[Sample
 
 
 def read_label_map(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
-    """Labels [H, W] of the label map ``sample.annotation["semantic"]``, `IGNORED` where pixels are unlabelled.
+    """Read labels [H, W] from the label map ``sample.annotation["semantic"]``, `IGNORED` for unlabelled pixels.
 
     Raises:
         DataError: if the file is missing, damaged, not of the picture's size, or has an id outside the table.
@@ -425,9 +431,9 @@ def read_label_map(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
 
 
 def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
-    """The panoptic truth in ``sample.annotation["panoptic"]``; segments the table ignores become void.
+    """Read the panoptic truth in ``sample.annotation["panoptic"]``; segments the table ignores become void.
 
-    Segments the JSON lists but the PNG does not show are kept: the official score counts them as missed.
+    Segments listed in the JSON but absent from the PNG are kept: the official score counts them as missed.
 
     Raises:
         DataError: if the PNG is missing, damaged or not of the picture's size, shows a segment the JSON does not list, or
@@ -456,7 +462,7 @@ def read_panoptic(sample: Sample, *, table: LabelTable) -> PanopticMap:
 
 
 def read_panoptic_as_labels(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
-    """Labels [H, W] of a panoptic truth: each segment's class, crowds too, and `IGNORED` for void.
+    """Read a panoptic truth as labels [H, W]: each segment's class, crowds included, `IGNORED` for void.
 
     Raises:
         DataError: as `read_panoptic`.
@@ -465,7 +471,7 @@ def read_panoptic_as_labels(sample: Sample, *, table: LabelTable) -> NDArray[np.
 
 
 def panoptic_to_labels(panoptic: PanopticMap) -> NDArray[np.int32]:
-    """The class [H, W] of each pixel's segment; `IGNORED` for void."""
+    """Convert a panoptic map to labels [H, W], `IGNORED` for void."""
     numbers = np.array([0, *(segment.id for segment in panoptic.segments)])
     labels = np.array([IGNORED, *(segment.label for segment in panoptic.segments)], np.int32)
     order = np.argsort(numbers)
@@ -473,29 +479,29 @@ def panoptic_to_labels(panoptic: PanopticMap) -> NDArray[np.int32]:
 
 
 def read_instances(sample: Sample, *, table: LabelTable) -> Instances:
-    """The instances in ``sample.annotation["instance"]``; those of categories the table ignores are left out.
+    """Read the instances in ``sample.annotation["instance"]``, without categories that the table ignores.
 
     Raises:
-        DataError: if the picture has not the size the JSON states, a category is outside the table, or a mask is no
-            polygon and no run-lengths of that size.
+        DataError: if the picture's size differs from the JSON's, a category is outside the table, or a mask is neither
+            polygons nor run lengths of that size.
     """
     record: InstanceRecord = sample.annotation["instance"]
     if record.fault is not None:
         raise DataError(record.fault)
     orientation = orientation_of_truth(record.size, sample, record.source)
-    things, place = [], f"{record.source}, image {sample.image_id}"
+    things, where = [], f"{record.source}, image {sample.image_id}"
     for entry in record.annotations:
         source = place_of(record.source, entry)
         label = table.label(entry["category_id"], source)
         if label != IGNORED:
             things.append(_turned_instance(instance_of(entry, label, record.size, source), record.size, orientation))
     size = (record.size[1], record.size[0]) if orientation >= 5 else record.size
-    checked = None if record.checked is None else table.labels_of(record.checked, place)
-    return Instances(size, tuple(things), checked, table.labels_of(record.partly, place))
+    checked = None if record.checked is None else table.labels_of(record.checked, where)
+    return Instances(size, tuple(things), checked, table.labels_of(record.partly, where))
 
 
 def read_panoptic_as_instances(sample: Sample, *, table: LabelTable, things: Collection[int]) -> Instances:
-    """The things of a panoptic truth, for data sets without instances of their own; ``things`` are their labels.
+    """Read the things of a panoptic truth as instances, for data sets without instance files; ``things`` are labels.
 
     Raises:
         DataError: as `read_panoptic`.
@@ -504,19 +510,19 @@ def read_panoptic_as_instances(sample: Sample, *, table: LabelTable, things: Col
 
 
 def panoptic_to_instances(panoptic: PanopticMap, things: Collection[int]) -> Instances:
-    """The segments of a panoptic map whose labels are among ``things``."""
+    """Convert the segments whose labels are in ``things`` to instances."""
     chosen = [segment for segment in panoptic.segments if segment.label in things]
     labels = {segment.id: segment.label for segment in chosen}
     return instances_of_map(panoptic.ids, labels, {segment.id for segment in chosen if segment.crowd})
 
 
 def instances_of_map(ids: NDArray[Any], labels: Mapping[int, int], crowds: Collection[int] = ()) -> Instances:
-    """Instances of a map [H, W] in which each has a number of its own.
+    """Convert a map [H, W] of instance ids to instances.
 
     Args:
         ids: the map.
-        labels: of each number that is an instance, its label; other numbers do not count.
-        crowds: the numbers that are groups nobody counted.
+        labels: the label of each instance id; other values of the map are ignored.
+        crowds: the ids that are crowds.
     """
     things = []
     for number in np.unique(ids):
@@ -531,7 +537,7 @@ def instances_of_map(ids: NDArray[Any], labels: Mapping[int, int], crowds: Colle
 
 
 def _turned_instance(thing: Instance, size: Size, orientation: int) -> Instance:
-    """An instance of a picture stored as ``size``, on the picture held upright."""
+    """Transpose an instance of a picture stored as ``size`` to the upright picture."""
     if orientation == 1:
         return thing
     mask = turned(decode_counts(thing.counts, size).numpy(), orientation)
@@ -543,7 +549,7 @@ def _turned_instance(thing: Instance, size: Size, orientation: int) -> Instance:
 
 
 def _with_pictures(samples: Sequence[Sample], source: Path) -> tuple[Sample, ...]:
-    """The samples, if there are any, each has a key of its own, and their pictures exist."""
+    """Return the samples; raise DataError if there are none, keys are not unique, or pictures are missing."""
     if not samples:
         raise DataError(f"{source}: lists no pictures; is it the right file?")
     if len({sample.key for sample in samples}) < len(samples):
@@ -560,13 +566,13 @@ def _name(path: Path, folder: Path, ending: str | tuple[str, ...]) -> str:
     return relative[: -max(len(end) for end in endings if relative.lower().endswith(end.lower()))]
 
 
-def _key(file: str, place: str) -> str:
-    """A picture's name without its ending."""
-    return relative_name(file.removesuffix(PurePosixPath(file).suffix), place)
+def _key(file: str, where: str) -> str:
+    """Return a picture's name without suffix."""
+    return relative_name(file.removesuffix(PurePosixPath(file).suffix), where)
 
 
-def _file_name(entry: Entry, place: str) -> str:
+def _file_name(entry: Entry, where: str) -> str:
     if entry["file_name"] is None:
-        raise DataError(f"{place}: lacks 'file_name'; without it the picture cannot be found")
+        raise DataError(f"{where}: lacks 'file_name', the path of the picture; add it")
     name: str = entry["file_name"]
     return name

@@ -1,4 +1,4 @@
-"""What the catalogue says of a data set: what must lie where, how to get it, and how to open it."""
+"""Catalogue entry of a data set: the files it needs, how to get them, and how to open it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class Row:
     """One data set and split, as `lexiseg data list` shows it.
 
     Attributes:
-        name: what the user types: ``ade20k-150``, ``mess-floodnet``.
-        title: its name in words, with the split.
-        tasks: what there is a truth for.
-        needs: paths or globs below the user's root that must exist before it can be opened (after preparation, if any).
-        get: how a newcomer gets it: where to ask, which archives, where they are unpacked.
-        open: from the user's root to the data set. Raises DataError if files are missing or damaged.
-        raw: paths or globs below the root that ``prepare`` starts from; empty if nothing is to be prepared.
-        prepare: turns the download into what ``open`` reads, below the same root; resumable; shows progress.
-        images: how many pictures the split has when complete.
+        name: its name on the command line: ``ade20k-150``, ``mess-floodnet``.
+        title: description, with the split.
+        tasks: the tasks with a ground truth.
+        needs: paths or globs below the user's root that must exist to open it (after preparation, if any).
+        get: instructions to get it: the site, the archives, and where to unpack them.
+        open: opens the data set below the user's root. Raises DataError if files are missing or damaged.
+        raw: paths or globs below the root that ``prepare`` reads; empty if it needs no preparation.
+        prepare: converts the download to what ``open`` reads, below the same root; resumable; shows progress.
+        images: number of pictures in the complete split.
         training: whether models are trained on it.
-        for_task: paths or globs that one task needs beyond ``needs``; where they are missing, ``open`` leaves the task out.
-        part_of: what it is one of several parts of, whose mean counts as one data set (PAXRay in MESS), else empty.
-        group: of a collection with scores of its own per group (MESS: the domain), else empty.
+        group: its group in a collection with a score per group (MESS: the domain), else empty.
+        part_of: the set of which it is one of several parts, whose mean counts as one (PAXRay in MESS), else empty.
+        for_task: paths or globs that one task needs beyond ``needs``; if they are missing, ``open`` omits the task.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Row:
 
 
 def missing(root: Path, patterns: Iterable[str]) -> tuple[str, ...]:
-    """Those of the paths or globs that nothing below ``root`` fits; an empty folder fits none."""
+    """Return the paths or globs that match nothing below ``root``; empty folders do not count."""
     return tuple(pattern for pattern in patterns if not any(map(_filled, root.glob(pattern))))
 
 

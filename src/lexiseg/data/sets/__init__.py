@@ -1,1 +1,1 @@
-"""The data sets of the catalogue, a module a family; each has its rows in ``ROWS``."""
+"""Data sets of the catalogue, one module per family, with their rows in ``ROWS``."""

@@ -1,8 +1,8 @@
 """ADE20K-150, the scene parsing benchmark: 100 things, 50 stuff, validation. http://sceneparsing.csail.mit.edu
 
 The semantic truth is the download's own ``annotations`` (ids 1 to 150, 0 void), not the copy ``annotations_detectron2``
-that Mask2Former's scripts make of it. The panoptic and instance files are those of these scripts; `prepare` makes the same
-from ``annotations_instance``, in whose PNGs red is the class of a thing (1 to 100) and green its number in the picture.
+of Mask2Former's scripts. The panoptic and instance files are those of the scripts; `prepare` writes the same from
+``annotations_instance``, whose PNGs hold the class of a thing (1 to 100) in red and its number in the picture in green.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Mask = NDArray[np.bool_]
 
 
 def open_val(root: Path) -> Dataset:
-    """ADE20K-150 validation, with the tasks whose files are there."""
+    """Open ADE20K-150 validation, with the tasks whose files exist."""
     samples, images = _semantic_samples(root), root / FOLDER / "images/validation"
     readers: dict[str, Reader] = {"semantic": partial(read_label_map, table=TABLE)}
     if not missing(root, PANOPTIC):
@@ -62,10 +62,10 @@ def open_val(root: Path) -> Dataset:
 
 
 def prepare(root: Path) -> None:
-    """Write the panoptic and instance files of the validation split; PNGs that are there are not written again.
+    """Write the panoptic and instance files of the validation split; existing PNGs are kept.
 
-    As in Mask2Former's scripts stuff is laid first and things over it, so that a segment the JSON lists may have lost
-    pixels, or all of them, to a thing; its ``area`` is that of before.
+    As in Mask2Former's scripts things are painted over stuff, so that a segment of the JSON may have lost some or all of its
+    pixels to a thing; its ``area`` is that before.
 
     Raises:
         DataError: if files of the download are missing or damaged.
@@ -108,7 +108,7 @@ def _semantic_samples(root: Path) -> tuple[Sample, ...]:
 
 
 def _vocabulary(path: Path) -> Vocabulary:
-    """The official names; things are what the instance challenge counts, which the file's column ``Stuff`` is not."""
+    """Read the official names; things are those of the instance challenge, not of the file's column ``Stuff``."""
     try:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -124,17 +124,17 @@ def _vocabulary(path: Path) -> Vocabulary:
 
 
 def _things(path: Path, sample: Sample, things: list[int]) -> list[tuple[int, Mask]]:
-    """(label, mask) of each thing in a PNG of ``annotations_instance``."""
+    """Return (label, mask) of each thing in a PNG of ``annotations_instance``."""
     colours = upright(read_colours(path), sample, path)
-    found = []
+    pairs = []
     for number in np.unique(colours[..., 1]).tolist():
         mask = colours[..., 1] == number
         classes = np.unique(colours[..., 0][mask]).tolist()
         if number and (len(classes) > 1 or not 1 <= classes[0] <= len(things)):
             raise DataError(f"{path}: thing {number} is of class {classes}, expected one of 1..{len(things)}; unpack it again")
         if number:
-            found.append((things[classes[0] - 1], mask))
-    return found
+            pairs.append((things[classes[0] - 1], mask))
+    return pairs
 
 
 def _record(label: int, mask: Mask) -> dict[str, Any]:

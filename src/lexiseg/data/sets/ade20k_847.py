@@ -1,9 +1,9 @@
 """ADE20K, full release (2021_17_01), in the 847 classes of MaskFormer's benchmark ("A-847").
 
-Each picture ``ADE_val_*.jpg`` has a ``*_seg.png`` beside it whose red and green channels say the object of each pixel:
-number = 256 · ⌊R / 10⌋ + G. The release's index is a pickle; it is not needed, since the numbers of the 847 classes are known
-and the pictures are found by their names. As in the official preparation the shorter side is brought to 512 pixels, pictures
-are saved as JPEG of quality 75, labels as TIF of 16 bits with 65535 for all other objects: scores are of these files.
+Each picture ``ADE_val_*.jpg`` has a ``*_seg.png`` beside it whose red and green channels encode the object of each pixel:
+number = 256 · ⌊R / 10⌋ + G. The release's index, a pickle, is not needed: the numbers of the 847 classes are known, and
+pictures are listed by name. As in the official preparation the shorter side is resized to 512 pixels, pictures are saved as
+JPEG of quality 75, labels as 16-bit TIF with 65535 for all other objects; published scores are of these files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RAW = f"{RELEASE}/images/ADE/validation/**/ADE_val_*.jpg"
 IMAGES, TRUTHS = f"{RELEASE}/images_detectron2/validation", f"{RELEASE}/annotations_detectron2/validation"
 SHORT_SIDE, VOID = 512, 65535
 
-# The numbers that the release gives the objects of our list "ade847", in its order.
+# The release's numbers of the objects in our list "ade847", in its order.
 # fmt: off
 OBJECTS = (
     2978, 312, 2420, 2855, 2131, 976, 447, 165, 2377, 838, 350, 1831, 1125, 3055, 401, 1610, 1910, 2684, 471, 687, 774, 2473,
@@ -78,7 +78,7 @@ OBJECTS = (
 
 
 def open_ade20k_847(root: Path) -> Dataset:
-    """The prepared validation pictures.
+    """Open the prepared validation pictures.
 
     Raises:
         DataError: if files are missing or the preparation was interrupted.
@@ -89,7 +89,7 @@ def open_ade20k_847(root: Path) -> Dataset:
 
 
 def prepare_ade20k_847(root: Path) -> None:
-    """Pictures and label maps of the validation split, 2000 of each.
+    """Write the pictures and label maps of the validation split, 2000 of each.
 
     Raises:
         DataError: if a file is missing or damaged.
@@ -111,19 +111,19 @@ def _convert(source: Path, image: Path, truth: Path) -> None:
 
 
 def objects_of_colours(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """The objects' numbers [H, W] in the colours [H, W, 3] of a ``*_seg.png``."""
+    """Decode the object numbers [H, W] from the colours [H, W, 3] of a ``*_seg.png``."""
     return colours[..., 0].astype(np.int32) // 10 * 256 + colours[..., 1]
 
 
 def labels_of_objects(objects: NDArray[np.int32]) -> NDArray[np.uint16]:
-    """Labels of the 847 classes, 65535 for every other object."""
+    """Map object numbers to labels of the 847 classes, 65535 for every other object."""
     lookup = np.full(26 * 256, VOID, np.uint16)
     lookup[list(OBJECTS)] = np.arange(len(OBJECTS))
     return lookup[objects]
 
 
 def reduced_size(size: Size) -> Size:
-    """The size with the shorter side brought to 512, rounded; sizes that are not larger stay."""
+    """Return the size with the shorter side reduced to 512, rounded; smaller sizes are unchanged."""
     high, wide = size
     if min(size) <= SHORT_SIDE:
         return size
@@ -133,7 +133,7 @@ def reduced_size(size: Size) -> Size:
 
 
 def _resized(picture: NDArray[np.uint8], size: Size) -> NDArray[Any]:
-    """Bilinear from the four nearest pixels, without smoothing before: OpenCV's, but for its rounding (one grey level)."""
+    """Resize bilinearly without antialiasing, as OpenCV does up to its rounding (one grey level)."""
     if picture.shape[:2] == size:
         return picture
     planes = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
@@ -142,7 +142,7 @@ def _resized(picture: NDArray[np.uint8], size: Size) -> NDArray[Any]:
 
 
 def _resized_nearest(labels: NDArray[np.uint16], size: Size) -> NDArray[np.uint16]:
-    """The pixel at ⌊position / (new / old)⌋, in floating point as OpenCV has it, which decides where it comes out whole."""
+    """Resize to the pixel at ⌊position / (new / old)⌋, in OpenCV's floating-point order, which matters for whole results."""
     rows, columns = (
         np.floor(np.arange(new) * (1 / (new / old))).astype(int) for new, old in zip(size, labels.shape, strict=True)
     )

@@ -14,14 +14,14 @@ from lexiseg.text.vocabulary import Vocabulary
 
 
 def open_semantic(root: Path) -> Dataset:
-    """The 19 classes of Cityscapes; 255 is void."""
+    """Open BDD100K semantic, with the 19 classes of Cityscapes; 255 is void."""
     folder = root / "bdd100k"
     samples = pair_samples(folder / "images/10k/val", folder / "labels/sem_seg/masks/val", image_ending=".jpg")
     return semantic_dataset("bdd100k", Vocabulary.builtin("cityscapes"), samples)
 
 
 def open_panoptic(root: Path) -> Dataset:
-    """All 40 classes, from the COCO form that FrozenSeg published and scored; category ids 1 to 40."""
+    """Open BDD100K panoptic, 40 classes, in the COCO form that FrozenSeg published and scored; category ids 1 to 40."""
     folder, vocabulary = root / "bdd100k", Vocabulary.builtin("bdd100k-40")
     table = LabelTable.counted(len(vocabulary), first=1, ignored=[0])
     document = read_coco(folder / "jsons/pan_seg_val_cocofmt.json")

@@ -15,7 +15,7 @@ UNLABELLED = 11
 
 
 def open_split(root: Path, *, split: str) -> Dataset:
-    """Pictures and label maps of the same names; SegNet's lists are not read, for the paths in them are foreign."""
+    """Open a split by file names; SegNet's lists are not read, since they hold paths of another machine."""
     vocabulary = Vocabulary.builtin("camvid")
     samples = pair_samples(root / f"CamVid/{split}", root / f"CamVid/{split}annot", image_ending=".png")
     table = LabelTable.counted(len(vocabulary), ignored=[UNLABELLED])

@@ -1,8 +1,8 @@
 """Cityscapes, fine annotations, val: 19 classes, 8 of them things. https://www.cityscapes-dataset.com
 
-Everything is read from the two PNGs of the download. ``labelIds`` holds label ids; ``instanceIds`` holds label ids too, but
-id · 1000 + number for each counted thing. A thing without a number is a group nobody counted: a crowd. The official
-``createPanopticImgs.py`` makes its panoptic files of just that, so neither these nor ``labelTrainIds`` have to be made.
+All tasks are read from the two PNGs of the download. ``labelIds`` holds label ids; ``instanceIds`` holds label ids too, but
+id · 1000 + number for each counted thing. A thing without a number is a crowd. The official ``createPanopticImgs.py`` derives
+its panoptic files from these, so neither they nor ``labelTrainIds`` are needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NUMBERED = 1000  # instance ids from here on are counted things
 
 
 def open_val(root: Path) -> Dataset:
-    """Cityscapes fine val; the key of a picture is its path, its id the name by which the official files call it."""
+    """Open Cityscapes fine val; the key of a picture is its path, its id the name in the official files."""
     images, truths = root / "cityscapes/leftImg8bit/val", root / "cityscapes/gtFine/val"
     samples = tuple(
         replace(
@@ -51,7 +51,7 @@ def open_val(root: Path) -> Dataset:
 
 
 def read_panoptic(sample: Sample) -> PanopticMap:
-    """The panoptic truth in a PNG of instance ids.
+    """Read the panoptic truth from a PNG of instance ids.
 
     Raises:
         DataError: if it is missing, damaged, not of the picture's size, or holds an id that Cityscapes does not have.
@@ -68,7 +68,7 @@ def read_panoptic(sample: Sample) -> PanopticMap:
 
 
 def read_instances(sample: Sample) -> Instances:
-    """The things in a PNG of instance ids; groups are crowds.
+    """Read the things from a PNG of instance ids; groups are crowds.
 
     Raises:
         DataError: as `read_panoptic`.

@@ -31,7 +31,7 @@ _IMAGES = "https://cocodataset.org/#download: {split}2017.zip, unpacked in coco/
 
 
 def open_panoptic(root: Path, *, split: str) -> Dataset:
-    """COCO panoptic; the semantic truth is each segment's class, crowds included."""
+    """Open COCO panoptic; the semantic truth is each segment's class, crowds included."""
     folder = root / "coco"
     document = read_coco(folder / f"annotations/panoptic_{split}2017.json")
     table = category_table(entry["id"] for entry in document.categories)
@@ -48,7 +48,7 @@ def open_panoptic(root: Path, *, split: str) -> Dataset:
 
 
 def open_stuff(root: Path, *, split: str) -> Dataset:
-    """COCO-Stuff from its own label maps ("stuffthingmaps"): raw ids 0 to 181 of which 171 occur, 255 is void."""
+    """Open COCO-Stuff from its own label maps ("stuffthingmaps"): raw ids 0 to 181, of which 171 occur, 255 is void."""
     folder = root / "coco"
     raw_ids = [number - 1 for number in range(1, PIXEL_IDS + 1) if number not in NEVER_MARKED]
     table = LabelTable({raw: label for label, raw in enumerate(raw_ids)}, frozenset({255}))

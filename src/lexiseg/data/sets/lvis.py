@@ -1,7 +1,7 @@
-"""LVIS v1: 1203 things with long tails, instances on COCO's pictures. https://www.lvisdataset.org
+"""LVIS v1: 1203 long-tailed things, instances on COCO's pictures. https://www.lvisdataset.org
 
-LVIS is federated: of a picture only some categories were looked for (those with instances and ``neg_category_ids``), and of
-some of these not every instance is marked (``not_exhaustive_category_ids``).
+LVIS is federated: only some categories are annotated in a picture (those with instances and ``neg_category_ids``), and some of
+these not exhaustively (``not_exhaustive_category_ids``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 def open_val(root: Path) -> Dataset:
-    """LVIS v1 val; its pictures are of COCO's val2017 and train2017, as ``coco_url`` says."""
+    """Open LVIS v1 val; its pictures are from COCO's val2017 and train2017, see ``coco_url``."""
     source = root / "lvis/lvis_v1_val.json"
     document = read_coco(source)
     categories = sorted(document.categories, key=lambda entry: entry["id"])

@@ -24,7 +24,7 @@ PANOPTIC = {
 
 
 def open_version(root: Path, *, version: str) -> Dataset:
-    """The classes that the config marks for evaluation; category id = place in the config + 1, others are void."""
+    """Open the classes that the config marks for evaluation; category id = index in the config + 1, others are void."""
     folder = root / FOLDER
     config = _first(folder, CONFIGS[version])
     document = read_json(config)

@@ -1,12 +1,12 @@
 """MESS, the multi-domain evaluation of semantic segmentation: 22 data sets of five domains (Blumenstiel et al., NeurIPS 2023).
 
-Rows are called ``mess-<set>`` and lie in the group of their domain; the class names are the lists ``mess-<set>``, those that
-the benchmark gives to a model (its main table; not the data sets' own names where the two differ). PAXRay's four regions
-overlap, so it is four rows of two classes, whose mean is the score of the one set. `Dataset.groups` has the classes of
-interest, on which the benchmark reports a second mean.
+Rows are called ``mess-<set>``, in the group of their domain; the class names are the lists ``mess-<set>``, those that the
+benchmark gives to a model (its main table; not the data sets' own names where the two differ). PAXRay's four regions overlap,
+so it is four rows of two classes, whose mean is the score of the set. `Dataset.groups` has the classes of interest, on which
+the benchmark reports a second mean.
 
-Files lie where the benchmark's own preparation puts them, and hold what it puts there: who ran it has nothing to do. The
-preparations below make the same of each set's download. 255 is ignored everywhere, the filling of tiles at the edge too.
+Paths and contents are those of the benchmark's own preparation, whose output can be used as it is; the preparations below
+write the same from each set's download. 255 is ignored everywhere, also as padding of tiles.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from lexiseg.text.vocabulary import Vocabulary
 Labels = NDArray[np.uint8]
 
 VOID = 255
-IMAGES, TRUTHS = "images_detectron2", "annotations_detectron2"  # the benchmark's names for what is made
+IMAGES, TRUTHS = "images_detectron2", "annotations_detectron2"  # the benchmark's names of prepared folders
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a set's pictures and label maps lie below the root, and what their names end in.
+    """Folders, below the root, and suffixes of a set's pictures and label maps.
 
     Attributes:
         images, truths: the two folders.
         image_ending, truth_ending: as in `lexiseg.data.readers.pair_samples`.
         background: the labels that are not of interest.
-        some: whether only pictures with a label map count; otherwise one without is an error.
+        some: skip pictures without a label map; otherwise they are an error.
     """
 
     images: str
@@ -73,8 +73,8 @@ class Piece:
     """One raw picture.
 
     Attributes:
-        key: its name when prepared, without ending: one that `relative_name` takes.
-        picture: its file; None if the raw one is used.
+        key: its name when prepared, without suffix; a valid `relative_name`.
+        picture: its file; None if the raw picture is used as it is.
         truth: the file of its truth, or the first of them.
         labels: reads the truth.
     """
@@ -89,7 +89,7 @@ class Piece:
 
 
 def open_mess(root: Path, *, name: str, layout: Layout) -> Dataset:
-    """One set of the benchmark.
+    """Open a set of the benchmark.
 
     Raises:
         DataError: if files are missing or the preparation was interrupted.
@@ -115,15 +115,15 @@ def prepare_mess(
     pieces: Callable[[Path], Iterator[Piece]],
     tiled: bool = False,
 ) -> None:
-    """Make the pictures and label maps of one set.
+    """Write the pictures and label maps of one set.
 
     Args:
         root: the user's root.
-        name: the row's.
-        layout: where they go.
-        raw: globs of what must be there before anything begins.
-        pieces: finds the raw files below the root.
-        tiled: whether to cut them into tiles, numbered row by row; those at the edge are filled with black and void.
+        name: the row's name.
+        layout: the folders to write to.
+        raw: globs of the raw files, checked first.
+        pieces: yields the raw pictures below the root.
+        tiled: cut them into tiles, numbered row by row, padded with black and void at the edge.
 
     Raises:
         DataError: if a file is missing or damaged.
@@ -153,7 +153,7 @@ def _write_tiles(piece: Piece, root: Path, layout: Layout) -> None:
     picture, labels = read_colours(piece.picture), piece.labels()
     same_size(picture, labels, piece.truth)
     pairs = list(enumerate(zip(tiles(picture, 0), tiles(labels, VOID), strict=True)))
-    for number, (part, part_labels) in reversed(pairs):  # number 0, by which the piece is known to be done, comes last
+    for number, (part, part_labels) in reversed(pairs):  # number 0, which marks the piece as done, comes last
         write_picture(below(root / layout.images, f"{piece.key}_{number}{layout.image_ending}", str(piece.truth)), part)
         write_picture(below(root / layout.truths, f"{piece.key}_{number}{layout.truth_ending}", str(piece.truth)), part_labels)
 
@@ -169,7 +169,7 @@ def _values(path: Path) -> Labels:
 
 
 def _white(path: Path) -> Labels:
-    """1 where a mask is white, whatever its number of channels."""
+    """Read a mask of any number of channels: 1 where it is white, else 0."""
     return np.where(read_colours(path)[..., 0] == 255, 1, 0).astype(np.uint8)
 
 
@@ -189,7 +189,7 @@ BDD100K_RAW = "bdd100k/labels/sem_seg/colormaps/val/*.png"
 
 def _bdd100k(root: Path) -> Iterator[Piece]:
     for path in raw_files(root, BDD100K_RAW):
-        yield Piece(path.stem, None, path, partial(_values, path))  # the indices of their palette are the labels
+        yield Piece(path.stem, None, path, partial(_values, path))  # the palette indices are the labels
 
 
 DARK_ZURICH = Layout(
@@ -205,7 +205,7 @@ def _dark_zurich(root: Path) -> Iterator[Piece]:
 
 
 def _dark_zurich_labels(path: Path) -> Labels:
-    """Cityscapes' ids as labels; what the second map calls invalid is void."""
+    """Map Cityscapes' ids to labels; pixels invalid in the second map are void."""
     values = read_values(path)
     second = path.with_name(path.name.replace("labelIds", "invGray"))
     invalid = read_values(second)
@@ -227,7 +227,7 @@ def _mhp_v1(root: Path) -> Iterator[Piece]:
 
 
 def _mhp_v1_labels(persons: list[Path]) -> Labels:
-    """One map of all persons; where they overlap the larger label counts."""
+    """Merge the maps of all persons; where they overlap the larger label counts."""
     labels = _values(persons[0])
     for path in persons[1:]:
         other = _values(path)
@@ -237,17 +237,17 @@ def _mhp_v1_labels(persons: list[Path]) -> Labels:
 
 
 def prepare_mhp_v1(root: Path) -> None:
-    """MHP v1, some of whose pictures are cut off; as in the benchmark their missing ends are grey.
+    """Prepare MHP v1, with truncated pictures: as in the benchmark their missing ends are grey.
 
     Raises:
         DataError: as `prepare_mess`.
     """
-    with _cut_files_are_read():
+    with _allow_truncated():
         prepare_mess(root, name="mess-mhp-v1", layout=MHP_V1, raw=MHP_V1_RAW, pieces=_mhp_v1)
 
 
 @contextmanager
-def _cut_files_are_read() -> Iterator[None]:
+def _allow_truncated() -> Iterator[None]:
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
@@ -271,7 +271,7 @@ def _atlantis(root: Path) -> Iterator[Piece]:
 
 DRAM = Layout(f"DRAM_processed/{IMAGES}/test", f"DRAM_processed/{TRUTHS}/test", ".jpg", background=(11,))
 DRAM_RAW = ("DRAM_processed/test/**/*.jpg", "DRAM_processed/labels/**/*.png")
-DRAM_IN_VOC = (3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 17)  # what VOC calls the labels 0..10; VOC's other classes are label 11
+DRAM_IN_VOC = (3, 4, 5, 8, 9, 10, 12, 13, 15, 16, 17)  # VOC's ids of the labels 0..10; VOC's other classes are label 11
 
 
 def _dram(root: Path) -> Iterator[Piece]:
@@ -338,21 +338,21 @@ ISPRS_POTSDAM_COLOURS = {
     (0, 255, 0): 3,
     (255, 255, 0): 4,
     (255, 0, 0): 5,
-    (0, 0, 0): 0,  # no class has these two colours, which rounding may make; the benchmark reads them so
+    (0, 0, 0): 0,  # not a class; may come from rounding, read as in the benchmark
     (255, 0, 255): VOID,
 }
 
 
 def _isprs_potsdam(root: Path) -> Iterator[Piece]:
     folder = root / "ISPRS_Potsdam"
-    for place in ISPRS_POTSDAM_TEST:
-        key = f"top_potsdam_{place}"
+    for area in ISPRS_POTSDAM_TEST:
+        key = f"top_potsdam_{area}"
         truth = folder / f"Labels/{key}_label.tif"
         yield Piece(key, folder / f"3_Ortho_IRRG/{key}_IRRG.tif", truth, partial(_isprs_potsdam_labels, truth))
 
 
 def _isprs_potsdam_labels(path: Path) -> Labels:
-    """Some of the maps have shades, so each channel is rounded to 0 or 255 first."""
+    """Read labels with each channel rounded to 0 or 255, since some of the maps have shades."""
     rounded = np.where(read_colours(path) > 128, 255, 0).astype(np.uint8)
     return labels_of_colours(rounded, ISPRS_POTSDAM_COLOURS, path)
 
@@ -411,12 +411,12 @@ def _kvasir(root: Path) -> Iterator[Piece]:
 
 CHASE_DB1 = Layout(f"CHASEDB1/{IMAGES}/test", f"CHASEDB1/{TRUTHS}/test", ".jpg")
 CHASE_DB1_RAW = ("CHASEDB1/*.jpg", "CHASEDB1/*_1stHO.png")
-CHASE_DB1_TRAINING = 8  # so many pictures, the first by name, are for training
+CHASE_DB1_TRAINING = 8  # pictures, the first by name, that are for training
 
 
 def _chase_db1(root: Path) -> Iterator[Piece]:
     for path in raw_files(root, CHASE_DB1_RAW[0])[CHASE_DB1_TRAINING:]:
-        truth = path.with_name(f"{path.stem}_1stHO.png")  # what the first human observer marked
+        truth = path.with_name(f"{path.stem}_1stHO.png")  # of the first human observer
         yield Piece(path.stem, path, truth, partial(_inside, truth))
 
 
@@ -458,7 +458,7 @@ def _paxray(root: Path, *, region: str) -> Iterator[Piece]:
 
 
 def _paxray_labels(path: Path, channel: int) -> Labels:
-    """1 in one region of an array [166, H, W]; only that part of the file is read."""
+    """Read the mask (1) of a region from an array [166, H, W]; reads only that part of the file."""
     try:
         return np.where(np.load(path, mmap_mode="r", allow_pickle=False)[channel] > 0, 1, 0).astype(np.uint8)
     except FileNotFoundError:
@@ -521,7 +521,7 @@ def _cub_200(root: Path) -> Iterator[Piece]:
 
 
 def _cub_200_labels(path: Path, species: int) -> Labels:
-    """The species where more than half of five people saw the bird."""
+    """Return the species where more than half of five annotators marked the bird, else 0."""
     return np.where(read_colours(path)[..., 0] > 128, species, 0).astype(np.uint8)
 
 

@@ -1,13 +1,13 @@
-"""PASCAL VOC 2012 and PASCAL Context, as open-vocabulary papers measure them.
+"""PASCAL VOC 2012 and PASCAL Context, in the protocols of open-vocabulary papers.
 
 VOC's own label maps (0 background, 1..20 things, 255 void) are read in three ways:
 
-    voc-20    the twenty things; the background is not measured
-    voc-20b   the twenty things and one class for all the rest, which has the 39 other names of PASCAL Context
-    voc-21    the twenty things and the background as a class of its own
+    voc-20    the twenty things; the background is ignored
+    voc-20b   the twenty things and one class for the rest, with the 39 other names of PASCAL Context
+    voc-21    the twenty things and the background as a class
 
-PASCAL Context marks the pictures of VOC 2010 anew, in 459 classes (a MATLAB file a picture) or the 59 frequent ones (one
-JSON of run-lengths). Both are turned once into label maps, in the folders that CAT-Seg's preparation fills too.
+PASCAL Context annotates the pictures of VOC 2010 with 459 classes (a MATLAB file per picture) or the 59 frequent ones (one
+JSON of run lengths). Both are converted to label maps, in the same folders as CAT-Seg's preparation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MERGED = f"{CONTEXT}/trainval_merged.json"
 TRUTHS_59, TRUTHS_459 = (f"{CONTEXT}/annotations_detectron2/{name}" for name in ("pc59_val", "pc459_val"))
 VOID_8, VOID_16 = 255, 65535
 
-# The numbers that the 59 frequent classes have among the 459, in the order of the prepared maps (alphabetical).
+# Numbers of the 59 frequent classes among the 459, in the order of the prepared maps (alphabetical).
 # fmt: off
 FREQUENT = (
     2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159, 162, 187,
@@ -54,7 +54,7 @@ FREQUENT = (
 
 
 def open_voc(root: Path, *, name: str) -> Dataset:
-    """The validation pictures of VOC 2012 in one of the three ways above.
+    """Open the validation pictures of VOC 2012 in one of the three ways above.
 
     Raises:
         DataError: if files are missing.
@@ -71,10 +71,10 @@ def open_voc(root: Path, *, name: str) -> Dataset:
 
 
 def voc_with_rest() -> Vocabulary:
-    """The twenty, and last a class of the 39 names that PASCAL Context adds: the protocol "PAS-20b" of OVSeg and CAT-Seg.
+    """Return the twenty classes and one with the 39 names PASCAL Context adds: the protocol "PAS-20b" of OVSeg and CAT-Seg.
 
-    Those let a model choose among 59 names and count each of the 39 as background. The best of a class's names is what
-    counts here too, so it is the same; the word "background" is not among them, and the class is shown by its first name.
+    There a model chooses among 59 names, and each of the 39 counts as background. Here a class is scored by its best name,
+    which is the same; "background" is not among the names, and the class is shown by its first name.
     """
     first, *others = (entry.name for entry in Vocabulary.builtin("pascal-context-59").classes[20:])
     return Vocabulary((*Vocabulary.builtin("voc20").classes, ClassName(first, tuple(others), thing=False)))
@@ -84,7 +84,7 @@ def voc_with_rest() -> Vocabulary:
 
 
 def open_context(root: Path, *, name: str) -> Dataset:
-    """The validation pictures of PASCAL Context with 59 or 459 classes.
+    """Open the validation pictures of PASCAL Context with 59 or 459 classes.
 
     Raises:
         DataError: if files are missing or the preparation was interrupted.
@@ -103,15 +103,15 @@ def open_context(root: Path, *, name: str) -> Dataset:
 
 
 def context_table(vocabulary: Vocabulary) -> LabelTable:
-    """What the numbers of the prepared maps are in our lists: that of the 59 has VOC's twenty first, the maps have not."""
+    """Return the table from values of the prepared maps to labels; our list of 59 has VOC's twenty first, the maps do not."""
     if len(vocabulary) == 459:
-        return LabelTable.counted(459, ignored=[459, VOID_16])  # 459 is what CAT-Seg's preparation may have for void
+        return LabelTable.counted(459, ignored=[459, VOID_16])  # 459 may be void in CAT-Seg's preparation
     alphabetical = sorted(range(59), key=lambda label: vocabulary.names[label].replace(" ", ""))
     return LabelTable(dict(enumerate(alphabetical)), frozenset({VOID_8}))
 
 
 def prepare_context_59(root: Path) -> None:
-    """Label maps of the 59 classes from the JSON of run-lengths; where masks overlap the later one counts.
+    """Write label maps of the 59 classes from the JSON of run lengths; where masks overlap the later one counts.
 
     Raises:
         DataError: if a file is missing or damaged.
@@ -153,7 +153,7 @@ def _write_59(path: Path, masks: Sequence[Mapping[str, Any]], size: tuple[int, i
 
 
 def prepare_context_459(root: Path) -> None:
-    """Label maps of the 459 classes, 16 bits, from the MATLAB files; 0 becomes void.
+    """Write 16-bit label maps of the 459 classes from the MATLAB files; 0 becomes void.
 
     Raises:
         DataError: if a file is missing or damaged.
@@ -174,7 +174,7 @@ def _write_459(path: Path, source: Path) -> None:
 
 
 def read_label_matrix(path: Path) -> NDArray[np.uint16]:
-    """The matrix "LabelMap" [H, W] in a MATLAB file.
+    """Read the matrix "LabelMap" [H, W] of a MATLAB file.
 
     Raises:
         DataError: if the file is missing or damaged, or has no such matrix.
@@ -186,7 +186,7 @@ def read_label_matrix(path: Path) -> NDArray[np.uint16]:
     except KeyError:
         raise DataError(f"{path}: has no matrix 'LabelMap'; is it one of PASCAL Context's trainval.tar.gz?") from None
     except (MatReadError, OSError, ValueError, TypeError, IndexError, NotImplementedError, zlib.error) as error:
-        raise DataError(f"{path}: is no MATLAB file that can be read ({error}); fetch it again") from None
+        raise DataError(f"{path}: is not a readable MATLAB file ({error}); fetch it again") from None
     if matrix.ndim != 2 or matrix.dtype.kind != "u":
         raise DataError(f"{path}: 'LabelMap' is {matrix.dtype} of shape {matrix.shape}, expected class numbers [H, W]")
     return np.asarray(matrix, np.uint16)

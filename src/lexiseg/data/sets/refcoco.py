@@ -1,11 +1,11 @@
-"""RefCOCO and RefCOCO+ (the splits of UNC): each sample is a picture with one expression that refers to one of its things.
+"""RefCOCO and RefCOCO+ (UNC splits): each sample is a picture with one expression that refers to one of its things.
 
-A sample's own vocabulary is the expression and "background"; a semantic truth has label 0 in the referred region and 1
-everywhere else, so that the score of label 0 over all samples is the field's overall IoU. Its instance truth is the one
-region. Samples are numbered by their sentences: a picture comes as often as something in it is referred to.
+A sample's own vocabulary is the expression and "background"; its semantic truth has label 0 in the referred region and 1
+elsewhere, so that the score of label 0 over all samples is the overall IoU. Its instance truth is the referred region. There
+is a sample per sentence: a picture occurs once for each of its expressions.
 
-The expressions lie in a pickle. It holds nothing but lists, dicts, strings and numbers, and nothing else is let in: an
-unpickler that finds the name of any class or function in it refuses the file.
+The expressions are in a pickle of lists, dicts, strings and numbers; the unpickler refuses a file that names any class or
+function.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ REST = ClassName("background", thing=False)
 
 
 def open_refcoco(root: Path, *, name: str, folder: str, split: str) -> Dataset:
-    """One split, a sample an expression.
+    """Open a split, with one sample per expression.
 
     Args:
         root: the user's root.
-        name: the row's.
+        name: the row's name.
         folder: ``refcoco`` or ``refcoco+``.
         split: ``val``, ``testA`` (people) or ``testB`` (other things).
 
     Raises:
-        DataError: if files are missing or damaged, or an expression refers to what is not there.
+        DataError: if files are missing or damaged, or an expression refers to a missing annotation.
     """
     source, expressions = root / folder / "instances.json", root / folder / "refs(unc).p"
     references = read_plain_pickle(expressions)
@@ -81,7 +81,7 @@ def open_refcoco(root: Path, *, name: str, folder: str, split: str) -> Dataset:
 
 
 def read_referred(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
-    """Labels [H, W]: 0 in the referred region, 1 elsewhere.
+    """Read labels [H, W]: 0 in the referred region, 1 elsewhere.
 
     Raises:
         DataError: as `lexiseg.data.readers.read_instances`.
@@ -93,24 +93,24 @@ def read_referred(sample: Sample, *, table: LabelTable) -> NDArray[np.int32]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Lists, dicts, strings and numbers only: whatever would run code needs a name, and none is given."""
+    """Unpickler of lists, dicts, strings and numbers only: anything that runs code needs a name, and all are refused."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no plain data")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not plain data")
 
 
 def read_plain_pickle(path: Path) -> list[dict[str, Any]]:
-    """The list of dicts in a pickle that holds plain data; anything else in it is refused unread.
+    """Read a list of dicts from a pickle of plain data; refuse anything else without loading it.
 
     Raises:
-        DataError: if the file is missing or damaged, holds more than plain data, or is no list of dicts.
+        DataError: if the file is missing or damaged, holds more than plain data, or is not a list of dicts.
     """
     try:
         with path.open("rb") as file:
             document = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `lexiseg data check` says how to get it") from None
-    except (  # what the unpickler raises on damaged data
+    except (  # raised by the unpickler on damaged data
         pickle.UnpicklingError,
         OSError,
         EOFError,
@@ -124,7 +124,7 @@ def read_plain_pickle(path: Path) -> list[dict[str, Any]]:
     ) as error:
         raise DataError(f"{path}: is damaged or not the data set's ({error}); fetch it again") from None
     if not isinstance(document, list) or not all(isinstance(entry, dict) for entry in document):
-        raise DataError(f"{path}: is no list of expressions; fetch it again")
+        raise DataError(f"{path}: is not a list of expressions; fetch it again")
     return document
 
 

@@ -10,7 +10,7 @@ from lexiseg.data.row import Row
 
 
 def open_world(root: Path) -> Dataset:
-    """The scenes below emoji-world/, all tasks from their panoptic truth."""
+    """Open the scenes below emoji-world/, all tasks from their panoptic truth."""
     folder = root / "emoji-world"
     return open_panoptic(folder / "panoptic.json", folder / "images", name="emoji-world")
 
