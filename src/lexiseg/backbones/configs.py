@@ -125,6 +125,12 @@ def _some(rule: Rule) -> Rule:
     return lambda value: rule(value) or (isinstance(value, list | tuple) and 1 <= len(value) <= 8 and all(map(rule, value)))
 
 
+def _ascending(value: object) -> bool:
+    """Numbers of layers, each once."""
+    rule = _whole(_LAYERS, 0)
+    return isinstance(value, list | tuple) and all(map(rule, value)) and list(value) == sorted(set(value))
+
+
 def _flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -201,7 +207,7 @@ _TEXT: dict[str, Rule] = _TOWER | {
 _TIMM: dict[str, Rule] = {  # arguments of timm's ResNets, as EdgeTAM's config passes them on
     "in_chans": _whole(_WIDTH),
     "features_only": _flag,
-    "out_indices": _some(_whole(_LAYERS, 0)),
+    "out_indices": _ascending,
     "layers": _some(_whole(_LAYERS)),
     "channels": _some(_whole(_WIDTH)),
     "stem_width": _whole(_WIDTH),
