@@ -164,7 +164,7 @@ def test_of_transformers_configs_only_the_model_s_own_options_are_read() -> None
     for wrong in (
         *({"hidden_size": {"a": 1}}, {"global_attn_indexes": [{}]}, []),
         *({"hidden_size": 10**6}, {"num_hidden_layers": 1000}, {"mlp_ratio": float("nan")}, {"global_attn_indexes": [0] * 999}),
-        *({"hidden_act": "x" * 999}, {"image_size": -(10**6)}),
+        *({"hidden_act": "x" * 999}, {"image_size": -(10**6)}, {"attention_dropout": 256}, {"attention_dropout": -0.1}),
     ):
         with pytest.raises(WeightsError, match=r"config\.json.* must "):
             own_options(transformers.SamVisionConfig, wrong, "config.json")

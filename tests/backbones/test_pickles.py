@@ -59,6 +59,10 @@ def test_what_pickle_writes_is_well_formed(protocol: int) -> None:
     assert file.read() == b"behind"
 
 
+def test_odd_escapes_are_no_warning() -> None:
+    check_pickle(io.BytesIO(b"S'\\z'\n."), ANY)
+
+
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_names_are_refused_wherever_they_stand(protocol: int) -> None:
     data = pickle.dumps([1, {"a": (OrderedDict,)}], protocol)

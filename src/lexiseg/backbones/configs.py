@@ -226,6 +226,7 @@ _MODEL: dict[str, Rule] = {
 _PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour(-1e3)), "std": _or_none(_colour(1e-6))}
 # Options of transformers that say how many parts a model has.
 _PARTS = re.compile(r"\w*(layers|depths?|levels|stages|blocks_per_stage|outputs|num_point_embeddings)")
+_CHANCE = re.compile(r"\w*(dropout|_prob|drop_path_rate)")
 _OPTION = 2**15  # greatest number among the others
 _OF_THE_HUB = (
     "it is of a text tower or tokenizer of the Hugging Face hub, which no folder may choose; give the name of the architecture "
@@ -311,7 +312,8 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
     own = [field.name for field in fields(config_class) if field.name not in shared and not field.name.startswith("_")]
     said = {key: options[key] for key in own if key in options}
     for key, value in said.items():
-        if not _plain(value, _LAYERS if _PARTS.fullmatch(key) else _OPTION):
+        most = _LAYERS if _PARTS.fullmatch(key) else 1 if _CHANCE.fullmatch(key) else _OPTION
+        if not _plain(value, most) or (most == 1 and not _number(1)(value)):
             raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; here weights come with sizes alone")
     return said | parts
 
