@@ -239,6 +239,17 @@ def test_a_data_set_that_was_half_rendered_anew_is_not_the_old_one(tmp_path, mon
     shutil.rmtree(output)
 
 
+def test_where_the_list_of_scenes_is_all_else_is(tmp_path, monkeypatch) -> None:
+    output = tmp_path / "set"
+    monkeypatch.setattr("lexiseg.exports.labels.write_classes", _fails)
+    assert main(["world", "render", "--count", "1", "--size", "64", "--output", str(output)]) == 1
+    assert contents.files(output).keys() == {f"{kind}/000000.png" for kind in ("images", "labels", "panoptic")}
+
+
+def _fails(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def _fails_at_the_second() -> Callable[..., None]:
     calls = iter([None])
 

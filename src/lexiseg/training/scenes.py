@@ -16,8 +16,8 @@ from lexiseg.world import Scene, scenes, world_classes
 def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed: int = 0, progress: bool = True) -> None:
     """Write scenes with their truth: images/, panoptic/ + panoptic.json (COCO), labels/ + classes.txt, classes.json.
 
-    The files that name the pictures and the classes come last; those of an earlier call are removed first. So a folder that was
-    left half-written is no data set.
+    ``panoptic.json`` is written last: where it is, all else is. What an earlier call wrote of it and of the classes is removed
+    first, so a folder that was left half-written is no data set.
 
     Args:
         folder: is made if it is not there.
@@ -40,8 +40,8 @@ def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed:
         labels.write_labels(folder / "labels" / file, scene.semantic(), len(rows))
         images.append(coco.image_record(index, file, scene.panoptic.shape))
         annotations.append(panoptic_png.panoptic_annotation(index, file, _segments(scene)))
-    panoptic_png.write_panoptic_json(folder / "panoptic.json", images, annotations, coco.categories(names, things))
     labels.write_classes(folder, names, things)
+    panoptic_png.write_panoptic_json(folder / "panoptic.json", images, annotations, coco.categories(names, things))
 
 
 def _segments(scene: Scene) -> list[Segment]:
