@@ -51,6 +51,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/classes.py
 	$(BIN)/python benchmarks/batches.py
+	$(BIN)/python benchmarks/memory.py --megapixels 1 25
 
 docs: $(DOCS_READY)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs

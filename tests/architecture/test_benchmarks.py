@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ablation import NUMBERS, table
+from lexiseg.data.images import PIXEL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,6 +69,19 @@ def test_every_way_to_ask_sam_is_measured():
     assert list(rows) == ["grid", "random", "chance", "top"]
     assert rows["grid"]["points"] == 1024 > 5 * rows["chance"]["points"] > 0
     assert all(row["put_together"] >= 0 and 0 <= row["mIoU"] <= 1 for row in rows.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a process had at its most")
+def test_a_pixel_takes_no_more_memory_than_is_said():
+    command = [sys.executable, "benchmarks/memory.py", "--models", "fcclip-tiny", "--megapixels", "4", "16", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    small, large = json.loads(done.stdout)["rows"]
+    grown = {stage: large["MB"][stage] - small["MB"][stage] for stage in small["MB"]}
+    more = large["megapixels"] - small["megapixels"]
+    assert more == pytest.approx(12, rel=0.01)
+    assert grown["predict"] > 12 * more, "the picture alone is 3 bytes a pixel, in 32 bits 12"
+    assert max(grown[stage] for stage in ("read", "predict", "post-process")) <= PIXEL_BYTES * more
 
 
 def test_classes_in_parts_decode_the_same():

@@ -375,3 +375,11 @@ def test_weights_with_numbers_that_are_none_are_refused(folder: Path, state: dic
         save_file(state, folder / WEIGHTS_FILE)
         with pytest.raises(WeightsError, match=rf"{WEIGHTS_FILE}: ln_final\.weight has numbers that are infinite or not"):
             load_clip(folder)
+
+
+def test_a_config_of_more_than_the_weights_takes_no_memory(folder: Path) -> None:
+    """Its words alone would need 34 GB; the weights, which do not have them, are asked first."""
+    text = MODEL["text_cfg"] | {"vocab_size": 2**20, "width": 8192, "context_length": 4096, "layers": 8}
+    (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": MODEL | {"text_cfg": text}}))
+    with pytest.raises(WeightsError, match=r"does not hold weights .*(size mismatch|Missing key|width changed)"):
+        load_clip(folder)

@@ -55,6 +55,15 @@ def test_all_architectures_of_open_clip_may_be_given_but_for_the_hub_s() -> None
         (model(text={"tokenizer_mode": "clips"}), "text_cfg.tokenizer_mode"),
         (model(text={"layers": [1, 2]}), "text_cfg.layers"),
         (model(text={"layers": 10**9}), "text_cfg.layers"),
+        (model(text={"width": 10**6}), "text_cfg.width"),
+        (model(text={"context_length": 10**6}), "text_cfg.context_length"),
+        (model({"layers": 1000}), "vision_cfg.layers"),
+        (model({"width": 10**6}), "vision_cfg.width"),
+        (model({"width": 0}), "vision_cfg.width"),
+        (model({"image_size": [64, 10**5]}), "vision_cfg.image_size"),
+        (model({"image_size": 4096, "patch_size": 16}), "4096 pixels a side are more than 128 patches of 16"),
+        (model({"mlp_ratio": 1e300}), "vision_cfg.mlp_ratio"),
+        (model(embed_dim=10**6), "model_cfg.embed_dim"),
         (model(text={"act_kwargs": {"inplace": True}}), "text_cfg.act_kwargs"),
         (model({"timm_model_name": "hf-hub:someone/model"}), "vision_cfg.timm_model_name"),
         (model({"timm_model_name": "local-dir:/tmp/model"}), "vision_cfg.timm_model_name"),
@@ -152,6 +161,10 @@ def test_of_transformers_configs_only_the_model_s_own_options_are_read() -> None
     }
     found = own_options(transformers.SamVisionConfig, options, "config.json", hidden_act="relu")
     assert found == {"hidden_size": 32, "global_attn_indexes": [0, 1], "hidden_act": "relu"}
-    for wrong in ({"hidden_size": {"a": 1}}, {"global_attn_indexes": [{}]}, []):
+    for wrong in (
+        *({"hidden_size": {"a": 1}}, {"global_attn_indexes": [{}]}, []),
+        *({"hidden_size": 10**6}, {"num_hidden_layers": 1000}, {"mlp_ratio": float("nan")}, {"global_attn_indexes": [0] * 999}),
+        *({"hidden_act": "x" * 999}, {"image_size": -(10**6)}, {"attention_dropout": 256}, {"attention_dropout": -0.1}),
+    ):
         with pytest.raises(WeightsError, match=r"config\.json.* must "):
             own_options(transformers.SamVisionConfig, wrong, "config.json")

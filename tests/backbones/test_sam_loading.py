@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def test_edgetams_trunk_is_one_that_timm_knows(edgetam: tuple[Any, Path], name: 
         ({"block": "someone.Block"}, "model_args.block is not allowed"),
         ({"layers": "many"}, "model_args.layers must not be 'many'"),
         ({"layers": [2] * 9}, "model_args.layers must not be"),
+        ({"out_indices": [1, 2, 2, 4]}, "model_args.out_indices must not be"),
         ({"channels": [-8, 16, 24, 32]}, "model_args.channels must not be"),
         ({"stem_width": 2**30}, "model_args.stem_width must not be"),
         ({"stem_type": "hf-hub:x"}, "model_args.stem_type must not be"),
@@ -182,3 +184,40 @@ def test_mobile_sam_s_size_is_a_multiple_of_its_stride(tmp_path: Path, size: obj
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"config\.json: image_size must be a multiple of 16"):
         load_sam(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "key", "value"),
+    [
+        ("sam", "prompt_encoder_config", "image_size", 128),
+        ("sam", "prompt_encoder_config", "patch_size", 8),
+        ("sam", "mask_decoder_config", "hidden_size", 64),
+        ("sam_hq", "mask_decoder_config", "vit_dim", 64),
+        ("sam2", "prompt_encoder_config", "hidden_size", 16),
+        ("sam2", "vision_config", "fpn_stride", 2),
+        ("edgetam", "vision_config", "fpn_kernel_size", 3),
+    ],
+)
+def test_sizes_of_parts_that_must_agree(tmp_path: Path, name: str, part: str, key: str, value: int) -> None:
+    """Each part has its own in the config; a model of parts that do not fit was built, and failed at the first picture."""
+    document = test_sam.CONFIGS[name]().to_dict()
+    document[part][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=rf"config\.json, {part}: {key} must be \d+, not {value}"):
+        load_sam(tmp_path)
+
+
+def test_a_config_of_more_than_the_weights_takes_no_memory(saved: tuple[Any, Callable[[Path], Any], Path]) -> None:
+    """Sizes within bounds that need hundreds of gigabytes together are compared with the weights first."""
+    _, load, config = saved
+    document = json.loads(config.read_text())
+    for part in parts(document):
+        large = {"mlp_dim": 32_000, "dim_feedforward": 32_000, "encoder_feedforward_dim": 32_000, "iou_head_hidden_dim": 32_000}
+        part |= {key: value for key, value in large.items() if key in part}
+        part |= dict.fromkeys(part.keys() & {"num_hidden_layers", "encoder_layers", "decoder_layers"}, 100)
+    config.write_text(json.dumps(document))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match="does not fit the model"):
+        load(config.parent)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20

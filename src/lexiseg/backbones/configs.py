@@ -125,6 +125,12 @@ def _some(rule: Rule) -> Rule:
     return lambda value: rule(value) or (isinstance(value, list | tuple) and 1 <= len(value) <= 8 and all(map(rule, value)))
 
 
+def _ascending(value: object) -> bool:
+    """Numbers of layers, each once."""
+    rule = _whole(_LAYERS, 0)
+    return isinstance(value, list | tuple) and all(map(rule, value)) and list(value) == sorted(set(value))
+
+
 def _flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -201,7 +207,7 @@ _TEXT: dict[str, Rule] = _TOWER | {
 _TIMM: dict[str, Rule] = {  # arguments of timm's ResNets, as EdgeTAM's config passes them on
     "in_chans": _whole(_WIDTH),
     "features_only": _flag,
-    "out_indices": _some(_whole(_LAYERS, 0)),
+    "out_indices": _ascending,
     "layers": _some(_whole(_LAYERS)),
     "channels": _some(_whole(_WIDTH)),
     "stem_width": _whole(_WIDTH),
@@ -220,6 +226,7 @@ _MODEL: dict[str, Rule] = {
 _PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour(-1e3)), "std": _or_none(_colour(1e-6))}
 # Options of transformers that say how many parts a model has.
 _PARTS = re.compile(r"\w*(layers|depths?|levels|stages|blocks_per_stage|outputs|num_point_embeddings)")
+_CHANCE = re.compile(r"\w*(dropout|_prob|drop_path_rate)")
 _OPTION = 2**15  # greatest number among the others
 _OF_THE_HUB = (
     "it is of a text tower or tokenizer of the Hugging Face hub, which no folder may choose; give the name of the architecture "
@@ -305,7 +312,8 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
     own = [field.name for field in fields(config_class) if field.name not in shared and not field.name.startswith("_")]
     said = {key: options[key] for key in own if key in options}
     for key, value in said.items():
-        if not _plain(value, _LAYERS if _PARTS.fullmatch(key) else _OPTION):
+        most = _LAYERS if _PARTS.fullmatch(key) else 1 if _CHANCE.fullmatch(key) else _OPTION
+        if not _plain(value, most) or (most == 1 and not _number(1)(value)):
             raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; here weights come with sizes alone")
     return said | parts
 

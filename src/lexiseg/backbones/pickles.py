@@ -9,6 +9,8 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
+import warnings
+from collections.abc import Iterable
 from typing import IO, Any, NamedTuple
 
 _DEEPEST = 32  # tuples within tuples; Python computes the hash of such without looking at its stack
@@ -50,9 +52,15 @@ def check_pickle(file: IO[bytes] | Any, names: re.Pattern[str]) -> None:
         UnpicklingError: it is not well-formed, sets attributes of a function, or would need more memory, time or stack than
             weights do. `pickletools` raises ValueError, too.
     """
+    with warnings.catch_warnings(action="ignore"):  # Python warns of odd escapes in texts
+        _follow(pickletools.genops(file), names)
+
+
+def _follow(instructions: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]], names: re.Pattern[str]) -> None:
+    """Do to a stack of `_Value` what the instructions would do to the unpickler's."""
     stack: list[_Value | None] = []  # None is a mark
     memo: dict[int, _Value] = {}
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    for count, (opcode, argument, _) in enumerate(instructions):
         name = opcode.name
         if count > _MOST:
             raise pickle.UnpicklingError("more values than weights have")

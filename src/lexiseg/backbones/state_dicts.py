@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -178,7 +179,8 @@ def _load(path: Path) -> Any:
         else:
             file.seek(0)
             _check_archive(file, path)
-    with torch.serialization.safe_globals([(_Number, name) for name in _NUMBERS]):
+    numbers: list[Any] = [(_Number, name) for name in _NUMBERS]
+    with torch.serialization.safe_globals(numbers), warnings.catch_warnings(action="ignore"):  # of protocols, of sparse tensors
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -72,7 +72,7 @@ def replacing(path: str | Path, *, apart: bool = False) -> Iterator[Path]:
         if isinstance(error, RuntimeError) and "enforce fail" not in str(error):  # this is how torch.save reports a full disk
             raise
         cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+        reason = (cause.strerror or str(cause)) if isinstance(cause, OSError) else "the disk did not take all of it"
         raise OutputError(f"cannot write {path}: {reason}; choose another folder or free some space") from error
 
 

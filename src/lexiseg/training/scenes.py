@@ -39,8 +39,8 @@ def write_scenes(folder: Path, split: str, count: int, *, size: int = 256, seed:
         labels.write_labels(folder / "labels" / file, scene.semantic(), len(rows))
         images.append(coco.image_record(index, file, scene.panoptic.shape))
         annotations.append(panoptic_png.panoptic_annotation(index, file, _segments(scene)))
-    panoptic_png.write_panoptic_json(folder / "panoptic.json", images, annotations, coco.categories(names, things))
     labels.write_classes(folder, names, things)
+    panoptic_png.write_panoptic_json(folder / "panoptic.json", images, annotations, coco.categories(names, things))
 
 
 def _segments(scene: Scene) -> list[Segment]:
