@@ -59,9 +59,9 @@ def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
     [
         (["attention", "PICTURE", "--classes", "sky", "--model", "sam_clip-tiny"], "sam_clip-tiny"),
         (["prompts", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "has no SAM"),
-        (["points", "PICTURE", "--classes", "sky", "--model", "cmpf-tiny"], "does not learn where"),
-        (["pseudo", "PICTURE", "--classes", "sky", "--model", "catseg-tiny"], "does not make prompts of correlations"),
-        (["similarity", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "does not compare patches with names"),
+        (["points", "PICTURE", "--classes", "sky", "--model", "cmpf-tiny"], "does not predict point prompts"),
+        (["pseudo", "PICTURE", "--classes", "sky", "--model", "catseg-tiny"], "has no correlation blocks to show"),
+        (["similarity", "PICTURE", "--classes", "sky", "--model", "fcclip-tiny"], "has no patch embeddings"),
         (["comparison", "PICTURE"], "--classes or --vocabulary"),
         (["comparison", "--classes", "sky"], "either pictures or"),
         (["comparison", "missing.png", "--classes", "sky"], "missing.png"),

@@ -224,7 +224,7 @@ def test_a_folder_that_does_not_say_what_it_is_of_is_refused_with_a_way_out(agai
     before, path = again()[0], again.output / "protocol.json"
     path.write_bytes(foreign)
     with pytest.raises(
-        UsageError, match=r"protocol\.json does not say what was evaluated here .* delete that file to begin anew"
+        UsageError, match=r"protocol\.json is not a protocol of an evaluation .* delete that file to begin anew"
     ):
         again()
     path.unlink()

@@ -1,1 +1,1 @@
-"""Checkpoints on their way in and out: from official files to our form of weights, and back."""
+"""Conversion of official checkpoints to lexiseg's weights and back."""

@@ -1,10 +1,10 @@
-"""Official checkpoints into our form of weights, and back: the same tensors under other names, every key accounted for.
+"""Convert official checkpoints to lexiseg's weights and back: the same tensors renamed, with every key accounted for.
 
-    methods with published weights   ``model.safetensors`` + ``card.json``: what `lexiseg.load` takes for the official file
-    SAM, HQ-SAM, MobileSAM, SAM 2    the same with ``config.json``: what ``--weights sam=`` takes
-    Mask2Former                      likewise: what ``--weights proposer=`` takes
+    methods with published weights   ``model.safetensors`` + ``card.json``, accepted by `lexiseg.load`
+    SAM, HQ-SAM, MobileSAM, SAM 2    also ``config.json``, accepted by ``--weights sam=``
+    Mask2Former                      also ``config.json``, accepted by ``--weights proposer=``
 
-What is frozen, CLIP and SAM, is kept if the checkpoint holds it, so that one folder is all a model needs.
+Frozen encoders (CLIP, SAM) that a checkpoint contains are kept, so that one folder holds the whole model.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 class Converter(Protocol):
-    """Between an official form of weights and ours."""
+    """Converts between an official checkpoint and lexiseg's weights."""
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
-        """The official keys that carry no parameter, and why."""
+        """Official keys that are not converted, with the reason."""
         ...
 
     def ours(self, state: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-        """An official state dictionary under our names, and the config file it needs, if any.
+        """Convert an official state dictionary; returns the tensors, and the content of the config file or None.
 
         Raises:
-            WeightsError: it is not the model's.
+            WeightsError: the state dictionary is not the model's.
         """
         ...
 
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
-        """The reverse.
+        """Convert lexiseg's weights to an official state dictionary.
 
         Raises:
-            WeightsError: parameters that the official model does not have.
+            WeightsError: the official model lacks some of the parameters.
         """
         ...
 
     def card(self) -> dict[str, Any]:
-        """What a card says of the weights."""
+        """The model card of the weights."""
         ...
 
 
 class MethodConverter:
-    """A method whose authors publish weights."""
+    """Converter of a method with published weights."""
 
     def __init__(self, variant: Variant) -> None:
         assert variant.official is not None
@@ -92,7 +92,7 @@ class MethodConverter:
 
 
 class SamConverter:
-    """A SAM by itself."""
+    """Converter of a SAM."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -114,7 +114,7 @@ class SamConverter:
 
 
 class Sam2Converter:
-    """SAM 2 and 2.1 of any published size, without what only videos need."""
+    """Converter of SAM 2 and 2.1 in all published sizes, without the parameters for video."""
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: "only videos need it" for key in keys if key.startswith(sam2_weights.VIDEO)}
@@ -132,7 +132,7 @@ class Sam2Converter:
 
 
 class Mask2FormerConverter:
-    """Mask2Former on a Swin or a ResNet."""
+    """Converter of Mask2Former on a Swin Transformer or a ResNet."""
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: reason for key in keys if (reason := mask2former_weights.reason_to_drop(key))}
@@ -152,10 +152,10 @@ SAM2, MASK2FORMER = "sam2", "mask2former"
 
 
 def converter_of(model: str) -> Converter:
-    """The converter of ``model``.
+    """Get the converter of ``model``.
 
     Raises:
-        UsageError: it has no official checkpoint of its own.
+        UsageError: the model has no official checkpoint.
     """
     published = {name: variant for name, variant in MODELS.items() if variant.official is not None}
     if model in published:
@@ -173,13 +173,13 @@ def converter_of(model: str) -> Converter:
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
-        files: that were written.
-        mapped: how many keys of the source have another name now.
-        dropped: keys of the source that were left out, and why.
-        card: that of the weights.
+        files: written files.
+        mapped: number of converted keys.
+        dropped: keys that were not converted, with the reason.
+        card: model card of the weights.
     """
 
     files: tuple[Path, ...]
@@ -189,18 +189,18 @@ class Report:
 
 
 def to_lexiseg(file: str | Path, model: str, folder: str | Path, *, half: bool = False, progress: bool = False) -> Report:
-    """An official checkpoint into our form.
+    """Convert an official checkpoint to lexiseg's weights.
 
     Args:
-        file: ``.pth``, ``.pkl`` or ``.safetensors`` as published, or of the official training program.
-        model: whose it is.
-        folder: where ``model.safetensors`` and ``card.json`` go.
-        half: matrices and kernels in float16, see `lexiseg.methods.weights.halved`.
-        progress: show a bar.
+        file: checkpoint as published or as written by the official training, ``.pth``, ``.pkl`` or ``.safetensors``.
+        model: name of the model.
+        folder: output folder of ``model.safetensors`` and ``card.json``.
+        half: store matrices and kernels in float16, see `lexiseg.methods.weights.halved`.
+        progress: show a progress bar.
 
     Raises:
-        UsageError: a model without official checkpoint.
-        WeightsError: the file cannot be read, or is another model's.
+        UsageError: the model has no official checkpoint.
+        WeightsError: the file cannot be read, or belongs to another model.
         OutputError: the folder cannot be written.
     """
     converter, folder = converter_of(model), Path(folder)
@@ -229,17 +229,17 @@ def to_lexiseg(file: str | Path, model: str, folder: str | Path, *, half: bool =
 
 
 def to_official(path: str | Path, model: str, file: str | Path, *, half: bool = False) -> Report:
-    """Weights in our form as an official checkpoint, without what the official programs make themselves.
+    """Convert lexiseg's weights to an official checkpoint, without tensors that the official code computes itself.
 
     Args:
-        path: the folder, or its ``model.safetensors``.
-        model: whose weights they are.
-        file: to be written; ``.pth`` and ``.pt`` as PyTorch saves a dictionary of tensors, or ``.safetensors``.
-        half: as `to_lexiseg`.
+        path: folder of the weights, or its ``model.safetensors``.
+        model: name of the model.
+        file: output file; ``.pth`` and ``.pt`` hold a dictionary of tensors in PyTorch's format.
+        half: as in `to_lexiseg`.
 
     Raises:
-        UsageError: another suffix, or a model without official checkpoint.
-        WeightsError: the weights cannot be read, are another model's, or have no official name.
+        UsageError: the suffix is unknown, or the model has no official checkpoint.
+        WeightsError: the weights cannot be read, belong to another model, or have no official name.
         OutputError: the file cannot be written.
     """
     converter, file = converter_of(model), Path(file)
@@ -247,11 +247,11 @@ def to_official(path: str | Path, model: str, file: str | Path, *, half: bool = 
         raise UsageError(f"--output {file}: name the checkpoint to be written, ending in {', '.join(SUFFIXES)}")
     saved = read_weights(path, model=model)
     official = converter.official(saved)
-    held = halved(official) if half else official
+    tensors = halved(official) if half else official
     if file.suffix == ".safetensors":
-        write_safetensors(held, file)
+        write_safetensors(tensors, file)
     else:
         with replacing(file) as temporary:
-            torch.save({name: tensor.clone() for name, tensor in held.items()}, temporary)
+            torch.save({name: tensor.clone() for name, tensor in tensors.items()}, temporary)
     copies = {name: "a copy of another" for name in saved.tensors if name.removeprefix("sam.model.") in sam_weights.TIED}
     return Report((file,), len(official), copies, saved.card)

@@ -1,1 +1,1 @@
-"""From a picture and names to a result."""
+"""Inference: pipelines, evaluation, reports and figures."""

@@ -1,10 +1,10 @@
-"""Evaluate a model on a data set: chunk after chunk, so that nothing is lost, nothing is held, and every count is exact.
+"""Evaluate a model on a data set, in chunks that can be resumed and distributed.
 
-The pictures are cut into chunks of `CHUNK`, in the data set's order. What a chunk measured is a file of its own below
-``parts``; the result adds these files up. So a run that was killed goes on where it was, several processes (or machines
-that share a folder) take turns at the chunks, and the numbers are the same to the last bit however the work was split.
-With its sums a chunk keeps a digest of what they were measured of (`lexiseg.inference.fingerprint`). Where that has changed,
-where a picture failed, or where predictions are asked for that are not there, the chunk is measured again.
+The images are divided into chunks of `CHUNK`, in the data set's order. The additive statistics of each chunk are written to a
+file below ``parts``, and the result is computed from their sums. So an interrupted run resumes, several processes or machines
+with a common folder divide the chunks, and the metrics do not depend on how the work was divided.
+A chunk is evaluated again if its inputs have changed (`lexiseg.inference.fingerprint`), if an image failed, or if predictions
+are to be saved and are missing.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from lexiseg.postprocess import Placing, Policy, resized
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction, Task, TextEmbeddings
 
-CHUNK = 16  # pictures; what a crash can cost
-LVIS_DETECTIONS = 300  # instances an image may have where the truth is federated
-FORGIVING, RECALL = "semantic, hypernyms forgiven", "mask recall"  # metrics that are no task of their own
+CHUNK = 16  # images
+LVIS_DETECTIONS = 300  # maximum number of instances per image with federated ground truth
+FORGIVING, RECALL = "semantic, hypernyms forgiven", "mask recall"  # metrics besides those of the tasks
 
 Metrics = dict[str, Metric[Any, Any]]
 Prediction = MaskPrediction | PixelPrediction
@@ -53,21 +53,21 @@ Prediction = MaskPrediction | PixelPrediction
 
 @dataclass(frozen=True)
 class Protocol:
-    """All that a number depends on, besides the weights and the files of the data set.
+    """Settings of an evaluation: all that metrics depend on besides weights and files.
 
     Attributes:
-        model, data: by name.
-        tasks: what is measured; each picture is predicted once for all of them.
-        limit: only the first pictures; None: all.
-        oracle: "masks" or "labels", see `lexiseg.inference.oracle`.
-        corrupt: "blur:3" and the like, see `lexiseg.data.corrupt`.
-        threshold: least score of a region or pixel that gets a name.
-        absent: which classes mIoU is a mean over, see `lexiseg.metrics.semantic.ABSENT_CLASSES`.
-        recall: measure the recall of all predicted masks, too, whatever they are called.
-        groups: names for sets of labels with numbers of their own ("seen", "unseen").
-        forgiven: for each label the labels that a result may have there without being wrong; None: no such score.
-        exif: what truths are drawn on where a picture has an EXIF orientation and sizes do not tell: the picture held
-            "upright", or its pixels as they are "stored".
+        model, data: names of model and data set.
+        tasks: tasks to evaluate; each image is predicted once for all of them.
+        limit: number of images, the first ones; None: all.
+        oracle: "masks" or "labels", see `lexiseg.inference.oracle`; None: no oracle.
+        corrupt: corruption such as "blur:3", see `lexiseg.data.corrupt`.
+        threshold: minimum score of a labelled region or pixel.
+        absent: which classes mIoU averages over, see `lexiseg.metrics.semantic.ABSENT_CLASSES`.
+        recall: also compute the class-agnostic recall of all predicted masks.
+        groups: named sets of labels with separate metrics ("seen", "unseen").
+        forgiven: for each label, the predicted labels that also count as correct; None: no such metric.
+        exif: whether ground truth refers to the "upright" image or to the pixels as "stored", if the image has an EXIF
+            orientation and the sizes do not tell.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Protocol:
     exif: Literal["upright", "stored"] = "upright"
 
     def document(self) -> dict[str, Any]:
-        """The protocol for JSON, sets of labels as digests."""
+        """The protocol as JSON values, with sets of labels as digests."""
         plain = {name: sorted(labels) for name, labels in (self.groups or {}).items()}
         forgiven = None if self.forgiven is None else digest([sorted(labels) for labels in self.forgiven])
         groups = {name: f"{len(labels)} classes, {digest(labels)}" for name, labels in plain.items()}
@@ -93,7 +93,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Shard:
-    """Share of the chunks for one of several processes: every ``count``-th chunk, from the ``index``-th.
+    """The chunks of one of several processes: every ``count``-th, from the ``index``-th.
 
     Attributes:
         index: index of the process.
@@ -117,26 +117,25 @@ def evaluate(
     batch: int = 1,
     workers: int = 0,
 ) -> None:
-    """Measure all chunks of this shard that are not in ``folder`` yet, or no longer true; `collect` makes the numbers of them.
+    """Evaluate the chunks of this shard that are missing in ``folder`` or outdated; `collect` computes the metrics.
 
     Args:
-        pipeline: the model.
-        dataset: what it is measured on.
-        protocol: what is measured, and how.
-        folder: of this evaluation alone.
-        shard: of the chunks, if several processes work.
-        keep_going: note pictures and truths that cannot be read or measured, whatever the reason, and leave them out; else
-            they are an error.
-        keep_predictions: write what was found below ``folder/predictions``, in COCO's formats and as label maps.
-        progress: show a bar on stderr, if that is a terminal.
-        batch: pictures of a chunk that are predicted together; the results are the same, but for rounding.
-        workers: threads that read the next pictures and truths meanwhile.
+        pipeline: model.
+        dataset: data set to evaluate on.
+        protocol: settings of the evaluation.
+        folder: folder of this evaluation alone.
+        shard: chunks of this process.
+        keep_going: record images that fail for any reason and continue, instead of raising an error.
+        keep_predictions: write predictions below ``folder/predictions``, in COCO's formats and as label maps.
+        progress: show a progress bar on stderr, if that is a terminal.
+        batch: images of a chunk to predict together; results are equal up to rounding.
+        workers: threads that read images and ground truth ahead.
 
     Raises:
-        UsageError: a task that model or data set does not have, or a folder with an evaluation of another protocol.
-        RunError: what went wrong with a picture, unless ``keep_going``: DataError and ImageError for damaged files. It names
-            the picture. The chunks before are kept: the same call goes on there.
-        DataError: two pictures whose predictions would be the same file, if these are kept.
+        UsageError: model or data set lacks a task, or the folder holds an evaluation by another protocol.
+        RunError: an image failed and ``keep_going`` is False; DataError and ImageError for damaged files. Finished chunks
+            are kept, and the same call resumes after them.
+        DataError: the predictions of two images would be the same file, with ``keep_predictions``.
     """
     for task in protocol.tasks:
         for owner, known in ((protocol.model, pipeline.segmenter.tasks), (protocol.data, dataset.tasks)):
@@ -153,11 +152,11 @@ def evaluate(
     bar = tqdm(total=pictures, desc=protocol.data, unit="picture", disable=None if progress else True)
 
     def jobs() -> Iterator[_Job]:
-        """The pictures of the chunks that are to be measured."""
+        """Yield the images of the chunks to evaluate."""
         for start in chunks:
             chunk = samples[start : start + CHUNK]
-            state = inputs.of(chunk)  # before the files are read: one that changes meanwhile is measured again the next time
-            kept = _is_true(_part(folder, start), state, range(start, start + len(chunk)), new_metrics(dataset, protocol))
+            state = inputs.of(chunk)  # before reading, so that files changed meanwhile are read again by the next run
+            kept = _is_current(_part(folder, start), state, range(start, start + len(chunk)), new_metrics(dataset, protocol))
             if kept and (not keep_predictions or results.is_kept(folder / "predictions", start, state)):
                 bar.update(len(chunk))
             else:
@@ -170,30 +169,30 @@ def evaluate(
         for (start, state), given in groupby(pairs, key=lambda pair: (pair[0].start, pair[0].state)):
             chunk = samples[start : start + CHUNK]
             metrics, failed = new_metrics(dataset, protocol), {}
-            found: list[tuple[Sample, results.ByTask]] = []
+            predicted: list[tuple[Sample, results.ByTask]] = []
             for sample, measured in _measured(pipeline, dataset, protocol, given, batch):
                 if isinstance(measured, UsageError):
-                    raise measured  # not the picture's fault: all others would fail by it
-                if isinstance(measured, Exception):  # one picture's failure, be it a mistake of ours, is no other's
+                    raise measured  # it would be raised for all images
+                if isinstance(measured, Exception):
                     if not keep_going:
                         raise _about(sample, measured) from measured
                     failed[sample.key] = explained(measured)
                 else:
-                    one, result = measured
+                    image_metrics, result = measured
                     for name, metric in metrics.items():
-                        metric.merge(one[name])
-                    found.append((sample, result))
+                        metric.merge(image_metrics[name])
+                    predicted.append((sample, result))
                 bar.update()
             if keep_predictions:
-                results.write_chunk(folder / "predictions", dataset, chunk, found, start, state)
+                results.write_chunk(folder / "predictions", dataset, chunk, predicted, start, state)
             _write_part(_part(folder, start), metrics, failed, state)
 
 
 def collect(dataset: Dataset, protocol: Protocol, folder: Path) -> tuple[Metrics, dict[str, str]]:
-    """The metrics over all chunks, and the pictures that could not be read with the reason.
+    """Compute the metrics over all chunks. Also returns the failed images, with the reason.
 
     Raises:
-        DataError: a chunk is missing (another process has not finished), or damaged.
+        DataError: a chunk is damaged or missing, if another process has not finished.
     """
     total = new_metrics(dataset, protocol)
     failed: dict[str, str] = {}
@@ -206,7 +205,7 @@ def collect(dataset: Dataset, protocol: Protocol, folder: Path) -> tuple[Metrics
 
 
 def new_metrics(dataset: Dataset, protocol: Protocol) -> Metrics:
-    """Empty metrics for what the protocol asks for."""
+    """Create the empty metrics of a protocol."""
     classes, groups = len(dataset.vocabulary), {**dataset.groups, **(protocol.groups or {})}
     metrics: Metrics = {}
     if "semantic" in protocol.tasks:
@@ -224,7 +223,14 @@ def new_metrics(dataset: Dataset, protocol: Protocol) -> Metrics:
 
 @dataclass(frozen=True)
 class _Job:
-    """A picture to be measured: the number of its chunk's first, the digest of that chunk, its own number, and its sample."""
+    """An image to evaluate.
+
+    Attributes:
+        start: index of the first image of its chunk.
+        state: digest of the chunk's inputs.
+        number: index of the image.
+        sample: its sample.
+    """
 
     start: int
     state: str
@@ -234,7 +240,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class Read:
-    """What the files of a sample hold: its picture [H, W, 3], and by task the truths that are needed."""
+    """The image [H, W, 3] of a sample, and its ground truth by task."""
 
     sample: Sample
     pixels: Pixels
@@ -242,7 +248,7 @@ class Read:
 
 
 def read_sample(dataset: Dataset, protocol: Protocol, sample: Sample) -> Read:
-    """Read a picture and its truths."""
+    """Read the image and the ground truth of a sample."""
     needed = set(protocol.tasks) if protocol.oracle is None else {*protocol.tasks, best_truth(dataset)}
     truths = {task: dataset.truth(sample, task) for task in dataset.tasks if task in needed}
     return Read(sample, _picture(sample, protocol), truths)
@@ -251,19 +257,19 @@ def read_sample(dataset: Dataset, protocol: Protocol, sample: Sample) -> Read:
 def _measured(
     pipeline: Pipeline, dataset: Dataset, protocol: Protocol, given: Iterable[tuple[_Job, Read | Exception]], batch: int
 ) -> Iterator[tuple[Sample, tuple[Metrics, results.ByTask] | Exception]]:
-    """Each picture with its sums and results, or with what went wrong with it, be it read already; ``batch`` at a time."""
-    rest = iter(given)
-    while some := list(islice(rest, batch)):
-        read = [one for _, one in some if isinstance(one, Read)]
-        predictions = iter(_predicted(pipeline, dataset, protocol, read))
-        for job, one in some:
-            if isinstance(one, Exception):
-                yield job.sample, one
+    """Yield each sample with its metrics and results, or with the error in reading, predicting or measuring it."""
+    remaining = iter(given)
+    while pairs := list(islice(remaining, batch)):
+        readable = [read for _, read in pairs if isinstance(read, Read)]
+        predictions = iter(_predicted(pipeline, dataset, protocol, readable))
+        for job, read in pairs:
+            if isinstance(read, Exception):
+                yield job.sample, read
             elif isinstance(prediction := next(predictions), Exception):
                 yield job.sample, prediction
             else:
                 try:
-                    measured = measure(pipeline, dataset, protocol, one, prediction, job.number)
+                    measured = measure(pipeline, dataset, protocol, read, prediction, job.number)
                 except Exception as error:
                     yield job.sample, error
                 else:
@@ -273,25 +279,34 @@ def _measured(
 def _predicted(
     pipeline: Pipeline, dataset: Dataset, protocol: Protocol, read: Sequence[Read]
 ) -> Sequence[Prediction | Exception]:
-    """What the method says of each picture, or why nothing; where it fails for several together, they are tried one by one."""
+    """Predict images, or return the error of each; images whose batch fails are predicted one by one."""
 
-    def together(some: Sequence[Read]) -> Sequence[Prediction]:
-        text = pipeline.embed(some[0].sample.vocabulary or dataset.vocabulary)
-        truths = [one.truths.get(best_truth(dataset)) for one in some]
-        return _predictions(pipeline, [one.pixels for one in some], text, protocol.oracle, truths)
+    def predict(group: Sequence[Read]) -> Sequence[Prediction]:
+        text = pipeline.embed(group[0].sample.vocabulary or dataset.vocabulary)
+        truths = [entry.truths.get(best_truth(dataset)) for entry in group]
+        return _predictions(pipeline, [entry.pixels for entry in group], text, protocol.oracle, truths)
 
     try:
-        return in_groups(read, lambda one: one.sample.vocabulary, together)
+        return in_groups(read, lambda entry: entry.sample.vocabulary, predict)
     except Exception as error:
         if len(read) == 1:
             return [error]
-        return [prediction for one in read for prediction in _predicted(pipeline, dataset, protocol, [one])]
+        return [prediction for entry in read for prediction in _predicted(pipeline, dataset, protocol, [entry])]
 
 
 def measure(
     pipeline: Pipeline, dataset: Dataset, protocol: Protocol, read: Read, prediction: Prediction, number: int
 ) -> tuple[Metrics, results.ByTask]:
-    """Measure what is predicted of one picture, the ``number``-th: it counts for all its tasks, or an error for none."""
+    """Compute the metrics and results of one image; an error in one task discards the image for all tasks.
+
+    Args:
+        pipeline: model.
+        dataset: data set of the image.
+        protocol: settings of the evaluation.
+        read: the image and its ground truth.
+        prediction: prediction of the image.
+        number: index of the image.
+    """
     sample, pixels, truths = read.sample, read.pixels, read.truths
     vocabulary = sample.vocabulary or dataset.vocabulary
     text = pipeline.embed(vocabulary)
@@ -300,7 +315,7 @@ def measure(
         overlap=pipeline.segmenter.config.overlap_threshold,
         detections=LVIS_DETECTIONS if dataset.federated else Policy.detections,
     )
-    found: dict[str, Segmentation] = {
+    segmentations: dict[str, Segmentation] = {
         task: as_segmentation(task, pixels, vocabulary, regions_of(prediction, text, task, policy)) for task in protocol.tasks
     }
     metrics = new_metrics(dataset, protocol)
@@ -309,20 +324,20 @@ def measure(
             metric.update(number, next(iter(truths.values())), all_masks(prediction), sample.key)
         elif name == FORGIVING:
             assert protocol.forgiven is not None
-            forgiven = forgive(truths["semantic"], found["semantic"].semantic, protocol.forgiven)
+            forgiven = forgive(truths["semantic"], segmentations["semantic"].semantic, protocol.forgiven)
             metric.update(number, truths["semantic"], forgiven, sample.key)
         else:
-            metric.update(number, truths[name], results.measurable(found[name]), sample.key)
-    return metrics, found
+            metric.update(number, truths[name], results.measurable(segmentations[name]), sample.key)
+    return metrics, segmentations
 
 
 def _predictions(
     pipeline: Pipeline, pictures: Sequence[Pixels], text: TextEmbeddings, kind: str | None, truths: Sequence[Any]
 ) -> Sequence[Prediction]:
-    """What the method says of pictures, half of it made true if an oracle is asked."""
+    """Predict images, with the oracle ``kind`` applied."""
     if kind == "masks" and isinstance(pipeline.segmenter, NamesRegions):
         regions = [oracle.true_regions(truth)[0] for truth in truths]
-        return [pipeline.name_regions(pixels, some, text) for pixels, some in zip(pictures, regions, strict=True)]
+        return [pipeline.name_regions(pixels, masks, text) for pixels, masks in zip(pictures, regions, strict=True)]
     predictions = pipeline.predict_batch(pictures, text)
     if kind is None:
         return predictions
@@ -330,7 +345,7 @@ def _predictions(
 
 
 def best_truth(dataset: Dataset) -> str:
-    """The task whose truth says most of a picture's regions."""
+    """The task whose ground truth is the most detailed."""
     return next(task for task in ("panoptic", "instance", "semantic") if task in dataset.tasks)
 
 
@@ -339,16 +354,16 @@ def _picture(sample: Sample, protocol: Protocol) -> Pixels:
     return pixels if protocol.corrupt is None else corrupt(pixels, *parse(protocol.corrupt), sample.key)
 
 
-def forgive(truth: NDArray[np.int32], found: NDArray[np.int32], forgiven: Sequence[frozenset[int]]) -> NDArray[np.int32]:
-    """The result [H, W] with the true label wherever the found one is forgiven there."""
+def forgive(truth: NDArray[np.int32], predicted: NDArray[np.int32], forgiven: Sequence[frozenset[int]]) -> NDArray[np.int32]:
+    """The predicted labels [H, W], replaced by the true ones where ``forgiven`` accepts them."""
     allowed = np.zeros((len(forgiven) + 1, len(forgiven) + 1), bool)  # the last row and column are for label -1
     for label, labels in enumerate(forgiven):
         allowed[label, list(labels)] = True
-    return np.where(allowed[truth, found], truth, found).astype(np.int32)
+    return np.where(allowed[truth, predicted], truth, predicted).astype(np.int32)
 
 
 def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
-    """Every predicted mask of a prediction of one image, whatever its class.
+    """All masks of the prediction of a single image, as instances of class 0.
 
     Raises:
         UsageError: the method predicts pixels and has no masks.
@@ -363,9 +378,9 @@ def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
 
 
 def _about(sample: Sample, error: Exception) -> RunError:
-    """What went wrong with a picture, as an error that names the picture, too."""
-    kind, said = type(error) if isinstance(error, RunError) else RunError, explained(error)
-    return kind(said if str(sample.image) in said else f"{sample.image}: {said}")
+    """Turn the error of an image into a RunError that names the image."""
+    kind, message = type(error) if isinstance(error, RunError) else RunError, explained(error)
+    return kind(message if str(sample.image) in message else f"{sample.image}: {message}")
 
 
 def _samples(dataset: Dataset, protocol: Protocol) -> Sequence[Sample]:
@@ -381,7 +396,13 @@ def _part(folder: Path, start: int) -> Path:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is kept of a chunk: its sums, the pictures that failed with the reason, and the digest of what was measured."""
+    """Stored result of a chunk.
+
+    Attributes:
+        metrics: their sums.
+        failed: failed images with the reason.
+        inputs: digest of the inputs.
+    """
 
     metrics: Metrics
     failed: dict[str, str]
@@ -395,17 +416,17 @@ def _write_part(path: Path, metrics: Metrics, failed: Mapping[str, str], inputs:
 
 
 def _read_part(path: Path, empty: Metrics) -> _Part:
-    """What is kept of a chunk, in metrics like those that are ``empty``.
+    """Read the stored result of a chunk into metrics like ``empty``.
 
     Raises:
-        DataError: the file is missing, damaged, or none of ours.
+        DataError: the file is missing, damaged, or not a chunk.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             state, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
         failed = json.loads(about["failed"])
         if not isinstance(failed, dict) or not all(isinstance(reason, str) for reason in failed.values()):
-            raise DataError("its list of failures is none")
+            raise DataError("its list of failures is invalid")
         metrics: Metrics = {}
         for name, metric in empty.items():
             own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
@@ -423,22 +444,26 @@ def _read_part(path: Path, empty: Metrics) -> _Part:
         LookupError,
         TypeError,
         ValueError,
-    ) as error:  # it may hold anything
+    ) as error:  # the file may hold anything
         raise DataError(f"{path} is damaged ({error}); delete it and run the same command again") from None
 
 
-def _is_true(path: Path, inputs: str, numbers: range, empty: Metrics) -> bool:
-    """Whether all pictures of a chunk were measured, as they are now."""
+def _is_current(path: Path, inputs: str, numbers: range, empty: Metrics) -> bool:
+    """Whether all images of a chunk were evaluated with the same inputs."""
     try:
         part = _read_part(path, empty)
     except DataError:
         return False
-    whole = all(metric.images == frozenset(numbers) for metric in part.metrics.values())
-    return part.inputs == inputs and not part.failed and whole
+    complete = all(metric.images == frozenset(numbers) for metric in part.metrics.values())
+    return part.inputs == inputs and not part.failed and complete
 
 
 def _claim(folder: Path, document: Mapping[str, Any]) -> None:
-    """Make the folder that of this evaluation, or refuse one of another."""
+    """Write the protocol into a new folder, or check that the folder holds the same one.
+
+    Raises:
+        UsageError: the folder holds another evaluation.
+    """
     path = folder / "protocol.json"
     if not path.exists():
         write_json(path, document, indent=1)
@@ -449,7 +474,7 @@ def _claim(folder: Path, document: Mapping[str, Any]) -> None:
             raise ValueError("no JSON object")
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path} does not say what was evaluated here ({error}); choose another --output, or delete that file to begin anew"
+            f"{path} is not a protocol of an evaluation ({error}); choose another --output, or delete that file to begin anew"
         ) from None
     if differing := sorted(key for key in {*known, *document} if known.get(key) != document.get(key)):
         key = differing[0]

@@ -1,13 +1,13 @@
-"""The papers' figures of a user's own pictures: what models find beside each other, and what happens inside them.
+"""Figures of the papers for a user's own images: results of several models, and their intermediate features.
 
-comparison   CMPF's Fig. 4 to 8 and 12: a picture, its truth if there is one, and what each model finds
-attention    Fig. 11: where the query of a class looks in the last layer, in each model
-clusters     Fig. 9: k-means of what CLIP, the pixel decoder and SAM see
-prompts      Fig. 10: SAM's mask probabilities, prompted with boxes
-points       SAM-MI's Fig. 9 and what follows from it: where SAM is asked, its masks, and those masks put together
-pseudo       ESC-Net's Fig. 3: from the correlations of a class to its pseudo prompts, in each block
-similarity   FOV-Seg's Fig. 6: how alike CLIP's patches and a class are, in each model
-correlation  ESC-Net's Fig. 6: the correlations of a class before each block, and what is decoded of the last
+comparison   CMPF, Fig. 4 to 8 and 12: an image, its ground truth if available, and the result of each model
+attention    CMPF, Fig. 11: attention of the query of a class in the last layer of each model
+clusters     CMPF, Fig. 9: k-means of the features of CLIP, the pixel decoder and SAM
+prompts      CMPF, Fig. 10: SAM's mask probabilities for box prompts
+points       SAM-MI, Fig. 9: probabilities of point prompts, SAM's masks, and the merged masks
+pseudo       ESC-Net, Fig. 3: from the correlations of a class to its pseudo prompts, in each block
+similarity   FOV-Seg, Fig. 6: similarity of CLIP's patches to a class, in each model
+correlation  ESC-Net, Fig. 6: correlations of a class before each block, and the decoded probabilities
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ TRACED = {"clip": "CLIP", "pixels": "pixel decoder", "sam": "SAM"}
 
 @dataclass(frozen=True)
 class Subject:
-    """A picture to draw figures of.
+    """An image to draw figures of.
 
     Attributes:
         name: caption.
-        pixels: [H, W, 3] uint8.
-        vocabulary: the names asked for.
-        truth: of a data set, whose labels are those of the vocabulary; None for a picture alone.
+        pixels: image [H, W, 3] uint8.
+        vocabulary: classes to segment.
+        truth: ground truth with the labels of the vocabulary, or None.
     """
 
     name: str
@@ -64,38 +64,38 @@ Models = Mapping[str, Pipeline]
 
 
 def comparison(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:  # noqa: ARG001
-    """A row a picture: itself, its truth, what each model finds."""
+    """One row per image: the image, its ground truth, and the result of each model."""
     with_truth = any(subject.truth is not None for subject in subjects)
     rows = []
     for subject in subjects:
         panels = [Image.fromarray(subject.pixels)]
         if with_truth:
             panels.append(_true(subject).overlay())
-        panels += [_found(pipeline, subject, task).overlay() for pipeline in models.values()]
+        panels += [_segmented(pipeline, subject, task).overlay() for pipeline in models.values()]
         rows.append((subject.name, panels))
     return sheet(["picture", *(["truth"] if with_truth else []), *models], rows)
 
 
 def attention(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
-    """A row a class: where the query that is surest of it looks in the last layer of each model.
+    """One row per class: attention of its highest-scoring query in the last layer of each model.
 
-    The classes are those of the truth or, without one, those that the last model finds.
+    The classes are those of the ground truth or, without one, of the last model's result.
     """
     rows = []
     for subject in subjects:
         traces = [_traced(pipeline, subject) for pipeline in models.values()]
         for name, (prediction, trace) in zip(models, traces, strict=True):
             if not (isinstance(prediction, MaskPrediction) and any(key.startswith("attention.") for key in trace)):
-                raise UsageError(f"{name} has no queries that look; leave it out")
+                raise UsageError(f"{name} has no attention of queries to show; leave it out")
         last = list(models.values())[-1]
         for label in _labels(last, subject, task, traces[-1][0], most):
             panels = [Image.fromarray(subject.pixels)]
             for prediction, trace in traces:
                 assert isinstance(prediction, MaskPrediction)
-                surest = int(prediction.per_class()[0, :, label].argmax())
+                query = int(prediction.per_class()[0, :, label].argmax())
                 layer = max(int(key.split(".")[1]) for key in trace if key.startswith("attention."))
-                looks = _over_picture(trace[f"attention.{layer}"][surest : surest + 1], trace, subject.size)[0]
-                panels.append(heat(subject.pixels, looks / max(looks.max(), 1e-12)))
+                weights = _over_picture(trace[f"attention.{layer}"][query : query + 1], trace, subject.size)[0]
+                panels.append(heat(subject.pixels, weights / max(weights.max(), 1e-12)))
             rows.append((subject.vocabulary.names[label], panels))
     if not rows:
         raise UsageError("nothing was found in these pictures to show the attention of; ask for other classes")
@@ -103,7 +103,7 @@ def attention(models: Models, subjects: Sequence[Subject], task: Task, most: int
 
 
 def clustered(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:  # noqa: ARG001
-    """A row a picture: k-means of the features of each model."""
+    """One row per image: k-means of the features of each model."""
     rows, columns = [], ["picture"]
     for subject in subjects:
         panels = [Image.fromarray(subject.pixels)]
@@ -121,21 +121,21 @@ def clustered(models: Models, subjects: Sequence[Subject], task: Task, most: int
 
 @torch.no_grad()
 def prompts(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
-    """A row a picture and model: SAM's probabilities for the boxes of things, those of the truth or those found."""
+    """One row per image and model: SAM's probabilities for boxes of things, of the ground truth or else of the result."""
     rows = []
     for subject in subjects:
         for name, pipeline in models.items():
             sam = pipeline.segmenter.parts().get("sam")
             if not isinstance(sam, SamFamily):
                 raise UsageError(f"{name} has no SAM to prompt; leave it out")
-            wanted = _true(subject) if subject.truth is not None else _found(pipeline, subject, task)
-            chosen = [number for number, segment in enumerate(wanted.segments) if segment.thing][:most]
+            result = _true(subject) if subject.truth is not None else _segmented(pipeline, subject, task)
+            chosen = [number for number, segment in enumerate(result.segments) if segment.thing][:most]
             if not chosen:
                 continue
-            boxes = boxes_of_masks(torch.from_numpy(wanted.masks[chosen])).float()
-            probability = _prompted(sam, subject, boxes.to(pipeline.device))
+            boxes = boxes_of_masks(torch.from_numpy(result.masks[chosen])).float()
+            probabilities = _prompted(sam, subject, boxes.to(pipeline.device))
             panels = [boxed(subject.pixels, [(a, b, c, d) for a, b, c, d in boxes.tolist()])]
-            panels += [heat(subject.pixels, one) for one in probability]
+            panels += [heat(subject.pixels, probability) for probability in probabilities]
             rows.append((subject.name, panels))
     if not rows:
         raise UsageError("no thing was found in these pictures whose box could be a prompt; ask for other classes")
@@ -143,51 +143,46 @@ def prompts(models: Models, subjects: Sequence[Subject], task: Task, most: int) 
 
 
 def points(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:  # noqa: ARG001
-    """A row a picture and model: how likely SAM is asked where, the masks it makes, and what they are put together to.
-
-    Yellow is the likeliest place of a picture.
-    """
+    """One row per image and model: probability of point prompts (yellow: highest), SAM's masks, and the merged masks."""
     rows = []
     for subject in subjects:
         for name, pipeline in models.items():
             trace = _traced(pipeline, subject)[1]
             if "probabilities" not in trace:
-                raise UsageError(f"{name} does not learn where to ask SAM; leave it out")
-            likely = _over_picture(trace["probabilities"], trace, subject.size)[0]
-            panels = [Image.fromarray(subject.pixels), heat(subject.pixels, likely / max(likely.max(), 1e-12))]
+                raise UsageError(f"{name} does not predict point prompts for SAM; leave it out")
+            probability = _over_picture(trace["probabilities"], trace, subject.size)[0]
+            panels = [Image.fromarray(subject.pixels), heat(subject.pixels, probability / max(probability.max(), 1e-12))]
             for key in ("sam_masks", "masks"):
-                shown = painted(stacked(trace[key].cpu().numpy() > 0.5))
-                panels.append(shown.resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST))
+                masks = painted(stacked(trace[key].cpu().numpy() > 0.5))
+                panels.append(masks.resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST))
             rows.append((subject.name if len(models) == 1 else f"{subject.name}, {name}", panels))
     return sheet(["picture", "where SAM is asked", "SAM's masks", "put together"], rows)
 
 
 def pseudo(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
-    """A row a class and block: correlations, probabilities, binary mask, regions, and the pseudo points on the picture."""
+    """One row per class and block: correlations, probabilities, binary mask, regions, and the pseudo points."""
     rows = []
     for subject, caption, trace, label, _ in _classes(models, subjects, task, most):
         for block in _blocks(trace):
             correlation, probability, regions = (
                 trace[f"{name}_{block}"][label] for name in ("correlation", "probability", "regions")
             )
-            numbers = regions.cpu().numpy().round().astype(np.int64)
-            cells = [painted(values) for values in ((numbers > 0).astype(np.int64), numbers)]
-            shown = [one.resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST) for one in cells]
-            places = [
-                _place(probability, regions == number, subject.size) for number in range(1, int(numbers.max(initial=0)) + 1)
-            ]
-            heats = [heat(subject.pixels, _spread(values, subject.size)) for values in (correlation, probability)]
-            rows.append((f"{caption}, block {block}", [*heats, *shown, dotted(subject.pixels, places)]))
+            ids = regions.cpu().numpy().round().astype(np.int64)
+            cells = [painted(values) for values in ((ids > 0).astype(np.int64), ids)]
+            maps = [image.resize(subject.pixels.shape[1::-1], Image.Resampling.NEAREST) for image in cells]
+            peaks = [_peak(probability, regions == region, subject.size) for region in range(1, int(ids.max(initial=0)) + 1)]
+            heats = [heat(subject.pixels, _normalised(values, subject.size)) for values in (correlation, probability)]
+            rows.append((f"{caption}, block {block}", [*heats, *maps, dotted(subject.pixels, peaks)]))
     return _sheet_of_classes(["correlation", "probability", "binary mask", "regions", "pseudo points"], rows)
 
 
 def correlation(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
-    """A row a class and model: its correlations before each block, and its probabilities at the end."""
+    """One row per class and model: its correlations before each block, and its final probabilities."""
     rows, blocks = [], 0
     for subject, caption, trace, label, prediction in _classes(models, subjects, task, most):
         names = [f"correlation_{block}" for block in _blocks(trace)]
         blocks = max(blocks, len(names))
-        maps = [_spread(trace[name][label], subject.size) for name in names]
+        maps = [_normalised(trace[name][label], subject.size) for name in names]
         last = functional.interpolate(prediction.logits[:, label : label + 1].float(), subject.size, mode="bilinear")[0, 0]
         panels = [heat(subject.pixels, values) for values in [*maps, last.cpu().numpy()]]
         rows.append((caption, [Image.fromarray(subject.pixels), *panels]))
@@ -195,25 +190,25 @@ def correlation(models: Models, subjects: Sequence[Subject], task: Task, most: i
 
 
 def similarity(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Image.Image:
-    """A row a class: how alike the patches of each model's CLIP and the class are, from the least to the most alike.
+    """One row per class: cosine similarity of CLIP's patches to the class in each model, scaled to its range.
 
-    The classes are those of the truth or, without one, those that the last model finds.
+    The classes are those of the ground truth or, without one, of the last model's result.
     """
     rows = []
     for subject in subjects:
-        seen = {name: (pipeline, *_traced(pipeline, subject)) for name, pipeline in models.items()}
+        traced = {name: (pipeline, *_traced(pipeline, subject)) for name, pipeline in models.items()}
         text = {name: pipeline.embed(subject.vocabulary) for name, pipeline in models.items()}
-        for name, (_, _, trace) in seen.items():
+        for name, (_, _, trace) in traced.items():
             if "clip" not in trace or len(trace["clip"]) != text[name].vectors.shape[1]:
-                raise UsageError(f"{name} does not compare patches with names; leave it out")
-        pipeline, prediction, _ = list(seen.values())[-1]
+                raise UsageError(f"{name} has no patch embeddings to compare with classes; leave it out")
+        pipeline, prediction, _ = list(traced.values())[-1]
         for label in _labels(pipeline, subject, task, prediction, most):
             panels = [Image.fromarray(subject.pixels)]
-            for name, (_, _, trace) in seen.items():
+            for name, (_, _, trace) in traced.items():
                 patches = functional.normalize(trace["clip"].float(), dim=0)
-                alike = torch.einsum("dhw,d->hw", patches, text[name].mean()[label].float())
-                shown = _over_picture(alike[None], trace, subject.size)[0]
-                panels.append(heat(subject.pixels, _spread(torch.from_numpy(shown), subject.size)))
+                cosine = torch.einsum("dhw,d->hw", patches, text[name].mean()[label].float())
+                upsampled = _over_picture(cosine[None], trace, subject.size)[0]
+                panels.append(heat(subject.pixels, _normalised(torch.from_numpy(upsampled), subject.size)))
             rows.append((subject.vocabulary.names[label], panels))
     return _sheet_of_classes(["picture", *models], rows)
 
@@ -238,28 +233,28 @@ def _traced(pipeline: Pipeline, subject: Subject) -> tuple[MaskPrediction | Pixe
 def _labels(
     pipeline: Pipeline, subject: Subject, task: Task, prediction: MaskPrediction | PixelPrediction, most: int
 ) -> list[int]:
-    """The classes of the truth or, without one, those that the model finds."""
-    wanted = _found(pipeline, subject, task, prediction) if subject.truth is None else _true(subject)
-    return list(dict.fromkeys(segment.label for segment in wanted.segments))[:most]
+    """Labels of the ground truth or, without one, of the model's result."""
+    result = _segmented(pipeline, subject, task, prediction) if subject.truth is None else _true(subject)
+    return list(dict.fromkeys(segment.label for segment in result.segments))[:most]
 
 
 Row = tuple[Subject, str, Trace, int, PixelPrediction]
 
 
 def _classes(models: Models, subjects: Sequence[Subject], task: Task, most: int) -> Iterator[Row]:
-    """The classes of each picture with the trace of each model that asks SAM's blocks for them, and a caption."""
+    """Yield (image, caption, trace, label, prediction) for each class of each image and model."""
     for subject in subjects:
         for name, pipeline in models.items():
             prediction, trace = _traced(pipeline, subject)
             if not (isinstance(prediction, PixelPrediction) and _blocks(trace)):
-                raise UsageError(f"{name} does not make prompts of correlations; leave it out")
+                raise UsageError(f"{name} has no correlation blocks to show; leave it out")
             for label in _labels(pipeline, subject, task, prediction, most):
                 caption = subject.vocabulary.names[label] + ("" if len(models) == 1 else f", {name}")
                 yield subject, caption, trace, label, prediction
 
 
 def _blocks(trace: Trace) -> range:
-    """The numbers of the blocks that a trace knows of, from 1."""
+    """Numbers of the blocks in a trace, from 1."""
     return range(1, 1 + sum(name.startswith("correlation_") for name in trace))
 
 
@@ -269,30 +264,30 @@ def _sheet_of_classes(columns: Sequence[str], rows: Sequence[tuple[str, Sequence
     return sheet(columns, rows)
 
 
-def _spread(values: Tensor, size: Size) -> NDArray[np.float32]:
-    """A map [h, w] of any values at the pixels of the picture, 0 for the lowest and 1 for the highest."""
+def _normalised(values: Tensor, size: Size) -> NDArray[np.float32]:
+    """Scale a map [h, w] to 0..1 and resize it to the image."""
     low, high = values.min(), values.max()
-    share = (values - low) / (high - low).clamp(min=1e-12)
-    return functional.interpolate(share[None, None].float(), size, mode="bilinear")[0, 0].cpu().numpy()
+    scaled = (values - low) / (high - low).clamp(min=1e-12)
+    return functional.interpolate(scaled[None, None].float(), size, mode="bilinear")[0, 0].cpu().numpy()
 
 
-def _place(values: Tensor, region: Tensor, size: Size) -> tuple[float, float]:
-    """The centre of the highest cell [h, w] of a region, (x, y) in pixels of the picture."""
+def _peak(values: Tensor, region: Tensor, size: Size) -> tuple[float, float]:
+    """Centre (x, y) of the highest cell of a region, in pixels of the image; ``values`` and ``region`` are [h, w]."""
     row, column = divmod(int(values.masked_fill(~region, -torch.inf).argmax()), values.shape[1])
     return (column + 0.5) / values.shape[1] * size[1], (row + 0.5) / values.shape[0] * size[0]
 
 
-def _found(
+def _segmented(
     pipeline: Pipeline, subject: Subject, task: Task, prediction: MaskPrediction | PixelPrediction | None = None
 ) -> Segmentation:
-    """What a model finds, from its prediction where there is one already."""
+    """Segment an image with a model, or post-process the given prediction."""
     text, policy = pipeline.embed(subject.vocabulary), Policy(overlap=pipeline.segmenter.config.overlap_threshold)
     regions = regions_of(prediction or pipeline.predict(subject.pixels, text), text, task, policy)
     return as_segmentation(task, subject.pixels, subject.vocabulary, regions)
 
 
 def _true(subject: Subject) -> Segmentation:
-    """The truth as a result, drawn like one; largest regions first."""
+    """The ground truth as a `Segmentation`, largest regions first."""
     assert subject.truth is not None
     masks, labels = true_regions(subject.truth)
     order = masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist()
@@ -301,24 +296,24 @@ def _true(subject: Subject) -> Segmentation:
 
 
 def _without_padding(maps: Tensor, trace: Trace) -> Tensor:
-    """The cells of maps [N, h, w] of a trace that show the picture."""
-    high, wide = (max(1, round(cells * part)) for cells, part in zip(maps.shape[-2:], trace.fraction, strict=True))
-    return maps[:, :high, :wide]
+    """Crop the padding from maps [N, h, w] of a trace."""
+    height, width = (max(1, round(cells * part)) for cells, part in zip(maps.shape[-2:], trace.fraction, strict=True))
+    return maps[:, :height, :width]
 
 
 def _over_picture(maps: Tensor, trace: Trace, size: Size) -> NDArray[np.float32]:
-    """Maps [N, h, w] of a trace at the pixels of the picture, [N, H, W]."""
-    high, wide = (max(1, round(length / part)) for length, part in zip(size, trace.fraction, strict=True))
-    whole = functional.interpolate(maps[None].float(), (high, wide), mode="bilinear", align_corners=False)[0]
-    return whole[:, : size[0], : size[1]].cpu().numpy()
+    """Upsample maps [N, h, w] of a trace to the image, [N, H, W]."""
+    height, width = (max(1, round(length / part)) for length, part in zip(size, trace.fraction, strict=True))
+    padded = functional.interpolate(maps[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+    return padded[:, : size[0], : size[1]].cpu().numpy()
 
 
 def _prompted(sam: SamFamily, subject: Subject, boxes: Tensor) -> Iterator[NDArray[np.float32]]:
-    """SAM's surest mask of each box [N, 4], as probabilities [H, W]."""
+    """Yield the probabilities [H, W] of SAM's mask with the highest predicted IoU for each box [N, 4]."""
     embedding, skips = sam.encode_with_skips(sam.preprocess(as_tensor(subject.pixels, boxes.device)))
     corners = sam.scale_points(boxes.reshape(-1, 2, 2), subject.size).flatten(1)
     logits, pred_iou = sam.decode(embedding, boxes=corners, skips=skips)
     best = logits[torch.arange(len(logits)), pred_iou.argmax(1)]
     geometry = sam.geometry(subject.size)
-    place = Placing(geometry.input_size, geometry.resized, subject.size)
-    yield from resized(best, place).sigmoid().cpu().numpy()
+    placing = Placing(geometry.input_size, geometry.resized, subject.size)
+    yield from resized(best, placing).sigmoid().cpu().numpy()

@@ -1,7 +1,6 @@
-"""What sums were measured of, as digests: sums of other weights, options, names, pictures or truths are never served again.
+"""Digests of everything that partial results depend on, so that stale ones are never reused.
 
-A file counts by its contents, not by its date: one that was copied or unpacked anew is the same, one that was changed in place
-with its size and date kept is another.
+They cover weights, options, class names, images and ground truth. Files are compared by content, not by date or size.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.inference.pipeline import Pipeline
 from lexiseg.ops.options import to_document
 
-DIGITS = 16  # of what is compared
+DIGITS = 16  # hexadecimal digits of a digest
 
 
 def fingerprint(pipeline: Pipeline, samples: Sequence[Sample]) -> dict[str, str]:
-    """What a folder of results is refused for, besides the protocol: the weights, the precision, the list of pictures."""
+    """Digests of weights, precision and image list, which a folder of results must match besides the protocol."""
     weights = sha256()
     for name, tensor in pipeline.segmenter.state_dict().items():
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -38,23 +37,23 @@ def fingerprint(pipeline: Pipeline, samples: Sequence[Sample]) -> dict[str, str]
 
 
 class Inputs:
-    """Digests of all that the sums of some pictures depend on.
+    """Computes digests of all inputs that the results of some images depend on.
 
     Args:
-        pipeline: the model.
-        dataset: its names, its readers with their tables, what it calls its classes.
-        document: the protocol with the `fingerprint`.
+        pipeline: model with its config and training classes.
+        dataset: data set with its vocabulary, readers and category ids.
+        document: protocol with the `fingerprint`.
     """
 
     def __init__(self, pipeline: Pipeline, dataset: Dataset, document: Mapping[str, Any]) -> None:
         segmenter = pipeline.segmenter
         method = [to_document(segmenter.config), segmenter.training_classes]
         data = [dataset.vocabulary, dataset.readers, dataset.category_ids, dataset.groups, dataset.federated]
-        self._contents = cache(_contents)  # a JSON of all pictures is read once
+        self._contents = cache(_contents)  # files that many samples use are read once
         self._common = self._digest([document, method, data])
 
     def of(self, samples: Sequence[Sample]) -> str:
-        """The digest of some pictures: their files, those their truths are in, and what all pictures have in common."""
+        """Digest of some samples: their image and ground-truth files, and the inputs common to all."""
         return self._digest([self._common, list(samples)])
 
     def _digest(self, value: object) -> str:
@@ -62,13 +61,13 @@ class Inputs:
 
 
 def digest(value: object, contents: Callable[[Path], str] | None = None) -> str:
-    """A digest of plain values, records, tables and functions; of a path the name, and what ``contents`` says of it."""
+    """Digest of plain values, dataclasses, arrays and functions; of a path, its name and ``contents(path)``."""
     plain = partial(_plain, contents=contents or str)
     return sha256(json.dumps(value, default=plain).encode()).hexdigest()[:DIGITS]
 
 
 def _contents(path: Path) -> str:
-    """A digest of what is in a file, or why there is none."""
+    """Digest of a file's content, or the name of the error if it cannot be read."""
     try:
         with path.open("rb") as file:
             return file_digest(file, "sha256").hexdigest()
@@ -77,7 +76,7 @@ def _contents(path: Path) -> str:
 
 
 def _plain(value: Any, contents: Callable[[Path], str]) -> Any:
-    """What json is given in place of a value that it does not know."""
+    """Encode a value that json does not support."""
     if isinstance(value, Path):
         return [value.name, contents(value)]
     if is_dataclass(value) and not isinstance(value, type):

@@ -1,9 +1,9 @@
-"""Oracles: what a method would score if one half of its work were perfect.
+"""Oracles: replace predicted masks or labels by the ground truth, to measure the other alone.
 
-``masks``: every true region is given, and takes the classes of the predicted mask that overlaps it most: what remains is
-how well the method names. (A method that names any masks, `lexiseg.methods.base.NamesRegions`, is asked for these instead.)
-``labels``: every predicted mask is named after the true region it overlaps most: what remains is how well it finds regions.
-Both take a prediction and give one, so that all tasks and metrics work on them.
+``masks``: true regions with the class scores of the predicted mask of highest IoU, which measures classification. (A method
+that classifies given masks, `lexiseg.methods.base.NamesRegions`, classifies the true ones instead.)
+``labels``: predicted masks with the label of the true region of highest IoU, which measures the masks.
+Both map a prediction to a prediction, so that they work with all tasks and metrics.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from lexiseg.ops.rle import decode_counts
 from lexiseg.postprocess import Placing, resized
 from lexiseg.structures import IGNORED, Instances, MaskPrediction, PanopticMap, PixelPrediction
 
-INSIDE = 20.0  # logits of a mask without doubt
+INSIDE = 20.0  # logit inside a true mask
 ORACLES = ("masks", "labels")
 
 Truth = NDArray[np.int32] | PanopticMap | Instances
 
 
 def apply(kind: str, prediction: MaskPrediction | PixelPrediction, truth: Truth) -> MaskPrediction | PixelPrediction:
-    """The prediction of one image, with its masks or its labels made true.
+    """Replace the masks or the labels of the prediction of one image by the true ones.
 
     Raises:
-        UsageError: labels of a method that predicts pixels, which has no masks to name.
+        UsageError: ``labels`` for a method that predicts pixels and has no masks.
     """
     regions, labels = true_regions(truth)
     if kind == "masks":
@@ -41,7 +41,7 @@ def apply(kind: str, prediction: MaskPrediction | PixelPrediction, truth: Truth)
 
 
 def true_regions(truth: Truth) -> tuple[Tensor, Tensor]:
-    """Masks [R, H, W] bool and labels [R] of what a truth of any task marks, without crowds."""
+    """Masks [R, H, W] bool and labels [R] of the regions of a ground truth of any task, without crowds."""
     if isinstance(truth, PanopticMap):
         marked = [(truth.ids == segment.id, segment.label) for segment in truth.segments if not segment.crowd]
         size = truth.ids.shape
@@ -56,12 +56,12 @@ def true_regions(truth: Truth) -> tuple[Tensor, Tensor]:
 
 
 def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) -> MaskPrediction | PixelPrediction:
-    """The true regions [R, H, W] with the classes predicted there; those no mask touches are left out."""
+    """The true regions [R, H, W] with the predicted class scores; regions that overlap no mask are left out."""
     size = prediction.sizes[0]
     if isinstance(prediction, PixelPrediction):
         logits = resized(prediction.logits[0], Placing.of(prediction, 0))
         if prediction.link == "softmax":
-            logits = logits.log_softmax(0)  # a constant for all classes of a pixel says nothing
+            logits = logits.log_softmax(0)  # logits of a pixel are defined up to a constant
         regions = regions.to(logits.device)
         mean = torch.einsum("khw,rhw->rk", logits, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
         painted = torch.einsum("rk,rhw->khw", mean, regions.float())
@@ -71,9 +71,9 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
     if prediction.masks.shape[1] == 0:
         return prediction
     overlap, best = _overlap(prediction, regions).max(0)
-    found = overlap > 0
-    best = best[found]
-    masks = torch.where(regions.to(found.device)[found], INSIDE, -INSIDE)[None]
+    overlapped = overlap > 0
+    best = best[overlapped]
+    masks = torch.where(regions.to(overlapped.device)[overlapped], INSIDE, -INSIDE)[None]
     return replace(
         prediction,
         masks=masks,
@@ -87,24 +87,24 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
 
 
 def true_labels(prediction: MaskPrediction, regions: Tensor, labels: Tensor) -> MaskPrediction:
-    """The predicted masks, each with the label of the region it overlaps most, its score their IoU. [decided]"""
+    """The predicted masks with the label of the region of highest IoU, and that IoU as the score. [decided]"""
     overlap = _overlap(prediction, regions)
     classes = torch.full_like(prediction.classes, -torch.inf)
     if overlap.numel():
         score, region = overlap.max(1)
         classes[0, torch.arange(len(region)), labels.to(region.device)[region]] = score.log()
-    touched = classes[0].amax(-1) > -torch.inf
-    valid = touched if prediction.valid is None else touched & prediction.valid[0]
+    labelled = classes[0].amax(-1) > -torch.inf
+    valid = labelled if prediction.valid is None else labelled & prediction.valid[0]
     if prediction.void:
-        classes[0, ~touched, -1] = 0.0
+        classes[0, ~labelled, -1] = 0.0
     return replace(prediction, classes=classes, valid=valid[None], auxiliary=(), semantic=())
 
 
 def _overlap(prediction: MaskPrediction, regions: Tensor) -> Tensor:
-    """IoU [Q, R] of the masks of the only image with true regions [R, H, W]; rows that only pad have 0."""
+    """IoU [Q, R] of the masks of a single image with true regions [R, H, W]; 0 for padding queries."""
     masks = resized(prediction.masks[0], Placing.of(prediction, 0)) > 0
     if prediction.valid is not None:
         masks = masks & prediction.valid[0, :, None, None]
-    one, other = masks.flatten(1).float(), regions.to(masks.device).flatten(1).float()
-    inside = one @ other.T
-    return inside / (one.sum(1)[:, None] + other.sum(1) - inside).clamp(min=1)
+    predicted, true = masks.flatten(1).float(), regions.to(masks.device).flatten(1).float()
+    intersection = predicted @ true.T
+    return intersection / (predicted.sum(1)[:, None] + true.sum(1) - intersection).clamp(min=1)

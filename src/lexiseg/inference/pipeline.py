@@ -1,4 +1,4 @@
-"""Load a model by name, then: picture and names in, `Segmentation` out."""
+"""Load a model by name, and segment images by class names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lexiseg.errors import RunError, UsageError
 from lexiseg.methods import DEFAULT, model_named
 from lexiseg.methods.base import NamesRegions, Segmenter
 from lexiseg.metrics.seen import seen_classes
-from lexiseg.ops.masks import boxes_of_masks
+from lexiseg.ops.masks import areas_of_masks, boxes_of_masks
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, Task, TextEmbeddings, Trace
@@ -28,14 +28,14 @@ from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.templates import resolve_templates
 from lexiseg.text.vocabulary import Vocabulary
 
-REMEMBERED = 4  # vocabularies whose embeddings a pipeline keeps
-_EMBEDDING = RLock()  # one vocabulary at once in a process: some tokenizers bear no two threads, and a Pipeline stays copyable
+REMEMBERED = 4  # vocabularies whose embeddings a pipeline caches
+_EMBEDDING = RLock()  # global, because some tokenizers are not thread-safe and a Pipeline must stay copyable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Classes = Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
 Picture = str | Path | Image.Image | NDArray[Any]
-_Words = tuple[Vocabulary, tuple[str, ...]]  # and the prompts they are put into
+_Words = tuple[Vocabulary, tuple[str, ...]]  # vocabulary and prompt templates
 
 
 def load(
@@ -47,21 +47,21 @@ def load(
     seen: Classes | None = None,
     **options: Any,
 ) -> Pipeline:
-    """A model, ready to segment.
+    """Load a model.
 
     Args:
-        name: see `lexiseg models`.
-        weights: local files in place of the published ones, by part ("clip", "sam"); or the trained weights alone, a
-            checkpoint as published or a folder in lexiseg's form.
-        device: "auto" is a GPU if there is one.
+        name: name of the model, as in `lexiseg models`.
+        weights: local files in place of the published ones, by part ("clip", "sam"); or only the trained weights, as an
+            official checkpoint or a folder in lexiseg's format.
+        device: device; "auto" uses a GPU if available.
         dtype: "float32", or "bfloat16" / "float16" for automatic mixed precision.
-        seen: class names of the training, in place of those that the weights state; they decide which classes are seen.
-        options: of the model's config, by name (`lexiseg models --describe NAME` lists them), such as ``alpha=0.3``; a
-            nested one as ``**{"generator.pred_iou_threshold": 0.8}``.
+        seen: class names of the training, in place of those stored with the weights; they define which classes are seen.
+        options: options of the model's config (`lexiseg models --describe NAME` lists them), such as ``alpha=0.3``; nested
+            ones as ``**{"generator.pred_iou_threshold": 0.8}``.
 
     Raises:
-        UsageError: unknown model, part, device, dtype or option; a value that does not fit.
-        WeightsError: weights that are not on this machine and cannot be fetched, damaged, or another model's.
+        UsageError: unknown model, part, device, dtype or option, or an invalid value.
+        WeightsError: weights are missing and cannot be downloaded, damaged, or belong to another model.
     """
     model = model_named(name)
     if isinstance(weights, str | Path):
@@ -71,37 +71,39 @@ def load(
         weights = {model.method.key: weights}
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'; there are {', '.join(DTYPES)}")
-    place = resolve_device(device)
+    resolved = resolve_device(device)
     segmenter = model.load({part: str(path) for part, path in (weights or {}).items()}, options)
     if seen is not None:
         segmenter.training_classes = Vocabulary.parse(seen).class_names
-    return Pipeline(segmenter.eval().to(place), device=place, dtype=DTYPES[dtype], cache="default")
+    return Pipeline(segmenter.eval().to(resolved), device=resolved, dtype=DTYPES[dtype], cache="default")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """ "auto" or a device's name as a device that works here."""
+    """Resolve "auto" or the name of a device, and check that the device works.
+
+    Raises:
+        UsageError: the device does not work on this machine.
+    """
     if str(device) == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        torch.zeros(1, device=place)
+        resolved = torch.device(device)
+        torch.zeros(1, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device '{device}' does not work here ({str(error).splitlines()[0]}); use --device cpu") from None
-    return place
+    return resolved
 
 
 class Pipeline:
-    """A segmenter with all around it: reading, text embeddings (kept for the next calls), post-processing.
-
-    Several threads may call it at the same time; each gets what it would get alone.
+    """A segmenter with image reading, cached text embeddings and post-processing. Thread-safe.
 
     Args:
-        segmenter: the method, in evaluation mode, on ``device``.
-        device: where it runs.
-        dtype: of automatic mixed precision; float32 switches it off.
-        cache: folder of text embeddings, "default" for the user's, None for none.
+        segmenter: segmenter in evaluation mode, on ``device``.
+        device: device of the segmenter.
+        dtype: dtype of automatic mixed precision; float32 disables it.
+        cache: folder for text embeddings; "default": the user's cache, None: no cache.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class Pipeline:
         cache: str | Path | None = None,
     ) -> None:
         self.segmenter, self.device, self.dtype, self.cache = segmenter, torch.device(device), dtype, cache
-        # The last vocabularies first. It is read once a call and replaced as a whole, so no thread sees another's in its place.
+        # Most recent vocabulary first. Read once per call and replaced as a whole, which keeps it thread-safe.
         self._texts: tuple[tuple[_Words, TextEmbeddings], ...] = ()
 
     @overload
@@ -150,24 +152,24 @@ class Pipeline:
         background: str | None = None,
         progress: bool = False,
     ) -> Segmentation | list[Segmentation]:
-        """Segment a picture by words, or several pictures by the same words.
+        """Segment one or several images by class names.
 
         Args:
-            picture: a path, a PIL image, or an array [H, W, 3] (uint8, or floating point in 0..1); or a list of them, of any
-                sizes, which are one batch: it needs memory for all of them at once.
-            classes: names, as `Vocabulary.parse` takes them: ``["dog, puppy", "grass"]``, ``"dog, puppy; grass"``, a dict,
-                a file, or a built-in list.
-            task: "panoptic", "semantic" or "instance"; the method's best if left out.
-            threshold: least score in 0..1; what is below stays without a name.
-            background: a further name that competes with the others; where it wins nothing is named.
-            progress: show a bar while many names are embedded.
+            picture: a path, a PIL image, or an array [H, W, 3] (uint8, or floating point in 0..1); or a list of them of any
+                sizes, processed as one batch.
+            classes: class names as accepted by `Vocabulary.parse`: ``["dog, puppy", "grass"]``, ``"dog, puppy; grass"``, a
+                dict, a file, or a built-in list.
+            task: "panoptic", "semantic" or "instance"; default: the first task of the method.
+            threshold: minimum score in 0..1; regions and pixels below it get no class.
+            background: an additional class that competes with the others; its regions are removed.
+            progress: show a progress bar while many names are embedded.
 
         Returns:
-            The result; of a list a list, in its order.
+            The segmentation; for a list, a list in the same order.
 
         Raises:
-            UsageError: no class, a bad name, a task this model cannot do, a threshold outside 0..1.
-            ImageError: a picture cannot be read; of a list there is no result then.
+            UsageError: no class, an invalid name, a task the model does not support, or a threshold outside 0..1.
+            ImageError: an image cannot be read.
         """
         task = task or self.segmenter.tasks[0]
         if task not in self.segmenter.tasks:
@@ -180,28 +182,28 @@ class Pipeline:
             hidden = frozenset()
         policy = Policy(threshold=threshold, overlap=self.segmenter.config.overlap_threshold, background=hidden)
         pictures = picture if isinstance(picture, list | tuple) else [picture]
-        pixels = [as_pixels(one) for one in pictures]
+        pixels = [as_pixels(source) for source in pictures]
         text = self.embed(vocabulary, progress=progress)
         results = []
-        for one, shown, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
-            result = as_segmentation(task, shown, vocabulary, regions_of(prediction, text, task, policy))
-            results.append(replace(result, source=str(one)) if isinstance(one, str | Path) else result)
+        for source, image, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
+            result = as_segmentation(task, image, vocabulary, regions_of(prediction, text, task, policy))
+            results.append(replace(result, source=str(source)) if isinstance(source, str | Path) else result)
         return results if pictures is picture else results[0]
 
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
-        """Embeddings of a vocabulary on the model's device; those of the last `REMEMBERED` vocabularies are kept."""
+        """Embed a vocabulary on the model's device; the last `REMEMBERED` vocabularies are cached."""
         words = vocabulary, resolve_templates(self.segmenter.config.templates)
-        text = self._remembered(words)
+        text = self._cached(words)
         if text is None:
             with _EMBEDDING:
-                text = self._remembered(words) or self._embedded(vocabulary, progress)  # another thread may have been faster
+                text = self._cached(words) or self._embed(vocabulary, progress)  # another thread may have been faster
         self._texts = ((words, text), *(pair for pair in self._texts if pair[0] != words))[:REMEMBERED]
         return text
 
-    def _remembered(self, words: _Words) -> TextEmbeddings | None:
+    def _cached(self, words: _Words) -> TextEmbeddings | None:
         return next((text for known, text in self._texts if known == words), None)
 
-    def _embedded(self, vocabulary: Vocabulary, progress: bool) -> TextEmbeddings:
+    def _embed(self, vocabulary: Vocabulary, progress: bool) -> TextEmbeddings:
         segmenter, templates = self.segmenter, self.segmenter.config.templates
         text = embed_vocabulary(segmenter.clip, vocabulary, templates, cache=self.cache, progress=progress)
         if segmenter.training_classes is not None:
@@ -210,11 +212,11 @@ class Pipeline:
         return text.to(self.device)
 
     def predict(self, pixels: Pixels, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction | PixelPrediction:
-        """What the method says of one picture [H, W, 3] uint8, before any post-processing."""
+        """Predict one image [H, W, 3] uint8, without post-processing."""
         return self._predict([pixels], text, trace)
 
     def predict_batch(self, pictures: Sequence[Pixels], text: TextEmbeddings) -> Sequence[MaskPrediction | PixelPrediction]:
-        """The same of several pictures of any sizes, one prediction each; what has one size in the network is one batch."""
+        """Predict images [H, W, 3] of any sizes, one prediction each; images of equal network size are batched."""
         return self._predict(pictures, text).split() if pictures else []
 
     @torch.no_grad()
@@ -226,20 +228,20 @@ class Pipeline:
             return self.segmenter(images, text, trace=trace)
 
     def name_regions(self, pixels: Pixels, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
-        """What the method calls regions [R, H, W] bool of a picture; of methods that are `NamesRegions`."""
+        """Classify given regions [R, H, W] bool of an image; only for methods that are `NamesRegions`."""
         assert isinstance(self.segmenter, NamesRegions)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.segmenter.name_regions(as_tensor(pixels, self.device), regions.to(self.device), text)
 
 
 def as_tensor(pixels: Pixels, device: torch.device) -> Tensor:
-    """A picture [H, W, 3] uint8 as methods and backbones take it, [3, H, W] in 0..1."""
-    return torch.from_numpy(pixels).permute(2, 0, 1).to(device).float() / 255
+    """Convert an image [H, W, 3] uint8 to a float tensor [3, H, W] in 0..1."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).to(device).float().div_(255)
 
 
 @torch.no_grad()
 def regions_of(prediction: MaskPrediction | PixelPrediction, text: TextEmbeddings, task: Task, policy: Policy) -> list[Region]:
-    """The regions of the only image of a prediction; for "semantic" one a class."""
+    """Post-process the prediction of a single image into regions; for "semantic", one region per class."""
     if task == "semantic":
         score, label = next(postprocess.semantic_best(prediction))
         return postprocess.class_regions(score, postprocess.label_map(score, label, policy))
@@ -249,25 +251,27 @@ def regions_of(prediction: MaskPrediction | PixelPrediction, text: TextEmbedding
 
 
 def as_segmentation(task: Task, pixels: Pixels, vocabulary: Vocabulary, regions: Sequence[Region]) -> Segmentation:
-    """Regions with all that a user wants to know of them."""
+    """Build a `Segmentation` from regions.
+
+    Raises:
+        RunError: a score is not finite.
+    """
     size = pixels.shape[:2]
     stacked = torch.stack([region.mask for region in regions]) if regions else torch.zeros((0, *size), dtype=torch.bool)
     boxes = _coco_boxes(stacked)
-    areas = stacked.flatten(1).sum(1).tolist()
+    areas = areas_of_masks(stacked).tolist()
     segments = tuple(
         Segment(number, region.label, vocabulary.names[region.label], vocabulary.things[region.label], region.score, area, box)
         for number, (region, area, box) in enumerate(zip(regions, areas, boxes, strict=True), start=1)
     )
     for segment in segments:
         if not np.isfinite(segment.score):
-            raise RunError(
-                f"the score of '{segment.name}' is not a number; the weights or the dtype are at fault, try --dtype float32"
-            )
+            raise RunError(f"the score of '{segment.name}' is not a finite number; check the weights, or try --dtype float32")
     return Segmentation(task, pixels, vocabulary.names, tuple(vocabulary.things), segments, stacked.cpu().numpy())
 
 
 def _coco_boxes(masks: Tensor) -> list[tuple[int, int, int, int]]:
-    """(left, top, width, height) of masks [N, H, W]."""
+    """Boxes (left, top, width, height) of masks [N, H, W]."""
     return [
         (left, top, right - left + 1, bottom - top + 1) for left, top, right, bottom in boxes_of_masks(masks).long().tolist()
     ]

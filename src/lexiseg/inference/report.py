@@ -1,4 +1,4 @@
-"""What an evaluation leaves for people: the numbers, how they came to be, and what papers print for the same data set."""
+"""Reports of an evaluation: its metrics, its settings, and the published results on the same data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lexiseg.metrics.base import absence, absence_in_words
 from lexiseg.ops.files import write_atomically, write_json
 
 LIBRARIES = ("lexiseg", "torch", "torchvision", "numpy", "pillow", "hotcoco", "open_clip_torch", "timm", "transformers")
-HEADLINES: Mapping[str, tuple[str, ...]] = {  # of each metric, what stands in the table
+HEADLINES: Mapping[str, tuple[str, ...]] = {  # columns of the table of each metric
     "semantic": ("mIoU", "FWIoU", "pixel_accuracy", "mean_accuracy"),
     "panoptic": ("PQ", "SQ", "RQ"),
     "instance": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -29,11 +29,10 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {  # of each metric, what stands in t
 def document(
     protocol: Protocol, metrics: Metrics, failed: Mapping[str, str], dataset: Dataset, *, command: str
 ) -> dict[str, Any]:
-    """All numbers, and all that they depend on. Two runs of the same command give the same document.
+    """All metrics with all settings, as a reproducible document.
 
-    ``absent`` has the names of the classes that are not in the truth, for each task; ``orientations``, of data of the user's
-    own, how many pictures have an EXIF orientation and what their truths fit, see `lexiseg.data.readers.orientations`;
-    ``notes`` what else the reader of the numbers must know, in words.
+    ``absent`` holds, for each task, the names of the classes that are not in the ground truth; ``orientations``, for the
+    user's own data, the counts of `lexiseg.data.readers.orientations`; ``notes`` further remarks as text.
     """
     absent = {name: absence(metrics[name], dataset.vocabulary.names) for name in protocol.tasks}
     samples = dataset.samples[: protocol.limit]
@@ -54,25 +53,25 @@ def document(
 
 
 def _on_orientations(counts: Mapping[str, int] | None, exif: str) -> list[str]:
-    """What to say of pictures that are not stored upright."""
+    """Notes on images with an EXIF orientation."""
     if not counts or not counts["pictures"]:
         return []
-    said = [f"Pictures with an EXIF orientation, by which they are turned upright: {counts['pictures']}."]
+    notes = [f"Pictures with an EXIF orientation, by which they are turned upright: {counts['pictures']}."]
     if counts["stored"]:
-        said.append(f"Truths that fit only the pixels as they are stored, and are turned as well: {counts['stored']}.")
+        notes.append(f"Truths that fit only the pixels as they are stored, and are turned as well: {counts['stored']}.")
     if counts["undecided"]:
         taken, other = "drawn on the picture held upright", "stored"
         if exif == "stored":
             taken, other = "drawn on the pixels as they are stored, and turned as well", "upright"
-        said.append(
+        notes.append(
             f"Truths whose sizes do not tell, taken to be {taken}: {counts['undecided']}. If the tool that made them showed "
             f"the pictures otherwise, run again with --exif {other} and another --output."
         )
-    return [" ".join(said)]
+    return [" ".join(notes)]
 
 
 def _on_masks(absent: Mapping[Any, Sequence[str]], dataset: Dataset, samples: Sequence[Sample]) -> list[str]:
-    """What to say of masks that are read as a map of one class and void."""
+    """Notes on label maps that seem to be binary masks of 0 and 255."""
     names = dataset.vocabulary.names
     if not 1 < len(names) <= len(absent.get("semantic", ())) + 1 or not only_masks_of_bytes(dataset, samples):
         return []
@@ -103,7 +102,7 @@ def write(folder: Path, report: Mapping[str, Any], metrics: Metrics, dataset: Da
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """A page with the numbers in per cent, and below them the published ones of the same data set."""
+    """Render a report as Markdown: the metrics in per cent, and the published results on the same data set."""
     lines = [f"# {report['model']} on {report['data']}", "", f"`{report['command']}`", ""]
     for name, result in report["results"].items():
         lines += [f"## {name}", "", *_numbers(name, result), *absence_in_words(report["absent"].get(name, ())), ""]
@@ -113,8 +112,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += [f"{len(report['failed'])} pictures could not be read and are not counted; `metrics.json` names them.", ""]
     changed = {key: report["protocol"][key] for key in ("limit", "oracle", "corrupt") if report["protocol"][key] is not None}
     if changed:
-        told = ", ".join(f"{key} {value}" for key, value in changed.items())
-        lines += [f"Not the published protocol: {told}.", ""]
+        settings = ", ".join(f"{key} {value}" for key, value in changed.items())
+        lines += [f"Not the published protocol: {settings}.", ""]
     for task in report["protocol"]["tasks"]:
         if figures := published(report["data"], task=task):
             lines += [f"## Published: {task}", "", *_published(figures), ""]
@@ -122,25 +121,25 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def summary(reports: Sequence[Mapping[str, Any]], groups: Mapping[str, str], parts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One row a data set, then the means over each group (MESS: its domains) and over all.
+    """One row per data set, then the means over each group (MESS: its domains) and over all.
 
     Args:
-        reports: from `document`, one a data set.
-        groups: the group of each data set that belongs to one.
-        parts: what a data set is a part of, where the mean of several counts as one (MESS: PAXRay).
+        reports: reports of `document`, one per data set.
+        groups: group of each data set that belongs to one.
+        parts: collection of each data set whose mean counts as a single data set (MESS: PAXRay).
     """
     rows = [{"data": report["data"], "group": groups.get(report["data"], ""), **_headlines(report)} for report in reports]
     wholes: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         wholes.setdefault(parts.get(row["data"]) or row["data"], []).append(row)
-    members = [_mean(name, of) if len(of) > 1 else of[0] for name, of in wholes.items()]
+    members = [_mean(name, group) if len(group) > 1 else group[0] for name, group in wholes.items()]
     named = sorted({row["group"] for row in members} - {""})
     by_group = [_mean(f"mean of {group}", [row for row in members if row["group"] == group]) for group in named]
     return [*rows, *by_group, _mean("mean", members)]
 
 
 def _mean(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The mean of every number that all rows have; the group, if all are of one."""
+    """Means of the columns that all rows have; the group if it is the same in all."""
     columns = [key for key in rows[0] if key not in {"data", "group"} and all(row.get(key) is not None for row in rows)]
     groups = {row["group"] for row in rows}
     group = groups.pop() if len(groups) == 1 else ""
@@ -148,7 +147,7 @@ def _mean(title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows as a Markdown table; shares in 0..1 as per cent."""
+    """Render rows as a Markdown table, with fractions in per cent."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     return ["| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells]]
@@ -190,7 +189,7 @@ def _cell(value: Any) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    """UTF-8; names of files and classes that are none, surrogates in Python, as ``\\udce9``."""
+    """Encode as UTF-8; surrogates in names of files and classes become ``\\udce9``."""
     return text.encode(errors="backslashreplace")
 
 

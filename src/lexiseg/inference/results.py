@@ -1,4 +1,4 @@
-"""Results in the forms that metrics take, and as files that other tools read."""
+"""Convert results for the metrics, and write predictions in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from lexiseg.structures import Instance, Instances, PanopticMap, PanopticSegment
 ByTask = Mapping[str, Segmentation]
 
 
-def measurable(found: Segmentation) -> Any:
-    """A result as the metrics of its task take it: labels [H, W], a `PanopticMap`, or `Instances`."""
-    if found.task == "semantic":
-        return found.semantic
-    if found.task == "panoptic":
-        return PanopticMap(found.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in found.segments))
-    masks = encode_masks(torch.from_numpy(found.masks))
+def measurable(result: Segmentation) -> Any:
+    """Convert a result for the metrics of its task: labels [H, W], a `PanopticMap`, or `Instances`."""
+    if result.task == "semantic":
+        return result.semantic
+    if result.task == "panoptic":
+        return PanopticMap(result.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in result.segments))
+    masks = encode_masks(torch.from_numpy(result.masks))
     return Instances(
-        found.size,
+        result.size,
         tuple(
             Instance(segment.label, counts, segment.area, segment.box, score=segment.score)
-            for segment, counts in zip(found.segments, masks, strict=True)
+            for segment, counts in zip(result.segments, masks, strict=True)
         ),
     )
 
 
 def refuse_shared_names(samples: Sequence[Sample]) -> None:
-    """Raise DataError if the results of two samples would be one file where letters' case or form is not told apart."""
+    """Raise DataError if the predictions of two samples would be the same file on case- or form-insensitive disks."""
     known: dict[str, Sample] = {}
     for sample in samples:
         other = known.setdefault(same_on_some_disk(sample.key), sample)
@@ -53,34 +53,34 @@ def write_chunk(
     folder: Path,
     dataset: Dataset,
     samples: Sequence[Sample],
-    found: Sequence[tuple[Sample, ByTask]],
+    predicted: Sequence[tuple[Sample, ByTask]],
     start: int,
     inputs: str = "",
 ) -> None:
-    """Write the results of some pictures: PNGs at once, JSON records as a fragment that `assemble` joins.
+    """Write the results of a chunk of images: PNGs, and JSON records as a fragment that `assemble` joins.
 
-    ``semantic/KEY.png`` are label maps, ``panoptic/KEY.png`` COCO's coloured ids.
+    ``semantic/KEY.png`` are label maps, ``panoptic/KEY.png`` segment ids in COCO's colours.
 
     Args:
-        folder: of all predictions.
-        dataset: says what the classes are called.
-        samples: the pictures; of those that are not ``found`` nothing stays that an earlier run wrote.
-        found: their results by task.
-        start: the number of the first.
-        inputs: a digest of what they were made of, for `is_kept`.
+        folder: folder of all predictions.
+        dataset: data set with the category ids.
+        samples: images of the chunk; files of an earlier run for those without a result are removed.
+        predicted: samples with their results by task.
+        start: index of the first image.
+        inputs: digest of the inputs, for `is_kept`.
 
     Raises:
-        DataError: a key is none that may name a file.
+        DataError: a key is not a valid file name.
         OutputError: a file cannot be written.
     """
-    removed(_fragment(folder, start))  # it comes last, and says that all others are there
-    names = {id(sample) for sample, _ in found}
+    removed(_fragment(folder, start))  # written last, it marks the chunk as complete
+    with_result = {id(sample) for sample, _ in predicted}
     for sample in samples:
-        if id(sample) not in names:
+        if id(sample) not in with_result:
             for task in MAPS:
                 removed(below(folder / task, f"{sample.key}.png", f"{sample.image}, its key"))
     records: dict[str, Any] = {"images": [], "panoptic": [], "instance": [], "inputs": inputs}
-    for sample, by_task in found:
+    for sample, by_task in predicted:
         for task, result in by_task.items():
             name = f"{sample.key}.png"
             path = below(folder / task, name, f"{sample.image}, its key")
@@ -99,7 +99,7 @@ def write_chunk(
 
 
 def is_kept(folder: Path, start: int, inputs: str) -> bool:
-    """Whether `write_chunk` has written the results of these pictures, made of what is there now."""
+    """Whether `write_chunk` has completed this chunk with the same ``inputs``."""
     try:
         return _read_fragment(_fragment(folder, start))["inputs"] == inputs
     except DataError:
@@ -107,7 +107,7 @@ def is_kept(folder: Path, start: int, inputs: str) -> bool:
 
 
 def assemble(folder: Path, dataset: Dataset, tasks: Sequence[str], starts: Sequence[int]) -> list[Path]:
-    """Join the fragments into ``panoptic.json`` and ``instances.json`` (COCO's results format).
+    """Join the fragments into ``panoptic.json`` and ``instances.json`` in COCO's results format.
 
     Raises:
         DataError: a fragment is missing or damaged.
@@ -134,10 +134,10 @@ def _fragment(folder: Path, start: int) -> Path:
 
 
 def _read_fragment(path: Path) -> dict[str, Any]:
-    """What `write_chunk` has written.
+    """Read a fragment of `write_chunk`.
 
     Raises:
-        DataError: the file is missing, damaged, or none of ours.
+        DataError: the file is missing, damaged, or not a fragment.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -151,5 +151,5 @@ def _read_fragment(path: Path) -> dict[str, Any]:
         or not all(isinstance(document.get(key), list) for key in lists)
         or "inputs" not in document
     ):
-        raise DataError(f"{path} is no list of predictions; delete it and run the same command again")
+        raise DataError(f"{path} is not a list of predictions; delete it and run the same command again")
     return document
