@@ -56,7 +56,7 @@ def test_probabilities_go_from_nothing_to_one(over: Any) -> None:
 def test_one_class_among_one_is_everywhere() -> None:
     found = probabilities(torch.randn(2, 1, 4, 4), 100.0)
     assert (found == 1).all()
-    assert pseudo_prompts(found[0], 3, 0.5).there.all()
+    assert pseudo_prompts(found[0], 3, 0.5).valid.all()
 
 
 def blobs() -> Tensor:
@@ -70,7 +70,7 @@ def blobs() -> Tensor:
 
 def test_each_object_has_a_point_a_box_and_a_mask() -> None:
     found = pseudo_prompts(blobs()[None], 2, 0.5)
-    assert found.there.tolist() == [[True, True]]
+    assert found.valid.tolist() == [[True, True]]
     assert_close(found.points[0] * 8, torch.tensor([[5.5, 6.5], [2.5, 2.5]]))
     assert_close(found.boxes[0] * 8, torch.tensor([[4.0, 4, 7, 8], [1, 1, 3, 3]]))
     large, small = found.regions[0]
@@ -85,7 +85,7 @@ def test_a_higher_threshold_leaves_less_and_never_nothing() -> None:
     assert all((one >= other).all() for one, other in pairwise(areas))
     assert (areas[-1] == 1).all()
     last = pseudo_prompts(maps, 3, 2.0)
-    assert last.there.tolist() == [[True, False, False]] * 4
+    assert last.valid.tolist() == [[True, False, False]] * 4
     best = maps.flatten(1).argmax(1)
     assert_close(last.points[:, 0] * 8, torch.stack([best % 8, best // 8], -1) + 0.5)
 
@@ -100,7 +100,7 @@ def test_gradients_pass_through_the_masks_only() -> None:
 
 def some_prompts() -> PseudoPrompts:
     found = pseudo_prompts(torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(1)), 2, 0.5)
-    assert found.there.all()
+    assert found.valid.all()
     return found
 
 
@@ -183,7 +183,7 @@ def test_blocks_of_sam_2_learn_as_sams_do(name: str) -> None:
 
 def test_masks_are_those_of_sam() -> None:
     sam, prompts = loud_sam(mask_channels=16), some_prompts()
-    one = replace(prompts, there=torch.tensor([[True, False], [False, True], [True, True]]))
+    one = replace(prompts, valid=torch.tensor([[True, False], [False, True], [True, True]]))
     _, dense = PromptEncoder(sam, ("points", "masks"))(one)
     logits = torch.nn.functional.interpolate(
         MASK_LOGIT * (2 * one.regions - 1), scale_factor=FINER, mode="bilinear", align_corners=False
@@ -196,7 +196,7 @@ def test_masks_are_those_of_sam() -> None:
 
 def test_a_region_that_is_not_there_is_no_point() -> None:
     sam, prompts = loud_sam(mask_channels=16), some_prompts()
-    empty = replace(prompts, there=torch.tensor([[True, False]] * 3))
+    empty = replace(prompts, valid=torch.tensor([[True, False]] * 3))
     sparse, _ = PromptEncoder(sam)(empty)
     nothing = sam.model.prompt_encoder.not_a_point_embed.weight
     assert_close(sparse[:, 1:], nothing.expand(3, 2, -1))

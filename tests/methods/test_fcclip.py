@@ -126,6 +126,6 @@ def test_weights_fill_the_model_or_are_refused(segmenter):
 @pytest.mark.parametrize(("name", "part"), [("fcclip-convnext-l", "fcclip"), ("cmpf-rn50x64", "cmpf")])
 def test_without_a_file_it_says_where_the_weights_are(name, part):
     with pytest.raises(
-        WeightsError, match=rf"load https://drive\.google\.com/file/d/\S+ in a browser .* --weights {part}=FILE"
+        WeightsError, match=rf"open https://drive\.google\.com/file/d/\S+ in a browser .* --weights {part}=FILE"
     ):
         load(name)

@@ -167,7 +167,7 @@ def test_a_card_that_is_none_is_refused_by_file(tmp_path: Path, card: str) -> No
             {"shortest_edge": "wide"},
             r"the config in the card of .*model\.safetensors does not match fcclip-tiny: shortest_edge must",
         ),
-        ({"shortest_edges": 64}, r"does not match fcclip-tiny: there is no option 'shortest_edges'; did you mean shortest_edge"),
+        ({"shortest_edges": 64}, r"match fcclip-tiny: there is no option 'shortest_edges'; did you mean shortest_edge"),
     ],
 )
 def test_a_card_whose_config_is_none_is_refused_by_file(tmp_path: Path, config: object, message: str) -> None:

@@ -1,1 +1,1 @@
-"""CMPF (also published as FrozenSeg): FC-CLIP with SAM injected into queries and features, and two ensembles."""
+"""CMPF (also published as FrozenSeg): FC-CLIP with SAM features injected into queries and features, and two ensembles."""

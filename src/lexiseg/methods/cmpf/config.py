@@ -1,4 +1,4 @@
-"""CMPF's options."""
+"""Config of CMPF."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class CmpfConfig(FcClipConfig):
     RUNTIME: ClassVar[frozenset[str]] = (FcClipConfig.RUNTIME - {"behaviour"}) | {"mask_ensemble", "masks", "epsilon", "xi"}
 
     query_layers: tuple[Positive, ...] = (3, 6, 9)
-    """Layers of the mask decoder, from 1, after which the Query Injector acts; none switches it off (Table 5)."""
+    """Layers of the mask decoder, from 1, after which the Query Injector is applied; empty disables it (Table 5)."""
     feature_layers: tuple[Positive, ...] = (1, 4, 7)
-    """Layers before which the Feature Injector acts; none switches it off (Table 5)."""
+    """Layers before which the Feature Injector is applied; empty disables it (Table 5)."""
     sam_layers: Depth = 6
     """Layers of the deformable encoder of SAM's features."""
     mask_ensemble: bool | None = None
-    """Whether SAM's masks enter the semantic scores, Eq. (12); None: where a SAM for them is given (``mask_sam``)."""
+    """Whether to use the mask ensemble, Eq. (12); None: if a SAM for it is given (``mask_sam``)."""
     masks: SamMasks = SamMasks()
-    """How SAM is asked for masks of everything."""
+    """Options of SAM's masks."""
     epsilon: Unit = 0.2
-    """ε of Eq. (12): weight of SAM's masks in the semantic scores of unseen classes; 0 asks for none."""
+    """ε of Eq. (12): weight of SAM's masks in the semantic scores of unseen classes; 0 disables the mask ensemble."""
     xi: Unit = 0.5
-    """ξ of Eq. (12): only masks whose best class has a greater probability by CLIP count."""
+    """ξ of Eq. (12): threshold of the best class probability of SAM's masks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,10 +1,10 @@
-"""CMPF's two injectors: SAM inside the mask decoder.
+"""CMPF's two injectors of SAM features into the mask decoder.
 
     Eq. (5)   `QueryInjector`     x_l = E_p(pool_{M_l} F_sam), added to the queries after layers 3, 6, 9
     Eq. (6)   `FeatureInjector`   F_l = softmax(f_q(F_clip,l) f_k(F_sam)^T / sqrt(d_k)) f_v(F_sam), for layers 1, 4, 7
 
-The paper leaves open what surrounds Eq. (6). As in the official code the keys and queries get positions and the embedding
-of CLIP's level, a residual and a norm follow, and the result serves one layer only.
+The paper does not specify the layer around Eq. (6). As in the official code, position and level embeddings are added to keys
+and queries, a residual and a norm follow, and only one decoder layer uses the result.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lexiseg.methods.cmpf.sam_features import Behaviour
 
 
 class QueryInjector(nn.Module):
-    """What SAM sees inside each query's mask is added to the query.
+    """Query Injector: add SAM features, pooled inside the mask of each query, to the query.
 
     Attributes:
-        layers: after which it acts, from 1. After the decoder's last layer it would reach nothing and is not called.
+        layers: decoder layers, from 1, after which it is applied; the last layer has no effect.
     """
 
     def __init__(self, layers: Sequence[int] = (3, 6, 9), *, channels: int = 256, own_projection: int | None = None) -> None:
-        """Build.
+        """Build the injector.
 
         Args:
-            layers: see above.
-            channels: of SAM's image embedding.
-            own_projection: C of the decoder for an E_p of its own; None shares the classifier's, as the official code does,
-                and needs ``channels`` to be C.
+            layers: see `QueryInjector`.
+            channels: channels of SAM's image embedding.
+            own_projection: C of the decoder, for a separate E_p; None shares that of the classifier as in the official code,
+                which requires ``channels`` = C.
         """
         super().__init__()
         self.layers = frozenset(layers)
@@ -43,18 +43,18 @@ class QueryInjector(nn.Module):
         )
 
     def forward(self, queries: Tensor, masks: Tensor, sam: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-        """Queries [B, Q, C], their mask logits [B, Q, h, w], SAM's embedding [B, C_sam, g, g] -> queries [B, Q, C]."""
+        """Update queries [B, Q, C] from their mask logits [B, Q, h, w] and SAM's embedding [B, C_sam, g, g]."""
         shared_or_own = project if self.projection is None else self.projection
         return queries + shared_or_own(mask_pool(sam, masks))  # Eq. (5)
 
 
 class FeatureInjector(nn.Module):
-    """CLIP's cells attend to SAM's.
+    """Feature Injector: cross-attention from CLIP's features to SAM's.
 
     Attributes:
-        layers: before which it acts, from 1.
-        behaviour: "official" takes the positions from the keys that the queries see afterwards, and fits SAM's grid to
-            CLIP's at inference only; "paper" keeps the positions and treats training and inference alike.
+        layers: decoder layers, from 1, before which it is applied.
+        behaviour: "official" removes the positions from the injected memory, and resizes SAM's map to CLIP's grid at inference
+            only; "paper" keeps positions, and resizes in training, too.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class FeatureInjector(nn.Module):
         heads: int = 8,
         behaviour: Behaviour = "paper",
     ) -> None:
-        """Build; one attention a layer, nothing shared."""
+        """Build one attention per layer, without shared parameters."""
         super().__init__()
         self.layers = frozenset(layers)
         self.behaviour = behaviour
         self.attentions = nn.ModuleDict({str(layer): CrossAttention(width, heads) for layer in sorted(self.layers)})
 
     def forward(self, layer: int, memory: Memory, sam: Tensor) -> Memory:
-        """The level's memory with SAM's map [B, C, h', w'] of `SamFeatures` in it."""
+        """Inject the map [B, C, h', w'] of `SamFeatures` into the memory of a level."""
         if sam.shape[-2:] != memory.size and not (self.behaviour == "official" and self.training):
             sam = functional.interpolate(sam, memory.size, mode="bilinear", align_corners=False)
         assert memory.positions is not None, "the decoder's own levels have positions"
@@ -84,12 +84,12 @@ class FeatureInjector(nn.Module):
 
 @dataclass(frozen=True)
 class SamInjection:
-    """Both injectors with what SAM saw of one batch; an `lexiseg.layers.mask_decoder.Injection`.
+    """Both injectors with the SAM features of one batch, an `lexiseg.layers.mask_decoder.Injection`.
 
     Attributes:
-        embedding: [B, C_sam, g, g] of SAM's image encoder, what queries pool.
-        context: [B, C, h, w] of `SamFeatures`, what features attend to; None without a Feature Injector.
-        query, feature: the injectors; None switches one off.
+        embedding: [B, C_sam, g, g], SAM's image embedding, for the Query Injector.
+        context: [B, C, h, w], output of `SamFeatures`, for the Feature Injector; None without it.
+        query, feature: the injectors; None disables one.
     """
 
     embedding: Tensor

@@ -1,10 +1,9 @@
 """CMPF: "Harmonizing Cross-Model Prior Fusion for Open-Vocabulary Segmentation"; FrozenSeg is an earlier name of it.
 
-FC-CLIP with a frozen SAM beside the frozen CLIP. CLIP knows words, SAM knows where things end: what SAM sees is added to
-the queries (`QueryInjector`, Eq. (5)) and to the coarsest features (`FeatureInjector`, Eq. (6)) of the mask decoder. Without
-injectors this is FC-CLIP, bit for bit; the ensemble of classes, Eq. (7), is the one it shares with it. The ensemble of masks,
-Eq. (12), is an option: SAM is asked for masks of everything, CLIP names them, and the semantic scores of unseen classes are
-in part theirs.
+FC-CLIP with a frozen SAM besides the frozen CLIP. SAM features, which are spatially precise, are injected into the queries
+(`QueryInjector`, Eq. (5)) and into the coarsest features (`FeatureInjector`, Eq. (6)) of the mask decoder. Without injectors
+this is FC-CLIP exactly; both share the class ensemble, Eq. (7). The mask ensemble, Eq. (12), is optional: CLIP classifies the
+masks of SAM's mask generator, and they contribute to the semantic scores of unseen classes.
 
     Eq. (1)-(4)    `layers/mask_decoder.py`              Eq. (5), (6)     `methods/cmpf/injectors.py`
     Eq. (7)-(12)   `ensembles.py`                        SAM's features   `methods/cmpf/sam_features.py`
@@ -33,13 +32,13 @@ from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings,
 
 
 class Cmpf(FcClip):
-    """FC-CLIP and what SAM sees.
+    """CMPF: FC-CLIP with SAM.
 
     Args:
         clip: see `FcClip`.
-        sam: stays frozen and in evaluation mode.
-        mask_sam: SAM that makes masks for the ensemble of masks, frozen, too; None is ``sam``.
-        config: sizes, injectors and weights of the ensembles.
+        sam: frozen, in evaluation mode.
+        mask_sam: frozen SAM that generates masks for the mask ensemble; None: ``sam``.
+        config: options of the model.
     """
 
     key = "cmpf"
@@ -75,7 +74,7 @@ class Cmpf(FcClip):
 
     @property
     def masks(self) -> SamMasks | None:
-        """How SAM is asked for the masks of Eq. (12); None: the ensemble of masks is switched off."""
+        """Options of SAM's masks for Eq. (12); None if the mask ensemble is disabled."""
         config = self.config
         wanted = self.mask_sam is not None if config.mask_ensemble is None else config.mask_ensemble
         if not wanted or config.epsilon == 0:
@@ -96,7 +95,7 @@ class Cmpf(FcClip):
         return frozenset(self.parts()) - {"clip", "sam", "mask_sam"}
 
     def train(self, mode: bool = True) -> Cmpf:
-        """As usual, but what is frozen stays in evaluation mode."""
+        """Set the training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self.sam.eval()
         if self.mask_sam is not None:
@@ -105,61 +104,69 @@ class Cmpf(FcClip):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
-        """As `FcClip.forward`; with the ensemble of masks its ``semantic`` says what semantic results are made of.
+        """Predict as `FcClip.forward`; with the mask ensemble, ``semantic`` of the prediction is set.
 
-        A trace also gets ``sam`` [C, g, g], SAM's image embedding, and ``sam_features`` [C, h, w], what features attend to.
+        A trace also receives ``sam`` [C, g, g], SAM's image embedding, and ``sam_features`` [C, h, w], the injected features.
         """
         return super().forward(images, text, trace=trace)
 
     def _predictions(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Sequence[MaskPrediction]:
-        encoded, asked, config = self.encode_images(images), self.masks, self.config
+        encoded, generator, config = self.encode_images(images), self.masks, self.config
         predictions = self._segment(encoded, text, trace).split()
-        if asked is None:
+        if generator is None:
             return predictions
-        found = self.sam_predictions(images, encoded, text, asked)
+        sam_predictions = self.sam_predictions(images, encoded, text, generator)
         seen = torch.zeros(len(text), dtype=torch.bool, device=encoded.pixels.device) if text.seen is None else text.seen
         return [
-            mask_ensemble(one, sam, seen, epsilon=config.epsilon, xi=config.xi, behaviour=config.behaviour)  # Eq. (12)
-            for one, sam in zip(predictions, found, strict=True)
+            mask_ensemble(prediction, sam, seen, epsilon=config.epsilon, xi=config.xi, behaviour=config.behaviour)  # Eq. (12)
+            for prediction, sam in zip(predictions, sam_predictions, strict=True)
         ]
 
     @torch.no_grad()
     def sam_predictions(
-        self, images: Sequence[Tensor], encoded: EncodedImages, text: TextEmbeddings, asked: SamMasks
+        self, images: Sequence[Tensor], encoded: EncodedImages, text: TextEmbeddings, generator: SamMasks
     ) -> list[MaskPrediction]:
-        """SAM's masks of images [3, H, W], with the classes CLIP gives them, which has looked at them already."""
+        """Predict SAM's masks of images [3, H, W], classified by their encoded CLIP features."""
         sam = self.sam if self.mask_sam is None else self.mask_sam
         predictions = []
-        for generated, own in zip(asked.of(sam, images), encoded.split(), strict=True):
+        for generated, own in zip(generator.of(sam, images), encoded.split(), strict=True):
             geometry, masks = sam.geometry(generated.size), generated.image_logits()
-            place = Placing(geometry.input_size, geometry.resized, generated.size)
-            classes, valid = self.sam_classes(own, masks, place, text)
+            placing = Placing(geometry.input_size, geometry.resized, generated.size)
+            classes, valid = self.sam_classes(own, masks, placing, text)
             predictions.append(
                 MaskPrediction(
-                    masks[None], classes, False, (place.size,), (place.padded_size,), valid, resized_sizes=(place.resized_size,)
+                    masks[None],
+                    classes,
+                    False,
+                    (placing.size,),
+                    (placing.padded_size,),
+                    valid,
+                    resized_sizes=(placing.resized_size,),
                 )
             )
         return predictions
 
-    def sam_classes(self, encoded: EncodedImages, masks: Tensor, place: Placing, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
-        """What CLIP calls masks of an image.
+    def sam_classes(
+        self, encoded: EncodedImages, masks: Tensor, placing: Placing, text: TextEmbeddings
+    ) -> tuple[Tensor, Tensor]:
+        """Classify masks of an image by CLIP.
 
         Args:
-            look: what it sees of the image, of it alone.
+            encoded: a single image.
             masks: logits [N, m, m].
-            place: how they lie on the image.
+            placing: position of the masks on the image.
             text: K classes.
 
         Returns:
-            Log-probabilities [1, N, K], and [1, N] bool, whether CLIP can say anything of a mask at all.
+            Log-probabilities [1, N, K], and [1, N] bool, True where the masks can be classified.
         """
         if len(masks) == 0:
             return masks.new_zeros((1, 0, len(text))), torch.zeros(1, 0, dtype=torch.bool, device=masks.device)
         features, resized_size = encoded.features, encoded.resized_size
         if self.config.behaviour == "official":
-            return self._official_sam_classes(features, official_cells(masks, place, features.grid), text)
+            return self._official_sam_classes(features, official_cells(masks, placing, features.grid), text)
         covered = encoded.pixels.shape[-2] / resized_size[0], encoded.pixels.shape[-1] / resized_size[1]
-        cells = cells_of(masks, place, features.grid, covered)
+        cells = cells_of(masks, placing, features.grid, covered)
         return classify_masks(self.clip, features, cells, text)  # Eq. (10)-(11)
 
     def _official_sam_classes(self, features: ClipFeatures, cells: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
@@ -171,7 +178,7 @@ class Cmpf(FcClip):
         return classes, inside.any(-1).any(-1) | isinstance(self.clip, ClipMeanPooled)
 
     def injection(self, pixels: Tensor, resized_size: Size, trace: Trace | None = None, /) -> SamInjection | None:
-        """What SAM sees, ready for both injectors; None if there are none."""
+        """Compute SAM features for the injectors; None without injectors."""
         if self.query_injector is None and self.feature_injector is None:
             return None
         embedding = self.sam_embedding(pixels, resized_size)
@@ -182,9 +189,9 @@ class Cmpf(FcClip):
 
     @torch.no_grad()
     def sam_embedding(self, pixels: Tensor, resized_size: Size) -> Tensor:
-        """SAM's image embedding [B, C_sam, g, g] of the network input [B, 3, H, W] with images of ``resized_size`` size in it.
+        """SAM's image embedding [B, C_sam, g, g] of network inputs [B, 3, H, W] that hold images of ``resized_size``.
 
-        The padded picture, not the picture, is stretched to SAM's square, whatever its shape. [official code]
+        The padded image is resized to SAM's square input regardless of its aspect ratio. [official code]
         """
         mean, std = (pixels.new_tensor(rgb)[:, None, None] for rgb in (SAM_MEAN, SAM_STD))
         normalised = torch.zeros_like(pixels)

@@ -1,8 +1,8 @@
-"""CMPF's (FrozenSeg's) models and how they are trained.
+"""Models and training recipes of CMPF (FrozenSeg).
 
 lexiseg train cmpf-convnext-l --root DIR --output RUN        on COCO panoptic, as published
 lexiseg train cmpf-tiny --output RUN                         on the emoji world, offline
-lexiseg train cmpf-tiny model.query_layers=[] --output RUN   a row of an ablation: without the Query Injector
+lexiseg train cmpf-tiny model.query_layers=[] --output RUN   an ablation: without the Query Injector
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lexiseg.methods.parts import LAION, OPENAI, TINY_CLIP, embedded
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.variant import Source, Variant
 
-# With three decoder layers only the first looks at the coarsest features.
+# Of three decoder layers only the first attends to the coarsest features.
 TINY = CmpfConfig(**fcclip.TINY_SIZES, query_layers=(1, 2), feature_layers=(1,), sam_layers=2)
 
 
 def convnext_l() -> Recipe:
-    """COCO panoptic, 50 epochs, batches of 16 (published: 4 A100); ADE20K PQ 25.9, AP 16.5, mIoU 34.4 by the paper.
+    """COCO panoptic, 50 epochs of batch size 16 (published: 4 A100); ADE20K PQ 25.9, AP 16.5, mIoU 34.4 in the paper.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train cmpf-convnext-l --root DIR --output RUN``
     """
@@ -29,7 +29,7 @@ def convnext_l() -> Recipe:
 
 
 def rn50x64() -> Recipe:
-    """The same on OpenAI's ResNet.
+    """The same with OpenAI's CLIP RN50x64.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train cmpf-rn50x64 --root DIR --output RUN``
     """
@@ -37,14 +37,14 @@ def rn50x64() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """As `lexiseg.methods.fcclip.models.tiny`, for the same number of steps. Scores: docs/tiny.md.
+    """As `lexiseg.methods.fcclip.models.tiny`, with the same number of steps. Scores: docs/tiny.md.
 
     ``lexiseg train cmpf-tiny --output RUN``
     """
     return fcclip.emoji("cmpf-tiny", TINY)
 
 
-# The files are those that the authors name.
+# Official checkpoints of the authors.
 MODELS = (
     Variant(
         "cmpf-tiny",

@@ -1,7 +1,7 @@
-"""SAM's features made ready for the Feature Injector: half the resolution, then deformable self-attention.
+"""SAM features for the Feature Injector: downsampling by two, then deformable self-attention.
 
-CMPF: "a single convolution … then a single-scale deformable attention transformer". The official module predicts points
-for three levels and is fed one; its GPU operator then reads the wrong numbers, and the released weights depend on it
+CMPF: "a single convolution … then a single-scale deformable attention transformer". The official module predicts points for
+three levels but has one; its GPU operator then reads wrong values, and the released weights depend on it
 (`lexiseg.layers.deformable.reread_with_levels`).
 """
 
@@ -17,11 +17,11 @@ from lexiseg.layers.pixel_decoder import GROUPS
 
 Behaviour = Literal["paper", "official"]
 
-OFFICIAL_LEVELS = 3  # that the official encoder predicts points for
+OFFICIAL_LEVELS = 3  # levels that the official encoder predicts points for
 
 
 class SamFeatures(nn.Module):
-    """The map that the Feature Injector attends to, from the output of SAM's image encoder."""
+    """Encode SAM's image embedding for the Feature Injector."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class SamFeatures(nn.Module):
         feedforward: int = 1024,
         behaviour: Behaviour = "paper",
     ) -> None:
-        """Build.
+        """Build the module.
 
         Args:
-            channels: of SAM's image embedding.
+            channels: channels of SAM's image embedding.
             width: C of the pixel decoder.
-            layers, heads, points, feedforward: of the encoder.
-            behaviour: "paper", a single-scale encoder; "official", the mis-levelled one, to load official weights.
+            layers, heads, points, feedforward: see `DeformableEncoder`.
+            behaviour: "paper", a single-scale encoder; "official", the encoder for three levels, to load official weights.
         """
         super().__init__()
         official = behaviour == "official"
@@ -56,7 +56,7 @@ class SamFeatures(nn.Module):
         )
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """SAM's image embedding [B, C_sam, g, g] -> [B, C, g / 2, g / 2], in the precision of the weights."""
+        """Encode SAM's image embedding [B, C_sam, g, g] to [B, C, g / 2, g / 2], in the precision of the weights."""
         with torch.autocast(embedding.device.type, enabled=False):
             reduced: Tensor = self.reduce(embedding.to(self.encoder.level_embedding.dtype))
             encoded: Tensor = self.encoder([reduced])[0]

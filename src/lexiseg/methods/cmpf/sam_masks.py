@@ -1,7 +1,7 @@
-"""SAM's masks for the mask ensemble: made of everything in a picture, and brought to the grid on which CLIP is pooled.
+"""SAM's masks for the mask ensemble: generation, and resampling to the feature grid of CLIP.
 
-The official program makes them beforehand, stores them at the size of the picture, and lays them on CLIP's grid in a way
-that moves and squeezes them (`official_cells`). Here they are made on the fly, or read from a cache of earlier calls.
+The official code generates them in advance at image size, and resamples them to CLIP's grid with a shift and a distortion
+(`official_cells`). Here they are generated on the fly, or read from a cache.
 """
 
 from __future__ import annotations
@@ -20,44 +20,46 @@ from lexiseg.ops.options import Depth, Positive, options
 from lexiseg.postprocess import Placing, resized
 from lexiseg.structures import OUTSIDE, Size
 
-OFFICIAL_PADDING = 32  # the official program pads CLIP's cells to multiples of what it pads pixels to
-MASKS_AT_ONCE = 8  # at the size of the picture
-# The thresholds of the official script; the paper names none. [decided]
+OFFICIAL_PADDING = 32  # the official code pads CLIP's cells, not pixels, to multiples of 32
+MASKS_AT_ONCE = 8  # masks resized to image size at once
+# Thresholds of the official script; the paper gives none. [decided]
 THRESHOLDS = MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7)
 
 
 @options(frozen=True)
 class SamMasks:
-    """How SAM is asked for masks of everything in a picture."""
+    """Options of SAM's automatic masks."""
 
     points: Depth = 32
-    """Points a side of the grid of prompts."""
+    """Points per side of the grid of point prompts."""
     options: MaskGeneratorOptions = THRESHOLDS
-    """Of the mask generator."""
+    """Options of the mask generator."""
     most: Positive | None = None
-    """Number of masks that are kept, the largest ones; None keeps all."""
+    """Maximum number of masks, the largest ones are kept; None keeps all."""
     cache: Path | None = None
-    """Folder where masks are kept from one call to the next; None keeps none."""
+    """Folder of a mask cache; None: no cache."""
     identity: str = ""
-    """What tells SAM's weights from others in a cache, such as the digest of their file."""
+    """Identifier of SAM's weights in the cache, such as the digest of their file."""
 
     def __post_init__(self) -> None:
         if self.cache is not None and not self.identity:
-            raise UsageError("a cache of SAM's masks needs to know whose they are: give identity, such as the file's sha-256")
+            raise UsageError("a cache of SAM's masks needs SAM's identity: give identity, such as the sha-256 of its weights")
 
     def of(self, sam: SamFamily, images: Sequence[Tensor]) -> list[GeneratedMasks]:
-        """The masks that ``sam`` finds in each of some images [3, H, W], float RGB in 0..1.
+        """Generate the masks of images [3, H, W], float RGB in 0..1.
 
         Raises:
             OutputError: the cache cannot be written.
         """
         prompter = grid_points(self.points)
         if self.cache is None:
-            found = generate_each(sam, images, self.options, [prompter] * len(images))
+            generated = generate_each(sam, images, self.options, [prompter] * len(images))
         else:
             folder, identity = self.cache, self.identity
-            found = [generate_cached(sam, image, self.options, prompter, folder=folder, identity=identity) for image in images]
-        return [self._largest(masks) for masks in found]
+            generated = [
+                generate_cached(sam, image, self.options, prompter, folder=folder, identity=identity) for image in images
+            ]
+        return [self._largest(masks) for masks in generated]
 
     def _largest(self, masks: GeneratedMasks) -> GeneratedMasks:
         if self.most is None or len(masks) <= self.most:
@@ -65,50 +67,50 @@ class SamMasks:
         return masks.select(masks.areas.argsort(descending=True, stable=True)[: self.most])
 
 
-# As the official script makes them, but of pictures in red, green, blue: it exchanges red and blue by mistake.
+# As in the official script, but for RGB images: the script swaps red and blue by mistake.
 OFFICIAL = SamMasks(options=MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7, min_region_area=100), most=50)
 
 
-def cells_of(masks: Tensor, place: Placing, grid: Size, covered: tuple[float, float]) -> Tensor:
-    """Logits of masks at the centres of the cells of another grid over the same image.
+def cells_of(masks: Tensor, placing: Placing, grid: Size, covered: tuple[float, float]) -> Tensor:
+    """Sample mask logits at the cell centres of another grid over the same image.
 
     Args:
         masks: [N, m, m] logits.
-        place: how they lie on the image.
+        placing: position of the masks on the image.
         grid: (height, width) of the other grid, in cells.
-        covered: (height, width) of what it covers from the top-left corner, in heights and widths of the image; more than
-            one where padding follows the image.
+        covered: (height, width) that the other grid covers from the top-left corner, relative to the image; greater than 1
+            where the image is padded.
 
     Returns:
-        [1, N, h, w]; cells whose centre lies beyond the image are in no mask.
+        [1, N, h, w]; cells with centres beyond the image are in no mask.
     """
     y, x = (
-        (torch.arange(cells, device=masks.device) + 0.5) / cells * share for cells, share in zip(grid, covered, strict=True)
+        (torch.arange(cells, device=masks.device) + 0.5) / cells * extent for cells, extent in zip(grid, covered, strict=True)
     )
     high, wide = (
-        resized_size / padded_size for resized_size, padded_size in zip(place.resized_size, place.padded_size, strict=True)
+        resized_size / padded_size for resized_size, padded_size in zip(placing.resized_size, placing.padded_size, strict=True)
     )
-    places = torch.stack(torch.meshgrid(y * high * 2 - 1, x * wide * 2 - 1, indexing="ij")[::-1], -1)
+    points = torch.stack(torch.meshgrid(y * high * 2 - 1, x * wide * 2 - 1, indexing="ij")[::-1], -1)
     sampled = functional.grid_sample(
-        masks.float()[None], places[None].float(), mode="bilinear", padding_mode="border", align_corners=False
+        masks.float()[None], points[None].float(), mode="bilinear", padding_mode="border", align_corners=False
     )
     return sampled.masked_fill((y[:, None] > 1) | (x > 1), OUTSIDE)
 
 
-def official_cells(masks: Tensor, place: Placing, grid: Size) -> Tensor:
-    """Logits of masks on the grid from which the official program pools CLIP.
+def official_cells(masks: Tensor, placing: Placing, grid: Size) -> Tensor:
+    """Resample mask logits to the grid that the official code pools CLIP with.
 
-    The nearest pixels of the picture, as if CLIP's cells covered it without padding; then zeros to the right and below up to
-    multiples of 32 *cells*. Whoever pools squeezes all this onto the cells.
+    Nearest-neighbour resizing of the image to CLIP's grid, as if the grid had no padding; then zero padding, right and bottom,
+    to multiples of 32 *cells*. Pooling then resizes this to CLIP's grid.
 
     Args:
         masks: [N, m, m] logits.
-        place: how they lie on the image.
-        grid: (height, width) of CLIP's cells, those of padding included.
+        placing: position of the masks on the image.
+        grid: (height, width) of CLIP's features in cells, padding included.
 
     Returns:
         [1, N, h', w'].
     """
-    chunks = [functional.interpolate(resized(some, place)[None], grid, mode="nearest") for some in masks.split(MASKS_AT_ONCE)]
+    chunks = [functional.interpolate(resized(some, placing)[None], grid, mode="nearest") for some in masks.split(MASKS_AT_ONCE)]
     high, wide = (-cells % OFFICIAL_PADDING for cells in grid)
     return functional.pad(torch.cat(chunks, 1), (0, wide, 0, high))

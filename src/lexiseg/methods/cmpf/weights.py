@@ -1,4 +1,4 @@
-"""The authors' checkpoints of CMPF (FrozenSeg): FC-CLIP's names and a few more, see `lexiseg.methods.fcclip.weights`."""
+"""Official checkpoints of CMPF (FrozenSeg); names are converted by `lexiseg.methods.fcclip.weights`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lexiseg.methods.weights import SavedWeights
 
 
 class CmpfCheckpoint(FcClipCheckpoint):
-    """A checkpoint with SAM, and perhaps CLIP, inside."""
+    """Official checkpoints of CMPF, which include SAM and possibly CLIP."""
 
     licence: ClassVar[str] = "none stated by the authors"
     options: ClassVar[Mapping[str, Any]] = {"behaviour": "official", "masks": OFFICIAL}
@@ -23,7 +23,7 @@ class CmpfCheckpoint(FcClipCheckpoint):
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
         if "sam_features" in saved.parts() and saved.card["config"]["behaviour"] != "official":
             raise WeightsError(
-                f"{saved.file} was trained with the paper's own encoder of SAM's features, which the official program does not "
+                f"{saved.file} was trained with behaviour=paper, whose encoder of SAM's features the official code does not "
                 "have; only weights of behaviour=official can be converted back"
             )
         return super().official(saved)

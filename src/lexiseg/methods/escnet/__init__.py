@@ -1,1 +1,1 @@
-"""ESC-Net: CLIP's correlations as prompts of SAM's decoder blocks."""
+"""ESC-Net: CLIP's correlation maps as prompts of SAM's decoder blocks."""

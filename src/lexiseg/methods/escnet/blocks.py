@@ -1,10 +1,10 @@
-"""The ESC block's two halves after its prompts, and the decoder.
+"""Modules of the ESC block, and the decoder.
 
-    `PromptedBlocks`        SAM's prompt encoder, and two-way blocks of its mask decoder      Sec. 3.4, Eq. (2)
-    `VisionLanguageFusion`  the correlation of each class over space, then over classes       Sec. 3.5, Fig. 4
-    `UNetDecoder`           enlarged fourfold, with early features of CLIP as skips           Sec. 3.6
+    `PromptedBlocks`        SAM's prompt encoder and two-way blocks of its mask decoder       Sec. 3.4, Eq. (2)
+    `VisionLanguageFusion`  aggregation of correlations over space, then over classes         Sec. 3.5, Fig. 4
+    `UNetDecoder`           upsampling by four, with early features of CLIP as skips          Sec. 3.6
 
-Letters: B images, K classes, E channels of the embedded correlations, C SAM's, D CLIP's joint ones, h × w cells.
+Letters: B images, K classes, E channels of the embedded correlations, C channels of SAM, D joint width, h × w cells.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from lexiseg.methods.escnet.prompts import PromptEncoder, PseudoPrompts
 
 
 class SamBlock(nn.Module):
-    """A copy of a block of SAM's two-way transformer, for prompts of many classes at once.
+    """Copy of a block of SAM's two-way transformer, for prompts of many classes at once.
 
     Args:
-        sam: whose.
-        number: of the block; counted on from the first after the last.
+        sam: SAM to copy from.
+        number: index of the block, modulo the number of blocks.
     """
 
     def __init__(self, sam: SamFamily, number: int) -> None:
@@ -36,7 +36,7 @@ class SamBlock(nn.Module):
         self.block = deepcopy(layers[number % len(layers)])
 
     def forward(self, tokens: Tensor, cells: Tensor, positions: Tensor) -> Tensor:
-        """The cells as each prompt sees them: tokens [N, P, C], cells [N, h · w, C] at positions [h · w, C] -> cells."""
+        """Refine cells [N, h · w, C] with positions [h · w, C] by prompt tokens [N, P, C]."""
         _, refined, _ = self.block(
             queries=tokens[None],
             keys=cells[None],
@@ -49,13 +49,13 @@ class SamBlock(nn.Module):
 
 
 class PromptedBlocks(nn.Module):
-    """What ESC-Net takes from SAM: its prompt encoder, and the blocks of its mask decoder in turns, each a copy.
+    """Copies of SAM's prompt encoder and of the blocks of its mask decoder.
 
     Args:
-        sam: whose.
-        blocks: as many.
+        sam: SAM to copy from.
+        blocks: number of blocks; those of SAM are repeated.
         prompts: see `PromptEncoder`.
-        random: forget what SAM has learnt (Table 2 b).
+        random: reset the parameters (Table 2 b).
     """
 
     def __init__(self, sam: SamFamily, blocks: int, prompts: Collection[str], *, random: bool = False) -> None:
@@ -64,14 +64,14 @@ class PromptedBlocks(nn.Module):
         self.blocks = nn.ModuleList(SamBlock(sam, number) for number in range(blocks))
         self.requires_grad_(True)
         for module in self.modules():
-            forget = getattr(module, "reset_parameters", None)
-            if random and callable(forget):
-                forget()
+            reset = getattr(module, "reset_parameters", None)
+            if random and callable(reset):
+                reset()
 
     def forward(self, number: int, names: Tensor, cells: Tensor, prompts: PseudoPrompts) -> Tensor:
-        """The cells as N prompts see them in the block of this number: names [N, C], cells [N, h · h, C] -> cells."""
+        """Refine cells [N, h · h, C] in block ``number``, by class embeddings ``names`` [N, C] and prompts."""
         sparse, dense = self.prompts(prompts)
-        tokens = torch.cat([names.unsqueeze(1), sparse], dim=1)  # the text asks like a point  # [decided]
+        tokens = torch.cat([names.unsqueeze(1), sparse], dim=1)  # the text embedding is a further prompt token  # [decided]
         positions = self.prompts.grid(dense.shape[-1])
         block = self.blocks[number]
         assert isinstance(block, SamBlock)
@@ -80,9 +80,9 @@ class PromptedBlocks(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Each cell's own feature of a class asks the texts of all classes; linear, and without positions (Fig. 4 b).
+    """Linear cross-attention of cells to the class embeddings, without positions (Fig. 4 b).
 
-    What the texts answer with is two sums over them, so classes may be taken in parts with the same result.
+    Keys and values enter as two sums over all classes, so the volume can be processed in chunks with the same result.
     """
 
     def __init__(self, width: int, joint: int, heads: int) -> None:
@@ -94,7 +94,7 @@ class TextAttention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
 
     def forward(self, volume: Tensor, text: Tensor) -> Tensor:
-        """Volume [B, k, h, w, E] of some classes, text [K, D] of all -> volume."""
+        """Attend from a volume [B, k, h, w, E] of some classes to the text [K, D] of all classes."""
         query = self.query(self.attention_norm(volume)).flatten(0, -2)
         parts = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in (query, self.key(text), self.value(text)))
         attended = linear_attention(*parts).transpose(0, 1).flatten(1)
@@ -104,7 +104,7 @@ class TextAttention(nn.Module):
 
 
 class VisionLanguageFusion(nn.Module):
-    """The embedded correlations, guided by the refined image (Fig. 4 a), then by the text (b)."""
+    """Aggregation of embedded correlations, guided by the refined image features (Fig. 4 a), then by the text (b)."""
 
     def __init__(self, width: int, joint: int, heads: int, window: int) -> None:
         super().__init__()
@@ -113,42 +113,42 @@ class VisionLanguageFusion(nn.Module):
         self.text = TextAttention(width, joint, heads)
 
     def forward(self, volume: Tensor, features: Tensor, text: Tensor) -> Tensor:
-        """Volume [B, k, h, w, E] of some classes, features [B, D, h, w], text [K, D] of all classes, unit rows -> volume."""
+        """Fuse a volume [B, k, h, w, E] of some classes with features [B, D, h, w] and unit text vectors [K, D] of all."""
         guide = self.appearance(features.movedim(1, -1))
         output: Tensor = self.text(self.spatial(volume, guide), text)
         return output
 
 
 class UNetDecoder(nn.Module):
-    """Twice: bilinear enlargement by two, a skip beside the result, two convolutions; then a logit a pixel.
+    """Decoder of two stages, each bilinear upsampling by two, a skip connection and two convolutions; then a logit per cell.
 
     Args:
         width: E.
-        given: channels of CLIP's levels, the one for the first enlargement first.
-        skips: channels they are projected to.
-        channels: after each enlargement.
+        inputs: channels of CLIP's levels, that of the first stage first.
+        skips: channels of the projected levels.
+        channels: output channels of the stages.
     """
 
-    def __init__(self, width: int, given: Sequence[int], skips: Sequence[int], channels: Sequence[int]) -> None:
+    def __init__(self, width: int, inputs: Sequence[int], skips: Sequence[int], channels: Sequence[int]) -> None:
         super().__init__()
-        self.skips = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(given, skips, strict=True))
-        inputs = (width, *channels[:-1])
-        self.stages = nn.ModuleList(double_conv(a + skip, b) for a, skip, b in zip(inputs, skips, channels, strict=True))
+        self.skips = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(inputs, skips, strict=True))
+        widths = (width, *channels[:-1])
+        self.stages = nn.ModuleList(double_conv(a + skip, b) for a, skip, b in zip(widths, skips, channels, strict=True))
         self.head = nn.Conv2d(channels[-1], 1, 3, padding=1)
 
     def guides(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """CLIP's levels [B, C, h, w] as skips [B, G, 2h, 2w], [B, G', 4h, 4w]."""
-        return [_enlarged(skip(level), 2 ** (n + 1)) for n, (skip, level) in enumerate(zip(self.skips, levels, strict=True))]
+        """Project and upsample CLIP's levels [B, C, h, w] to skips [B, G, 2h, 2w] and [B, G', 4h, 4w]."""
+        return [_upsampled(skip(level), 2 ** (n + 1)) for n, (skip, level) in enumerate(zip(self.skips, levels, strict=True))]
 
     def forward(self, volume: Tensor, guides: Sequence[Tensor]) -> Tensor:
-        """Volume [B, k, h, w, E], skips of `guides` -> logits [B, k, 4h, 4w]."""
+        """Decode a volume [B, k, h, w, E] with skips of `guides` to logits [B, k, 4h, 4w]."""
         batch, classes = volume.shape[:2]
         maps = volume.flatten(0, 1).movedim(-1, 1)
         for stage, guide in zip(self.stages, guides, strict=True):
-            maps = stage(torch.cat([_enlarged(maps, 2), guide.repeat_interleave(classes, dim=0)], dim=1))
+            maps = stage(torch.cat([_upsampled(maps, 2), guide.repeat_interleave(classes, dim=0)], dim=1))
         logits: Tensor = self.head(maps)
         return logits.view(batch, classes, *logits.shape[-2:])
 
 
-def _enlarged(maps: Tensor, factor: int) -> Tensor:
+def _upsampled(maps: Tensor, factor: int) -> Tensor:
     return functional.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""ESC-Net's options."""
+"""Config of ESC-Net."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class EscNetConfig(CorrelationConfig):
     RUNTIME: ClassVar[frozenset[str]] = CorrelationConfig.RUNTIME | {"num_regions", "threshold", "probability"}
 
     image_size: Annotated[int, Ge(16), Le(65_535)] = 336
-    """Pixels a side of what CLIP looks at; the picture is squeezed into such a square."""
+    """Side of the square input of CLIP, in pixels; the image is resized to it."""
     sliding: bool = False
-    """Whether crops are looked at, too; the paper looks at the whole picture only."""
+    """Whether to use a sliding window besides the whole image; the paper does not."""
     max_classes: Natural = 0
-    """Of more classes those are kept in each image that come closest to one of its cells; 0 keeps all."""
+    """Number of top classes (by their highest cost) that are kept in each image; 0 keeps all."""
     num_blocks: Depth = 4
-    """N, ESC blocks."""
+    """N, number of ESC blocks."""
     num_regions: Width = 5
-    """O, pseudo points and masks of a class."""
+    """O, number of pseudo points and masks per class."""
     threshold: Unit = 0.5
-    """α, probability from which on a cell belongs to a class's pseudo masks."""
+    """α, probability threshold of the pseudo masks."""
     prompts: tuple[Prompt, ...] = ("points", "masks")
-    """Kinds of prompts that are used (Table 3)."""
+    """Kinds of prompts (Table 3)."""
     probability: Probability = "classes"
-    """What the softmax of the correlations is over."""
+    """Axis of the softmax of the correlations."""
     sam_blocks: SamBlocks = "pretrained"
-    """Blocks of SAM's decoder (Table 2): "pretrained"; "random": the same architecture, not trained; "none": images are not
-    refined, and there are no prompts."""
+    """Blocks of SAM's decoder (Table 2): "pretrained"; "random", the same architecture with random weights; "none", without
+    image refinement and prompts."""
     decoder_channels: tuple[Width, Width] = (64, 32)
     """Channels after each upsampling of the decoder."""
     skip_channels: tuple[Width, Width] = (32, 16)
-    """Channels of what CLIP adds to them."""
+    """Channels of CLIP's skip connections to them."""

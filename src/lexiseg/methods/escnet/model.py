@@ -1,16 +1,16 @@
 """ESC-Net (Lee et al., "Effective SAM Combination for Open-Vocabulary Semantic Segmentation", CVPR 2025).
 
-CLIP's correlations of cells and classes become prompts for the blocks of SAM's mask decoder, which look at CLIP's features;
-SAM's image encoder is not needed. What they see refines the correlations, four times; then they are decoded.
+Correlation maps of CLIP become prompts for the blocks of SAM's mask decoder, which refine CLIP's features; SAM's image encoder
+is not used. The refined features guide the aggregation of the correlations, in four ESC blocks; then they are decoded.
 
-    Eq. (1)   correlations                                       `CorrelationSegmenter.encode`
+    Eq. (1)   correlation maps                                   `CorrelationSegmenter.encode`
     Sec. 3.3  pseudo prompts: points and masks, k-means          `prompts.py`
     Eq. (2)   SAM blocks on CLIP's features                      `PromptedBlocks` in `blocks.py`, `EscNet._refined`
     Sec. 3.5  vision-language fusion                             `VisionLanguageFusion` in `blocks.py`
     Sec. 3.6  mask prediction decoder                            `UNetDecoder` in `blocks.py`
 
-Classes meet in two sums only, the mean of Eq. (2) and the keys and values of the fusion's linear attention. So they may be
-taken in parts (`classes_at_once`) with the same result, and their order does not matter.
+Classes interact only in two sums, the mean of Eq. (2) and the keys and values of linear attention. So they can be processed in
+chunks (`classes_at_once`) with the same result, and their order does not matter.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ LABELLED = PixelLossOptions(unlabelled="ignored")  # [decided]
 
 @options(frozen=True)
 class EscNetLossOptions:
-    """Loss of ESC-Net."""
+    """Options of the losses of ESC-Net."""
 
     pixels: PixelLossOptions = LABELLED
-    """Of the decoded classes, the paper's."""
+    """Options of the paper's loss, on the decoded logits."""
     maps: NonNegative = 0.1
-    """Weight of the loss of the correlations between blocks, whose softmax over the classes the prompts are made of; without
-    a loss of their own nothing tells them from their opposite.  # [decided]"""
+    """Weight of an auxiliary loss on the correlation maps between blocks, the source of prompts; without it their sign is not
+    determined.  # [decided]"""
 
 
 class EscBlock(nn.Module):
-    """What an ESC block has beside its SAM block.
+    """ESC block without its SAM block.
 
     Args:
         joint: D.
-        channels: C, SAM's; 0 without SAM.
+        channels: C of SAM; 0 without SAM.
         width: E.
-        heads, window: of the fusion.
-        followed: whether another block follows, which takes its prompts from this one's correlations.
+        heads, window: see `VisionLanguageFusion`.
+        followed: whether another block follows, whose prompts need updated correlation maps.
     """
 
     def __init__(self, joint: int, channels: int, width: int, heads: int, window: int, *, followed: bool) -> None:
@@ -66,22 +66,22 @@ class EscBlock(nn.Module):
             self.image_to_sam, self.text_to_sam = nn.Linear(joint, channels), nn.Linear(joint, channels)
             self.sam_to_image = nn.Linear(channels, joint)
         self.fusion = VisionLanguageFusion(width, joint, heads, window)
-        self.map = nn.Linear(width, 1) if followed else None  # C_e -> 1, added to the correlations before it  # [decided]
+        self.map = nn.Linear(width, 1) if followed else None  # C_e -> 1, a residual of the correlations  # [decided]
         if self.map is not None:
-            nn.init.zeros_(self.map.weight)  # before it has learnt, correlations stay what CLIP says
+            nn.init.zeros_(self.map.weight)  # at initialisation correlations are those of CLIP
             nn.init.zeros_(self.map.bias)
 
 
 class EscNet(CorrelationSegmenter):
-    """Effective SAM combination.
+    """ESC-Net.
 
     Args:
         clip: see `CorrelationSegmenter`.
-        sam: gives its prompt encoder and the blocks of its mask decoder, which become this model's own.
-        config: blocks, prompts and decoder.
+        sam: SAM whose prompt encoder and mask decoder blocks are copied.
+        config: options of the model.
 
     Raises:
-        UsageError: a SAM that has no such blocks.
+        UsageError: invalid ``prompts``.
     """
 
     key = "escnet"
@@ -113,7 +113,7 @@ class EscNet(CorrelationSegmenter):
         options: EscNetLossOptions | None = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """See `CorrelationSegmenter.loss`."""
+        """Compute the losses of a training batch, see `CorrelationSegmenter.loss`."""
         del draw
         options = options or EscNetLossOptions()
         volume, between = self.encode(images.pixels, text), list[Tensor]()
@@ -126,30 +126,30 @@ class EscNet(CorrelationSegmenter):
         return losses
 
     def decode(self, volume: CostVolume, trace: Trace | None = None, /) -> Tensor:
-        """Logits [B, K, 4h, 4w]; of many classes each view's nearest ones.
+        """Decode to logits [B, K, 4h, 4w]; with ``max_classes`` only the top classes of each view.
 
-        A trace gets of each block, numbered from 1: ``correlation_1`` [K, h, w], what its prompts are made of (and the block
-        before made); ``probability_1`` [K, h, w], and ``regions_1`` [K, h, w], the number of the region of each cell from 1,
-        or 0. All are 0 for classes that are left out.
+        A trace receives for each block, numbered from 1: ``correlation_1`` [K, h, w], the correlation maps of its prompts;
+        ``probability_1`` [K, h, w]; and ``regions_1`` [K, h, w], the region number of each cell from 1, or 0. All are 0 for
+        classes outside the top-k.
         """
         classes, chosen = volume.cost.shape[1], nearest_classes(volume.cost, self.config.max_classes)
         if chosen is None:
             return self._decoded(volume, trace=trace)
-        found = []
+        outputs = []
         for number, nearest in enumerate(chosen):
-            one, inner = slice(number, number + 1), None if trace is None else Trace()
-            levels = tuple(level[one] for level in volume.levels)
+            view, inner = slice(number, number + 1), None if trace is None else Trace()
+            levels = tuple(level[view] for level in volume.levels)
             logits = self._decoded(
-                CostVolume(volume.dense[one], volume.classes[nearest], volume.cost[one, nearest], levels), trace=inner
+                CostVolume(volume.dense[view], volume.classes[nearest], volume.cost[view, nearest], levels), trace=inner
             )
             everything = logits.new_full((1, classes, *logits.shape[2:]), NEVER)
-            found.append(everything.index_copy(1, nearest, logits))
+            outputs.append(everything.index_copy(1, nearest, logits))
             if trace is not None:
                 trace |= {
                     name: maps.new_zeros(classes, *maps.shape[1:]).index_copy(0, nearest, maps)
                     for name, maps in (inner or {}).items()
                 }
-        return torch.cat(found)
+        return torch.cat(outputs)
 
     def _decoded(self, volume: CostVolume, *, trace: Trace | None = None, between: list[Tensor] | None = None) -> Tensor:
         text = functional.normalize(volume.classes, dim=-1)
@@ -168,7 +168,7 @@ class EscNet(CorrelationSegmenter):
     def _refined(
         self, number: int, block: EscBlock, features: Tensor, maps: Tensor, text: Tensor, trace: Trace | None
     ) -> Tensor:
-        """CLIP's features [B, D, h, w] after the SAM block of this number, asked for each class (Eq. 2)."""
+        """Refine CLIP's features [B, D, h, w] by SAM block ``number``, prompted for each class (Eq. 2)."""
         if not isinstance(self.sam, PromptedBlocks):
             return features
         side = features.shape[-1]
@@ -179,25 +179,25 @@ class EscNet(CorrelationSegmenter):
             traced = {"correlation": maps[0], "probability": probability[0], "regions": (members * numbers).sum(1).float()}
             trace |= {f"{name}_{number + 1}": values for name, values in traced.items()}
         cells, names = block.image_to_sam(features.flatten(2).mT), block.text_to_sam(text)
-        exact = torch.float32 if cells.device.type == "mps" else torch.float64  # so that parts and order change no prompt
+        exact = torch.float32 if cells.device.type == "mps" else torch.float64  # independent of chunks and order of classes
         total, at_once = torch.zeros_like(cells, dtype=exact), self.config.classes_at_once or len(text)
-        ask = partial(self._asked, self.sam, number, cells, exact)
+        refine = partial(self._refined_sum, self.sam, number, cells, exact)
         for some, own in zip(probability.split(at_once, dim=1), names.split(at_once), strict=True):
-            total = total + part_of(ask, some, own, alone=at_once >= len(text))
-        # Eq. (2), its second line: one 1 × 1 convolution for all classes, and their mean, whatever their number  # [decided]
+            total = total + part_of(refine, some, own, alone=at_once >= len(text))
+        # Eq. (2), second line: one 1 × 1 convolution for all classes, on their mean, for any number of classes  # [decided]
         return features + block.sam_to_image((total / len(text)).to(cells.dtype)).mT.unflatten(-1, (side, side))
 
-    def _asked(
+    def _refined_sum(
         self, sam: PromptedBlocks, number: int, cells: Tensor, exact: torch.dtype, probability: Tensor, names: Tensor
     ) -> Tensor:
-        """The sum of the cells [B, h · w, C] as some classes see them, of probabilities [B, k, h, w] and names [k, C]."""
+        """Sum over some classes of refined cells [B, h · w, C], from probabilities [B, k, h, w] and class embeddings [k, C]."""
         prompts = pseudo_prompts(probability.flatten(0, 1), self.config.num_regions, self.config.threshold)
         each = names.repeat(len(cells), 1), cells.repeat_interleave(len(names), dim=0)
-        refined = sam(number, *each, prompts)  # Eq. (2), its first line
+        refined = sam(number, *each, prompts)  # Eq. (2), first line
         return refined.unflatten(0, (len(cells), -1)).sum(1, dtype=exact)
 
     def _in_parts(self, work: Callable[[Tensor], Tensor], volume: Tensor) -> Tensor:
-        """What ``work`` makes of a volume [B, K, ...], some classes at a time; in its place where that is possible."""
+        """Apply ``work`` to a volume [B, K, ...], `classes_at_once` classes at a time; in place if possible."""
         if self.config.classes_at_once is None:
             return work(volume)
         parts = volume.split(self.config.classes_at_once, dim=1)

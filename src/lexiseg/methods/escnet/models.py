@@ -1,4 +1,4 @@
-"""ESC-Net's models and how they are trained (Sec. 4.3). The authors have not published code or weights.
+"""Models and training recipes of ESC-Net (Sec. 4.3). The authors have published neither code nor weights.
 
 lexiseg train escnet-vit-b16 --root DIR --output RUN         on COCO-Stuff
 lexiseg train escnet-tiny --output RUN                       on the emoji world, offline
@@ -33,7 +33,7 @@ STAGE = replace(TINY_STAGE, lr_multipliers={"clip": 0.05, "sam": 0.05})
 
 
 def vit_b16() -> Recipe:
-    """COCO-Stuff, 80,000 batches of 4; ADE20K-150 mIoU 35.6 by the paper.
+    """COCO-Stuff, 80,000 steps of batch size 4; ADE20K-150 mIoU 35.6 in the paper.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train escnet-vit-b16 --root DIR --output RUN``
     """
@@ -41,7 +41,7 @@ def vit_b16() -> Recipe:
 
 
 def vit_l14() -> Recipe:
-    """The same on the larger CLIP; ADE20K-150 mIoU 41.8 by the paper.
+    """The same with CLIP ViT-L/14; ADE20K-150 mIoU 41.8 in the paper.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train escnet-vit-l14 --root DIR --output RUN``
     """
@@ -49,7 +49,7 @@ def vit_l14() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """Seen names of the emoji world in the trained styles, as many steps as `catseg-tiny`. Scores: docs/tiny.md.
+    """Seen classes and styles of the emoji world, as many steps as `catseg-tiny`. Scores: docs/tiny.md.
 
     ``lexiseg train escnet-tiny --output RUN``
     """
@@ -83,7 +83,7 @@ def _coco(name: str, config: EscNetConfig) -> Recipe:
     )
 
 
-# Which SAM the paper does not say; its decoder is of one size in all.  # [decided]
+# The paper does not name the SAM variant; all have the same decoder.  # [decided]
 MODELS = (
     Variant(
         "escnet-tiny",

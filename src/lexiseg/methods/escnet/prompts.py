@@ -1,9 +1,9 @@
-"""The Pseudo Prompt Generator (Sec. 3.3, Fig. 3), and SAM's prompt encoder for a grid of any size.
+"""Pseudo Prompt Generator (Sec. 3.3, Fig. 3), and SAM's prompt encoder for a grid of any size.
 
     (a) correlation map of a class -> (b) probabilities -> (c) binary mask -> (d) regions, by k-means over the cells
     (e) the probabilities in each region: its highest cell is a pseudo point, its map a pseudo mask
 
-Letters: N classes (of all images), O regions of each, h × h cells, C SAM's channels.
+Letters: N classes (of all images), O regions per class, h × h cells, C channels of SAM.
 """
 
 from __future__ import annotations
@@ -26,71 +26,71 @@ from lexiseg.ops.points import unit_grid
 Probability = Literal["classes", "space"]
 
 KINDS = ("points", "boxes", "masks")
-MASK_LOGIT = 10.0  # of a cell that is surely inside; SAM's own masks reach about as far  # [decided]
-FINER = 4  # SAM takes masks with four cells a side for one of the image embedding
+MASK_LOGIT = 10.0  # maximum absolute logit of mask prompts, about that of SAM's masks  # [decided]
+FINER = 4  # resolution of SAM's mask prompts, relative to the image embedding
 
 
 @dataclass(frozen=True)
 class PseudoPrompts:
-    """Where SAM's blocks should look, for N classes.
+    """Pseudo prompts of N classes.
 
     Attributes:
         members: [N, O, h, h] bool, the cells of each region.
-        regions: [N, O, h, h], their probabilities and 0 elsewhere; gradients pass through them, and only them.
-        points: [N, O, 2], (x, y) in widths and heights of the picture, the centre of each region's highest cell.
-        boxes: [N, O, 4], (left, top, right, bottom), the smallest around each region.
-        there: [N, O] bool; where a class has fewer regions, the others are empty.
+        regions: [N, O, h, h], pseudo masks: probabilities inside each region, 0 outside; differentiable.
+        points: [N, O, 2], pseudo points, (x, y) in 0..1: the centre of the most probable cell of each region.
+        boxes: [N, O, 4], bounding boxes (left, top, right, bottom) in 0..1.
+        valid: [N, O] bool, False for empty regions of a class with fewer than O regions.
     """
 
     members: Tensor
     regions: Tensor
     points: Tensor
     boxes: Tensor
-    there: Tensor
+    valid: Tensor
 
 
 def probabilities(maps: Tensor, scale: Tensor | float, over: Probability = "classes") -> Tensor:
-    """Fig. 3 (b): how probable each class is in each cell, 1 in its best one and 0 in its worst.
+    """Class probabilities of cells, normalised per class to 0..1 over the cells, Fig. 3 (b).
 
     Args:
         maps: correlations [B, K, h, w].
-        scale: CLIP's, 1 / τ.
-        over: what the softmax is over. The spread over the cells makes a threshold mean the same for any K.  # [decided]
+        scale: CLIP's logit scale, 1 / τ.
+        over: axis of the softmax. Normalisation makes a threshold independent of K.  # [decided]
     """
     logits = maps * scale
     spread = logits.softmax(1) if over == "classes" else logits.flatten(2).softmax(-1).view_as(logits)
     low, high = spread.amin((-2, -1), keepdim=True), spread.amax((-2, -1), keepdim=True)
-    even = high - low <= torch.finfo(spread.dtype).tiny  # one class among one: every cell is as probable as the others
+    even = high - low <= torch.finfo(spread.dtype).tiny  # K = 1: all cells are equally probable
     return torch.where(even, torch.ones_like(spread), (spread - low) / (high - low).masked_fill(even, 1))
 
 
 def pseudo_prompts(probability: Tensor, regions: int, threshold: float) -> PseudoPrompts:
-    """Fig. 3 (c) to (e), for all classes at once.
+    """Compute pseudo prompts of all classes, Fig. 3 (c) to (e).
 
     Args:
-        probability: [N, h, h], of `probabilities`.
+        probability: [N, h, h], see `probabilities`.
         regions: O.
-        threshold: alpha; the best cell of a class is always in its mask.
+        threshold: alpha; the most probable cell of a class is always in its mask.
     """
     side, flat = probability.shape[-1], probability.detach().flatten(1)
-    cells = unit_grid(side).to(flat) * side  # their centres, in cells
+    cells = unit_grid(side).to(flat) * side  # centres, in cells
     best = flat.argmax(1)
     inside = (flat > threshold).scatter(1, best[:, None], True)  # (c)
     members = clusters_of(cells, inside, best, regions)  # (d)
     points = cells[(flat.unsqueeze(1) * members).masked_fill(~members, -1).argmax(-1)]  # (e)
-    there = members.any(-1)
+    valid = members.any(-1)
     each = torch.where(members.unsqueeze(-1), cells, points.unsqueeze(2))  # [N, O, h · w, 2]
     boxes = torch.cat([each.amin(2) - 0.5, each.amax(2) + 0.5], dim=-1)
     members = members.unflatten(-1, (side, side))
-    return PseudoPrompts(members, probability.unsqueeze(1) * members, points / side, boxes / side, there)
+    return PseudoPrompts(members, probability.unsqueeze(1) * members, points / side, boxes / side, valid)
 
 
 class PromptEncoder(nn.Module):
-    """A copy of SAM's prompt encoder, as far as these prompts need it.
+    """Copy of the modules of SAM's prompt encoder that pseudo prompts need.
 
     Args:
-        sam: whose.
-        kinds: of prompts, of `KINDS`.
+        sam: SAM to copy from.
+        kinds: kinds of prompts, of `KINDS`.
     """
 
     frequencies: Tensor  # [2, C / 2]
@@ -98,9 +98,9 @@ class PromptEncoder(nn.Module):
     def __init__(self, sam: SamFamily, kinds: Collection[str] = ("points", "masks")) -> None:
         super().__init__()
         if unknown := sorted(set(kinds) - set(KINDS)):
-            raise UsageError(f"there are no prompts '{unknown[0]}'; there are {', '.join(KINDS)}")
+            raise UsageError(f"unknown prompts '{unknown[0]}'; choose from {', '.join(KINDS)}")
         if not set(kinds) & {"points", "boxes"}:
-            raise UsageError("SAM's blocks take tokens; give points, boxes or both, with or without masks")
+            raise UsageError("SAM's blocks need prompt tokens: give points, boxes or both, with or without masks")
         encoder: Any = sam.model.prompt_encoder
         self.register_buffer("frequencies", encoder.shared_embedding.positional_embedding.detach().clone())
         self.nothing: nn.Embedding = deepcopy(encoder.not_a_point_embed)
@@ -110,20 +110,20 @@ class PromptEncoder(nn.Module):
         self.no_mask = None if "masks" in kinds else deepcopy(encoder.no_mask_embed)
 
     def forward(self, prompts: PseudoPrompts) -> tuple[Tensor, Tensor]:
-        """Sparse tokens [N, P, C] and dense embeddings [N, C, h, h], the mean over each class's regions.
+        """Encode prompts to sparse tokens [N, P, C] and dense embeddings [N, C, h, h], the mean over the regions of a class.
 
-        A region that is not there is SAM's "not a point" among the tokens, and in no mean.
+        Invalid regions are encoded as SAM's "not a point" token, and left out of the mean.
         """
-        nowhere, tokens = self.nothing.weight, []
-        there = prompts.there.unsqueeze(-1)
+        padding, tokens = self.nothing.weight, []
+        valid = prompts.valid.unsqueeze(-1)
         if self.inside is not None:
-            tokens.append(torch.where(there, self.positions(prompts.points) + self.inside.weight, nowhere))
+            tokens.append(torch.where(valid, self.positions(prompts.points) + self.inside.weight, padding))
             if self.corners is None:
-                tokens.append(nowhere.expand(len(there), -1, -1))  # SAM closes a list of points with it
+                tokens.append(padding.expand(len(valid), -1, -1))  # SAM appends it to points without boxes
         if self.corners is not None:
             corners = (corner.weight for corner in self.corners if isinstance(corner, nn.Embedding))
-            for corner, places in zip(corners, prompts.boxes.split(2, dim=-1), strict=True):
-                tokens.append(torch.where(there, self.positions(places) + corner, nowhere))
+            for corner, points in zip(corners, prompts.boxes.split(2, dim=-1), strict=True):
+                tokens.append(torch.where(valid, self.positions(points) + corner, padding))
         return torch.cat(tokens, dim=1), self._dense(prompts)
 
     def positions(self, points: Tensor) -> Tensor:
@@ -132,22 +132,22 @@ class PromptEncoder(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     def grid(self, side: int) -> Tensor:
-        """The same of the centres of ``side`` × ``side`` cells, [side², C]."""
+        """Fourier features of the centres of ``side`` × ``side`` cells, [side², C]."""
         return self.positions(unit_grid(side).to(self.frequencies))
 
     def _dense(self, prompts: PseudoPrompts) -> Tensor:
         if self.masks is None:
             assert self.no_mask is not None
-            return self.no_mask.weight[..., None, None].expand(len(prompts.there), -1, *prompts.regions.shape[-2:])
+            return self.no_mask.weight[..., None, None].expand(len(prompts.valid), -1, *prompts.regions.shape[-2:])
         logits = MASK_LOGIT * (2 * prompts.regions.flatten(0, 1).unsqueeze(1) - 1)
         fine = functional.interpolate(logits, scale_factor=FINER, mode="bilinear", align_corners=False)
-        embedded = self.masks(fine).unflatten(0, prompts.there.shape)
-        weights = prompts.there.to(embedded.dtype)
+        embedded = self.masks(fine).unflatten(0, prompts.valid.shape)
+        weights = prompts.valid.to(embedded.dtype)
         return torch.einsum("nochw,no->nchw", embedded, weights / weights.sum(1, keepdim=True))
 
 
 def _point_kind(encoder: Any, kind: int) -> nn.Embedding:
-    """A copy of what SAM adds to points: kind 1 inside, 2 and 3 the corners of a box. SAM 2 keeps all kinds in one table."""
+    """Copy an embedding of SAM's point labels: 1 is inside, 2 and 3 are box corners. SAM 2 has all of them in one table."""
     table = encoder.point_embed
     if isinstance(table, nn.Embedding):
         return nn.Embedding.from_pretrained(table.weight[kind : kind + 1].detach().clone(), freeze=False)

@@ -1,4 +1,4 @@
-"""FC-CLIP's options."""
+"""Config of FC-CLIP."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ class FcClipConfig(MethodConfig):
     RUNTIME: ClassVar[frozenset[str]] = MethodConfig.RUNTIME | {"alpha", "beta", "shortest_edge", "longest_edge", "behaviour"}
 
     templates: str = "vild14"
-    """Prompts that class names are embedded with: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
+    """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
     num_queries: Width = 250
-    """Q, masks an image can have."""
+    """Q, number of queries (masks per image)."""
     hidden_dim: Width = 256
-    """Channels of pixel and mask decoder."""
+    """Channels of pixel decoder and mask decoder."""
     num_layers: Depth = 9
     """Layers of the mask decoder."""
     num_heads: Width = 8
-    """Attention heads of the mask decoder and of the encoder in the pixel decoder."""
+    """Attention heads of mask decoder and pixel decoder."""
     pixel_decoder_layers: Depth = 6
     """Layers of the deformable encoder in the pixel decoder."""
     pixel_decoder_ffn_dim: Width = 1024
-    """Hidden width of its feed-forward networks."""
+    """Hidden channels of its feed-forward networks."""
     ffn_dim: Width = 2048
-    """Hidden width of the feed-forward networks of the mask decoder."""
+    """Hidden channels of the feed-forward networks of the mask decoder."""
     alpha: Unit = 0.4
-    """α of Eq. (7) of CMPF: CLIP's weight for seen classes; 0 leaves them to the decoder."""
+    """α of Eq. (7) of CMPF: weight of CLIP for seen classes; 0 uses the decoder only."""
     beta: Unit = 0.8
-    """β of Eq. (7) of CMPF: CLIP's weight for unseen classes."""
+    """β of Eq. (7) of CMPF: weight of CLIP for unseen classes."""
     shortest_edge: Annotated[int, Ge(32), Le(65_535)] | None = 800
-    """Shorter side of the image in the network, in pixels; None leaves images as they are."""
+    """Shorter side of the resized image, in pixels; None does not resize."""
     longest_edge: Annotated[int, Ge(32), Le(65_535)] = 1333
-    """Greatest longer side of it, in pixels."""
+    """Maximum longer side of it, in pixels."""
     behaviour: Behaviour = "paper"
-    """"official" repeats the official program where it differs from the paper (`lexiseg.ensembles`)."""
+    """"official" follows the official code where it differs from the paper (`lexiseg.ensembles`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,14 +1,14 @@
 """FC-CLIP (Yu et al., "Convolutions Die Hard: Open-Vocabulary Segmentation with Single Frozen Convolutional CLIP", 2023).
 
-One frozen convolutional CLIP sees for everybody: its maps feed Mask2Former's pixel and mask decoder, whose classes are
-cosines with text; the same maps, pooled under the predicted masks, ask CLIP itself; both answers are averaged.
+Feature maps of one frozen convolutional CLIP feed Mask2Former's pixel and mask decoder, whose class logits are cosines with
+text embeddings. The same maps, pooled inside the predicted masks, are classified by CLIP itself; both results are averaged.
 
     F, levels  = pixel decoder(CLIP's maps)            `layers/pixel_decoder.py`
     M, p_in    = mask decoder(F, levels, text)         CMPF's Eq. (1)-(4), `layers/mask_decoder.py`
     p_out      = CLIP(its last map pooled under M)     CMPF's Eq. (8)-(9), `ensembles.py`
     p          = p_in^(1-w) p_out^w                    CMPF's Eq. (7), `ensembles.py`; w is alpha for seen classes, else beta
 
-CMPF (FrozenSeg) is this model with what SAM sees injected into features and queries: see `Injection`.
+CMPF (FrozenSeg) is this model with SAM features injected into features and queries, see `Injection`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace, size_of
 
-STRIDE = 32  # sides of the network's input are multiples of it
+STRIDE = 32  # network inputs are padded to multiples of it
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """What the frozen CLIP sees of images that have one size in the network, for all who ask.
+    """Images with network inputs of equal size, encoded by the frozen CLIP.
 
     Attributes:
         pixels: network inputs [B, 3, H', W'].
-        resized_size: (height, width) of each image in them.
-        sizes: (height, width) of the images themselves.
-        features: of ``pixels``.
+        resized_size: (height, width) of each resized image in them, without padding.
+        sizes: (height, width) of the original images.
+        features: CLIP features of ``pixels``.
     """
 
     pixels: Tensor
@@ -51,17 +51,17 @@ class EncodedImages:
     features: ClipFeatures
 
     def split(self) -> list[EncodedImages]:
-        """The same of the images one by one."""
+        """Split into single images."""
         parts = zip(self.pixels.split(1), self.sizes, self.features.split(), strict=True)
         return [EncodedImages(pixels, self.resized_size, (size,), features) for pixels, size, features in parts]
 
 
 class FcClip(Segmenter):
-    """Masked-attention decoder on a frozen convolutional CLIP.
+    """FC-CLIP: masked-attention decoder on a frozen convolutional CLIP.
 
     Args:
-        clip: a ConvNeXt or a ResNet; it stays frozen and in evaluation mode.
-        config: sizes and weights of the ensemble.
+        clip: a ConvNeXt or a ResNet; frozen, in evaluation mode.
+        config: options of the model.
     """
 
     key = "fcclip"
@@ -95,26 +95,26 @@ class FcClip(Segmenter):
         return frozenset({"pixel_decoder", "mask_decoder"})
 
     def train(self, mode: bool = True) -> FcClip:
-        """As usual, but what is frozen stays in evaluation mode."""
+        """Set the training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self.clip.eval()
         return self
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
-        """Masks with classes, "no object" last. Images that have one size in the network are seen together.
+        """Predict masks with classes, "no object" last. Images with network inputs of equal size are processed together.
 
-        A trace gets ``clip`` [C, h, w], CLIP's coarsest map; ``pixels`` [C, h, w], the mask features; of the decoder
-        ``masks.0`` to ``masks.L`` [Q, h, w], the mask logits that enter the first layer and that leave each; and
-        ``attention.1`` to ``attention.L`` [Q, h, w], where each query looks (shares that sum to 1, mean over the heads).
+        A trace receives ``clip`` [C, h, w], CLIP's coarsest map; ``pixels`` [C, h, w], the mask features; ``masks.0`` to
+        ``masks.L`` [Q, h, w], mask logits before the first decoder layer and after each; and ``attention.1`` to
+        ``attention.L`` [Q, h, w], cross-attention weights (mean over heads).
         """
         check_trace(images, trace)
-        found = in_groups(
+        predictions = in_groups(
             list(images),
             lambda image: self.network_size(size_of(image)),
             lambda group: self._predictions(group, text, trace),
         )
-        return MaskPrediction.join(found)
+        return MaskPrediction.join(predictions)
 
     def loss(
         self,
@@ -124,12 +124,12 @@ class FcClip(Segmenter):
         options: SetLossOptions | None = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a training batch, all its images of one size; their sum is to be minimised.
+        """Compute the losses of a training batch of images of one size; their sum is minimised.
 
         Args:
-            images: B images whose sides are multiples of 32.
-            text: the vocabulary of the training.
-            targets: what is in each of them.
+            images: B images with sides that are multiples of 32.
+            text: embeddings of the training classes.
+            targets: ground truth of each image.
             options, draw: see `set_loss`.
         """
         features = self.clip_features(images.pixels)
@@ -138,14 +138,14 @@ class FcClip(Segmenter):
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Tensor]) -> EncodedImages:
-        """What CLIP sees of images [3, H, W] that have one `network_size`."""
+        """Encode images [3, H, W] of equal `network_size` by CLIP."""
         pixels = torch.cat([self.network_input(image)[0] for image in images])
         sizes = tuple(size_of(image) for image in images)
         return EncodedImages(pixels, self.network_size(sizes[0]), sizes, self.clip_features(pixels))
 
     @torch.no_grad()
     def clip_features(self, pixels: Tensor) -> ClipFeatures:
-        """What frozen CLIP sees of pixels [B, 3, H, W]."""
+        """Features of the frozen CLIP for pixels [B, 3, H, W]."""
         return self.clip.features(pixels)
 
     def decode(
@@ -158,14 +158,14 @@ class FcClip(Segmenter):
         auxiliary: bool = False,
         trace: Trace | None = None,
     ) -> DecodedMasks:
-        """Masks and class logits of the decoder alone.
+        """Masks and class logits of the decoder, without ensemble.
 
         Args:
-            pixels: network input [B, 3, H, W].
-            resized_size: (height, width) of the images in it.
-            features: of ``pixels``.
+            pixels: network inputs [B, 3, H, W].
+            resized_size: (height, width) of the resized images in them.
+            features: CLIP features of ``pixels``.
             text: K classes.
-            auxiliary: keep the predictions of all layers, for training.
+            auxiliary: also return the predictions of earlier layers, for training.
             trace: see `forward`.
         """
         injection = self.injection(pixels, resized_size, trace)
@@ -175,23 +175,23 @@ class FcClip(Segmenter):
         return decoded
 
     def injection(self, _pixels: Tensor, _inner: Size, _trace: Trace | None = None, /) -> Injection | None:
-        """What enters the decoder besides CLIP: nothing."""
+        """Return the injection into the decoder; None: FC-CLIP has none."""
         return None
 
     def network_size(self, size: Size) -> Size:
-        """(height, width) to which an image is resized; padding, which follows, depends on nothing else."""
+        """(height, width) to which an image is resized, before padding."""
         shortest = self.config.shortest_edge
         return size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
 
     def network_input(self, image: Tensor) -> tuple[Tensor, Size]:
-        """An image [3, H, W] resized and padded, [1, 3, H', W'], and its size inside."""
+        """Resize and pad an image [3, H, W]. Returns the input [1, 3, H', W'], and the size without padding."""
         resized_size = self.network_size(size_of(image))
         if resized_size != size_of(image):
             image = functional.interpolate(image[None], resized_size, mode="bilinear", antialias=True, align_corners=False)[0]
         return self.clip.padded(image, STRIDE)[None], resized_size
 
     def _predictions(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Sequence[MaskPrediction]:
-        """The predictions of images [3, H, W] that have one size in the network, one by one."""
+        """Predict for images [3, H, W] of equal `network_size`, one prediction per image."""
         return self._segment(self.encode_images(images), text, trace).split()
 
     def _segment(self, encoded: EncodedImages, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
@@ -216,10 +216,10 @@ class FcClip(Segmenter):
         )
 
     def _clip_classes(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor | None]:
-        """What CLIP calls the masks [B, Q, K], and of a ResNet which it can call anything at all, [B, Q].
+        """CLIP's log-probabilities of the masks [B, Q, K]; for a ResNet also [B, Q] bool, True for non-empty masks.
 
-        Its attention pool cannot look at a mask without a cell: the decoder decides alone there. Of a ConvNeXt the official
-        program takes what its head makes of nothing.
+        The attention pool of a ResNet cannot pool empty masks, so the ensemble skips them; for a ConvNeXt the official code
+        classifies their zero vector.
         """
         if self.config.behaviour == "official" and isinstance(self.clip, ClipMeanPooled):
             vectors = self.clip.embed_regions_official(features, masks)
@@ -229,7 +229,7 @@ class FcClip(Segmenter):
 
 
 def shortest_side(size: Size, side: int, longest: int) -> Size:
-    """(height, width) scaled to a shorter side of ``side`` pixels, the longer one at most ``longest``."""
+    """Scale (height, width) to a shorter side of ``side`` and a longer side of at most ``longest`` pixels."""
     scale = min(side / min(size), longest / max(size))
     high, wide = (max(1, int(length * scale + 0.5)) for length in size)
     return high, wide

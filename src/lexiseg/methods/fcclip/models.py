@@ -1,4 +1,4 @@
-"""FC-CLIP's models and how they are trained.
+"""Models and training recipes of FC-CLIP.
 
 lexiseg train fcclip-convnext-l --root DIR --output RUN      on COCO panoptic, as published
 lexiseg train fcclip-tiny --output RUN                       on the emoji world, offline
@@ -18,7 +18,7 @@ from lexiseg.methods.recipe import Jitter, Recipe, Stage
 from lexiseg.methods.variant import Source, Variant
 
 DRIVE = "https://drive.google.com/file/d/"
-TINY_SIZES: dict[str, Any] = {  # those of the tiny models, CMPF's too
+TINY_SIZES: dict[str, Any] = {  # of the tiny models, also those of CMPF
     "num_queries": 24,
     "hidden_dim": 96,
     "num_layers": 3,
@@ -28,7 +28,7 @@ TINY_SIZES: dict[str, Any] = {  # those of the tiny models, CMPF's too
     "ffn_dim": 512,
     "shortest_edge": 384,
     "longest_edge": 768,
-    "alpha": 0.3,  # these three chosen on 40 scenes of seed 777; they matter when the model is used, not when it is trained
+    "alpha": 0.3,  # these three chosen on 40 scenes of seed 777; used at inference only
     "beta": 0.9,
     "overlap_threshold": 0.4,
     "templates": "single",
@@ -39,7 +39,7 @@ TINY_STAGE = Stage(3400, lr=1e-3, warmup=200, cooldown=0.35, weight_decay=0.05, 
 
 
 def convnext_l() -> Recipe:
-    """COCO panoptic, 50 epochs, batches of 16 (published: 8 GPUs); ADE20K PQ 26.8, mIoU 34.1 by the paper of FC-CLIP.
+    """COCO panoptic, 50 epochs of batch size 16 (published: 8 GPUs); ADE20K PQ 26.8, mIoU 34.1 in the paper of FC-CLIP.
 
     ``torchrun --nproc-per-node 8 -m lexiseg train fcclip-convnext-l --root DIR --output RUN``
     """
@@ -47,7 +47,7 @@ def convnext_l() -> Recipe:
 
 
 def rn50x64() -> Recipe:
-    """The same on OpenAI's ResNet.
+    """The same with OpenAI's CLIP RN50x64.
 
     ``torchrun --nproc-per-node 8 -m lexiseg train fcclip-rn50x64 --root DIR --output RUN``
     """
@@ -55,7 +55,7 @@ def rn50x64() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """Seen names of the emoji world in the trained styles; about an hour on one core. Scores: docs/tiny.md.
+    """Seen classes and styles of the emoji world; about an hour on one core. Scores: docs/tiny.md.
 
     ``lexiseg train fcclip-tiny --output RUN``
     """
@@ -63,14 +63,14 @@ def tiny() -> Recipe:
 
 
 def coco(name: str, config: FcClipConfig) -> Recipe:
-    """The published recipe, CMPF's too."""
+    """Published recipe, also of CMPF."""
     return Recipe(
         name, "coco-panoptic-train", (COCO,), config, precision="float16", validation=("ade20k-150",), save_every=5000
     )
 
 
 def emoji(name: str, config: FcClipConfig) -> Recipe:
-    """The recipe of a tiny model, CMPF's too."""
+    """Recipe of a tiny model, also of CMPF."""
     return Recipe(
         name,
         "world:train",
@@ -86,7 +86,7 @@ def emoji(name: str, config: FcClipConfig) -> Recipe:
     )
 
 
-# The files are those that the authors name.
+# Official checkpoints of the authors.
 MODELS = (
     Variant(
         "fcclip-tiny",

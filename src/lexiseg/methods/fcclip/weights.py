@@ -1,8 +1,8 @@
-"""Names of FC-CLIP's and FrozenSeg's (CMPF's) parameters: official on one side, ours on the other.
+"""Conversion of parameter names of FC-CLIP and CMPF (FrozenSeg), official and ours, by invertible prefix rules.
 
-Both ways, by prefix rules that are each other's inverse. Our names are those of a model with the parts ``pixel_decoder``,
-``mask_decoder`` and, for CMPF, ``sam_features``, ``feature_injector``. Every key of a checkpoint is mapped, passed on
-under the names of its own source (CLIP, SAM), dropped with a reason, or an error.
+Our names are those of a model with the parts ``pixel_decoder``, ``mask_decoder`` and, for CMPF, ``sam_features``,
+``feature_injector``. Every key of a checkpoint is renamed, passed to the converter of its backbone (CLIP, SAM), dropped with a
+reason, or an error.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lexiseg.methods.weights import SavedWeights
 
 CLIP_PREFIX, SAM_PREFIX = "backbone.clip_model.", "sam."
 OUR_CLIP_PREFIX, OUR_SAM_PREFIX = "clip.clip_model.", "sam.model."
-_FROZEN = ("clip.", "sam.", "mask_sam.")  # parts of ours that have weights of their own
+_FROZEN = ("clip.", "sam.", "mask_sam.")  # our parts with weights of their own
 
 # Official keys that carry no parameter of the network.
-DROPPED = {"criterion.empty_weight": "the class weights of the training loss, a constant"}
+DROPPED = {"criterion.empty_weight": "class weights of the training loss, a constant"}
 
 _PIXELS, _MASKS = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 _ENCODER_LAYER = (
@@ -38,8 +38,8 @@ _ENCODER_LAYER = (
     ("norm2.", "norm."),
 )
 _ATTENTION = (("in_proj_weight", "projection.weight"), ("in_proj_bias", "projection.bias"), ("out_proj.", "output."))
-_PERCEPTRON = (("0.", "0."), ("1.", "2."), ("2.", "4."))  # ours counts the ReLUs
-_MOST_LAYERS = 32  # that a rule below is written out for
+_PERCEPTRON = (("0.", "0."), ("1.", "2."), ("2.", "4."))  # our indices count the ReLUs
+_MAX_LAYERS = 32  # layers that a rule below is written out for
 
 
 def _encoder(official: str, ours: str) -> list[tuple[str, str]]:
@@ -82,9 +82,9 @@ _RULES: tuple[tuple[str, str], ...] = (
     (f"{_MASKS}_mask_pooling_proj.", "mask_decoder.pooled_projection."),
     (f"{_MASKS}logit_scale", "mask_decoder.logit_scale"),
     ("void_embedding.", "mask_decoder.void."),
-    *(  # ours are called by the layer they serve, counted from 1 as in the paper
+    *(  # ours are named by decoder layer, counted from 1 as in the paper
         rule
-        for layer in range(_MOST_LAYERS)
+        for layer in range(_MAX_LAYERS)
         for rule in _attention(
             f"{_MASKS}transformer_cross_attention_layers_sam.{layer}",
             "multihead_attn",
@@ -96,12 +96,12 @@ _RULES: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, official or ours, sorted.
+    """Tensors of a checkpoint by part.
 
     Attributes:
-        head: what was trained, under our names.
-        clip: the frozen CLIP under open_clip's names; empty if the file leaves it out.
-        sam: the frozen SAM under segment-anything's names (`lexiseg.backbones.sam_weights` reads them); empty likewise.
+        head: trained parameters, with our names.
+        clip: frozen CLIP, with open_clip's names; empty if not in the file.
+        sam: frozen SAM, with segment-anything's names (see `lexiseg.backbones.sam_weights`); empty if not in the file.
     """
 
     head: dict[str, Tensor]
@@ -113,29 +113,29 @@ _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:
-    """Official key -> key of ours, for what was trained; keys of CLIP and SAM and the dropped ones are left out.
+    """Map official keys of trained parameters to ours; keys of CLIP and SAM and dropped ones are left out.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: unknown keys, by name.
     """
     trained = (key for key in keys if key not in DROPPED and not key.startswith((CLIP_PREFIX, SAM_PREFIX)))
     return rename_all(trained, _TO_OURS, "official FC-CLIP's or FrozenSeg's")
 
 
 def names_to_official(keys: Iterable[str]) -> dict[str, str]:
-    """Key of ours -> official key, for what was trained.
+    """Map our keys of trained parameters to official keys.
 
     Raises:
-        WeightsError: keys that no rule knows, by name. A Query Injector's own projection is one: the official model has none.
+        WeightsError: unknown keys, by name, such as a separate projection of the Query Injector.
     """
     return rename_all(keys, _TO_OFFICIAL, "FC-CLIP's or CMPF's")
 
 
 def from_saved(tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """Sort tensors under our names.
+    """Split tensors with our names into parts.
 
     Raises:
-        WeightsError: keys of a SAM that no rule knows, by name.
+        WeightsError: unknown keys of SAM, by name.
     """
     return Checkpoint(
         head={name: value for name, value in tensors.items() if not name.startswith(_FROZEN)},
@@ -145,10 +145,10 @@ def from_saved(tensors: Mapping[str, Tensor]) -> Checkpoint:
 
 
 def to_saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of a checkpoint as our segmenters name them.
+    """Merge the parts of a checkpoint under the names of our segmenters.
 
     Raises:
-        WeightsError: keys of a SAM that no rule knows, by name.
+        WeightsError: unknown keys of SAM, by name.
     """
     clip = {OUR_CLIP_PREFIX + key: tensor for key, tensor in checkpoint.clip.items()}
     sam = {OUR_SAM_PREFIX + key: tensor for key, tensor in sam_weights.from_official(checkpoint.sam).items()}
@@ -156,10 +156,10 @@ def to_saved(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def from_official(state: Mapping[str, Tensor]) -> Checkpoint:
-    """Sort an official state dictionary and rename what was trained.
+    """Split an official state dictionary into parts, and rename trained parameters.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: unknown keys, by name.
     """
     return Checkpoint(
         head={name: state[key] for key, name in names_from_official(state).items()},
@@ -169,10 +169,10 @@ def from_official(state: Mapping[str, Tensor]) -> Checkpoint:
 
 
 def to_official(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state dictionary as the official code writes it, without the dropped keys.
+    """Merge the parts of a checkpoint under official names, without the dropped keys.
 
     Raises:
-        WeightsError: keys of ours that no rule knows, by name.
+        WeightsError: unknown keys, by name.
     """
     head = {name: checkpoint.head[key] for key, name in names_to_official(checkpoint.head).items()}
     clip = {CLIP_PREFIX + key: tensor for key, tensor in checkpoint.clip.items()}
@@ -184,7 +184,7 @@ def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class FcClipCheckpoint(Official):
-    """The authors' checkpoints of FC-CLIP."""
+    """Official checkpoints of FC-CLIP."""
 
     licence: ClassVar[str] = "Apache-2.0"
     holds_sam: ClassVar[bool] = False

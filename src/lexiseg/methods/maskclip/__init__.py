@@ -1,1 +1,1 @@
-"""MaskCLIP (ICML 2023): class tokens of CLIP that look through masks."""
+"""MaskCLIP (ICML 2023): CLIP with one class token per mask."""

@@ -1,15 +1,15 @@
 """MaskCLIP (Ding et al., "Open-Vocabulary Universal Image Segmentation with MaskCLIP", ICML 2023).
 
-A frozen generator proposes masks of everything; CLIP names them. Each mask has a class token of its own in CLIP's vision
-transformer, which sees the patches its mask touches and is seen by nobody; so the image's tokens are CLIP's.
+CLIP classifies the masks of a frozen mask proposer. Each mask has its own class token in CLIP's vision transformer, which
+attends to the patches that the mask touches; no other token attends to it, so image tokens are those of CLIP.
 
-    masks         Mask2Former's, without its classes                              `backbones/mask2former.py`
-    tokens        copies of the class token, through all blocks                   `ClipViT.mask_tokens`
-    attention     to touched patches; in four blocks relative to the mask,        `relative.py`
-                  which is drawn again there
-    classes       cosines with the names / 0.01
+    masks         of Mask2Former, class-agnostic                                  `backbones/mask2former.py`
+    tokens        one class token per mask, in all blocks                         `ClipViT.mask_tokens`
+    attention     masked; in four blocks relative mask attention and refinement   `relative.py`
+    classes       softmax of cosine similarities / 0.01
 
-FOV-Seg is this model without the relative attention and with tokens that ask the names, too: see `lexiseg.methods.fovseg`.
+FOV-Seg is this model without relative attention, with mask tokens that also attend to class embeddings
+(`lexiseg.methods.fovseg`).
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from lexiseg.methods.maskclip.relative import RelativeMaskAttention
 from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 TEMPERATURE = 0.01
-SURE = 20.0  # logit of a cell of a mask that is given
+SURE = 20.0  # absolute logit of given binary masks
 
 
 class MaskClip(Segmenter):
-    """Mask tokens of a CLIP with a vision transformer on the masks of a frozen generator.
+    """MaskCLIP on a vision transformer CLIP and a mask proposer.
 
     Args:
-        clip: names the masks; frozen.
-        proposer: proposes them; frozen, and in evaluation mode.
-        config: sizes of images, and relative attention.
+        clip: classifies the masks; frozen.
+        proposer: proposes masks; frozen, in evaluation mode.
+        config: image sizes and relative attention.
 
     Raises:
-        UsageError: CLIP has no such blocks.
+        UsageError: ``relative_blocks`` exceed the blocks of the CLIP.
     """
 
     key = "maskclip"
     tasks = ("panoptic", "semantic", "instance")
-    position_interpolation: ClassVar[Interpolation] = "bicubic"  # of CLIP's positions, for another grid than its own
+    position_interpolation: ClassVar[Interpolation] = "bicubic"  # of CLIP's position embeddings
     config: MaskTokenConfig
 
     def __init__(self, clip: ClipViT, proposer: MaskProposer, config: MaskTokenConfig = MaskClipConfig()) -> None:
@@ -71,30 +71,31 @@ class MaskClip(Segmenter):
         return frozenset({"relative"} if len(self.relative) else ())
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but what is frozen stays in evaluation mode."""
+        """Set the training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self.proposer.eval()
         return self
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
-        """Masks with classes. Images that have one size in the network are seen together.
+        """Predict masks with classes. Images with network inputs of equal size are processed together.
 
-        A trace gets ``clip`` [D, h, w], CLIP's patches in the joint space, and ``masks`` [Q, h, w], the generator's logits.
+        A trace receives ``clip`` [D, h, w], CLIP's patch features in the joint space, and ``masks`` [Q, h, w], the proposer's
+        logits.
         """
         check_trace(images, trace)
-        found = in_groups(
+        predictions = in_groups(
             list(images),
             lambda image: self.network_size(size_of(image)),
             lambda group: self._segment(group, text, trace).split(),
         )
-        prediction = MaskPrediction.join(found)
+        prediction = MaskPrediction.join(predictions)
         official = isinstance(self.config, MaskClipConfig) and self.config.behaviour == "official"
         return without_last(prediction) if official else prediction
 
     @torch.no_grad()
     def name_regions(self, image: Tensor, regions: Tensor, text: TextEmbeddings) -> MaskPrediction:
-        """What the regions [R, H, W] bool of an image [3, H, W] are called; see `NamesRegions`."""
+        """Classify regions [R, H, W] bool of an image [3, H, W], see `NamesRegions`."""
         size = size_of(image)
         masks = torch.where(regions, SURE, -SURE)[None]
         if len(regions) == 0:
@@ -104,11 +105,11 @@ class MaskClip(Segmenter):
         return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (size,))
 
     def names(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of classes [B, Q, K], or [B, Q, K + 1] with "no object", and the masks as CLIP leaves them.
+        """Classify masks: log-probabilities [B, Q, K], or [B, Q, K + 1] with "no object", and refined masks.
 
         Args:
-            features: of B squares.
-            masks: logits [B, Q, h, w] over the same squares.
+            features: CLIP features of B square images.
+            masks: logits [B, Q, h, w] over the same images.
             text: K classes.
         """
         vectors, masks = self.embed(features, masks, text)
@@ -116,55 +117,55 @@ class MaskClip(Segmenter):
         return classes, masks
 
     def void_vector(self) -> Tensor | None:
-        """The vector [D] of "no object"; None where nothing competes with the names."""
+        """Vector [D] of "no object"; None if the method has none."""
         return None
 
     def embed(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
-        """Embeddings of masks in the joint space [B, Q, D], and the masks drawn again; see `names`."""
+        """Embeddings of masks in the joint space [B, Q, D], and refined masks, see `names`."""
         parts = masks.split(self.config.masks_at_once or masks.shape[1], dim=1)
-        found = [self._embedded(features, part, text) for part in parts]
-        vectors, drawn = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
-        return vectors, drawn
+        outputs = [self._embedded(features, part, text) for part in parts]
+        vectors, refined = (torch.cat(each, dim=1) for each in zip(*outputs, strict=True))
+        return vectors, refined
 
     def _embedded(self, features: ClipFeatures, masks: Tensor, _text: TextEmbeddings, /) -> tuple[Tensor, Tensor]:
-        if len(self.relative):  # masks are drawn again pixel by pixel
+        if len(self.relative):  # masks are refined at pixel resolution
             size = tuple(side * self.clip.strides[0] for side in features.grid)
             masks = functional.interpolate(masks, size, mode="bilinear", align_corners=False)
 
         return self.clip.mask_tokens(features, masks, self.attend(features.grid))
 
     def attend(self, grid: Size) -> Attend:
-        """What mask tokens take from a picture of h × w patches, of masks as logits [B, Q, H, W]; see `ClipViT.mask_tokens`."""
+        """Return the attention of mask tokens on a grid of h × w patches, see `ClipViT.mask_tokens`."""
 
         def take(number: int, block: Any, tokens: Tensor, image: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-            seen = visible(touched(masks, grid))
+            attn_mask = visible(touched(masks, grid))
             if str(number) not in self.relative:
-                return attended(block, tokens, image, seen), masks
-            found: tuple[Tensor, Tensor] = self.relative[str(number)](block, tokens, image, seen, masks)
-            return found
+                return attended(block, tokens, image, attn_mask), masks
+            output: tuple[Tensor, Tensor] = self.relative[str(number)](block, tokens, image, attn_mask, masks)
+            return output
 
         return take
 
     def encode_images(self, pixels: Tensor) -> ClipFeatures:
-        """What CLIP sees of pixels [B, 3, H, W], squeezed into its square."""
+        """CLIP features of pixels [B, 3, H, W], resized to its square input."""
         side = (self.config.clip_image_size, self.config.clip_image_size)
         squares = functional.interpolate(pixels, side, mode="bicubic", align_corners=False)
         return self.clip.features(squares, self.position_interpolation)
 
     def network_size(self, size: Size) -> Size:
-        """(height, width) at which the generator sees an image."""
+        """(height, width) of an image in the mask proposer."""
         shortest = self.config.shortest_edge
         return size if shortest is None else shortest_side(size, shortest, self.config.longest_edge)
 
     def network_input(self, image: Tensor) -> Tensor:
-        """An image [3, H, W] as the generator sees it, [1, 3, H', W']."""
+        """Resize an image [3, H, W] for the mask proposer, [1, 3, H', W']."""
         resized_size = self.network_size(size_of(image))
         if resized_size != size_of(image):
             image = functional.interpolate(image[None], resized_size, mode="bilinear", antialias=True, align_corners=False)[0]
         return image[None]
 
     def _segment(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
-        """The prediction for images [3, H, W] that have one size in the network."""
+        """Predict for images [3, H, W] of equal `network_size`."""
         pixels = torch.cat([self.network_input(image) for image in images])
         resized_size, sizes = size_of(pixels), tuple(size_of(image) for image in images)
         proposals = self.proposer(pixels)
@@ -179,19 +180,19 @@ class MaskClip(Segmenter):
 
 
 def without_last(prediction: MaskPrediction) -> MaskPrediction:
-    """A prediction without "no object" whose last class has no place in semantic results."""
+    """Exclude the last class of a prediction from semantic results."""
     classes = prediction.classes.clone()
     classes[..., -1] = -torch.inf
     return replace(prediction, semantic=(replace(prediction, classes=classes),))
 
 
 def touched(masks: Tensor, grid: Size) -> Tensor:
-    """The patches in which a mask has any pixel, [B, Q, h, w] bool, of logits [B, Q, H, W]."""
+    """Patches that contain any pixel of a mask, [B, Q, h, w] bool, from logits [B, Q, H, W]."""
     return functional.adaptive_max_pool2d(masks, grid) >= 0
 
 
 def padded_to(pixels: Tensor, size: Size, colour: Sequence[float]) -> Tensor:
-    """Pixels [B, 3, H, W] in the top-left corner of a larger area of one colour."""
+    """Pad pixels [B, 3, H, W] to ``size``, right and bottom, with a colour."""
     high, wide = pixels.shape[-2:]
     if (high, wide) == size:
         return pixels

@@ -1,4 +1,4 @@
-"""MaskCLIP's models."""
+"""Models of MaskCLIP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TINY_PROPOSER = Part(
     lambda given: _proposals(_FCCLIP_TINY.load({} if given is None else {"fcclip": given})),
     embedded("fcclip-tiny/model.safetensors"),
 )
-"""The masks of `fcclip-tiny`, or of the FC-CLIP in a folder that its recipe made."""
+"""Proposer with the masks of `fcclip-tiny`, or of an FC-CLIP trained by its recipe."""
 
 MODELS = (
     Variant(

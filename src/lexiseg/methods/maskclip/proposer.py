@@ -1,4 +1,4 @@
-"""The masks of a small FC-CLIP, for who has no Mask2Former: `maskclip-tiny` and `fovseg-tiny`."""
+"""FC-CLIP as mask proposer of the tiny models, `maskclip-tiny` and `fovseg-tiny`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lexiseg.structures import TextEmbeddings
 
 
 class FcClipProposals(MaskProposer):
-    """What an FC-CLIP's decoder takes for regions, without what it calls them."""
+    """Class-agnostic masks of the decoder of an FC-CLIP."""
 
     def __init__(self, segmenter: FcClip) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Official MaskCLIP files: which of our tensors each of theirs is.
+"""Conversion of MaskCLIP's official checkpoints.
 
-A file holds Mask2Former (R50) without its class head, CLIP's vision tower under ``maskclip.visual.``, and in it, marked
-``added_params``, what was trained. The text tower is not in it: it is CLIP's own.
+A file holds Mask2Former (R50) without its class head, and CLIP's vision tower under ``maskclip.visual.``, with the trained
+parameters marked ``added_params``. The text tower is that of CLIP and not in the file.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ _IN_ORDER = re.compile(r"visual\.transformer\.(conv[13]_added_params)\.(\d+)\.(w
 
 
 def relative_from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors of the official vision tower, ``visual.…`` -> those of `MaskClip.relative`, and the rest as it is.
+    """Split tensors of the official vision tower, ``visual.…``, into those of `MaskClip.relative`, renamed, and the others.
 
-    The convolutions are numbered in the order of the blocks that have norms of their own.
+    The convolutions are numbered in the order of the blocks with relative attention.
     """
-    blocks = sorted({int(found[1]) for name in state if (found := _IN_BLOCK.fullmatch(name))})
+    blocks = sorted({int(match[1]) for name in state if (match := _IN_BLOCK.fullmatch(name))})
     relative, rest = {}, {}
     for name, tensor in state.items():
-        if found := _IN_BLOCK.fullmatch(name):
-            relative[f"{found[1]}.{RELATIVE_RULES[found[2]]}.{found[3]}"] = tensor
-        elif found := _IN_ORDER.fullmatch(name):
-            relative[f"{blocks[int(found[2])]}.{RELATIVE_RULES[found[1]]}.{found[3]}"] = tensor
+        if match := _IN_BLOCK.fullmatch(name):
+            relative[f"{match[1]}.{RELATIVE_RULES[match[2]]}.{match[3]}"] = tensor
+        elif match := _IN_ORDER.fullmatch(name):
+            relative[f"{blocks[int(match[2])]}.{RELATIVE_RULES[match[1]]}.{match[3]}"] = tensor
         else:
             rest[name] = tensor
     return relative, rest
 
 
 def relative_to_official(relative: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of `relative_from_official`."""
+    """Inverse of the renaming of `relative_from_official`."""
     blocks = sorted({int(name.split(".")[0]) for name in relative})
     theirs = {ours: official for official, ours in RELATIVE_RULES.items()}
     official: dict[str, Tensor] = {}
@@ -65,12 +65,12 @@ def relative_to_official(relative: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An official file, taken apart.
+    """Tensors of an official checkpoint by part.
 
     Attributes:
-        proposer: of Mask2Former, under its official names.
-        vision: of open_clip's CLIP, ``visual.…``.
-        relative: of `MaskClip.relative`.
+        proposer: Mask2Former, with official names.
+        vision: vision tower of open_clip's CLIP, ``visual.…``.
+        relative: `MaskClip.relative`.
     """
 
     proposer: dict[str, Tensor]
@@ -79,10 +79,10 @@ class Checkpoint:
 
 
 def taken_apart(state: Mapping[str, Tensor], source: str) -> Checkpoint:
-    """The tensors of an official file by who needs them; every one of them is needed or refused.
+    """Split an official state dictionary into its parts.
 
     Raises:
-        WeightsError: there are others.
+        WeightsError: unknown tensors, or a part is missing.
     """
     proposer = {name: tensor for name, tensor in state.items() if name.startswith(PROPOSER)}
     tower = {name.removeprefix(VISION): tensor for name, tensor in state.items() if name.startswith(f"{VISION}visual.")}
@@ -90,12 +90,14 @@ def taken_apart(state: Mapping[str, Tensor], source: str) -> Checkpoint:
         raise WeightsError(f"{source} is no checkpoint of MaskCLIP: it holds {some(others)}; give the authors' file")
     relative, vision = relative_from_official(tower)
     if not (proposer and vision and relative):
-        raise WeightsError(f"{source} is no checkpoint of MaskCLIP: masks, CLIP or what was trained are missing")
+        raise WeightsError(
+            f"{source} is no checkpoint of MaskCLIP: Mask2Former, CLIP or trained weights are missing; give the authors' file"
+        )
     return Checkpoint(proposer, vision, relative)
 
 
 class MaskClipCheckpoint(Official):
-    """The authors' checkpoint. Its config says "paper": what their program does with the last class is a mistake."""
+    """Official checkpoint. Its config has behaviour "paper", as the official treatment of the last class is a mistake."""
 
     licence: ClassVar[str] = "unknown"
     options: ClassVar[Mapping[str, Any]] = {}

@@ -1,6 +1,6 @@
-"""SMAgg: SAM's masks of one class become one (SAM-MI, Sec. 3.3).
+"""SMAgg, shallow mask aggregation: merge SAM's masks of one class (SAM-MI, Sec. 3.3).
 
-SAM cuts finer than a class. What the prompter takes for the classes, coarse as it is, says which masks belong together.
+SAM's masks are finer than classes. The coarse class masks of the prompter decide which of them are merged.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ EPSILON = 1e-6
 
 
 def matching_scores(masks: Tensor, text_masks: Tensor) -> Tensor:
-    """Which share of each mask lies in each class, O [N, K] of Eq. (6).
+    """Fraction of each mask inside each class mask, O [N, K] of Eq. (6).
 
     Args:
-        masks: [N, h, w], binary or the share of each cell that is covered.
+        masks: [N, h, w], binary or the covered fraction of each cell.
         text_masks: [K, h, w], binary.
     """
     area, classes = masks.flatten(1).float(), text_masks.flatten(1).float()
@@ -23,25 +23,25 @@ def matching_scores(masks: Tensor, text_masks: Tensor) -> Tensor:
 
 
 def members(scores: Tensor, threshold: float) -> Tensor:
-    """Which masks each aggregated mask is made of, [N_m, N] bool, N_m <= N + K.
+    """Group masks: members of each aggregated mask, [N_m, N] bool, N_m <= N + K.
 
-    First the classes that a mask joins, ascending; then the masks that join none, as they are, in their order.
+    First one group per class with members, ascending; then masks that join no class, each a group of its own, in order.
 
     Args:
         scores: O [N, K].
-        threshold: alpha_sma; a mask may join several classes below 0.5, none of them at 1.
+        threshold: alpha_sma; below 0.5 a mask may join several classes, at 1 it joins none.
     """
-    joined = (scores > threshold).mT  # Eq. (7), its condition
+    joined = (scores > threshold).mT  # Eq. (7), condition
     alone = torch.eye(len(scores), dtype=torch.bool, device=scores.device)[~joined.any(0)]
     return torch.cat([joined[joined.any(1)], alone])
 
 
 def aggregate(masks: Tensor, groups: Tensor) -> Tensor:
-    """The unions of groups of masks, [N_m, H, W] bool.
+    """Union of the masks of each group, [N_m, H, W] bool.
 
     Args:
         masks: [N, H, W] bool.
-        groups: [N_m, N] bool, of `members`.
+        groups: [N_m, N] bool, see `members`.
     """
     counts = groups.float() @ masks.flatten(1).float()
-    return (counts > 0).view(len(groups), *masks.shape[1:])  # Eq. (7), its union
+    return (counts > 0).view(len(groups), *masks.shape[1:])  # Eq. (7), union

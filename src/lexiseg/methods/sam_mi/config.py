@@ -1,4 +1,4 @@
-"""SAM-MI's options."""
+"""Config of SAM-MI."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ PointSampling = Literal["chance", "top", "grid", "random"]
 
 @options(frozen=True)
 class SamMiConfig(CatSegConfig):
-    """Options of `SamMi`, beside those of CAT-Seg (Sec. 4.1)."""
+    """Options of `SamMi`, in addition to those of CAT-Seg (Sec. 4.1)."""
 
     RUNTIME: ClassVar[frozenset[str]] = (CatSegConfig.RUNTIME - {"behaviour"}) | {
         "point_sampling", "num_random_points", "matching_threshold", "inject", "generator", "seed"
     }  # fmt: skip
 
     point_sampling: PointSampling = "chance"
-    """Where SAM is asked (Sec. 3.2): at points of the prompter drawn by "chance", or its "top" ones; or, as without a
-    prompter, on a "grid" or at "random" points."""
+    """Point prompts of SAM (Sec. 3.2): sampled from the prompter's probabilities ("chance"), its most probable points ("top"),
+    or, without prompter, a "grid" or "random" points."""
     num_random_points: Width = 41
-    """Points of "random"."""
+    """Number of points for "random"."""
     matching_threshold: Unit | None = 0.5
-    """α_sma of Sec. 3.3: fraction of a mask that has to lie in a class for it to join; None joins none."""
+    """α_sma of Sec. 3.3: minimum fraction of a mask inside a class mask to be merged; None merges no masks."""
     inject: tuple[Literal["low", "high"], ...] = ("low", "high")
-    """Halves of the injection that are done (Sec. 3.4)."""
+    """Frequencies at which masks are injected (Sec. 3.4)."""
     generator: MaskGeneratorOptions = MASK_PER_POINT
-    """How SAM makes masks of the points."""
+    """Options of SAM's mask generator."""
     prompter_dim: Width = 128
     """Channels of the prompter."""
     seed: Natural = 0
-    """Seed of the points, at inference."""
+    """Seed of point sampling at inference."""
     behaviour: Literal["paper"] = "paper"
-    """SAM-MI has no official program whose behaviour could be repeated."""
+    """Only "paper": the authors have published no code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

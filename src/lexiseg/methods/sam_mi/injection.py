@@ -1,9 +1,9 @@
-"""DMI: masks guide the aggregation of costs instead of being given labels (SAM-MI, Sec. 3.4).
+"""DMI, decoupled mask injection: SAM's masks modify the guides of cost aggregation (SAM-MI, Sec. 3.4).
 
-    low frequency     what a mask covers has one meaning: CLIP's coarse map, from which the appearance guidance is made
-    high frequency    where a mask ends an object ends: CLIP's two shallow maps, which guide the decoder
+    low frequency     mask contents, into CLIP's coarse features, the appearance guide
+    high frequency    mask boundaries, into CLIP's two shallow feature maps, the decoder guides
 
-Each takes one image at a time, for images differ in their number of masks.
+Both process one image at a time, as images have different numbers of masks.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ EPSILON = 1e-6
 
 
 def mask_embeddings(features: Tensor, masks: Tensor) -> Tensor:
-    """The mean of a map under each mask, the paper's M calligraphic [N, D] of Eq. (8); zeros under an empty one.
+    """Mean feature inside each mask, [N, D], Eq. (8) (the paper's calligraphic M); zeros for an empty mask.
 
     Args:
         features: F [D, h, w].
-        masks: [N, h, w], binary or the share of each cell that is covered, by which cells are weighted then.  # [decided]
+        masks: [N, h, w], binary or the covered fraction of each cell, its weight in the mean.  # [decided]
     """
     weights = masks.flatten(1).to(features.dtype)
     return weights @ features.flatten(1).mT / weights.sum(1, keepdim=True).clamp(min=EPSILON)  # Eq. (8)
 
 
 def intra_mask(features: Tensor, masks: Tensor, embeddings: Tensor) -> Tensor:
-    """A map [D, h, w] to which in every cell the embeddings [N, D] of the masks that contain it are added, F_intra."""
+    """Add to each cell of a map [D, h, w] the embeddings [N, D] of the masks that contain it, F_intra of Eq. (9)."""
     return features + torch.einsum("nhw,nd->dhw", masks.to(features.dtype), embeddings)  # Eq. (9)
 
 
 class LowFrequencyInjection(nn.Module):
-    """F_mcr, the mask contextual representation.
+    """Low-frequency injection: mask contextual representation F_mcr.
 
     Args:
         width: D.
-        heads: of the attention between masks.
+        heads: heads of the inter-mask attention.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -44,8 +44,8 @@ class LowFrequencyInjection(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """Features [D, h, w] and masks [N, h, w] -> [D, h, w]; without masks the features as they are."""
-        if len(masks) == 0:  # in the graph all the same: processes wait for a gradient of every weight they share
+        """Inject masks [N, h, w] into features [D, h, w]; without masks the features are unchanged."""
+        if len(masks) == 0:  # keeps the parameters in the graph, as DistributedDataParallel requires
             return features + 0.0 * torch.stack([weight.sum() for weight in self.parameters()]).sum()
         embeddings = mask_embeddings(features, masks)
         intra = intra_mask(features, masks, embeddings)
@@ -55,10 +55,10 @@ class LowFrequencyInjection(nn.Module):
 
 
 class HighFrequencyInjection(nn.Module):
-    """Details of masks in a shallow map.
+    """High-frequency injection into a shallow feature map.
 
     Args:
-        width: G, of the map.
+        width: G, channels of the map.
     """
 
     def __init__(self, width: int) -> None:
@@ -69,16 +69,16 @@ class HighFrequencyInjection(nn.Module):
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """Features F_h [G, s, s] and masks [N, s, s] bool -> F_h."""
-        seen = torch.cat([features, self.embedded(features, masks)])  # Eq. (11)
-        found = self.depthwise(self.mlp(seen[None]))[0]
-        return features + self.gamma[:, None, None] * found  # Eq. (12)
+        """Inject masks [N, s, s] bool into features F_h [G, s, s]."""
+        fused = torch.cat([features, self.embedded(features, masks)])  # Eq. (11)
+        details = self.depthwise(self.mlp(fused[None]))[0]
+        return features + self.gamma[:, None, None] * details  # Eq. (12)
 
     def embedded(self, features: Tensor, masks: Tensor) -> Tensor:
-        """``proj`` of Eq. (11): any number of masks as one map [G, s, s].
+        """Project any number of masks to one map [G, s, s], ``proj`` of Eq. (11).
 
-        An MLP makes two vectors of each mask, of its area and of the features' mean under it; in each pixel the first
-        ones of all masks that contain it are added, and the second ones of those whose border it is.  # [decided]
+        An MLP maps area and mean feature of each mask to two vectors; the first is added to all pixels of the mask, the
+        second to the pixels of its border.  # [decided]
         """
         inside = masks.to(features.dtype)
         area = inside.flatten(1).mean(1, keepdim=True)
@@ -88,7 +88,7 @@ class HighFrequencyInjection(nn.Module):
 
 
 def eroded(masks: Tensor) -> Tensor:
-    """Binary masks [N, s, s] without pixels one of whose eight neighbours is not theirs; the edge of the map is no border."""
+    """Erode binary masks [N, s, s] by one pixel (3 × 3); the edge of the map does not erode."""
     if len(masks) == 0:
         return masks
     return -functional.max_pool2d(-masks[:, None], 3, stride=1, padding=1)[:, 0]

@@ -1,12 +1,12 @@
 """SAM-MI (Chen et al., "A Mask-Injected Framework for Enhancing Open-Vocabulary Semantic Segmentation with SAM").
 
-CAT-Seg, whose aggregation of costs is guided by SAM's masks, too.
+CAT-Seg with SAM's masks injected into the guides of cost aggregation.
 
-    points     sampled where the costs say that SAM should be asked       `prompter.py`, Sec. 3.2
-    M^sam      a mask a point, of frozen SAM                              `lexiseg.backbones.mask_generator`
-    M          the masks of a class as one                                `aggregation.py`, Sec. 3.3
-    F_mcr, F_h CLIP's maps with these masks injected                      `injection.py`, Sec. 3.4
-    the rest   as it is                                                   `lexiseg.methods.catseg.model`
+    points     point prompts, predicted from the cost volume              `prompter.py`, Sec. 3.2
+    M^sam      masks of frozen SAM, one per point                         `lexiseg.backbones.mask_generator`
+    M          masks aggregated by class                                  `aggregation.py`, Sec. 3.3
+    F_mcr, F_h CLIP's features with these masks injected                  `injection.py`, Sec. 3.4
+    others     as in CAT-Seg                                              `lexiseg.methods.catseg.model`
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_lo
 from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, options
 from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
 
-BoxMasks = Callable[[UnitBox], Tensor]  # the masks [N, s, s] bool in a box of an image
+BoxMasks = Callable[[UnitBox], Tensor]  # box of an image -> masks [N, s, s] bool in it
 
-ENLARGED = 4  # the decoder's finest guide has so many cells a side for one of the features
+ENLARGED = 4  # resolution of the decoder's finest guide, relative to the features
 
 
 @options(frozen=True)
 class SamMiLossOptions:
-    """Losses of both stages (Sec. 3.5)."""
+    """Options of the losses of both stages (Sec. 3.5)."""
 
     pixels: PixelLossOptions = field(default_factory=PixelLossOptions)
-    """L_ce."""
+    """Options of L_ce."""
     prompter: NonNegative = 0.1
-    """λ_tspp, where more than the prompter is trained."""
+    """λ_tspp, weight of the prompter losses in stage 2."""
     mse: NonNegative = 0.5
-    """λ_mse."""
+    """λ_mse, weight of the loss of point probabilities."""
     density: PositiveFloat = 5.0
-    """g_p of Eq. (5)."""
+    """g_p of Eq. (5), grid points per expected prompt."""
     limit: Positive = 10
-    """m_p of Eq. (5)."""
+    """m_p of Eq. (5), maximum number of expected prompts per mask."""
 
 
 class SamMi(CorrelationSegmenter):
-    """CAT-Seg's aggregation of costs with SAM's masks injected into what guides it.
+    """SAM-MI: CAT-Seg with mask injection.
 
     Args:
         clip: see `CatSeg`.
-        sam: stays frozen and in evaluation mode.
-        config: points, masks and injection.
+        sam: frozen, in evaluation mode.
+        config: options of the model.
     """
 
     key = "sam_mi"
@@ -90,7 +90,7 @@ class SamMi(CorrelationSegmenter):
         return frozenset(self.parts()) - {"sam"}
 
     def train(self, mode: bool = True) -> SamMi:
-        """As usual, but what is frozen stays in evaluation mode."""
+        """Set the training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self.sam.eval()
         return self
@@ -103,13 +103,13 @@ class SamMi(CorrelationSegmenter):
         options: SamMiLossOptions | None = None,
         draw: PointSource | None = None,
     ) -> dict[str, Tensor]:
-        """The losses of a training batch; see `CorrelationSegmenter.loss`. ``draw`` is the random source of the points.
+        """Compute the losses of a training batch, see `CorrelationSegmenter.loss`; ``draw`` is the random source of the points.
 
-        Where nothing but the prompter learns (stage 1) they are L_tspp alone, else (stage 2) L_ce + lambda_tspp L_tspp.
+        L_tspp if only the prompter is trained (stage 1), else L_ce + lambda_tspp L_tspp (stage 2).
         """
         options = options or SamMiLossOptions()
         volume = self.encode(images.pixels, text)
-        prompts = self.prompter(volume.cost)  # of all classes: a target may be none of the nearest
+        prompts = self.prompter(volume.cost)  # of all classes: targets may be outside the top-k
         losses = prompter_losses(prompts, targets, density=options.density, limit=options.limit, mse=options.mse)
         if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
             return losses
@@ -117,7 +117,7 @@ class SamMi(CorrelationSegmenter):
         chances = [
             torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0] for number in range(len(images.pixels))
         ]
-        masks = [found(WHOLE) for found in self._found(list(images.pixels), prompts, chances)]
+        masks = [masks_in(WHOLE) for masks_in in self._box_masks(list(images.pixels), prompts, chances)]
         logits = self._aggregated(volume, masks, pooling=POOLING)
         return {
             "pixels": pixel_loss(logits, targets, options.pixels),
@@ -125,28 +125,28 @@ class SamMi(CorrelationSegmenter):
         }
 
     def prompts(self, volume: CostVolume) -> Prompts:
-        """Where to ask SAM; of very many classes each image's nearest ones say so, as in the aggregation."""
+        """Predict point prompts from the top classes of each image, as in the aggregation."""
         chosen = self.aggregation.nearest(volume.cost)
         cost = volume.cost if chosen is None else volume.cost.take_along_dim(chosen[..., None, None], 1)
         prompts: Prompts = self.prompter(cost)
         return prompts
 
     def decode(self, volume: CostVolume, _trace: Trace | None = None, /) -> Tensor:
-        """As CAT-Seg, without masks."""
+        """Decode as CAT-Seg, without masks."""
         return self._aggregated(volume, None)
 
     def view_decoder(self, images: Sequence[Tensor], whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
-        """With SAM's masks of each image, put together by class.
+        """Return the decoder with SAM's masks of each image, aggregated by class.
 
-        A trace gets ``probabilities`` [1, d_h, d_w] of the points, and ``sam_masks`` [N, s, s] and ``masks`` [N_m, s, s].
+        A trace receives ``probabilities`` [1, d_h, d_w] of the points, ``sam_masks`` [N, s, s], and ``masks`` [N_m, s, s].
         """
         prompts = self.prompts(whole)
         chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.config.seed))
-        found = self._found(images, prompts, [chance] * len(images), trace)
-        return lambda volume, box: self._aggregated(volume, [masks(box) for masks in found])
+        box_masks = self._box_masks(images, prompts, [chance] * len(images), trace)
+        return lambda volume, box: self._aggregated(volume, [masks_in(box) for masks_in in box_masks])
 
     def _aggregated(self, volume: CostVolume, masks: Sequence[Tensor] | None, *, pooling: int = 1) -> Tensor:
-        """Logits [B, K, 4h, 4w]; the masks [N, 4h, 4w] of each view are injected into what guides the aggregation."""
+        """Logits [B, K, 4h, 4w], with the masks [N, 4h, 4w] of each view injected into the guides of the aggregation."""
         appearance, (second, first) = volume.dense, upsampled(self.upsample, volume.levels)
         if masks is not None and "low" in self.config.inject:
             pairs = zip(volume.dense, masks, strict=True)
@@ -161,28 +161,28 @@ class SamMi(CorrelationSegmenter):
         return logits
 
     @torch.no_grad()
-    def _found(
+    def _box_masks(
         self, images: Sequence[Tensor], prompts: Prompts, chances: Sequence[Tensor], trace: Trace | None = None
     ) -> list[BoxMasks]:
-        """SAM's masks in each image, put together by class, for any box of it."""
-        each = zip(images, prompts.probabilities, chances, strict=True)
-        generated = generate_each(self.sam, images, self.config.generator, [self._prompts(*one) for one in each])
+        """Generate SAM's masks of each image, aggregated by class, for any box of it."""
+        prompters = zip(images, prompts.probabilities, chances, strict=True)
+        generated = generate_each(self.sam, images, self.config.generator, [self._prompter_of(*values) for values in prompters])
         parts = zip(generated, prompts.probabilities, prompts.text_masks, strict=True)
-        return [self._put_together(*part, trace) for part in parts]
+        return [self._by_class(*part, trace) for part in parts]
 
-    def _put_together(self, found: GeneratedMasks, probabilities: Tensor, text_masks: Tensor, trace: Trace | None) -> BoxMasks:
-        """The masks of an image by class, of what the prompter says of it."""
+    def _by_class(self, generated: GeneratedMasks, probabilities: Tensor, text_masks: Tensor, trace: Trace | None) -> BoxMasks:
+        """Aggregate the masks of an image by the prompter's class masks."""
         side = ENLARGED * text_masks.shape[-1]
-        alone = in_box(found, WHOLE, side)
-        groups = torch.eye(len(found), dtype=torch.bool, device=text_masks.device)
+        masks = in_box(generated, WHOLE, side)
+        groups = torch.eye(len(generated), dtype=torch.bool, device=text_masks.device)
         if self.config.matching_threshold is not None:
-            groups = members(matching_scores(covered(alone, ENLARGED), text_masks), self.config.matching_threshold)
+            groups = members(matching_scores(covered(masks, ENLARGED), text_masks), self.config.matching_threshold)
         if trace is not None:
-            together = aggregate(alone, groups).float()
-            trace |= {"probabilities": probabilities[None], "sam_masks": alone.float(), "masks": together}
-        return partial(_grouped, found, groups, side)
+            aggregated = aggregate(masks, groups).float()
+            trace |= {"probabilities": probabilities[None], "sam_masks": masks.float(), "masks": aggregated}
+        return partial(_grouped, generated, groups, side)
 
-    def _prompts(self, image: Tensor, probabilities: Tensor, chance: Tensor) -> Prompter:
+    def _prompter_of(self, image: Tensor, probabilities: Tensor, chance: Tensor) -> Prompter:
         if self.config.point_sampling == "grid":
             return grid_points(self.prompter.side)
         if self.config.point_sampling == "random":
@@ -191,23 +191,23 @@ class SamMi(CorrelationSegmenter):
         return given_points(unit * unit.new_tensor([image.shape[-1], image.shape[-2]]))
 
 
-def _grouped(found: GeneratedMasks, groups: Tensor, side: int, box: UnitBox) -> Tensor:
-    return aggregate(in_box(found, box, side), groups)
+def _grouped(generated: GeneratedMasks, groups: Tensor, side: int, box: UnitBox) -> Tensor:
+    return aggregate(in_box(generated, box, side), groups)
 
 
-def in_box(found: GeneratedMasks, box: UnitBox, side: int) -> Tensor:
-    """Masks at the centres of ``side`` × ``side`` cells of a box of their image, [N, side, side] bool."""
+def in_box(generated: GeneratedMasks, box: UnitBox, side: int) -> Tensor:
+    """Sample masks at the centres of ``side`` × ``side`` cells of a box of their image, [N, side, side] bool."""
     left, top, right, bottom = box
-    steps = (torch.arange(side, device=found.logits.device) + 0.5) / side
-    high, wide = (resized_size / padded_size for resized_size, padded_size in zip(found.size, found.padded_size, strict=True))
+    steps = (torch.arange(side, device=generated.logits.device) + 0.5) / side
+    high, wide = (length / padded for length, padded in zip(generated.size, generated.padded_size, strict=True))
     y, x = (top + steps * (bottom - top)) * high, (left + steps * (right - left)) * wide
-    places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1) * 2 - 1
-    if len(found) == 0:
-        return torch.zeros(0, side, side, dtype=torch.bool, device=found.logits.device)
-    logits = found.image_logits().float()[None]
-    return functional.grid_sample(logits, places[None], padding_mode="border", align_corners=False)[0] > 0
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1) * 2 - 1
+    if len(generated) == 0:
+        return torch.zeros(0, side, side, dtype=torch.bool, device=generated.logits.device)
+    logits = generated.image_logits().float()[None]
+    return functional.grid_sample(logits, grid[None], padding_mode="border", align_corners=False)[0] > 0
 
 
 def covered(masks: Tensor, factor: int) -> Tensor:
-    """The share of each larger cell that binary masks [N, s, s] cover, [N, s / factor, s / factor]."""
+    """Fraction of each larger cell that binary masks [N, s, s] cover, [N, s / factor, s / factor]."""
     return functional.avg_pool2d(masks[:, None].float(), factor)[:, 0] if len(masks) else masks[:, ::factor, ::factor].float()

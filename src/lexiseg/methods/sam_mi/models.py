@@ -1,6 +1,6 @@
-"""SAM-MI's models and how they are trained (Sec. 3.5 and 4.1): first the prompter alone, then all but SAM.
+"""Models and training recipes of SAM-MI (Sec. 3.5 and 4.1): first the prompter, then all parts but SAM.
 
-The authors have not published code or weights.
+The authors have published neither code nor weights.
 
 lexiseg train sam_mi-vit-b16 --root DIR --output RUN         on COCO-Stuff
 lexiseg train sam_mi-tiny --output RUN                       on the emoji world, offline
@@ -43,7 +43,7 @@ TINY_ALL = Stage(
 
 
 def vit_b16() -> Recipe:
-    """COCO-Stuff, 80,000 batches of 4 after the prompter's own; ADE20K-150 mIoU 32.9 by the paper.
+    """COCO-Stuff, 80,000 steps of batch size 4 after the prompter's stage; ADE20K-150 mIoU 32.9 in the paper.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train sam_mi-vit-b16 --root DIR --output RUN``
     """
@@ -51,7 +51,7 @@ def vit_b16() -> Recipe:
 
 
 def vit_l14() -> Recipe:
-    """The same on the larger CLIP; ADE20K-150 mIoU 38.6 by the paper.
+    """The same with CLIP ViT-L/14; ADE20K-150 mIoU 38.6 in the paper.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train sam_mi-vit-l14 --root DIR --output RUN``
     """
@@ -59,7 +59,7 @@ def vit_l14() -> Recipe:
 
 
 def tiny() -> Recipe:
-    """The emoji world, from `catseg-tiny` on: its prompter, then all but SAM. Scores: docs/tiny.md.
+    """The emoji world, initialised by `catseg-tiny`: the prompter, then all parts but SAM. Scores: docs/tiny.md.
 
     ``lexiseg train sam_mi-tiny --output RUN``
     """
