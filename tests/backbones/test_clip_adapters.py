@@ -366,6 +366,6 @@ def test_towers_without_adapter_are_refused(vision: dict[str, object]) -> None:
     config, tokenizer = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT}, tiny("vit").tokenize
     with (
         torch.device("meta"),
-        pytest.raises(UsageError, match=r"no adapter for .*lexiseg knows ConvNeXt, EfficientNet, ResNet"),
+        pytest.raises(UsageError, match=r"no adapter for .*lexiseg supports ConvNeXt, EfficientNet, ResNet"),
     ):
         assemble_clip(config, tokenizer, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -228,7 +228,7 @@ def test_a_tag_is_a_tag_whatever_lies_in_the_current_folder(
 @pytest.mark.parametrize(("tag", "place"), [("page", "https://example.org/page.pt"), ("file", "someone/file/weights.pkl")])
 def test_only_the_hub_is_asked_and_only_for_known_files(architecture: str, tag: str, place: str) -> None:
     with pytest.raises(
-        WeightsError, match=rf"'{tag}' of the CLIP {architecture} are not fetched from {place}; fetch them your"
+        WeightsError, match=rf"'{tag}' of the CLIP {architecture} are not downloaded from {place}; download them your"
     ):
         load_clip(architecture, tag)
 
@@ -338,7 +338,7 @@ def test_a_folder_runs_no_code(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=rf"{CONFIG_FILE}.*model_cfg\.text_cfg\.(hf_tokenizer_name|tokenizer_kwargs)"):
             load_clip(folder)
     config.write_text(json.dumps({"model_cfg": MODEL}))
-    with pytest.raises(WeightsError, match="the text tower knows 2048 words, its vocabulary has 49408"):
+    with pytest.raises(WeightsError, match="the text tower has 2048 tokens, its vocabulary 49408"):
         load_clip(folder)
     config.write_text(json.dumps({"model_cfg": MODEL | {"text_cfg": MODEL["text_cfg"] | {"vocab_size": 49408}}}))
     assert build_clip(folder).tokenize(["a house"]).max() == 49407, "without a choice it is CLIP's own vocabulary"

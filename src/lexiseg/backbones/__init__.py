@@ -1,1 +1,1 @@
-"""Frozen networks behind one interface each: what every CLIP and every SAM declares and does."""
+"""Frozen backbones and mask proposers: CLIP, SAM and Mask2Former behind one interface each."""

@@ -1,16 +1,16 @@
-"""CLIP backbones through open_clip: which there are, how they are built, how their weights are found.
+"""CLIP backbones through open_clip: architectures, construction and weights.
 
     load_clip("ViT-B-16", "openai")                        weights by their tag, from the Hugging Face hub or its cache
     load_clip("convnext_large_d_320", "clip.safetensors")  a local file
     load_clip("src/lexiseg/assets/clip-tiny-vit")          a folder as open_clip saves it
     load_clip("ViT-B-16", "clip/")                         such a folder, which must hold this architecture
-    build_clip("RN50x64")                                  no weights; inside ``torch.device("meta")`` not even memory
+    build_clip("RN50x64")                                  random weights; no memory inside ``torch.device("meta")``
 
 A folder holds ``open_clip_config.json`` and ``open_clip_model.safetensors`` (or ``open_clip_pytorch_model.bin``). The key
 ``lexiseg`` of the config, which open_clip does not know, may name a byte-pair vocabulary other than CLIP's, relative to the
-folder: ``{"bpe": "x.txt.gz"}``. It must lie in the folder, or in the assets of this package, where the embedded models share
-one. ``{"text": "x.safetensors"}`` names a file with the text tower, which then is not in the folder's weights. What else a
-config may say is listed in `lexiseg.backbones.configs`.
+folder: ``{"bpe": "x.txt.gz"}``. It must lie in the folder or in the assets of this package, which hold the vocabulary of the
+embedded models. ``{"text": "x.safetensors"}`` names a file with the text tower, if that is not in the folder's weights. All
+other allowed keys are listed in `lexiseg.backbones.configs`.
 """
 
 from __future__ import annotations
@@ -56,33 +56,33 @@ __all__ = [
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")  # open_clip looks for both
-OFFLINE = "Without any download works the embedded model 'sam_clip-tiny'."
+OFFLINE = "The embedded model 'sam_clip-tiny' needs no download."
 SUPPORTED = (
-    "lexiseg knows ConvNeXt, EfficientNet, ResNet with attention pool, and vision transformers read at their class token"
+    "lexiseg supports ConvNeXt, EfficientNet, ResNet with attention pool, and vision transformers pooled at the class token"
 )
 
 
 def load_clip(name: str | Path, weights: str | Path | None = None, device: torch.device | str = "cpu") -> ClipBackbone:
-    """A CLIP with its weights, in evaluation mode.
+    """Load a CLIP with its weights, in evaluation mode.
 
     Args:
-        name: an open_clip architecture ("ViT-B-16", "RN50x64", "convnext_large_d_320"), or a folder (see above).
-            For weights with a tag, the activation (GELU or QuickGELU) is the one they were trained with, whatever the name
+        name: open_clip architecture ("ViT-B-16", "RN50x64", "convnext_large_d_320"), or a folder (see the module's docstring).
+            Weights given by a tag set the activation (GELU or QuickGELU) they were trained with, whatever the name
             says; for a file it is the name's ("ViT-B-16-quickgelu").
-        weights: a tag ("openai"), a file (see `read_state`), or a folder as open_clip saves it, whose activation, colours and
-            vocabulary are taken with its weights. A folder as ``name`` has its own.
-        device: where to put it.
+        weights: tag ("openai"), file (see `read_state`), or a folder as open_clip saves it, whose activation, normalisation
+            and vocabulary are used with its weights. None if ``name`` is a folder, which has its own.
+        device: device of the returned model.
 
     Raises:
-        UsageError: unknown architecture or tag, an image tower lexiseg has no adapter for, an architecture without weights.
-        WeightsError: weights that cannot be found, fetched or read, or are another model's.
+        UsageError: unknown architecture or tag, unsupported image tower, or an architecture without weights.
+        WeightsError: weights that cannot be found, downloaded or read, or that belong to another model.
     """
     source = _source(name)
     if weights is None:
         if source.folder is None:
             raise UsageError(f"the CLIP {name} needs weights: a file, or one of the tags {_tags(source.name)}")
         return _with_weights(source, _weights_in(source.folder)).to(device).eval()
-    file, is_tag = Path(weights), bool(_known_tag(source, str(weights)))  # whatever lies in the current folder
+    file, is_tag = Path(weights), bool(_known_tag(source, str(weights)))  # a tag takes precedence over a file of that name
     if file.is_dir() and not is_tag:
         own = _folder_source(file)
         source = replace(own, name=source.name, model=source.model | {"quick_gelu": own.model.get("quick_gelu", False)})
@@ -91,19 +91,19 @@ def load_clip(name: str | Path, weights: str | Path | None = None, device: torch
         return _with_weights(source, file).to(device).eval()
     tag = _tag(source, str(weights))
     source = replace(source, model=source.model | {"quick_gelu": tag.get("quick_gelu", False)}, preprocessing=tag)
-    _empty(source)  # before the download, which is in vain for a tower without adapter
+    _empty(source)  # refuse an unsupported tower before the download
     return _with_weights(source, _fetched(source, str(weights), tag)).to(device).eval()
 
 
 def build_clip(name: str | Path) -> ClipBackbone:
-    """A CLIP as its constructor leaves it, on PyTorch's current default device: to count, or to load a checkpoint into.
+    """Build a CLIP with random weights on PyTorch's current default device.
 
     Args:
         name: as for `load_clip`.
 
     Raises:
-        UsageError: unknown architecture, or an image tower lexiseg has no adapter for.
-        WeightsError: a folder without config or vocabulary, or whose config says what it may not.
+        UsageError: unknown architecture or unsupported image tower.
+        WeightsError: a folder without config or vocabulary, or with a config that is not allowed.
     """
     return _build(_source(name)).eval()
 
@@ -111,17 +111,17 @@ def build_clip(name: str | Path) -> ClipBackbone:
 def assemble_clip(
     model: Mapping[str, Any], tokenizer: Tokenizer, *, mean: Colour, std: Colour, vocabulary: str = ""
 ) -> ClipBackbone:
-    """A CLIP from an open_clip ``model_cfg``, without weights; the adapter is chosen by what kind of tower comes out.
+    """Build a CLIP with random weights from an open_clip ``model_cfg``; the kind of image tower selects the adapter.
 
     Args:
         model: the values of ``model_cfg``.
-        tokenizer: from texts to tokens [S, context_length].
+        tokenizer: maps texts to tokens [S, context_length].
         mean, std: colour normalisation for values in 0..1.
-        vocabulary: a digest of the tokenizer's vocabulary where it is not CLIP's own; part of `ClipBackbone.identity`.
+        vocabulary: digest of the tokenizer's vocabulary if it is not CLIP's own; part of `ClipBackbone.identity`.
 
     Raises:
-        UsageError: an image or text tower lexiseg has no adapter for.
-        WeightsError: a key or a value that a config may not have.
+        UsageError: unsupported image or text tower.
+        WeightsError: a key or a value that is not allowed in a config.
     """
     check_clip_config(model, "the config of a CLIP")
     return _wrapped(_model(model), model, tokenizer, vocabulary, mean=mean, std=std)
@@ -129,14 +129,14 @@ def assemble_clip(
 
 @dataclass(frozen=True)
 class _Source:
-    """What is known of a CLIP before it is built: ``folder`` is None for the architectures open_clip has by name."""
+    """Description of a CLIP before it is built; ``folder`` is None for open_clip's named architectures."""
 
     name: str
     model: dict[str, Any]
     preprocessing: dict[str, Any]
     folder: Path | None = None
-    vocabulary: bytes | None = None  # as packed by gzip
-    text: Path | None = None  # the file with the text tower, where it is not in the folder's weights
+    vocabulary: bytes | None = None  # gzip
+    text: Path | None = None  # file with the text tower, if it is not in the folder's weights
 
 
 def _source(name: str | Path) -> _Source:
@@ -159,24 +159,24 @@ def _folder_source(folder: Path) -> _Source:
     document = read_config(path)
     model, own, preprocessing = (document.get(key, {}) for key in ("model_cfg", "lexiseg", "preprocess_cfg"))
     if not (isinstance(model, dict) and model and isinstance(own, dict)):
-        raise WeightsError(f"{path} is not the config of a CLIP saved by open_clip; model_cfg must be in it, an object")
+        raise WeightsError(f"{path} is not the config of a CLIP saved by open_clip: it needs an object 'model_cfg'")
     check_clip_config(model, path)
     check_preprocessing(preprocessing, path)
     if unknown := own.keys() - {"bpe", "text"}:
-        raise WeightsError(f"{path}: the key lexiseg.{min(unknown)} is not known; there are bpe and text")
+        raise WeightsError(f"{path}: unknown key lexiseg.{min(unknown)}; allowed are bpe and text")
     vocabulary = read_vocabulary(folder, own["bpe"], path) if "bpe" in own else None
     text = file_named(folder, own["text"], path, "text") if "text" in own else None
     return _Source(str(folder), model, preprocessing, folder, vocabulary, text)
 
 
 def _weights_in(folder: Path) -> Path:
-    """The weights in a folder; the first of `WEIGHTS_FILES` if there are none."""
+    """Return the weights file in a folder; the first of `WEIGHTS_FILES` if there is none."""
     return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), folder / WEIGHTS_FILE)
 
 
 @contextmanager
 def _building(source: _Source) -> Iterator[None]:
-    """What else goes wrong while a CLIP is built as a `WeightsError`."""
+    """Raise any other error while a CLIP is built as a `WeightsError`."""
     try:
         yield
     except (UsageError, WeightsError):
@@ -189,7 +189,7 @@ def _building(source: _Source) -> Iterator[None]:
 
 
 def _empty(source: _Source) -> nn.Module:
-    """The open_clip model without memory for its weights."""
+    """Build the open_clip model on the meta device."""
     with _building(source), torch.device("meta"):
         return _model(source.model)
 
@@ -219,7 +219,7 @@ def _wrapped(
 
 
 def _model(model: Mapping[str, Any]) -> nn.Module:
-    """An open_clip model with an image tower that has an adapter, from its ``model_cfg``."""
+    """Build an open_clip model from its ``model_cfg``; refuse image towers without adapter."""
     import open_clip  # heavy
 
     if "multimodal_cfg" in model:
@@ -231,16 +231,16 @@ def _model(model: Mapping[str, Any]) -> nn.Module:
     if "hf_model_name" in values["text_cfg"]:
         from transformers import AutoConfig
 
-        # open_clip asks the same, but would ask at the terminal whether to run code of the repository: here it is refused
+        # open_clip reads the same config, but would prompt at the terminal for remote code; here it is refused
         AutoConfig.from_pretrained(values["text_cfg"]["hf_model_name"], trust_remote_code=False)
         values["text_cfg"]["hf_model_pretrained"] = False
     clip_model: nn.Module = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**values)
-    _adapter(clip_model)  # an unknown tower is refused before anything is fetched for it
+    _adapter(clip_model)  # refuse an unsupported tower before anything is downloaded for it
     return clip_model
 
 
 def _tokenizer(source: _Source) -> tuple[Tokenizer, str]:
-    """The tokenizer, and a digest of its vocabulary if that is the folder's own."""
+    """Return the tokenizer, and a digest of its vocabulary if that is the folder's own."""
     import open_clip  # heavy
 
     text = source.model["text_cfg"]
@@ -250,12 +250,12 @@ def _tokenizer(source: _Source) -> tuple[Tokenizer, str]:
     own = () if source.vocabulary is None else (BytesIO(source.vocabulary),)
     tokenizer = open_clip.SimpleTokenizer(*own, **options)
     if tokenizer.vocab_size > (known := text.get("vocab_size", 49408)):
-        raise WeightsError(f"{source.folder}: the text tower knows {known} words, its vocabulary has {tokenizer.vocab_size}")
+        raise WeightsError(f"{source.folder}: the text tower has {known} tokens, its vocabulary {tokenizer.vocab_size}")
     return tokenizer, "" if source.vocabulary is None else sha256(source.vocabulary).hexdigest()
 
 
 def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
-    """The adapter class for the image tower of an open_clip model."""
+    """Return the adapter class for the image tower of an open_clip model."""
     from open_clip.modified_resnet import ModifiedResNet  # heavy, like the next two
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
@@ -285,13 +285,13 @@ def _with_weights(source: _Source, file: Path) -> ClipBackbone:
     state = read_state(file)
     if source.text is not None:
         state = read_state(source.text) | state
-    try:  # first without memory, so that a config that says more than the weights have takes none
+    try:  # first on the meta device: a config larger than the weights must not allocate memory
         _fill(_empty(source), {name: tensor.to("meta") for name, tensor in state.items()})
         clip = _build(source)
         _fill(clip.clip_model, state)
     except (UsageError, WeightsError):
         raise
-    except Exception as error:  # open_clip changes the size of positions, in which weights of another model raise anything
+    except Exception as error:  # open_clip resizes positions, which can raise anything with weights of another model
         reason = str(error).strip().split("\n")
         detail = " ".join(line.strip() for line in reason[:2])[:300]
         raise WeightsError(f"{file} does not hold weights of {source.name}: {detail or type(error).__name__}") from error
@@ -299,23 +299,23 @@ def _with_weights(source: _Source, file: Path) -> ClipBackbone:
 
 
 def _fill(clip_model: Any, state: dict[str, Tensor]) -> None:
-    """Put weights into a model of open_clip as its own ``load_checkpoint`` does, which would also read the file."""
+    """Load weights into an open_clip model, like its ``load_checkpoint`` without reading a file."""
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed  # heavy
 
     if "positional_embedding" in state and not hasattr(clip_model, "positional_embedding"):
         state = convert_to_custom_text_state_dict(state)
-    for name in ("logit_scale", "logit_bias"):  # a number or a vector of one
+    for name in ("logit_scale", "logit_bias"):  # a scalar or a vector of length 1
         own = getattr(clip_model, name)
         if own is not None and name in state:
             state[name] = state[name].reshape(own.shape)
-    state.pop("text.transformer.embeddings.position_ids", None)  # no weights; transformers before 4.31 saved them
+    state.pop("text.transformer.embeddings.position_ids", None)  # a buffer that transformers before 4.31 saved
     resize_pos_embed(state, clip_model)
     resize_text_pos_embed(state, clip_model)
     clip_model.load_state_dict(state)
 
 
 def _known_tag(source: _Source, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag: where its weights are, and how they were trained; empty if it knows no such tag."""
+    """Return open_clip's entry of a tag: source of the weights and training options; empty if there is no such tag."""
     from open_clip.pretrained import get_pretrained_cfg  # heavy
 
     known: dict[str, Any] = get_pretrained_cfg(source.name, tag)
@@ -323,13 +323,13 @@ def _known_tag(source: _Source, tag: str) -> dict[str, Any]:
 
 
 def _tag(source: _Source, tag: str) -> dict[str, Any]:
-    """What open_clip knows of a tag, which must be one of the architecture's."""
+    """Return open_clip's entry of a tag, which must be one of the architecture's."""
     if source.folder is not None:
-        raise UsageError(f"{source.name} is a folder, so its weights are a file in it, not the tag '{tag}'")
+        raise UsageError(f"{source.name} is a folder: give a weights file, not the tag '{tag}'")
     known = _known_tag(source, tag)
     if not known:
         raise UsageError(
-            f"no weights '{tag}' for the CLIP {source.name}: no file, no folder and none of the tags {_tags(source.name)}"
+            f"no weights '{tag}' for the CLIP {source.name}: not a file, a folder or one of the tags {_tags(source.name)}"
         )
     return known
 
@@ -342,10 +342,10 @@ def _tags(architecture: str) -> str:
 
 def _fetched(source: _Source, name: str, tag: Mapping[str, Any]) -> Path:
     repository, _, file = str(tag.get("hf_hub", "")).rpartition("/")
-    if file or not repository:  # a name of its own, or a page: of models in open_clip's table, none that has an adapter
+    if file or not repository:  # a custom file name or a URL: in open_clip's table no supported model has one
         raise WeightsError(
-            f"the weights '{name}' of the CLIP {source.name} are not fetched from {tag.get('hf_hub') or tag.get('url')}; "
-            f"fetch them yourself and give the path of the file as the weights. {OFFLINE}"
+            f"the weights '{name}' of the CLIP {source.name} are not downloaded from {tag.get('hf_hub') or tag.get('url')}; "
+            f"download them yourself and give the path of the file as the weights. {OFFLINE}"
         )
     advice = f"give the path of that file, the weights '{name}' of the CLIP {source.name}, as the weights"
     return fetched(repository, *WEIGHTS_FILES, advice=advice)

@@ -1,4 +1,4 @@
-"""CLIPs with a convolutional image tower of timm inside open_clip: ConvNeXt and EfficientNet."""
+"""CLIP with a convolutional image tower of timm: ConvNeXt and EfficientNet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Toke
 
 
 class ClipMeanPooled(ClipBackbone):
-    """A CLIP on a convolutional tower of timm whose embedding is the head applied to the mean of all cells.
+    """CLIP whose image embedding is the head applied to the mean of all cells.
 
-    ``ClipFeatures.last`` [B, C, h, w] holds the cells as the head gets them. Everything is a mean of cells until the head, so a
-    region's embedding is the head applied to the mean of its cells (FC-CLIP's out-of-vocabulary branch), and a cell's embedding
-    the head applied to the cell.
+    ``ClipFeatures.last`` [B, C, h, w] is the input of pooling and head. A region's embedding is the head applied to the mean of
+    its cells (FC-CLIP's out-of-vocabulary branch), a cell's embedding the head applied to the cell.
     """
 
     def __init__(self, clip_model: nn.Module, tokenizer: Tokenizer, *, mean: Colour, std: Colour, architecture: str) -> None:
@@ -35,23 +34,23 @@ class ClipMeanPooled(ClipBackbone):
         return self._head(_weighted_sum(features.last, weights / weights.sum((-2, -1), keepdim=True).clamp_min(1.0)))
 
     def embed_regions_official(self, features: ClipFeatures, logits: Tensor) -> Tensor:
-        """Embeddings [B, Q, D] by the rule of the official FC-CLIP code, to use with its checkpoints.
+        """Embed regions [B, Q, D] as the official FC-CLIP code does, for its checkpoints.
 
         Args:
-            features: of the same images.
-            logits: mask logits [B, Q, H, W]. They are resized, not the masks, and a cell counts wholly or not at all;
-                a region that wins no cell gets the embedding of the zero vector.
+            features: output of `features` for the same images.
+            logits: mask logits [B, Q, H, W]. The logits are resized, then binarised at the grid's resolution;
+                a region without any cell gets the embedding of the zero vector.
         """
         inside = (functional.interpolate(logits, features.grid, mode="bilinear", align_corners=False) > 0).to(logits.dtype)
         return self._head(_weighted_sum(features.last, inside / (inside.sum((-2, -1), keepdim=True) + 1e-8)))
 
     @abstractmethod
     def _head(self, vectors: Tensor) -> Tensor:
-        """From pooled features [..., C] to the joint space [..., D]."""
+        """Project pooled features [..., C] to the joint space [..., D]."""
 
 
 class ClipConvNeXt(ClipMeanPooled):
-    """Levels are the four stages."""
+    """CLIP with a ConvNeXt; levels are the four stages."""
 
     def __init__(self, clip_model: nn.Module, tokenizer: Tokenizer, *, mean: Colour, std: Colour, architecture: str) -> None:
         super().__init__(clip_model, tokenizer, mean=mean, std=std, architecture=architecture)
@@ -69,7 +68,7 @@ class ClipConvNeXt(ClipMeanPooled):
         return ClipFeatures(tuple(levels), trunk.norm_pre(cells))
 
     def _head(self, vectors: Tensor) -> Tensor:
-        """Each vector is a map of one cell."""
+        """Apply the head to each vector as a map of 1 × 1 cells."""
         tower = self.clip_model.visual
         cells = vectors.reshape(-1, vectors.shape[-1])[:, :, None, None]
         embedded: Tensor = tower.head(tower.trunk.head(cells)).unflatten(0, vectors.shape[:-1])
@@ -77,7 +76,7 @@ class ClipConvNeXt(ClipMeanPooled):
 
 
 class ClipEfficientNet(ClipMeanPooled):
-    """Levels are the last stages of strides 4, 8, 16 and 32, before the convolution that widens them for the head."""
+    """CLIP with an EfficientNet; levels are the last stages of strides 4, 8, 16, 32, before the convolution of the head."""
 
     strides = (4, 8, 16, 32)
 
@@ -91,9 +90,9 @@ class ClipEfficientNet(ClipMeanPooled):
         trunk = self.clip_model.visual.trunk
         cells = trunk.bn1(trunk.conv_stem(self._normalised(images)))
         levels = []
-        for number, stage in enumerate(trunk.blocks):
+        for index, stage in enumerate(trunk.blocks):
             cells = stage(cells)
-            if number in self._ends:
+            if index in self._ends:
                 levels.append(cells)
         return ClipFeatures(tuple(levels), trunk.bn2(trunk.conv_head(cells)))
 
@@ -103,5 +102,5 @@ class ClipEfficientNet(ClipMeanPooled):
 
 
 def _weighted_sum(cells: Tensor, weights: Tensor) -> Tensor:
-    """[B, C, h, w] under [B, Q, h, w] -> [B, Q, C]."""
+    """Sum cells [B, C, h, w] with weights [B, Q, h, w], [B, Q, C]."""
     return torch.einsum("bchw,bqhw->bqc", cells, weights.to(cells.dtype))

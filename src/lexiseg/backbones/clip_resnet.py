@@ -14,10 +14,10 @@ from lexiseg.structures import Size
 
 
 class ClipResNet(ClipBackbone):
-    """Levels are the four stages; ``ClipFeatures.last`` [B, C, h, w] is the last one.
+    """CLIP with a ResNet; levels are the four stages, and ``ClipFeatures.last`` [B, C, h, w] is the last one.
 
-    The attention pool makes the image's embedding with one query, the mean of all cells. A region's embedding has the
-    same query, but sees the cells of its region only (FC-CLIP).
+    The attention pool has one query, the mean of all cells. For a region the query is the same, but attends only to the cells
+    of the region (FC-CLIP).
     """
 
     strides = (4, 8, 16, 32)
@@ -38,7 +38,7 @@ class ClipResNet(ClipBackbone):
         return ClipFeatures(tuple(levels), cells)
 
     def project(self, features: ClipFeatures) -> Tensor:
-        """Value and output projection of every cell, without position: what attention on this cell alone would give."""
+        """Apply value and output projections to every cell, without positions: attention on this cell alone."""
         pool = self.clip_model.visual.attnpool
         embedded: Tensor = pool.c_proj(pool.v_proj(features.last.movedim(1, -1))).movedim(-1, 1)
         return embedded
@@ -48,19 +48,19 @@ class ClipResNet(ClipBackbone):
         return self._pool(query, torch.cat([query, cells], dim=1), None)[:, 0]
 
     def _embed_cells(self, features: ClipFeatures, weights: Tensor) -> Tensor:
-        """A cell's attention is multiplied by its weight: 0 blocks it, 1 leaves it as it is."""  # [decided]
+        """Embed regions; the attention on a cell is multiplied by its weight in 0..1."""  # [decided]
         query, cells = self._tokens(features.last)
         empty = weights.amax((-2, -1), keepdim=True) == 0
-        bias = torch.where(empty, 0.0, weights.log()).flatten(2)  # an empty region must not turn into NaN; it is zeroed later
+        bias = torch.where(empty, 0.0, weights.log()).flatten(2)  # no NaN for empty regions, which are zeroed later
         return self._pool(query, cells, bias.to(cells.dtype))
 
     def embed_regions_official(self, features: ClipFeatures, logits: Tensor) -> Tensor:
-        """Embeddings [B, Q, D] by the rule of the official FC-CLIP code, to use with its checkpoints.
+        """Embed regions [B, Q, D] as the official FC-CLIP code does, for its checkpoints.
 
         Args:
-            features: of the same images.
-            logits: mask logits [B, Q, H, W]. They are resized, not the masks, and a cell is seen or not at all;
-                a region that wins no cell sees nothing and gets the bias of the output projection.
+            features: output of `features` for the same images.
+            logits: mask logits [B, Q, H, W]. The logits are resized, then binarised at the grid's resolution;
+                a region without any cell gets the bias of the output projection.
         """
         query, cells = self._tokens(features.last)
         inside = functional.interpolate(logits, features.grid, mode="bilinear", align_corners=False) > 0
@@ -71,22 +71,22 @@ class ClipResNet(ClipBackbone):
         return tower.layer1, tower.layer2, tower.layer3, tower.layer4
 
     def _tokens(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The query [B, 1, C] and the cells [B, h·w, C] of the attention pool, with their positions."""
+        """Return the query [B, 1, C] and the cells [B, h·w, C] of the attention pool, with positions added."""
         height, width = cells.shape[-2:]
         position = resized_positions(self.clip_model.visual.attnpool.positional_embedding, (height, width))
         tokens = cells.flatten(2).mT
         return tokens.mean(1, keepdim=True) + position[:1], tokens + position[1:]
 
     def _pool(self, query: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from query [B, 1, C] to tokens [B, N, C], once for each row of mask [B, Q, N] -> [B, Q, D].
+        """Attend from query [B, 1, C] to tokens [B, N, C] for each row of an attention mask [B, Q, N], [B, Q, D].
 
-        The mask is added to the scores, or True where a token is seen; None is one row that sees all.
+        A float mask is added to the scores, a bool mask is True where attention is allowed; None is one row without mask.
         """
         pool = self.clip_model.visual.attnpool
 
         def heads(vectors: Tensor) -> Tensor:
-            parts: Tensor = vectors.unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
-            return parts
+            split: Tensor = vectors.unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+            return split
 
         queries = heads(pool.q_proj(query))
         if mask is not None:
@@ -99,7 +99,7 @@ class ClipResNet(ClipBackbone):
 
 
 def resized_positions(table: Tensor, grid: Size) -> Tensor:
-    """The attention pool's positions [1 + side², C] for a grid of h × w cells, [1 + h·w, C]; bilinear, as FC-CLIP's."""
+    """Resize the attention pool's positions [1 + side², C] to h × w cells, [1 + h·w, C]; bilinear, as in FC-CLIP."""
     side = isqrt(len(table) - 1)
     if grid == (side, side):
         return table

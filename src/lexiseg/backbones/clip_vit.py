@@ -1,4 +1,4 @@
-"""CLIP with a plain vision transformer as image tower."""
+"""CLIP with a plain vision transformer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.nn import functional
 from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Tokenizer
 from lexiseg.structures import Size
 
-# number of the block, the block, mask tokens [B, Q, C], what they may see of the image (the class token, then the patches,
-# normed, [B, 1 + h·w, C]), mask logits -> what the tokens take from it [B, Q, C], mask logits
+# (index of the block, the block, mask tokens [B, Q, C], class token and patches after the norm [B, 1 + h·w, C], mask logits)
+# -> attention output for the mask tokens [B, Q, C], mask logits
 Attend = Callable[[int, Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Interpolation = Literal["bicubic", "bilinear"]
 
-OPEN_SHARE = 0.1  # a mask token sees a patch if its region fills this share of what it fills of its best one  # [decided]
+OPEN_FRACTION = 0.1  # a mask token attends to patches with at least this weight, see `region_weights`  # [decided]
 
 
 class ClipViT(ClipBackbone):
-    """Levels are the patch tokens after the blocks in ``level_blocks``, all of one stride.
+    """CLIP with a ViT; levels are the patch tokens after the blocks in ``level_blocks``, all of the same stride.
 
-    ``ClipFeatures.last`` [B, depth, 1 + h·w, C] holds the tokens that each block received, the class token first.
+    ``ClipFeatures.last`` [B, depth, 1 + h·w, C] holds the input tokens of each block, the class token first.
 
     Attributes:
         depth: number of blocks.
-        level_blocks: which blocks' outputs are levels, from 0.
+        level_blocks: indices of the blocks whose outputs are levels.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class ClipViT(ClipBackbone):
         architecture: str,
         level_blocks: Sequence[int] = (),
     ) -> None:
-        """Wrap a model, see `ClipBackbone`.
+        """Wrap an open_clip model, see `ClipBackbone`.
 
         Args:
-            level_blocks: by default the ends of the three thirds of the depth: 3, 7, 11 of 12, the first two of which
+            level_blocks: defaults to the last block of each third of the depth: 3, 7, 11 of 12, the first two of which
                 guide CAT-Seg's decoder.
         """
         super().__init__(clip_model, tokenizer, mean=mean, std=std, architecture=architecture)
@@ -56,26 +56,26 @@ class ClipViT(ClipBackbone):
         self.image_size = tower.image_size[0]
 
     def features(self, images: Tensor, interpolation: Interpolation = "bicubic") -> ClipFeatures:
-        """See `ClipBackbone.features`; ``interpolation`` of the positions, for another patch grid than CLIP's own."""
+        """See `ClipBackbone.features`; positions are resized by ``interpolation`` for other patch grids than CLIP's own."""
         tokens, grid = self._embed_patches(images, interpolation)
-        received, levels = [], []
-        for number, block in enumerate(self.clip_model.visual.transformer.resblocks):
-            received.append(tokens)
+        inputs, levels = [], []
+        for index, block in enumerate(self.clip_model.visual.transformer.resblocks):
+            inputs.append(tokens)
             tokens = block(tokens)
-            if number in self.level_blocks:
+            if index in self.level_blocks:
                 levels.append(tokens[:, 1:].mT.unflatten(-1, grid))
-        return ClipFeatures(tuple(levels), torch.stack(received, dim=1))
+        return ClipFeatures(tuple(levels), torch.stack(inputs, dim=1))
 
     def project(self, features: ClipFeatures) -> Tensor:
-        """CAT-Seg's dense features: the last block passes values on instead of attending, and adds the class token.
+        """Compute CAT-Seg's dense features: the last block outputs its values without attention.
 
-        The residual of every token is the class token that the block received, not the token itself. [official code]
+        The residual of every token is the block's input class token, not the token itself. [official code]
         """
         cells: Tensor = self.project_tokens(features)[:, 1:].mT.unflatten(-1, features.grid)
         return cells
 
     def project_tokens(self, features: ClipFeatures) -> Tensor:
-        """The tokens behind `project` with the class token in front, [B, 1 + h·w, D]."""
+        """Compute the tokens of `project`, the class token first, [B, 1 + h·w, D]."""
         tower = self.clip_model.visual
         block, tokens = tower.transformer.resblocks[-1], features.last[:, -1]
         attention = block.attn
@@ -96,43 +96,43 @@ class ClipViT(ClipBackbone):
         return embedded
 
     def _embed_cells(self, features: ClipFeatures, weights: Tensor) -> Tensor:
-        """Mask tokens that see the patches of which their region fills a good share."""
+        """Embed regions by mask tokens that attend to patches of weight `OPEN_FRACTION` or more."""
 
         def attend(_: int, block: Any, tokens: Tensor, image: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-            return attended(block, tokens, image, visible(weights >= OPEN_SHARE)), weights
+            return attended(block, tokens, image, visible(weights >= OPEN_FRACTION)), weights
 
         return self.mask_tokens(features, weights, attend)[0]
 
     def mask_tokens(self, features: ClipFeatures, masks: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
-        """Embeddings of masks by tokens of their own (MaskCLIP, ICML'23), which start as copies of the class token.
+        """Embed masks by mask tokens (MaskCLIP, ICML'23), which start as copies of the class token.
 
-        Nobody sees a mask token, so the image's tokens are those of `features`, whatever the masks.
+        No token attends to a mask token, so the image's tokens are those of `features` for any masks.
 
         Args:
-            features: of B images.
+            features: output of `features` for B images.
             masks: [B, Q, ...], in the form that ``attend`` takes.
-            attend: what a token takes from the image in each block.
+            attend: attention of the mask tokens on the image in each block.
 
         Returns:
-            Embeddings [B, Q, D] of any length, and the masks as the last block left them.
+            Embeddings [B, Q, D], not normalised, and the masks after the last block.
         """
         tower = self.clip_model.visual
         tokens = features.last[:, 0, :1].expand(-1, masks.shape[1], -1)
-        for number, block in enumerate(tower.transformer.resblocks):
-            taken, masks = attend(number, block, tokens, block.ln_1(features.last[:, number]), masks)
-            tokens = tokens + block.ls_1(taken)
+        for index, block in enumerate(tower.transformer.resblocks):
+            update, masks = attend(index, block, tokens, block.ln_1(features.last[:, index]), masks)
+            tokens = tokens + block.ls_1(update)
             tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         embedded: Tensor = tower.ln_post(tokens) @ tower.proj
         return embedded, masks
 
     def patch_tokens(self, features: ClipFeatures) -> Tensor:
-        """The patches after the last block in the joint space, [B, h · w, D]: it attends here, other than in `project`."""
+        """Compute the patch tokens after the whole last block in the joint space, [B, h · w, D], unlike `project`."""
         tower = self.clip_model.visual
         embedded: Tensor = tower.ln_post(tower.transformer.resblocks[-1](features.last[:, -1])[:, 1:]) @ tower.proj
         return embedded
 
     def _embed_patches(self, images: Tensor, interpolation: Interpolation = "bicubic") -> tuple[Tensor, Size]:
-        """What the first block receives, [B, 1 + h·w, C], and the patch grid."""
+        """Compute the input of the first block, [B, 1 + h·w, C], and the patch grid (h, w)."""
         tower = self.clip_model.visual
         patches = tower.conv1(self._normalised(images))
         height, width = patches.shape[-2:]
@@ -143,41 +143,41 @@ class ClipViT(ClipBackbone):
 
 
 def visible(patches: Tensor) -> Tensor:
-    """What mask tokens may see, [B, Q, 1 + h·w] bool: the class token, and these patches [B, Q, h, w] bool."""
+    """Build the attention mask [B, Q, 1 + h·w] bool of the class token and the given patches [B, Q, h, w] bool."""
     return functional.pad(patches.flatten(2), (1, 0), value=True)
 
 
-def attended(block: Any, tokens: Tensor, image: Tensor, seen: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What tokens [B, Q, C] take from an image in a block of CLIP's, by its own attention, [B, Q, C].
+def attended(block: Any, tokens: Tensor, image: Tensor, attn_mask: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attend from tokens [B, Q, C] to an image with the attention of a CLIP block, [B, Q, C].
 
     Args:
-        block: of open_clip.
-        tokens: not normed yet.
-        image: [B, 1 + h·w, C], normed.
-        seen: [B, Q, 1 + h·w] bool, of `visible`.
+        block: open_clip's residual attention block.
+        tokens: before the norm.
+        image: [B, 1 + h·w, C], after the norm.
+        attn_mask: [B, Q, 1 + h·w] bool, output of `visible`.
         bias: [B, Q, 1 + h·w], added to the scores.
     """
     query, key, value = projected(block.attn, block.ln_1(tokens), image)
-    mask = seen if bias is None else bias.masked_fill(~seen, -torch.inf)
-    taken = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.unsqueeze(1))
-    output: Tensor = block.attn.out_proj(taken.transpose(1, 2).flatten(2))
+    mask = attn_mask if bias is None else bias.masked_fill(~attn_mask, -torch.inf)
+    heads = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.unsqueeze(1))
+    output: Tensor = block.attn.out_proj(heads.transpose(1, 2).flatten(2))
     return output
 
 
 def projected(attention: Any, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of tokens [B, Q, C], keys and values of an image [B, N, C], by heads: [B, heads, ., C / heads]."""
+    """Project tokens [B, Q, C] to queries, an image [B, N, C] to keys and values, each [B, heads, ., C / heads]."""
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     query, key, value = (
-        functional.linear(given, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for given, weight, bias in zip((tokens, image, image), weights, biases, strict=True)
+        functional.linear(source, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for source, weight, bias in zip((tokens, image, image), weights, biases, strict=True)
     )
     return query, key, value
 
 
 def resized_positions(table: Tensor, native: Size, grid: Size, interpolation: Interpolation = "bicubic") -> Tensor:
-    """A position table [1 + H·W, C] for another patch grid, [1 + h·w, C].
+    """Resize a position table [1 + H·W, C] to another patch grid, [1 + h·w, C].
 
-    Without antialiasing, as CAT-Seg's (open_clip's own resize antialiases); the class token keeps its row.
+    Without antialiasing, as in CAT-Seg (open_clip's own resize antialiases). The class token's row is kept.
     """
     if grid == native:
         return table
@@ -187,10 +187,10 @@ def resized_positions(table: Tensor, native: Size, grid: Size, interpolation: In
 
 
 def pack_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a CAT-Seg CLIP (separate query, key and value weights) -> open_clip's (one packed weight).
+    """Rename a state dictionary of CAT-Seg's CLIP (separate query, key, value weights) to open_clip's (one packed weight).
 
     Raises:
-        KeyError: if only some of the three are there.
+        KeyError: only some of the three weights are present.
     """
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -203,7 +203,7 @@ def pack_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def split_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `pack_projections`: open_clip's names -> CAT-Seg's. Biases stay packed in both."""
+    """Invert `pack_projections`: open_clip's names -> CAT-Seg's. Biases are packed in both."""
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(".in_proj_weight"):
