@@ -142,7 +142,7 @@ def test_a_picture_is_never_overwritten(capsys, picture, tmp_path, monkeypatch):
     assert drawn.read_bytes() == before
     code, _, err = run(capsys, "figure", "comparison", "photo.png", "--classes", "dog", "--output", "./photo.png")
     assert code == 2
-    assert "photo.png, which it would overwrite" in err
+    assert "photo.png and would overwrite it" in err
     assert Path("photo.png").read_bytes() == picture.read_bytes()
 
 

@@ -18,7 +18,7 @@ from lexiseg.inference.pipeline import Pipeline
 from tests.inference.test_evaluation import Colours
 
 FULL = Path("/dev/full")
-LOST = "what was to be printed is lost"
+LOST = "the printed results are incomplete"
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:

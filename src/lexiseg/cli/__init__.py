@@ -1,6 +1,6 @@
 """The command line: ``lexiseg segment | evaluate | train | …``; ``lexiseg --help`` has all commands.
 
-Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong call, 130 interrupted.
+Results go to standard output, messages to standard error. Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from lexiseg.cli.parser import build_parser
 from lexiseg.cli.streams import Guarded, complain, guarded, occupy_closed, tell
 from lexiseg.errors import LexisegError
 
-# Objects made between two looks for garbage. torch and its companions make half a million while they are imported, none of them
-# garbage; with Python's 700 looking for it is a fifth of that time, and with this still a tenth: see `undisturbed`.
+# Threshold of the garbage collector. Importing torch and other libraries creates half a million objects, none of them garbage;
+# with Python's default of 700, collection takes a fifth of that time, and with this value still a tenth: see `undisturbed`.
 GARBAGE = 100_000
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Nobody looks for garbage, during an import or while a model is built; what was made counts as old afterwards."""
+    """Disable the garbage collector during an import or the construction of a model; move new objects to the old generation."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()  # the only way to make all objects old without looking at each
+        gc.freeze()  # with unfreeze(), moves all objects to the oldest generation without a collection
         gc.unfreeze()
         gc.enable()
 
 
 def program() -> int:
-    """`main` as a process of its own: it ends without taking the objects of torch apart one by one, which needs a second.
+    """Run `main` as a process, and exit without destroying the objects of torch, which takes a second.
 
-    Threads are waited for, and what others want done at the end is done, as ever; `leave` was registered first, so it is last.
+    Threads are joined and other exit handlers run as usual: `leave` is registered first and therefore called last.
     """
     codes: list[int] = []
 
     def leave() -> None:
-        if codes:  # not where argparse or an error of our own ended the program
+        if codes:  # empty if argparse or an exception ended the program
             for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError, AttributeError):  # full, closed, not there
+                with suppress(OSError, ValueError, AttributeError):  # disk full, stream closed or None
                     stream.flush()
             os._exit(codes[0])
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     with guarded() as output:
         try:
-            code = _carried_out(arguments, output)
+            code = _run(arguments, output)
         except SystemExit:  # argparse
             if _lost(output):
                 raise SystemExit(1) from None
@@ -66,42 +66,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if _lost(output) and code == 0 else code
 
 
-def _carried_out(arguments: Sequence[str] | None, output: Guarded) -> int:
+def _run(arguments: Sequence[str] | None, output: Guarded) -> int:
+    """Parse the arguments, run the command and report errors. Returns the exit code."""
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     if parsed.command == "train" and not any(word.startswith("-") for word in rest):
-        parsed.settings += rest  # argparse loses positional arguments that stand after an option
+        parsed.settings += rest  # argparse does not accept positional arguments after an option
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    parsed.typed = list(sys.argv[1:] if arguments is None else arguments)  # for reports that name their command
+    parsed.typed = list(sys.argv[1:] if arguments is None else arguments)  # recorded in reports
     output.escapes = True
     try:
         gc.set_threshold(GARBAGE)
         with undisturbed():
-            command = import_module(f"lexiseg.cli.{parsed.command}")  # here, so that --help does not wait for torch
+            command = import_module(f"lexiseg.cli.{parsed.command}")  # here, so that --help does not import torch
         code: int = command.run(parsed)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        complain("interrupted; what was finished is kept")
+        complain("interrupted; finished results are kept")
         return 130
     except (SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # libraries in Rust raise what is no Exception
-        if isinstance(error, BrokenPipeError) and output.failure is error:  # the reader, `head` say, has seen enough
+    except BaseException as error:  # extensions in Rust raise BaseException
+        if isinstance(error, BrokenPipeError) and output.failure is error:  # the reader, such as `head`, has exited
             return 0
         tell(error, debug=parsed.debug)
         return error.exit_code if isinstance(error, LexisegError) else 1
 
 
 def _lost(output: Guarded) -> bool:
-    """Whether results could not be printed; it is told."""
+    """Report whether results could not be printed."""
     with suppress(BrokenPipeError):
         output.flush()
     if output.failure is None or isinstance(output.failure, BrokenPipeError):
         return False
     reason = getattr(output.failure, "strerror", None) or output.failure
-    complain(
-        f"standard output cannot be written ({reason}); what was to be printed is lost, what was written to files is whole"
-    )
+    complain(f"standard output cannot be written ({reason}); the printed results are incomplete, written files are complete")
     return True

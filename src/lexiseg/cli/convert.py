@@ -9,7 +9,7 @@ from lexiseg.checkpoints.convert import to_lexiseg, to_official
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Turn an official checkpoint into our form of weights, or back."""
+    """Convert an official checkpoint to lexiseg's weights, or back."""
     if arguments.to == "official":
         report = to_official(arguments.file, arguments.model, arguments.output, half=arguments.half)
     else:

@@ -11,7 +11,7 @@ from lexiseg.data.catalogue import Report, check, prepare, row_named, rows
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the data sets, say what of one is there, or prepare one; 1 if after that something is still missing."""
+    """List the data sets, check or prepare one. Exit code 1 if it is not ready afterwards."""
     if arguments.action == "list":
         _list(as_json=arguments.json)
         return 0
@@ -24,14 +24,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(*, as_json: bool) -> None:
-    found = rows()
+    catalogue = rows()
     if as_json:
         fields = ("name", "title", "tasks", "images", "training", "group")
-        print(json.dumps([{field: getattr(row, field) for field in fields} for row in found]))
+        print(json.dumps([{field: getattr(row, field) for field in fields} for row in catalogue]))
         return
-    wide = max(len(row.name) for row in found)
-    for row in found:
-        print(f"{row.name:<{wide}}  {row.images or '':>6}  {', '.join(row.tasks):<28}  {row.title}")
+    width = max(len(row.name) for row in catalogue)
+    for row in catalogue:
+        print(f"{row.name:<{width}}  {row.images or '':>6}  {', '.join(row.tasks):<28}  {row.title}")
     print("A folder or COCO JSON of your own is named by its path. Next: lexiseg data check NAME", file=sys.stderr)
 
 

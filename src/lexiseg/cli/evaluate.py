@@ -33,7 +33,7 @@ from lexiseg.text.vocabulary import Vocabulary
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate on every data set named; processes started by torchrun share the pictures."""
+    """Evaluate on each data set; the processes of torchrun divide the images."""
     names = expanded(arguments.data)
     if arguments.corrupt is not None:
         parse(arguments.corrupt)
@@ -60,7 +60,7 @@ def _run(names: Sequence[str], shard: Shard, arguments: argparse.Namespace) -> i
         except UsageError:
             raise
         except Exception as error:
-            if not arguments.keep_going or shard.count > 1:  # the other processes would wait for this one
+            if not arguments.keep_going or shard.count > 1:  # the other processes would wait at the barrier
                 raise
             tell(error, about=name, debug=arguments.debug)
             failed += 1
@@ -78,13 +78,13 @@ def _run(names: Sequence[str], shard: Shard, arguments: argparse.Namespace) -> i
             print("\n".join(report.table(rows)))
     if shard.count > 1:
         distributed.destroy_process_group()
-    return 1 if failed or any(one["failed"] for one in reports) else 0
+    return 1 if failed or any(entry["failed"] for entry in reports) else 0
 
 
 def _evaluated(
     name: str, folder: Path, pipeline: Pipeline, shard: Shard, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """The report on one data set, of the process that makes it; of the others none."""
+    """Evaluate on a data set. Returns its report on rank 0, nothing on other ranks."""
     dataset = _dataset(name, arguments)
     protocol = _protocol(name, dataset, pipeline, arguments)
     evaluate(
@@ -105,28 +105,28 @@ def _evaluated(
 
 
 def expanded(names: Sequence[str]) -> list[str]:
-    """Names of data sets, with patterns such as ``mess-*`` replaced by the catalogue's names that fit.
+    """Expand patterns such as ``mess-*`` to the matching names of the catalogue, without duplicates.
 
     Raises:
-        UsageError: no data set fits a pattern.
+        UsageError: a pattern matches no data set.
     """
     known = [row.name for row in catalogue.rows()]
-    found: dict[str, None] = {}
+    unique: dict[str, None] = {}
     for name in names:
-        fitting = [one for one in known if fnmatch(one, name)] if "*" in name else [name]
-        if not fitting:
-            raise UsageError(f"no data set fits '{name}'; 'lexiseg data list' has them all")
-        found.update(dict.fromkeys(fitting))
-    return list(found)
+        matches = [entry for entry in known if fnmatch(entry, name)] if "*" in name else [name]
+        if not matches:
+            raise UsageError(f"no data set matches '{name}'; 'lexiseg data list' lists them all")
+        unique.update(dict.fromkeys(matches))
+    return list(unique)
 
 
 def _folder_name(name: str) -> str:
-    """Of one of several data sets: the catalogue's name, or for the user's own, named by a path, as for pictures."""
+    """Name of the output folder of a data set, given by a name of the catalogue or a path."""
     return name if name in {row.name for row in catalogue.rows()} else result_name(name)
 
 
 def _groups() -> dict[str, str]:
-    """The domains of MESS's data sets; the only collection with scores of its own per group."""
+    """Domain of each data set of MESS, the only collection with scores per group."""
     return {row.name: row.group for row in catalogue.rows() if row.group}
 
 
@@ -139,8 +139,8 @@ def _dataset(name: str, arguments: argparse.Namespace) -> Dataset:
     vocabulary = Vocabulary.load(arguments.names)
     if len(vocabulary) != len(dataset.vocabulary):
         raise UsageError(
-            f"--names {arguments.names} has {len(vocabulary)} classes, {name} {len(dataset.vocabulary)}: one line a class, "
-            f"in the order of the data set"
+            f"--names {arguments.names} has {len(vocabulary)} classes, {name} {len(dataset.vocabulary)}: write one line per "
+            f"class, in the order of the data set"
         )
     kinds = zip(vocabulary.classes, dataset.vocabulary.things, strict=True)
     return replace(dataset, vocabulary=Vocabulary(tuple(replace(entry, thing=thing) for entry, thing in kinds)))
@@ -194,7 +194,7 @@ def _reported(dataset: Dataset, protocol: Protocol, folder: Path, arguments: arg
 
 
 def _shard() -> Shard:
-    """This process among those that torchrun started; alone without it."""
+    """Shard of this process, from torchrun's environment variables; joins the process group if there is one."""
     shard = Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     if shard.count > 1:
         distributed.init_process_group("gloo")
@@ -202,6 +202,6 @@ def _shard() -> Shard:
 
 
 def _device(name: str) -> str:
-    """Each process of a machine takes a GPU of its own."""
+    """Resolve "cuda" to the GPU of the local rank."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if name == "cuda" and local is not None else name

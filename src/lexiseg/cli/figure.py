@@ -26,34 +26,34 @@ from lexiseg.visualise.lettering import preferring
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Draw one figure of some pictures or of the first pictures of a data set."""
+    """Draw a figure of some images or of the first images of a data set."""
     path = Path(arguments.output)
     if path.suffix.lower() not in {".png", ".webp"}:
         raise UsageError(f"--output {path}: a figure is a PNG or a WebP, so its name ends in .png or .webp")
     with preferring(arguments.font):
         subjects = _subjects(arguments)
         with undisturbed():
-            models = dict(_model(given, arguments.device) for given in arguments.model or ["cmpf-tiny"])
+            models = dict(_model(spec, arguments.device) for spec in arguments.model or ["cmpf-tiny"])
         tell_of_boxes([*models, *(name for subject in subjects for name in (subject.name, *subject.vocabulary.names))])
-        drawn = FIGURES[arguments.kind](models, subjects, arguments.task, arguments.most)
+        figure = FIGURES[arguments.kind](models, subjects, arguments.task, arguments.most)
     if path.suffix.lower() == ".png":
-        write_png(path, np.asarray(drawn))
+        write_png(path, np.asarray(figure))
     else:
-        write_atomically(path, _webp(drawn))
-    print(f"{path}  {drawn.width} × {drawn.height}")
+        write_atomically(path, _webp(figure))
+    print(f"{path}  {figure.width} × {figure.height}")
     return 0
 
 
-def _webp(drawn: Image.Image) -> bytes:
-    """Pictures at a tenth of a PNG's size, their letters still sharp."""
+def _webp(figure: Image.Image) -> bytes:
+    """Encode as WebP, at a tenth of the size of a PNG with sharp letters."""
     buffer = BytesIO()
-    drawn.convert("RGB").save(buffer, "WEBP", quality=90, method=6)
+    figure.convert("RGB").save(buffer, "WEBP", quality=90, method=6)
     return buffer.getvalue()
 
 
-def _model(given: str, device: str) -> tuple[str, Pipeline]:
-    """NAME, or TITLE:NAME, either followed by ,PART=FILE and ,OPTION=VALUE as often as needed."""
-    title, _, rest = given.rpartition(":") if ":" in given.split(",")[0] else ("", "", given)
+def _model(spec: str, device: str) -> tuple[str, Pipeline]:
+    """Load a model from ``[TITLE:]NAME[,PART=FILE][,OPTION=VALUE]…``. Returns its title and pipeline."""
+    title, _, rest = spec.rpartition(":") if ":" in spec.split(",")[0] else ("", "", spec)
     name, *pairs = rest.split(",")
     parts = model_named(name).weight_names
     weights = weights_by_part([pair for pair in pairs if pair.split("=")[0] in parts])
@@ -70,9 +70,7 @@ def _subjects(arguments: argparse.Namespace) -> list[Subject]:
         words = Vocabulary.load(arguments.vocabulary) if arguments.classes is None else Vocabulary.parse(arguments.classes)
         files = find_images(arguments.pictures)
         if taken := [file for file in files if file != "-" and is_file_of(arguments.output, file)]:
-            raise UsageError(
-                f"--output {arguments.output}: is the picture {taken[0]}, which it would overwrite; choose another"
-            )
+            raise UsageError(f"--output {arguments.output} is the picture {taken[0]} and would overwrite it; choose another")
         return [Subject(Path(file).stem, read_image(file), words) for file in files]
     dataset = catalogue.open_dataset(arguments.data, arguments.root)
     task = best_truth(dataset)

@@ -1,4 +1,4 @@
-"""``lexiseg metrics``: the score of predictions that any tool has written."""
+"""``lexiseg metrics``: score predictions written by any tool."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lexiseg.ops.files import write_json
 from lexiseg.ops.label_table import LabelTable
 from lexiseg.text.vocabulary import ClassList
 
-LIBRARIES = ("hotcoco", "numpy")  # those the numbers could depend on
+LIBRARIES = ("hotcoco", "numpy")  # whose versions could affect the metrics
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score files, print the numbers; exit status 1 if images had to be left out."""
+    """Score files and print the metrics. Exit code 1 if images had to be left out."""
     score = _score(arguments)
     document = {
         "task": arguments.task,
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The numbers in columns, all classes first and then each group; shares are given in percent."""
+    """Format metrics as a table, over all classes and then each group, with fractions in percent."""
     rows = {"all": result, **{one_line(group): numbers for group, numbers in result["groups"].items()}}
     columns = [name for name, value in result.items() if isinstance(value, float | None)]
     widest = max(len(name) for name in rows)

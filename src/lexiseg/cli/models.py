@@ -14,7 +14,7 @@ from lexiseg.ops.options import describe
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the models, or describe one: its parameter counts and options."""
+    """List the models, or show the parameter counts and options of one."""
     if arguments.describe:
         return _describe(arguments.describe, as_json=arguments.json)
     rows = [_row(name) for name in MODELS]

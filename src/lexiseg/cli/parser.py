@@ -1,4 +1,4 @@
-"""Commands and options, without anything that is slow to import."""
+"""Commands and options of the command line, without slow imports."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from lexiseg import __version__
 
 TASKS = ("panoptic", "semantic", "instance")
-BATCH = "pictures that go through the model together, for which there must be memory"
-ROOT = "where the data sets are (default: $DETECTRON2_DATASETS, else ./datasets)"
+BATCH = "pictures per batch, limited by memory"
+ROOT = "folder of the data sets (default: $DETECTRON2_DATASETS, else ./datasets)"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; ``command`` names the module that runs."""
+    """Build the parser; its ``command`` is the name of the module to run."""
     parser = argparse.ArgumentParser(prog="lexiseg", description="Segment any image by words.")
     parser.add_argument("--version", action="version", version=f"lexiseg {__version__}")
     parser.set_defaults(debug=False)
@@ -22,12 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
         ("segment", _segment, "segment pictures by words"),
         ("models", _models, "list the models and what they need"),
         ("vocabulary", _vocabulary, "list the built-in vocabularies, or show one"),
-        ("data", _data, "list the data sets, check what is there, prepare what must be turned once"),
+        ("data", _data, "list, check or prepare data sets"),
         ("evaluate", _evaluate, "measure a model on data sets, by the field's protocols"),
-        ("train", _train, "train a model by its recipe; goes on where it was interrupted"),
+        ("train", _train, "train a model by its recipe; resumes an interrupted training"),
         ("metrics", _metrics, "score prediction files that any tool wrote"),
-        ("convert", _convert, "turn an official checkpoint into lexiseg's form of weights, or back"),
-        ("figure", _figure, "draw the papers' figures of your own pictures: what models find, and what happens inside"),
+        ("convert", _convert, "convert an official checkpoint to lexiseg's weights, or back"),
+        ("figure", _figure, "draw the papers' figures of your own pictures: results and features of models"),
         ("world", _world, "render the emoji world with its ground truth"),
     ):
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -37,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="with an error, show the traceback: where it came from"
-    )
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of errors")
 
 
 def _segment(parser: argparse.ArgumentParser) -> None:
@@ -65,19 +63,25 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         help="a local file in place of a published one; may be repeated",
     )
     _options(parser)
-    parser.add_argument("--seen", metavar="NAME|FILE", help="class names of the training, in place of those the weights state")
     parser.add_argument(
-        "--threshold", type=_unit, default=0.0, metavar="P", help="least score in 0..1; what is below gets no name (default: 0)"
+        "--seen", metavar="NAME|FILE", help="class names of the training, in place of those stored with the weights"
     )
-    parser.add_argument("--background", metavar="NAME", help="a further name that competes; where it wins nothing is named")
+    parser.add_argument(
+        "--threshold",
+        type=_unit,
+        default=0.0,
+        metavar="P",
+        help="minimum score in 0..1; regions below it get no name (default: 0)",
+    )
+    parser.add_argument("--background", metavar="NAME", help="an additional class that competes; its regions are removed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument(
-        "--output", metavar="DIR", help="where overlays, masks and segments go (default: lexiseg-output; with --json: nowhere)"
+        "--output", metavar="DIR", help="folder for overlays, masks and segments (default: lexiseg-output; with --json: none)"
     )
     parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help=f"{BATCH} (default: 1)")
-    parser.add_argument("--json", action="store_true", help="one JSON document a picture, each on a line of standard output")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per picture")
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +102,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
 def _vocabulary(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [NAME|FILE] [--json]\n       %(prog)s check NAME|FILE [--hypernyms FILE] [--json]"
     parser.add_argument("name", nargs="?", metavar="NAME|FILE", help="the list to show, or the word check")
-    parser.add_argument(
-        "checked", nargs="?", metavar="NAME|FILE", help="after check: the list to look over for names that clash"
-    )
+    parser.add_argument("checked", nargs="?", metavar="NAME|FILE", help="after check: the list to check for clashing names")
     parser.add_argument("--hypernyms", metavar="FILE", help="with check: further lines such as 'animal > cat, dog'")
     parser.add_argument("--json", action="store_true")
 
@@ -109,7 +111,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="all data sets: tasks, pictures, and what they are")
     check = actions.add_parser("check", help="what is there, what is missing, and how to get it")
-    prepare = actions.add_parser("prepare", help="turn a download into what lexiseg reads; goes on where it was interrupted")
+    prepare = actions.add_parser("prepare", help="convert a download to the format lexiseg reads; resumes if interrupted")
     for action in (check, prepare):
         action.add_argument("name", metavar="NAME", help="see 'lexiseg data list'")
         action.add_argument("--root", metavar="DIR", help=ROOT)
@@ -132,7 +134,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", metavar="DIR", help=ROOT)
     parser.add_argument("--classes", metavar="NAME|FILE", help="the classes of your own label maps, if no classes.txt is there")
-    parser.add_argument("--images", metavar="DIR", help="the pictures of your own data, if they are not found by themselves")
+    parser.add_argument("--images", metavar="DIR", help="the pictures of your own data, if not found automatically")
     parser.add_argument("--labels", metavar="DIR", help="its label maps or panoptic PNGs, likewise")
     parser.add_argument("--names", metavar="FILE", help="other names for the classes (synonyms, say), in the data set's order")
     parser.add_argument(
@@ -140,40 +142,40 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N pictures")
     parser.add_argument("--threshold", type=_unit, default=0.0, metavar="P", help="as in 'lexiseg segment'")
-    parser.add_argument("--oracle", choices=("masks", "labels"), help="what if all masks, or all labels, were right")
-    parser.add_argument("--corrupt", metavar="KIND:SEVERITY", help="make the pictures worse: blur, dark or noise, 1 to 5")
+    parser.add_argument("--oracle", choices=("masks", "labels"), help="replace predicted masks, or labels, by the true ones")
+    parser.add_argument("--corrupt", metavar="KIND:SEVERITY", help="corrupt the pictures: blur, dark or noise, 1 to 5")
     parser.add_argument(
         "--absent",
         choices=("official", "mess"),
-        help="which classes mIoU is a mean over: those in the truth, or also those found (default: mess for the data sets of "
-        "MESS, else official)",
+        help="which classes mIoU averages over: those in the ground truth, or also those predicted (default: mess for the data "
+        "sets of MESS, else official)",
     )
     parser.add_argument(
         "--exif",
         choices=("upright", "stored"),
         default="upright",
-        help="what truths are drawn on where a picture has an EXIF orientation and sizes do not tell: the picture held "
-        "upright, or its pixels as they are stored (default: %(default)s)",
+        help="whether ground truth refers to the upright picture or to its pixels as stored, if it has an EXIF orientation and "
+        "the sizes do not tell (default: %(default)s)",
     )
     parser.add_argument(
         "--seen",
         metavar="NAME|FILE",
-        help="class names of the training, in place of those the weights state; adds scores of seen and of unseen classes",
+        help="class names of the training, in place of the weights' own; adds scores of seen and unseen classes",
     )
-    parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that lets 'animal' pass for a dog")
-    parser.add_argument("--recall", action="store_true", help="also the recall of the masks, whatever they are called")
+    parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that accepts 'animal' for a dog")
+    parser.add_argument("--recall", action="store_true", help="also the class-agnostic recall of the masks")
     parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be read or measured")
     parser.add_argument("--save-predictions", action="store_true", help="in COCO's formats and as label maps")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help=f"{BATCH}, at most 16 (default: 1)")
     parser.add_argument(
-        "--workers", type=_natural, default=2, metavar="N", help="threads that read the next pictures meanwhile (default: 2)"
+        "--workers", type=_natural, default=2, metavar="N", help="threads that read pictures ahead (default: 2)"
     )
     parser.add_argument(
-        "--output", required=True, metavar="DIR", help="where the numbers go; the same command goes on where it was interrupted"
+        "--output", required=True, metavar="DIR", help="folder for the metrics; the same command resumes an interrupted run"
     )
-    parser.add_argument("--json", action="store_true", help="the numbers on standard output, one document a data set")
+    parser.add_argument("--json", action="store_true", help="print one JSON document per data set")
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -185,36 +187,36 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", help=ROOT)
     parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="local files of clip and sam")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that prepare pictures (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="data-loading processes (default: 2)")
     parser.add_argument("--dry-run", action="store_true", help="parameters, memory and the first batch; trains nothing")
-    parser.add_argument("--output", metavar="DIR", help="the folder of the training; the same command goes on in it")
+    parser.add_argument("--output", metavar="DIR", help="the folder of the training; the same command resumes it")
     parser.add_argument("--json", action="store_true")
 
 
 def _metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--predictions", required=True, metavar="PATH", help="COCO results, COCO panoptic JSON, or label maps")
-    parser.add_argument("--ground-truth", required=True, metavar="PATH", help="the same of the truth")
+    parser.add_argument("--ground-truth", required=True, metavar="PATH", help="the ground truth, in the same format")
     parser.add_argument("--vocabulary", metavar="NAME|FILE", help="the classes of label maps, with their values if it has ids")
     parser.add_argument(
         "--ignore",
         type=_value,
         metavar="VALUE",
-        help="the value of label maps that is not measured, besides those the vocabulary calls void (default: 255, or 65535 "
+        help="the value of label maps to ignore, besides those the vocabulary calls void (default: 255, or 65535 "
         "where the vocabulary has an id of 255 or more)",
     )
     parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be measured")
-    parser.add_argument("--output", metavar="FILE", help="write the numbers there, too")
+    parser.add_argument("--output", metavar="FILE", help="also write the metrics to this file")
     parser.add_argument("--json", action="store_true")
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the checkpoint as published; with --to official what lexiseg wrote")
+    parser.add_argument("file", metavar="FILE", help="the published checkpoint; with --to official, lexiseg's weights")
     parser.add_argument(
         "--model",
         required=True,
         metavar="NAME",
-        help="whose it is: fcclip-…, cmpf-…, catseg-…, maskclip-…, sam-vit-b, sam_hq-vit-l, mobile_sam, sam2, mask2former",
+        help="its model: fcclip-…, cmpf-…, catseg-…, maskclip-…, sam-vit-b, sam_hq-vit-l, mobile_sam, sam2, mask2former",
     )
     parser.add_argument(
         "--output",
@@ -223,23 +225,23 @@ def _convert(parser: argparse.ArgumentParser) -> None:
         help="the folder to write; with --to official the file, .safetensors or .pth",
     )
     parser.add_argument("--to", choices=("lexiseg", "official"), default="lexiseg", help="(default: %(default)s)")
-    parser.add_argument("--half", action="store_true", help="matrices and kernels in float16, which is half the size")
-    parser.add_argument("--json", action="store_true", help="what was done, as one document on standard output")
+    parser.add_argument("--half", action="store_true", help="store matrices and kernels in float16, at half the size")
+    parser.add_argument("--json", action="store_true", help="print a report as JSON")
 
 
 def _figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
         choices=("comparison", "attention", "clusters", "prompts", "points", "pseudo", "correlation", "similarity"),
-        help="what models find beside each other; where they look for a class; k-means of what they see; SAM asked with boxes; "
-        "where SAM-MI asks SAM, and its masks; how ESC-Net makes prompts; its correlations before each block; how alike "
-        "CLIP's patches and a class are",
+        help="results of models side by side; attention of a class's query; k-means of features; SAM with box prompts; "
+        "SAM-MI's point prompts and masks; ESC-Net's pseudo prompts; its correlations before each block; similarity of "
+        "CLIP's patches to a class",
     )
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="files, folders or globs")
-    parser.add_argument("--data", metavar="NAME|PATH", help="in place of pictures: a data set, whose truth is drawn, too")
+    parser.add_argument("--data", metavar="NAME|PATH", help="in place of pictures: a data set, drawn with its ground truth")
     parser.add_argument("--root", metavar="DIR", help=ROOT)
     parser.add_argument("--limit", type=_positive, default=4, metavar="N", help="pictures of the data set (default: 4)")
-    parser.add_argument("--skip", type=_natural, default=0, metavar="N", help="begin after so many pictures of it")
+    parser.add_argument("--skip", type=_natural, default=0, metavar="N", help="pictures of the data set to skip")
     words = parser.add_mutually_exclusive_group()
     words.add_argument("--classes", metavar="WORDS", help="as in 'lexiseg segment'")
     words.add_argument("--vocabulary", metavar="NAME|FILE", help="as in 'lexiseg segment'")

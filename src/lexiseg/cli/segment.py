@@ -31,7 +31,7 @@ FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', suc
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Segment every picture; one that fails is reported and the others are still done."""
+    """Segment every image; failures are reported and do not stop the others."""
     with preferring(arguments.font):
         return _run(arguments)
 
@@ -51,18 +51,18 @@ def _run(arguments: argparse.Namespace) -> int:
     with undisturbed():
         segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
-    together = partial(segment, classes=vocabulary, progress=True, **options)
+    segment_batch = partial(segment, classes=vocabulary, progress=True, **options)
     failed, batch = 0, 1 if "-" in files else arguments.batch  # standard input cannot be read a second time
     batches = (files[start : start + batch] for start in range(0, len(files), batch))
-    each = chain.from_iterable(_segmented(together, some) for some in batches)
-    for file, result in tqdm(each, total=len(files), unit="picture", disable=None if len(files) > 1 else True):
+    segmented = chain.from_iterable(_segmented(segment_batch, chunk) for chunk in batches)
+    for file, result in tqdm(segmented, total=len(files), unit="picture", disable=None if len(files) > 1 else True):
         try:
             if isinstance(result, Exception):
                 raise result
             written = [] if folder is None else result.save(folder, names[file])
         except UsageError:
-            raise  # not the picture's fault: all others would fail by it
-        except Exception as error:  # whatever it is, the others are still done
+            raise  # it would be raised for all images
+        except Exception as error:
             with tqdm.external_write_mode():
                 tell(error, about=file, debug=arguments.debug)
             failed += 1
@@ -82,29 +82,29 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _segmented(segment: Callable[[Any], Any], files: Sequence[str]) -> Iterable[tuple[str, Segmentation | Exception]]:
-    """Each picture with its result, or with what went wrong; where several together fail, they are tried one by one."""
+    """Each image with its segmentation or its error; if a batch fails, its images are tried one by one."""
     try:
-        found = segment(list(files)) if len(files) > 1 else [segment(files[0])]
+        segmentations = segment(list(files)) if len(files) > 1 else [segment(files[0])]
     except Exception as error:
         if len(files) == 1:
             return [(files[0], error)]
         return chain.from_iterable(_segmented(segment, [file]) for file in files)
-    return zip(files, found, strict=True)
+    return zip(files, segmentations, strict=True)
 
 
 def tell_of_boxes(names: Iterable[str]) -> None:
-    """Tell the user which letters of names will be boxes in what is drawn, if some will."""
-    if told := notice(names):
-        print(f"note: {printable(told)}", file=sys.stderr)
+    """Print a note if some letters of names will be drawn as boxes, for want of a font."""
+    if text := notice(names):
+        print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def table(result: Segmentation, written: list[Path], threshold: float = 0.0, background: str | None = None) -> str:
-    """The segments of a picture in columns, largest first, and where its files are.
+    """Format the segments of an image as a table, largest first, with the paths of its files.
 
     Args:
-        result: of one picture.
+        result: segmentation of the image.
         written: its files.
-        threshold, background: with which it was made; where nothing was found they are what can be changed.
+        threshold, background: options of the call, for advice if there are no segments.
     """
     height, width = result.size
     lines = [f"{one_line(result.source or 'picture')}  {width} × {height}  {result.task}"]
@@ -115,14 +115,14 @@ def table(result: Segmentation, written: list[Path], threshold: float = 0.0, bac
         longest = max(map(len, names.values()))
         lines.append(f"  {'name':<{longest}}  kind   score   area  box (left, top, width, height)")
         for segment in sorted(result.segments, key=lambda segment: -segment.area):
-            kind, share = "thing" if segment.thing else "stuff", segment.area / (height * width)
+            kind, fraction = "thing" if segment.thing else "stuff", segment.area / (height * width)
             name, box = names[segment.label], ", ".join(map(str, segment.box))
-            lines.append(f"  {name:<{longest}}  {kind}  {segment.score:5.2f}  {share:5.1%}  {box}")
+            lines.append(f"  {name:<{longest}}  {kind}  {segment.score:5.2f}  {fraction:5.1%}  {box}")
     return "\n".join([*lines, *(f"  → {one_line(str(path))}" for path in written)])
 
 
 def _advice(result: Segmentation, threshold: float, background: str | None) -> str:
-    """What may help where nothing was found."""
+    """Advice for a result without segments."""
     steps = ["lower --threshold"] if threshold > 0 else []
     if background is not None:
         steps.append(f"leave out --background {one_line(background)}")
@@ -134,7 +134,7 @@ def _advice(result: Segmentation, threshold: float, background: str | None) -> s
 
 
 def weights_by_part(pairs: list[str]) -> dict[str, str]:
-    """The values of ``--weights``."""
+    """Parse the values of ``--weights``."""
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"--weights {pair}: write PART=FILE, for example clip=ViT-B-16.safetensors")
@@ -142,7 +142,7 @@ def weights_by_part(pairs: list[str]) -> dict[str, str]:
 
 
 def options_by_name(pairs: list[str]) -> dict[str, str]:
-    """The values of ``--set``."""
+    """Parse the values of ``--set``."""
     for pair in pairs:
         if "=" not in pair:
             raise UsageError(f"--set {pair}: write OPTION=VALUE, for example alpha=0.3")
@@ -150,12 +150,12 @@ def options_by_name(pairs: list[str]) -> dict[str, str]:
 
 
 def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task: str) -> None:
-    """Refuse a call in which the result of one picture would take the place of another.
+    """Check that no result would overwrite an input image.
 
     Raises:
-        UsageError: it names both.
+        UsageError: a result would overwrite an image.
     """
-    pictures = {place: file for file in files if file != "-" for place in (Path(os.path.realpath(file)), located(file))}
+    pictures = {path: file for file in files if file != "-" for path in (Path(os.path.realpath(file)), located(file))}
     for file, name in names.items():
         for path in result_files(folder, name, task):
             if taken := pictures.get(located(path)):

@@ -1,4 +1,4 @@
-"""Standard streams that never end the program: what they cannot show is escaped, what they cannot take is told at the end."""
+"""Standard streams that never raise: unprintable characters are escaped, and write errors are reported at the end."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from typing import Any, TextIO, cast
 
 from lexiseg.errors import LexisegError, explained
 
-# What moves the cursor, changes colours, or turns the direction of reading. Newlines and tabs are ours; see `one_line`.
+# Characters that move the cursor, change colours or the writing direction. Newlines and tabs are kept; see `one_line`.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    r"""Text for a terminal, control characters escaped as ``\u001b``, which is right within JSON, too."""
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    r"""Escape control characters as ``\u001b``, which is valid in JSON, too."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def one_line(text: str) -> str:
-    """A name for a terminal, its newlines and tabs escaped, too."""
+    """Escape control characters, newlines and tabs."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def complain(message: str) -> None:
-    """Tell the user what went wrong, on standard error."""
+    """Print an error message on standard error."""
     print(f"lexiseg: {printable(message)}", file=sys.stderr)
 
 
 def tell(error: BaseException, *, about: str = "", debug: bool = False) -> None:
-    """Tell the user of an error in a line, with the traceback if that is asked for.
+    """Print an error as one line, with its traceback if ``debug``.
 
     Args:
-        error: any.
-        about: the picture or data set it is about, where that is not in our own messages anyway.
-        debug: whether ``--debug`` was given.
+        error: any exception.
+        about: image or data set concerned, prefixed unless the error is a `LexisegError`, which names it itself.
+        debug: print the traceback.
     """
     known = isinstance(error, LexisegError)
     complain(explained(error) if known or not about else f"{about}: {explained(error)}")
@@ -48,14 +48,14 @@ def tell(error: BaseException, *, about: str = "", debug: bool = False) -> None:
 
 
 class Guarded:
-    """A standard stream whose failures are kept, not raised; nothing more is written after one.
+    """A standard stream that records write errors instead of raising them, and writes nothing after the first.
 
     Args:
-        stream: what is guarded; None where the process was started with that stream closed.
-        for_results: a reader who has gone (`head` say) is then a BrokenPipeError, for nobody wants the rest.
+        stream: stream to guard; None if the process was started with it closed.
+        for_results: raise BrokenPipeError if the reader, such as `head`, has exited, because no more output is needed.
 
     Attributes:
-        failure: why something could not be written.
+        failure: the first write error, or None.
         escapes: whether control characters are escaped.
     """
 
@@ -65,19 +65,19 @@ class Guarded:
         self._closed_from_start = stream is None
         if isinstance(stream, io.TextIOWrapper):
             with suppress(OSError, ValueError):
-                stream.reconfigure(errors="backslashreplace")  # a sign that cannot be shown is no reason to stop
+                stream.reconfigure(errors="backslashreplace")  # for characters that the encoding lacks
 
     def write(self, text: str) -> int:
-        """Write, or keep the reason why not."""
+        """Write ``text``, or record the error."""
         self._try(self._put, printable(text) if self.escapes else text)
         return len(text)
 
     def flush(self) -> None:
-        """As `write`."""
+        """Flush the stream, or record the error."""
         self._try(self.stream.flush)
 
     def give_up(self) -> None:
-        """Let what is left in buffers go nowhere, so that it does not fail again at the end of the process."""
+        """Redirect buffered output to the null device, so that flushing at exit does not fail again."""
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
@@ -98,7 +98,7 @@ class Guarded:
             self.failure = error
             if self.for_results:
                 raise
-        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.failure = error
 
     def __getattr__(self, name: str) -> Any:
@@ -107,7 +107,7 @@ class Guarded:
 
 @contextmanager
 def guarded() -> Iterator[Guarded]:
-    """Guards in the places of standard output, which is returned, and standard error."""
+    """Replace standard output and standard error by `Guarded` streams; yields that of standard output."""
     before = sys.stdout, sys.stderr
     output, errors = Guarded(before[0], for_results=True), Guarded(before[1], for_results=False)
     sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, errors)
@@ -123,7 +123,7 @@ def guarded() -> Iterator[Guarded]:
 
 
 def occupy_closed() -> None:
-    """Open what the process was started without, for the first file it opens would else be standard output."""
+    """Open closed standard streams on the null device, so that no file gets their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)

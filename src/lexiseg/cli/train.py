@@ -17,7 +17,7 @@ from lexiseg.training.plan import plan
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out a recipe, or say what it would be."""
+    """Train a recipe, show its size with ``--dry-run``, or list all recipes."""
     if arguments.recipe is None:
         _list(arguments.json)
         return 0
@@ -25,11 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = with_overrides(recipe_named(arguments.recipe), settings)
     if arguments.dry_run:
         with distributed(arguments.device) as dist:
-            found = plan(recipe, root=arguments.root, dist=dist)
-        print(json.dumps({**found, "settings": recipe.to_dict()}) if arguments.json else _told(found))
+            size = plan(recipe, root=arguments.root, dist=dist)
+        print(json.dumps({**size, "settings": recipe.to_dict()}) if arguments.json else _summary(size))
         return 0
     if arguments.output is None:
-        raise UsageError("give --output DIR, the folder of this training; or --dry-run to see what it would be")
+        raise UsageError("give --output DIR, the folder of this training; or --dry-run to see its size")
     weights = weights_by_part(arguments.weights)
     folder = train(
         recipe, arguments.output, root=arguments.root, weights=weights, device=arguments.device, workers=arguments.workers
@@ -39,23 +39,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(as_json: bool) -> None:
-    told = {name: inspect.getdoc(make) or "" for name, make in RECIPES.items()}
+    descriptions = {name: inspect.getdoc(make) or "" for name, make in RECIPES.items()}
     if as_json:
-        print(json.dumps({name: {"about": text, "settings": RECIPES[name]().to_dict()} for name, text in told.items()}))
+        print(json.dumps({name: {"about": text, "settings": RECIPES[name]().to_dict()} for name, text in descriptions.items()}))
         return
-    for name, text in told.items():
+    for name, text in descriptions.items():
         print(f"{name:18s}  {' '.join(text.split('``')[0].split())}")
 
 
-def _told(found: dict[str, Any]) -> str:
-    parameters, memory, batch = found["parameters"], found["memory_GiB"], found["batch"]
+def _summary(size: dict[str, Any]) -> str:
+    parameters, memory, batch = size["parameters"], size["memory_GiB"], size["batch"]
     lines = [
-        f"{found['recipe']}: {found['steps']} steps on {found['data']}",
-        f"data         {found['pictures']} pictures, {found['classes']} classes",
+        f"{size['recipe']}: {size['steps']} steps on {size['data']}",
+        f"data         {size['pictures']} pictures, {size['classes']} classes",
         f"parameters   {parameters['total']:,} = {parameters['trainable']:,} trained + {parameters['frozen']:,} frozen",
         f"memory       about {memory['all']:.2f} GiB a process: {memory['weights']:.2f} weights, {memory['optimiser']:.2f} "
-        f"gradients and optimiser, {memory['of each image']:.2f} for each of {found['images_at_once']} images at once",
+        f"gradients and optimiser, {memory['of each image']:.2f} for each of {size['images_at_once']} images at once",
         f"first batch  images {batch['images']}, segments {batch['segments']}",
-        *(f"missing      {what}" for what in found["missing"]),
+        *(f"missing      {what}" for what in size["missing"]),
     ]
     return "\n".join(lines)

@@ -59,11 +59,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(report: Report, names: tuple[str, ...]) -> dict[str, object]:
-    """Classes are given by their labels too, from 0, because their names may be alike."""
+    """The report as JSON values, with labels from 0 because names need not be unique."""
     return {
-        "duplicates": [{"name": found.name, "labels": found.labels} for found in report.duplicates],
-        "shared": [{"name": found.name, "labels": found.labels} for found in report.shared],
-        "near": [{"names": found.names, "labels": found.labels} for found in report.near],
+        "duplicates": [{"name": clash.name, "labels": clash.labels} for clash in report.duplicates],
+        "shared": [{"name": clash.name, "labels": clash.labels} for clash in report.shared],
+        "near": [{"names": clash.names, "labels": clash.labels} for clash in report.near],
         **{
             kind: [
                 {"hypernym": names[pair.hypernym], "hyponym": names[pair.hyponym], "labels": [pair.hypernym, pair.hyponym]}
@@ -75,16 +75,16 @@ def _as_json(report: Report, names: tuple[str, ...]) -> dict[str, object]:
 
 
 def _as_text(report: Report, names: tuple[str, ...]) -> dict[str, list[str]]:
-    """The lines under each title; classes count from 1, as in the errors of `Vocabulary`."""
+    """Lines of the report by title, with classes counted from 1 as in the errors of `Vocabulary`."""
 
     def classes(labels: Iterable[int]) -> str:
         return ", ".join(f"{names[label]} (class {label + 1})" for label in labels)
 
     return {
-        "names of several classes": [f"{found.name}: {classes(found.labels)}" for found in report.duplicates],
-        "synonyms in several classes": [f"{found.name}: {classes(found.labels)}" for found in report.shared],
+        "names of several classes": [f"{clash.name}: {classes(clash.labels)}" for clash in report.duplicates],
+        "synonyms in several classes": [f"{clash.name}: {classes(clash.labels)}" for clash in report.shared],
         "names that differ in plural, hyphens or spaces only": [
-            f"{' / '.join(found.names)}: {classes(found.labels)}" for found in report.near
+            f"{' / '.join(clash.names)}: {classes(clash.labels)}" for clash in report.near
         ],
         "classes within others, as declared": _grouped(report.hypernyms, names),
         "classes within others, by their last word (declare or deny them)": _grouped(report.candidates, names),
@@ -92,7 +92,7 @@ def _as_text(report: Report, names: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _grouped(pairs: Iterable[HypernymPair], names: tuple[str, ...]) -> list[str]:
-    """One line a hypernym, in the order of the pairs."""
+    """One line per hypernym, in the order of the pairs."""
     lines: dict[int, list[str]] = {}
     for pair in pairs:
         lines.setdefault(pair.hypernym, []).append(names[pair.hyponym])
