@@ -56,7 +56,7 @@ def measured(name: str, task: str, path: str) -> dict[str, Any]:
     vocabulary, pipeline = Vocabulary.parse(CLASSES), load(name)
     text = stage("start", lambda: pipeline.embed(vocabulary))
     pixels = stage("read", lambda: as_pixels(path))
-    policy = Policy(overlap=pipeline.segmenter.overlap)
+    policy = Policy(overlap=pipeline.segmenter.config.overlap_threshold)
     prediction = stage("predict", lambda: pipeline.predict(pixels, text))
     regions = stage("post-process", lambda: regions_of(prediction, text, task, policy))
     result = stage("describe", lambda: as_segmentation(task, pixels, vocabulary, regions))
