@@ -1,10 +1,11 @@
 """SAM, HQ-SAM and SAM 2 through transformers, behind one interface: preprocess, encode, decode.
 
 Segment Anything (Kirillov et al., 2023), Segment Anything in High Quality (Ke et al., 2023), SAM 2 (Ravi et al., 2024).
-An image is encoded once; the mask decoder then answers any number of independent prompts on it. The decoder is driven
-part by part here, so that the image is shared by all prompts until the first layer that tells them apart.
+An image is encoded once; the mask decoder then takes any number of independent prompts. The parts of the decoder are called
+one by one here, so that all prompts share the image up to the first layer that depends on the prompt.
 
-Letters: N prompts, P points a prompt, M masks a prompt, C channels, g grid cells a side, S input pixels a side, m = 4 g.
+Letters: N prompts, P points per prompt, M masks per prompt, C channels, g grid cells per side, S input pixels per side,
+m = 4 g.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB
 
 
 class SamFamily(nn.Module, ABC):
-    """What every SAM declares and does.
+    """Base class of SAM, HQ-SAM, MobileSAM and SAM 2.
 
     Attributes:
         model: the transformers model.
-        image_size: S, pixels a side of the square input.
-        grid: g, cells a side of the image embedding.
-        stride: input pixels a cell.
+        image_size: S, side of the square input in pixels.
+        grid: g, side of the image embedding in cells.
+        stride: input pixels per cell.
         channels: C.
-        mask_size: m, cells a side of the low-resolution masks.
+        mask_size: m, side of the low-resolution masks in cells.
     """
 
-    model: Any  # transformers leaves its modules' parts without types
+    model: Any  # transformers' submodules have no type hints
 
     def __init__(self, model: nn.Module, *, image_size: int, stride: int, channels: int) -> None:
         super().__init__()
@@ -55,30 +56,30 @@ class SamFamily(nn.Module, ABC):
 
     @abstractmethod
     def geometry(self, size: Size) -> GridGeometry:
-        """How the mask grid lies on an image of ``size`` (height, width)."""
+        """Return the geometry of the mask grid on an image of ``size`` (height, width)."""
 
     @abstractmethod
     def preprocess(self, image: Tensor) -> Tensor:
-        """An image [3, H, W], float RGB in 0..1 -> network input [1, 3, S, S]."""
+        """Convert an image [3, H, W], float RGB in 0..1, to network input [1, 3, S, S]."""
 
     @abstractmethod
     def encode_with_skips(self, images: Tensor) -> tuple[Tensor, Skips]:
-        """Network inputs [B, 3, S, S] -> image embeddings [B, C, g, g] and what else the decoder needs of the encoder."""
+        """Encode network inputs [B, 3, S, S] as image embeddings [B, C, g, g] and the decoder's skip connections."""
 
     @abstractmethod
     def _answer(self, tokens: Tensor, image: Tensor, skips: Skips, *, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Heads: output tokens [N, T, C] and the image as each prompt sees it [N, C, g, g] -> logits and pred_iou."""
+        """Apply the heads to output tokens [N, T, C] and image features per prompt [N, C, g, g]: logits and pred_iou."""
 
     @abstractmethod
     def _output_tokens(self) -> Tensor:
-        """The learned tokens in front of the prompts, [T, C]."""
+        """Return the learned tokens in front of the prompt tokens, [T, C]."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Network inputs [B, 3, S, S] -> image embeddings [B, C, g, g]."""
+        """Encode network inputs [B, 3, S, S] as image embeddings [B, C, g, g]."""
         return self.encode_with_skips(images)[0]
 
     def scale_points(self, points: Tensor, size: Size) -> Tensor:
-        """Points [..., 2], (x, y) in pixels of an image of ``size`` (height, width) -> pixels of the S × S input."""
+        """Scale points [..., 2], (x, y) in pixels of an image of ``size`` (height, width), to pixels of the S × S input."""
         high, wide = self.geometry(size).resized if self._keeps_aspect else (self.image_size, self.image_size)
         return points * points.new_tensor([wide / size[1], high / size[0]])
 
@@ -93,39 +94,39 @@ class SamFamily(nn.Module, ABC):
         multimask: bool = True,
         skips: Skips = (),
     ) -> tuple[Tensor, Tensor]:
-        """Masks for N independent prompts on one image. Large N can be decoded in chunks with the same result.
+        """Decode masks for N independent prompts on one image; the result does not depend on how prompts are batched.
 
         Args:
-            embeddings: [1, C, g, g] of `encode`.
+            embeddings: [1, C, g, g], output of `encode`.
             points: [N, P, 2], (x, y) in pixels of the S × S input.
-            labels: [N, P], 1 inside, 0 outside, -1 no point; all inside if left out.
+            labels: [N, P], 1 foreground, 0 background, -1 no point; defaults to foreground.
             boxes: [N, 4], (left, top, right, bottom) in pixels of the S × S input.
-            masks: [N, 1, m, m] logits of an earlier answer.
-            multimask: several masks for an ambiguous prompt instead of one.
-            skips: of `encode_with_skips`; empty for SAM itself.
+            masks: [N, 1, m, m] logits of an earlier call.
+            multimask: predict several masks per prompt instead of one.
+            skips: output of `encode_with_skips`; empty for SAM itself.
 
         Returns:
             Logits [N, M, m, m] and predicted IoU [N, M].
 
         Raises:
-            UsageError: no prompt, or prompts of different numbers.
+            UsageError: no prompt, or different numbers of points, boxes and masks.
         """
-        numbers = {len(prompt) for prompt in (points, boxes, masks) if prompt is not None}
-        if len(numbers) != 1:
-            counts = " and ".join(str(number) for number in sorted(numbers)) or "none"
-            raise UsageError(f"give N points, boxes or masks, the same N of each; got {counts}")
-        number = numbers.pop()
+        counts = {len(prompt) for prompt in (points, boxes, masks) if prompt is not None}
+        if len(counts) != 1:
+            listed = " and ".join(map(str, sorted(counts))) or "none"
+            raise UsageError(f"give N points, boxes or masks, the same N of each; got {listed}")
+        count = counts.pop()
         sparse, dense = self._embed_prompts(points, labels, boxes, masks)
         if sparse is None:
-            sparse = embeddings.new_zeros(1, number, 0, self.channels)
-        tokens = torch.cat([self._output_tokens().expand(1, number, -1, -1), sparse.to(embeddings.dtype)], dim=2)
+            sparse = embeddings.new_zeros(1, count, 0, self.channels)
+        tokens = torch.cat([self._output_tokens().expand(1, count, -1, -1), sparse.to(embeddings.dtype)], dim=2)
         tokens, image = self._attend(tokens, embeddings + dense)
         return self._answer(tokens, image, skips, multimask=multimask)
 
     def _embed_prompts(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        """Prompts as tokens [1, N, P', C] (None without points and boxes) and as a map [N or 1, C, g, g]."""
+        """Embed prompts as tokens [1, N, P', C] (None without points and boxes) and as a map [N or 1, C, g, g]."""
         if points is not None and labels is None:
             labels = torch.ones(points.shape[:2], device=points.device)
         sparse, dense = self.model.prompt_encoder(
@@ -137,9 +138,9 @@ class SamFamily(nn.Module, ABC):
         return sparse, dense
 
     def _attend(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The two-way transformer: tokens [1, N, T, C] on an image [1 or N, C, g, g] -> [N, T, C] and [N, C, g, g].
+        """Apply the two-way transformer to tokens [1, N, T, C] and an image [1 or N, C, g, g]: [N, T, C], [N, C, g, g].
 
-        An image shared by all prompts enters once; attention broadcasts it, and it grows to N with the first answer.
+        An image shared by all prompts is broadcast by the first attention, whose output has batch size N.
         """
         tokens, cells = self.model.mask_decoder.transformer(
             point_embeddings=tokens,
@@ -156,7 +157,7 @@ class SamFamily(nn.Module, ABC):
 
 
 class _PaddedInput(SamFamily):
-    """SAM's input: the longer side becomes S, the rest is padding."""
+    """SAM's input: the longer side is resized to S, the shorter one padded."""
 
     @property
     def _keeps_aspect(self) -> bool:
@@ -168,9 +169,9 @@ class _PaddedInput(SamFamily):
         return GridGeometry((self.image_size, self.image_size), (high, wide), size)
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """An image [3, H, W], float RGB in 0..1 -> [1, 3, S, S].
+        """Convert an image [3, H, W], float RGB in 0..1, to [1, 3, S, S].
 
-        As the official predictor: resized in 8 bits by Pillow if of another size, normalised, then zeros to the right and
+        As in the official predictor: resized in 8 bits by Pillow if needed, normalised, then zero-padded on the right and
         below.
         """
         high, wide = self.geometry((image.shape[1], image.shape[2])).resized
@@ -203,7 +204,7 @@ class SamBackbone(_PaddedInput):
         self,
         tokens: Tensor,
         image: Tensor,
-        skips: Skips,  # noqa: ARG002 - SAM has none
+        skips: Skips,  # noqa: ARG002 - unused by SAM
         *,
         multimask: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -211,11 +212,11 @@ class SamBackbone(_PaddedInput):
 
 
 class SamHqBackbone(_PaddedInput):
-    """HQ-SAM: a token and fused early features sharpen SAM's mask.
+    """HQ-SAM: SAM's mask refined by an extra token and fused early features.
 
-    As in the authors' code a prompt has one mask, also with ``multimask``: the best of SAM's three plus the sharpening.
-    transformers' own decoder (5.23) upsamples the image as it was before the two-way transformer; the authors' upsamples
-    the transformer's output, and so does this one.
+    As in the authors' code a prompt has one mask even with ``multimask``: the best of SAM's three plus the refinement.
+    Like the authors' decoder, this one upsamples the output of the two-way transformer; transformers' own (5.23) upsamples
+    its input.
     """
 
     def __init__(self, model: SamHQModel) -> None:
@@ -223,7 +224,7 @@ class SamHqBackbone(_PaddedInput):
         super().__init__(model, image_size=vision.image_size, stride=vision.patch_size, channels=vision.output_channels)
 
     def encode_with_skips(self, images: Tensor) -> tuple[Tensor, Skips]:
-        """Image embeddings [B, C, g, g] and the HQ feature [B, C / 8, m, m]."""
+        """Encode network inputs [B, 3, S, S] as image embeddings [B, C, g, g] and the HQ feature [B, C / 8, m, m]."""
         encoded, decoder = self.model.vision_encoder(images), self.model.mask_decoder
         late, early = encoded.last_hidden_state, encoded.intermediate_embeddings[0].permute(0, 3, 1, 2)
         late_fine = decoder.encoder_conv2(decoder.activation(decoder.encoder_norm(decoder.encoder_conv1(late))))
@@ -238,7 +239,7 @@ class SamHqBackbone(_PaddedInput):
 
     def _answer(self, tokens: Tensor, image: Tensor, skips: Skips, *, multimask: bool) -> tuple[Tensor, Tensor]:
         if len(skips) != 1:
-            raise UsageError("HQ-SAM's decoder needs the skips of encode_with_skips")
+            raise UsageError("HQ-SAM's decoder needs skips; pass those of encode_with_skips")
         decoder = self.model.mask_decoder
         fine = _upscale(decoder, image)
         logits, pred_iou = _sam_masks(decoder, tokens, fine, multimask=multimask)
@@ -261,12 +262,12 @@ class Sam2Backbone(SamFamily):
         return False
 
     def geometry(self, size: Size) -> GridGeometry:
-        """The grid covers exactly the image; masks are resized to it in one step."""
+        """Return the geometry of the mask grid, which covers exactly the image; masks are upsampled in one step."""
         grid = (self.mask_size, self.mask_size)
         return GridGeometry(grid, grid, size)
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """An image [3, H, W], float RGB in 0..1 -> [1, 3, S, S], stretched, with ImageNet's mean and deviation."""
+        """Convert an image [3, H, W], float RGB in 0..1, to [1, 3, S, S]: stretched, with ImageNet's mean and std."""
         weight = next(self.model.parameters())
         square = functional.interpolate(
             image[None].to(weight.device).float(), (self.image_size, self.image_size), mode="bilinear", antialias=True
@@ -275,7 +276,7 @@ class Sam2Backbone(SamFamily):
         return ((square - mean) / std).to(weight.dtype)
 
     def encode_with_skips(self, images: Tensor) -> tuple[Tensor, Skips]:
-        """Image embeddings [B, C, g, g] and two finer maps, [B, C / 8, m, m] and [B, C / 4, m / 2, m / 2]."""
+        """Encode as image embeddings [B, C, g, g] and two finer maps, [B, C / 8, m, m] and [B, C / 4, m / 2, m / 2]."""
         fine, middle, coarse = self.model.vision_encoder(images).fpn_hidden_states
         decoder = self.model.mask_decoder
         no_memory = self.model.no_memory_embedding.reshape(1, -1, 1, 1)
@@ -288,7 +289,7 @@ class Sam2Backbone(SamFamily):
     def _embed_prompts(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
-        if points is None and boxes is None and masks is not None:  # SAM 2 says "no point" with a token
+        if points is None and boxes is None and masks is not None:  # SAM 2 has a token for "no point"
             points, labels = masks.new_zeros(len(masks), 1, 2), masks.new_full((len(masks), 1), -1)
         return super()._embed_prompts(points, labels, boxes, masks)
 
@@ -297,14 +298,14 @@ class Sam2Backbone(SamFamily):
 
     def _answer(self, tokens: Tensor, image: Tensor, skips: Skips, *, multimask: bool) -> tuple[Tensor, Tensor]:
         if len(skips) != 2:
-            raise UsageError("SAM 2's decoder needs the skips of encode_with_skips")
+            raise UsageError("SAM 2's decoder needs skips; pass those of encode_with_skips")
         decoder = self.model.mask_decoder
         middle = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image) + skips[1]))
         fine = decoder.activation(decoder.upscale_conv2(middle) + skips[0])
         logits, pred_iou = _sam_masks(decoder, tokens[:, 1:], fine, multimask=multimask)
         if multimask or not decoder.dynamic_multimask_via_stability:
             return logits, pred_iou
-        # an unstable single mask gives way to the best of several
+        # replace an unstable single mask by the best of several
         others, other_pred_iou = _sam_masks(decoder, tokens[:, 1:], fine, multimask=True)
         best = other_pred_iou.argmax(dim=1, keepdim=True)
         stability = stability_score(logits, offset=decoder.dynamic_multimask_stability_delta).nan_to_num(1.0)
@@ -316,24 +317,24 @@ class Sam2Backbone(SamFamily):
 
 
 def _upscale(decoder: Any, image: Tensor) -> Tensor:
-    """[N, C, g, g] -> [N, C / 8, m, m]."""
+    """Upsample image features [N, C, g, g] to [N, C / 8, m, m]."""
     middle = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
     fine: Tensor = decoder.activation(decoder.upscale_conv2(middle))
     return fine
 
 
 def _sam_masks(decoder: Any, tokens: Tensor, fine: Tensor, *, multimask: bool) -> tuple[Tensor, Tensor]:
-    """IoU token and mask tokens [N, 1 + M + …, C], features [N, C / 8, m, m] -> logits [N, M, m, m], pred_iou [N, M].
+    """Compute logits [N, M, m, m] and pred_iou [N, M] of IoU and mask tokens [N, 1 + M + …, C], features [N, C / 8, m, m].
 
-    Token 0 is the single answer, the others are the several.
+    Mask token 0 is for a single mask, the others are for ``multimask``.
     """
     mlps = decoder.output_hypernetworks_mlps
-    wanted = range(1, len(mlps)) if multimask else range(1)
-    weights = torch.stack([mlps[number](tokens[:, 1 + number]) for number in wanted], dim=1)
-    return _dot(weights, fine), decoder.iou_prediction_head(tokens[:, 0])[:, wanted.start : wanted.stop]
+    used = range(1, len(mlps)) if multimask else range(1)
+    weights = torch.stack([mlps[index](tokens[:, 1 + index]) for index in used], dim=1)
+    return _dot(weights, fine), decoder.iou_prediction_head(tokens[:, 0])[:, used.start : used.stop]
 
 
 def _dot(weights: Tensor, features: Tensor) -> Tensor:
-    """[N, M, D] · [N, D, m, m] -> [N, M, m, m]."""
+    """Dot product of weights [N, M, D] with features [N, D, m, m], [N, M, m, m]."""
     high, wide = features.shape[2:]
     return (weights @ features.flatten(2)).reshape(*weights.shape[:2], high, wide)

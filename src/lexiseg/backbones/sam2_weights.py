@@ -1,7 +1,7 @@
-"""Names of SAM 2's parameters: official on one side, transformers on the other; and which of its sizes a file is.
+"""Key mapping of SAM 2's weights between the official code and transformers, and the sizes of official files.
 
-Both ways, by prefix rules that are each other's inverse; the four embeddings of points are one table of four rows in
-transformers. What remembers earlier frames of a video is left out, for here are single images.
+The same prefix rules map both ways; the four point embeddings are a table of four rows in transformers. The memory of video
+frames is left out, since only single images are supported.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lexiseg.errors import WeightsError
 if TYPE_CHECKING:
     from transformers import Sam2Config
 
-SAM2_KEY = "image_encoder.trunk.patch_embed.proj.weight"  # that tells SAM 2 from the others
+SAM2_KEY = "image_encoder.trunk.patch_embed.proj.weight"  # only in SAM 2
 
-_PERCEPTRON = (("layers.0.", "proj_in."), ("layers.1.", "layers.0."), ("layers.2.", "proj_out."))
+_MLP = (("layers.0.", "proj_in."), ("layers.1.", "layers.0."), ("layers.2.", "proj_out."))
 _TWO_LAYERS = (("layers.0.", "proj_in."), ("layers.1.", "proj_out."))
 _ATTENTION = (("q_proj.", "q_proj."), ("k_proj.", "k_proj."), ("v_proj.", "v_proj."), ("out_proj.", "o_proj."))
 _BLOCK = (
@@ -41,7 +41,7 @@ _LAYER = (
 _TRUNK, _PROMPTS, _MASKS = "image_encoder.trunk.", "sam_prompt_encoder.", "sam_mask_decoder."
 _OUR_TRUNK, _TRANSFORMER = "vision_encoder.backbone.", "mask_decoder.transformer."
 
-# Prefixes of whole keys: (official, ours). <n> stands for any index and is the same on both sides.
+# Prefixes of keys: (official, ours). <n> matches any index, the same on both sides.
 _RULES: tuple[tuple[str, str], ...] = (
     ("no_mem_embed", "no_memory_embedding"),
     (f"{_TRUNK}pos_embed", f"{_OUR_TRUNK}pos_embed"),
@@ -71,14 +71,14 @@ _RULES: tuple[tuple[str, str], ...] = (
     *(
         (f"{_MASKS}{part}.{a}", f"mask_decoder.{part}.{b}")
         for part in ("output_hypernetworks_mlps.<n>", "iou_prediction_head", "pred_obj_score_head")
-        for a, b in _PERCEPTRON
+        for a, b in _MLP
     ),
 )
 _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
 _POINTS, _OUR_POINTS = f"{_PROMPTS}point_embeddings.", "prompt_encoder.point_embed.weight"
 _COPY, _ORIGINAL = "prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding"
 
-# Beginnings of official keys that only videos need.
+# Prefixes of official keys that only videos need.
 VIDEO = (
     "maskmem_tpos_enc",
     "no_mem_pos_enc",
@@ -89,7 +89,7 @@ VIDEO = (
     "mask_downsample.",
 )
 
-# (width, blocks) -> blocks and window of each stage, blocks that see everything, heads and background of the first stage
+# (width, blocks) -> options of the encoder
 _SIZES: dict[tuple[int, int], dict[str, Any]] = {
     (96, 12): {"blocks_per_stage": [1, 2, 7, 2], "global_attention_blocks": [5, 7, 9]},
     (96, 16): {"blocks_per_stage": [1, 2, 11, 2], "global_attention_blocks": [7, 10, 13]},
@@ -109,19 +109,19 @@ _SIZES: dict[tuple[int, int], dict[str, Any]] = {
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:
-    """Official key -> key of ours, without points and what only videos need.
+    """Map official keys to ours, except point embeddings and keys that only videos need.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     return rename_all((key for key in keys if not key.startswith((*VIDEO, _POINTS))), _TO_OURS, "official SAM 2's")
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dictionary under our names, tied copies included.
+    """Rename an official state dictionary to our keys, including tied copies.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     ours = {name: state[key] for key, name in names_from_official(state).items()}
     points = sorted((key for key in state if key.startswith(_POINTS)), key=lambda key: int(key.split(".")[-2]))
@@ -133,23 +133,27 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dictionary of ours under the official names.
+    """Rename a state dictionary of ours to official keys.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     names = rename_all((key for key in state if key not in (_COPY, _OUR_POINTS)), _TO_OFFICIAL, "SAM 2's of ours")
     official = {name: state[key] for key, name in names.items()}
-    for number, row in enumerate(state.get(_OUR_POINTS, ())):
-        official[f"{_POINTS}{number}.weight"] = row[None]
+    for index, row in enumerate(state.get(_OUR_POINTS, ())):
+        official[f"{_POINTS}{index}.weight"] = row[None]
     return official
 
 
 def sam2_config(state: Mapping[str, Tensor], source: str) -> Sam2Config:
-    """transformers' configuration of the SAM 2 (or 2.1) whose official state dictionary this is.
+    """Return transformers' configuration for an official state dictionary of SAM 2 or 2.1.
+
+    Args:
+        state: official key -> tensor.
+        source: name of the weights in messages.
 
     Raises:
-        WeightsError: none of the published sizes (tiny, small, base+, large); ``source`` is named.
+        WeightsError: not one of the published sizes (tiny, small, base+, large).
     """
     from transformers import Sam2Config
 

@@ -1,6 +1,6 @@
-"""Building SAM, HQ-SAM, MobileSAM and SAM 2, and filling them with published weights.
+"""Construction of SAM, HQ-SAM, MobileSAM and SAM 2, and loading of published weights.
 
-These are official files, folders of transformers or of ``lexiseg convert``, and repositories on the hub.
+Weights are official files, folders of transformers or of ``lexiseg convert``, or repositories on the hub.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lexiseg.errors import UsageError, WeightsError
 if TYPE_CHECKING:
     from transformers import SamConfig, SamHQConfig
 
-_TRANSFORMERS = "vision_encoder."  # begins names of theirs and ours; official names have image_encoder
+_TRANSFORMERS = "vision_encoder."  # prefix in transformers' and our names; official names have image_encoder
 DECODER_NORM_EPS = 1e-5  # of the official two-way transformer; transformers' default, 1e-6, moves logits by 2e-4
 
 # width, layers, heads, layers with global attention
@@ -35,7 +35,7 @@ _VISION = {
     "l": (1024, 24, 16, (5, 11, 17, 23)),
     "h": (1280, 32, 16, (7, 15, 23, 31)),
 }
-# What ``model_type`` may be, and how transformers begins the names of its classes; those for video hold the image model.
+# ``model_type`` -> prefix of transformers' class names; video models contain the image model.
 _FAMILIES = {
     "sam": "Sam",
     "sam_hq": "SamHQ",
@@ -44,7 +44,7 @@ _FAMILIES = {
     "edgetam": "EdgeTam",
     "edgetam_video": "EdgeTam",
 }
-# Of all SAM 2: how the encoder lowers the resolution to a sixteenth, and the neck keeps it.
+# Common to all SAM 2: the encoder has an output stride of 16, and the neck keeps it.
 _STRIDES = {
     "patch_kernel_size": [7, 7],
     "patch_stride": [4, 4],
@@ -53,21 +53,21 @@ _STRIDES = {
     "num_query_pool_stages": 3,
 }
 _NECK = {"fpn_kernel_size": 1, "fpn_stride": 1, "fpn_padding": 0, "num_feature_levels": 3}
-MOST_PIXELS = 4096  # a side of the input
+MOST_PIXELS = 4096  # per side of the input
 Architecture = Literal["b", "l", "h"]
 MOBILE = "mobile_sam"
 SAM_NAMES = (*(f"{family}-vit-{size}" for family in ("sam", "sam_hq") for size in _VISION), MOBILE)
 
 
 def sam_config(architecture: Architecture) -> SamConfig:
-    """transformers' configuration of SAM ViT-B, -L or -H, with the official LayerNorm in the decoder."""
+    """Return transformers' configuration of SAM ViT-B, -L or -H, with the official LayerNorm epsilon in the decoder."""
     from transformers import SamConfig
 
     return SamConfig(vision_config=_vision_options(architecture), mask_decoder_config={"layer_norm_eps": DECODER_NORM_EPS})
 
 
 def sam_hq_config(architecture: Architecture) -> SamHQConfig:
-    """transformers' configuration of HQ-SAM ViT-B, -L or -H, with the official LayerNorm in the decoder."""
+    """Return transformers' configuration of HQ-SAM ViT-B, -L or -H, with the official LayerNorm epsilon in the decoder."""
     from transformers import SamHQConfig
 
     width = _VISION[architecture][0]
@@ -88,12 +88,12 @@ def _vision_options(architecture: Architecture) -> dict[str, Any]:
 
 
 def build_sam(config: SamConfig | SamHQConfig | Any) -> SamFamily:
-    """The adapter for a transformers configuration of SAM, HQ-SAM or SAM 2; random weights, evaluation mode.
+    """Build SAM, HQ-SAM or SAM 2 from a transformers configuration, with random weights and in evaluation mode.
 
     Works under ``torch.device("meta")``.
 
     Raises:
-        WeightsError: the configuration is of another model.
+        WeightsError: configuration of another model.
     """
     import transformers
 
@@ -107,16 +107,14 @@ def build_sam(config: SamConfig | SamHQConfig | Any) -> SamFamily:
         case "edgetam":
             return Sam2Backbone(transformers.EdgeTamModel(config)).eval()
         case other:
-            raise WeightsError(
-                f"the configuration is of a '{other}' model; only sam, sam_hq, sam2 and edgetam can prompt masks"
-            )
+            raise WeightsError(f"the configuration is of a '{other}' model; supported are sam, sam_hq, sam2 and edgetam")
 
 
 def sam_vit(architecture: Architecture) -> SamBackbone:
-    """SAM ViT-B, -L or -H with random weights; parameters can be counted under ``torch.device("meta")``.
+    """Build SAM ViT-B, -L or -H with random weights; works under ``torch.device("meta")``.
 
     Raises:
-        UsageError: there is no such size.
+        UsageError: unknown size.
     """
     if architecture not in _VISION:
         raise UsageError(f"unknown SAM size '{architecture}'; there are {', '.join(_VISION)}")
@@ -126,10 +124,10 @@ def sam_vit(architecture: Architecture) -> SamBackbone:
 
 
 def mobile_sam(image_size: int = 1024) -> MobileSamBackbone:
-    """MobileSAM with random weights, evaluation mode.
+    """Build MobileSAM with random weights, in evaluation mode.
 
     Args:
-        image_size: S, a multiple of 16; no parameter depends on it, and 1024 is what it was trained at.
+        image_size: S, a multiple of 16. No parameter depends on it; MobileSAM was trained at 1024.
     """
     from transformers import SamConfig, SamModel
 
@@ -145,10 +143,10 @@ def mobile_sam(image_size: int = 1024) -> MobileSamBackbone:
 
 
 def sam_name(sam: SamFamily) -> str:
-    """Which of `SAM_NAMES` an official SAM, HQ-SAM or MobileSAM is.
+    """Return the name in `SAM_NAMES` of an official SAM, HQ-SAM or MobileSAM.
 
     Raises:
-        WeightsError: it is none of them.
+        WeightsError: any other model.
     """
     if isinstance(sam, MobileSamBackbone):
         return MOBILE
@@ -158,11 +156,11 @@ def sam_name(sam: SamFamily) -> str:
     for size, (known, *_) in _VISION.items():
         if family is not None and width == known:
             return f"{family}-vit-{size}"
-    raise WeightsError(f"a SAM of width {width} has no name; there are {', '.join(SAM_NAMES)}")
+    raise WeightsError(f"a SAM of width {width} has no name; known are {', '.join(SAM_NAMES)}")
 
 
 def config_document(sam: SamFamily) -> dict[str, Any]:
-    """What ``config.json`` in a folder of weights must say for `load_sam`."""
+    """Return the content of ``config.json`` with which `load_sam` reads these weights from a folder."""
     if isinstance(sam, MobileSamBackbone):
         return {"model_type": MOBILE, "image_size": sam.image_size}
     document: dict[str, Any] = sam.model.config.to_dict()
@@ -170,16 +168,16 @@ def config_document(sam: SamFamily) -> dict[str, Any]:
 
 
 def load_sam(source: str | Path) -> SamFamily:
-    """SAM, HQ-SAM, MobileSAM or SAM 2 with its weights, float32, evaluation mode, on the CPU.
+    """Load SAM, HQ-SAM, MobileSAM or SAM 2 with its weights, float32, in evaluation mode, on the CPU.
 
     Args:
         source: a file as published (``sam_vit_b_01ec64.pth``, ``sam_hq_vit_l.pth``, ``mobile_sam.pt``,
-            ``sam2.1_hiera_tiny.pt``, or safetensors with those names); a folder of transformers or of ``lexiseg convert``
+            ``sam2.1_hiera_tiny.pt``, or safetensors with the same keys); a folder of transformers or of ``lexiseg convert``
             (``config.json`` and ``model.safetensors``), or that ``model.safetensors`` with its config beside it; or a hub id
-            (``facebook/sam-vit-base``), which is fetched unless it is in the cache already.
+            (``facebook/sam-vit-base``), which is downloaded unless it is in the cache.
 
     Raises:
-        WeightsError: nothing there, unreadable, or of another model; the message says what to put where.
+        WeightsError: missing, unreadable, or weights of another model.
     """
     path = Path(source)
     if path.is_dir():
@@ -198,12 +196,12 @@ def load_sam(source: str | Path) -> SamFamily:
 
 
 def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | None = None) -> SamFamily:
-    """SAM, HQ-SAM, MobileSAM or SAM 2 from an official state dictionary.
+    """Build SAM, HQ-SAM, MobileSAM or SAM 2 from an official state dictionary.
 
     Args:
         state: official key -> tensor.
-        source: what to call it in messages.
-        config: transformers configuration; found from the encoder if left out.
+        source: name of the weights in messages.
+        config: transformers configuration; defaults to the one that fits the encoder's weights.
 
     Raises:
         WeightsError: keys or shapes that are not SAM's.
@@ -237,15 +235,15 @@ def _from_transformers(config_file: Path, weights_file: Path, source: str) -> Sa
         model = _empty(_config(options, config_file, source))
     except (UsageError, WeightsError):
         raise
-    except Exception as error:  # of sizes that fit no model, transformers raises nearly anything
+    except Exception as error:  # sizes that fit no model can raise anything in transformers
         raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r:.300}") from error
     return _filled(model, read_state(weights_file), source)
 
 
 def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
-    """A configuration of transformers with the sizes that a ``config.json`` gives; nothing else of that file is heeded.
+    """Build a transformers configuration with the sizes of a ``config.json``; everything else in that file is ignored.
 
-    Sizes that must agree are the encoder's.
+    Sizes that must agree are taken from the encoder.
     """
     import transformers
 
@@ -253,13 +251,13 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
     family = _FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise WeightsError(
-            f"{source} holds a {reprlib.repr(kind)} model; only sam, sam_hq, mobile_sam, sam2 and edgetam can prompt masks"
+            f"{source} holds a {reprlib.repr(kind)} model; supported are sam, sam_hq, mobile_sam, sam2 and edgetam"
         )
 
     def part(key: str, name: str, agreed: Mapping[str, object] | None = None, **ours: object) -> Any:
-        config_class, said = getattr(transformers, f"{family}{name}Config"), options.get(key, {})
+        config_class, values = getattr(transformers, f"{family}{name}Config"), options.get(key, {})
         where = f"{config_file}, {key}"
-        return config_class(**own_options(config_class, said, where, **_agreed(said, agreed or {}, where), **ours))
+        return config_class(**own_options(config_class, values, where, **_agreed(values, agreed or {}, where), **ours))
 
     if family in {"Sam", "SamHQ"}:
         vision = part("vision_config", "Vision")
@@ -267,12 +265,12 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
         sizes = {"hidden_size": channels, "image_size": vision.image_size, "patch_size": vision.patch_size}
         ours = {"layer_norm_eps": DECODER_NORM_EPS}
     else:
-        said = options.get("vision_config", {})
+        encoder = options.get("vision_config", {})
         if family == "Sam2":
-            trunk = _trunk(transformers.Sam2HieraDetConfig, said, config_file)
+            trunk = _trunk(transformers.Sam2HieraDetConfig, encoder, config_file)
         else:
             print_without_hub()
-            trunk = _timm_trunk(said, config_file)
+            trunk = _timm_trunk(encoder, config_file)
         vision = part("vision_config", "Vision", _NECK, backbone_config=trunk)
         channels, sizes, ours = vision.fpn_hidden_size, {"hidden_size": vision.fpn_hidden_size, "patch_size": STRIDE}, {}
     prompts = part("prompt_encoder_config", "PromptEncoder", sizes)
@@ -290,42 +288,44 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
 
 
 def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
-    """The configuration of an encoder within the part that is called so."""
-    said = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
+    """Build the configuration of the encoder in ``vision_config``."""
+    options = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
     where = f"{config_file}, vision_config.backbone_config"
-    return config_class(**own_options(config_class, said, where, **_agreed(said, _STRIDES, where)))
+    return config_class(**own_options(config_class, options, where, **_agreed(options, _STRIDES, where)))
 
 
-def _agreed(said: object, values: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """Values that follow from others or are those of all published models; a config may leave them out or say the same."""
+def _agreed(options: object, values: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """Return ``values``, which the options may leave out or repeat, but not change."""
     for key, value in values.items():
-        if isinstance(said, Mapping) and said.get(key, value) not in (value, None):
-            raise WeightsError(f"{where}: {key} must be {reprlib.repr(value)}, not {reprlib.repr(said[key])}; fetch it again")
+        if isinstance(options, Mapping) and options.get(key, value) not in (value, None):
+            raise WeightsError(
+                f"{where}: {key} must be {reprlib.repr(value)}, not {reprlib.repr(options[key])}; download it again"
+            )
     return values
 
 
 def _timm_trunk(vision: object, config_file: Path) -> Any:
-    """EdgeTAM's encoder, of timm: its name must be in timm's own table, for timm reads configs of others' folders, too."""
+    """Build the configuration of EdgeTAM's encoder, which must be in timm's own table: other names make timm read files."""
     from transformers import TimmWrapperConfig
 
-    said = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
-    name = said.get("architecture", "repvit_m1") if isinstance(said, Mapping) else said
+    options = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
+    name = options.get("architecture", "repvit_m1") if isinstance(options, Mapping) else options
     name = name.removeprefix("timm/") if isinstance(name, str) else name
     if not timm_name(name):
         raise WeightsError(
             f"{config_file}: vision_config.backbone_config.architecture must be a model of timm, not {reprlib.repr(name)}"
         )
     published = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
-    given = said.get("model_args") if isinstance(said, Mapping) else None
-    arguments = check_timm_arguments(given or published, config_file, "vision_config.backbone_config.model_args")
+    stated = options.get("model_args") if isinstance(options, Mapping) else None
+    arguments = check_timm_arguments(stated or published, config_file, "vision_config.backbone_config.model_args")
     return TimmWrapperConfig(architecture=name, model_args=arguments)
 
 
 def print_without_hub() -> None:
-    """Let configurations of EdgeTAM be made without a connection.
+    """Let configurations of EdgeTAM be built without a connection.
 
-    transformers before 5.23 fetches the published encoder's configuration from the hub whenever it prints one of EdgeTAM, and
-    prints it when it checks types.
+    The ``repr`` of one, which its type checks call, downloads the published encoder's configuration in transformers before
+    5.23.
     """
     from transformers import EdgeTamConfig, EdgeTamVisionConfig
 
@@ -334,17 +334,17 @@ def print_without_hub() -> None:
 
 
 def _empty(config: Any) -> SamFamily:
-    """The model of a configuration without memory for its weights, so that nothing is initialised in vain."""
+    """Build the model of a configuration on the meta device, without initialising weights."""
     with torch.device("meta"):
         return build_sam(config)
 
 
 def _filled(backbone: SamFamily, state: Mapping[str, Tensor], source: str) -> SamFamily:
-    """The model with exactly these weights."""
+    """Load exactly these weights into a model."""
     expected = backbone.model.state_dict()
     tensors = {key: tensor for key, tensor in state.items() if not _only_for_video(key)}
-    for one, other in TIED.items():
-        for copy, original in ((one, other), (other, one)):
+    for pair in TIED.items():
+        for copy, original in (pair, pair[::-1]):
             if copy in expected and copy not in tensors and original in tensors:
                 tensors[copy] = tensors[original]
     check_keys(tensors, expected, source)
@@ -360,7 +360,7 @@ _VIDEO_KEYS = re.compile(
 
 
 def _only_for_video(key: str) -> bool:
-    """Whether a key of a SAM 2 checkpoint belongs to the tracker and not to the image model."""
+    """Whether a key of a SAM 2 checkpoint belongs to the video tracker."""
     return _VIDEO_KEYS.match(key) is not None
 
 

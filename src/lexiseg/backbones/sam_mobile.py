@@ -1,7 +1,7 @@
 """MobileSAM (Zhang et al., "Faster Segment Anything", 2023): SAM with a TinyViT as image encoder.
 
-The trunk is timm's TinyViT-5M (Wu et al., 2022) but for one stride: MobileSAM's last stage keeps the resolution of the one
-before it, so that the encoder ends at a sixteenth of the input, as SAM's. Neck, prompts and mask decoder are SAM's.
+The trunk is timm's TinyViT-5M (Wu et al., 2022) except that the last stage does not downsample, so the encoder has SAM's
+output stride of 16. Neck, prompt encoder and mask decoder are SAM's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRUNK: dict[str, Any] = {
 
 
 class TinyViTEncoder(nn.Module):
-    """Images [B, 3, S, S] -> embeddings [B, 256, S / 16, S / 16]; S is any multiple of 16."""
+    """Image encoder, images [B, 3, S, S] -> embeddings [B, 256, S / 16, S / 16]; S is any multiple of 16."""
 
     def __init__(self) -> None:
         from timm.models.tiny_vit import TinyVit
@@ -41,12 +41,12 @@ class TinyViTEncoder(nn.Module):
 
 
 def _forget_biases(trunk: nn.Module, _: Any) -> None:
-    """timm keeps a table of position biases from one forward to the next, and drops it only when the mode is set."""
+    """Clear timm's cache of position biases, which setting the mode does."""
     trunk.train(trunk.training)
 
 
 class MobileSamBackbone(SamBackbone):
-    """MobileSAM; its ``model`` is transformers' SAM with a `TinyViTEncoder` in place of its own."""
+    """MobileSAM; ``model`` is transformers' SAM with a `TinyViTEncoder`."""
 
     def encode_with_skips(self, images: Tensor) -> tuple[Tensor, Skips]:
         return self.model.vision_encoder(images), ()

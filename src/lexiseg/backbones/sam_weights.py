@@ -1,6 +1,6 @@
-"""Names of SAM's parameters: official (segment-anything, sam-hq, MobileSAM) on one side, transformers on the other.
+"""Key mapping of SAM's weights between the official code (segment-anything, sam-hq, MobileSAM) and transformers.
 
-Both ways, by prefix rules that are each other's inverse. Every key is mapped, dropped with a reason, or an error.
+The same prefix rules map both ways. Every key is mapped, dropped with a reason, or an error.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _NECK = (
 )
 
 _TRUNK = "vision_encoder.trunk."  # of MobileSAM, with timm's names
-MOBILE_KEY = f"{_TRUNK}patch_embed.conv1.conv.weight"  # that tells MobileSAM from the others
+MOBILE_KEY = f"{_TRUNK}patch_embed.conv1.conv.weight"  # only in MobileSAM
 
 
 def _convolution(official: str, ours: str) -> list[tuple[str, str]]:
-    """A convolution and its norm."""
+    """Rules of a convolution and its norm."""
     return [(f"{_ENCODER[0]}{official}.{a}.", f"{_TRUNK}{ours}.{b}.") for a, b in (("c", "conv"), ("bn", "bn"))]
 
 
-# Prefixes of whole keys: (official, ours). Numbers in pointed brackets stand for any index and are the same on both sides.
+# Prefixes of keys: (official, ours). <n> matches any index, the same on both sides.
 _RULES: tuple[tuple[str, str], ...] = (
     ("image_encoder.pos_embed", "vision_encoder.pos_embed"),
     ("image_encoder.patch_embed.proj.", "vision_encoder.patch_embed.projection."),
@@ -65,7 +65,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     ),
     *((f"mask_decoder.output_hypernetworks_mlps.<n>.{a}", f"mask_decoder.output_hypernetworks_mlps.<n>.{b}") for a, b in _MLP),
     *((f"mask_decoder.iou_prediction_head.{a}", f"mask_decoder.iou_prediction_head.{b}") for a, b in _MLP),
-    # MobileSAM's encoder: what lowers the resolution ends a stage there, and begins the next one in timm
+    # MobileSAM's encoder: downsampling layers end a stage there, and begin the next one in timm
     *_convolution("patch_embed.seq.0", "patch_embed.conv1"),
     *_convolution("patch_embed.seq.2", "patch_embed.conv2"),
     *(rule for k in (1, 2, 3) for rule in _convolution(f"layers.0.blocks.<n>.conv{k}", f"stages.0.blocks.<n>.conv{k}")),
@@ -96,15 +96,15 @@ _RULES: tuple[tuple[str, str], ...] = (
     ),
 )
 
-# One official tensor, two parameters of ours that transformers ties.
+# Copy -> original of parameters that transformers ties; one tensor in official files.
 TIED = {"prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding"}
 
-# Official keys that carry no parameter of the network.
+# Official keys that are not parameters of the network, and why.
 DROPPED = {
-    "pixel_mean": "the constant our preprocessing has",
-    "pixel_std": "the constant our preprocessing has",
+    "pixel_mean": "constant of the preprocessing",
+    "pixel_std": "constant of the preprocessing",
     **{
-        f"image_encoder.{key}": "of MobileSAM's encoder as a classifier, which it is not in SAM"
+        f"image_encoder.{key}": "classification head of MobileSAM's encoder, unused in SAM"
         for key in ("norm_head.weight", "norm_head.bias", "head.weight", "head.bias")
     },
 }
@@ -114,28 +114,28 @@ _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:
-    """Official key -> key of ours, for the keys that carry parameters.
+    """Map official keys of parameters to ours.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     return rename_all((key for key in keys if key not in DROPPED), _TO_OURS, "official SAM's, HQ-SAM's or MobileSAM's")
 
 
 def names_to_official(keys: Iterable[str]) -> dict[str, str]:
-    """Key of ours -> official key; tied copies are left out.
+    """Map our keys to official ones; tied copies are left out.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     return rename_all((key for key in keys if key not in TIED), _TO_OFFICIAL, "SAM's, HQ-SAM's or MobileSAM's of ours")
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dictionary under our names, tied copies included.
+    """Rename an official state dictionary to our keys, including tied copies.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     ours = {name: state[key] for key, name in names_from_official(state).items()}
     ours.update({copy: ours[original] for copy, original in TIED.items() if original in ours})
@@ -143,19 +143,19 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dictionary of ours under the official names.
+    """Rename a state dictionary of ours to official keys.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     return {name: state[key] for key, name in names_to_official(state).items()}
 
 
 def check_keys(shapes: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Every expected parameter is there with its shape, and nothing else.
+    """Check that a state dictionary has exactly the expected keys and shapes.
 
     Raises:
-        WeightsError: what is missing, too much, or of another shape, by name.
+        WeightsError: keys that are missing, unknown, or of another shape.
     """
     problems = {
         "missing": sorted(expected.keys() - shapes.keys()),
@@ -166,6 +166,6 @@ def check_keys(shapes: Mapping[str, Tensor], expected: Mapping[str, Tensor], sou
             if shapes[key].shape != expected[key].shape
         ),
     }
-    found = "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in problems.items() if keys)
-    if found:
-        raise WeightsError(f"{source} does not fit the model: {found}; check that checkpoint and architecture belong together")
+    summary = "; ".join(f"{len(keys)} {problem}: {some(keys)}" for problem, keys in problems.items() if keys)
+    if summary:
+        raise WeightsError(f"{source} does not fit the model: {summary}; check that checkpoint and architecture match")
