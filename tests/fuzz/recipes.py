@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lexiseg.methods import MODELS, RECIPES, recipe_named
-from lexiseg.methods.recipe import changed
+from lexiseg.methods.recipe import with_overrides
 from lexiseg.training.optimiser import optimiser_of
 
 SUFFIX = ".json"
@@ -51,7 +51,7 @@ def inputs(random: np.random.Generator) -> bytes:
 def attempt(path: Path) -> None:
     """Change the recipe, and build its model and its optimiser without memory."""
     name, *settings = json.loads(path.read_bytes())
-    recipe = changed(recipe_named(name), settings)
+    recipe = with_overrides(recipe_named(name), settings)
     with torch.device("meta"):
         segmenter = MODELS[recipe_named(name).name].empty(recipe.model)
     for stage in recipe.stages:
