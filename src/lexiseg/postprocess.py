@@ -28,7 +28,7 @@ ROWS = 64  # greatest number of masks resized at once
 SLACK = 1e-3  # relative margin of a bound against rounding
 PIXELS = 4096  # pixels whose classes are compared at once; bounds the memory for any number of classes
 STRIP = 2**22  # pixels processed at once where rows are independent
-REGION_BYTES = 2  # per pixel and region: the mask, and the stack of all masks (`as_segmentation`)
+REGION_BYTES = 3  # per pixel and region: the mask, the stack of all masks (`as_segmentation`), and what saving adds
 
 
 @dataclass(frozen=True)
