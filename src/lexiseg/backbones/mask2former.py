@@ -1,6 +1,6 @@
-"""Mask2Former (Cheng et al., 2022) through transformers: masks of everything in an image, as frozen proposals.
+"""Mask2Former (Cheng et al., 2022) through transformers, as a frozen mask proposer.
 
-Trained on COCO's panoptic classes, it is used here for its masks; its own class logits come with them.
+It is trained on COCO's panoptic classes and used here for its masks; its class logits are returned too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lexiseg.errors import UsageError, WeightsError
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-_TRANSFORMERS = "model.pixel_level_module."  # begins transformers' names; official names have backbone and sem_seg_head
+_TRANSFORMERS = "model.pixel_level_module."  # prefix in transformers' names; official names have backbone and sem_seg_head
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0..255
 
 Architecture = Literal["r50", "swin-t", "swin-b"]
@@ -47,11 +47,11 @@ _BACKBONES: dict[Architecture, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ClassifiedProposals(Proposals):
-    """Masks with what Mask2Former takes them for.
+    """Mask proposals with Mask2Former's class logits.
 
     Attributes:
-        classes: [B, Q, C + 1] logits of the C classes it was trained on and, last, "no object"; None if its checkpoint has no
-            such head.
+        classes: [B, Q, C + 1] logits of the C training classes and, last, "no object"; None if the checkpoint has no
+            class head.
     """
 
     classes: Tensor | None = None
@@ -61,14 +61,14 @@ class Mask2Former(MaskProposer):
     """Mask2Former with a ResNet or a Swin; always in evaluation mode.
 
     Attributes:
-        model: the transformers model, without what only its training needs.
+        model: the transformers model without its training criterion.
         queries: Q.
-        classes: C, "no object" not counted; 0 if it does not classify.
-        stride: input pixels a cell of the mask grid.
-        multiple: both sides of the input are padded to multiples of it.
+        classes: C, without "no object"; 0 if there is no class head.
+        stride: stride of the mask grid in input pixels.
+        multiple: both sides of the input are padded to multiples of this.
     """
 
-    model: Any  # transformers leaves its modules' parts without types
+    model: Any  # transformers' submodules have no type hints
 
     def __init__(self, model: Mask2FormerForUniversalSegmentation) -> None:
         super().__init__()
@@ -82,25 +82,25 @@ class Mask2Former(MaskProposer):
         if not self.classes:
             self.model.class_predictor = nn.Identity()
         if settings.backbone_config.model_type == "swin":
-            self.model.model.pixel_level_module.encoder.swin.layernorm = nn.Identity()  # nothing reads its result
+            self.model.model.pixel_level_module.encoder.swin.layernorm = nn.Identity()  # its output is unused
         self.eval()
 
-    def train(self, mode: bool = True) -> Mask2Former:  # noqa: ARG002 - it is frozen, running means and all
-        """Stays in evaluation mode."""
+    def train(self, mode: bool = True) -> Mask2Former:  # noqa: ARG002 - frozen, including running means
+        """Stay in evaluation mode."""
         super().train(False)
         return self
 
     def forward(self, images: Tensor) -> ClassifiedProposals:
-        """The last layer's masks of images [B, 3, H, W], float RGB in 0..1, all of one size.
+        """Predict the last layer's masks of images [B, 3, H, W], float RGB in 0..1, all of the same size.
 
-        The mask grid covers the padded images: h = H' / stride, and the padded_size is (H', W').
+        The mask grid covers the padded images: h = H' / stride, and ``padded_size`` is (H', W').
         """
         return self.propose(self.preprocess(images))
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W], float RGB in 0..1 -> network inputs [B, 3, H', W'].
+        """Convert images [B, 3, H, W], float RGB in 0..1, to network inputs [B, 3, H', W'].
 
-        Normalised, then zeros to the right and below, up to multiples of `multiple`.
+        Images are normalised, then zero-padded on the right and below to multiples of `multiple`.
         """
         weight = next(self.model.parameters())
         values = images.to(weight.device).float() * 255
@@ -109,21 +109,21 @@ class Mask2Former(MaskProposer):
         return functional.pad((values - mean) / std, (0, right, 0, below)).to(weight.dtype)
 
     def propose(self, inputs: Tensor) -> ClassifiedProposals:
-        """Masks of network inputs [B, 3, H', W'], normalised and padded."""
-        found = self.model(inputs, output_hidden_states=True, return_dict=True)
-        classes = found.class_queries_logits if self.classes else None
-        return ClassifiedProposals(found.masks_queries_logits, (inputs.shape[-2], inputs.shape[-1]), classes)
+        """Predict masks of network inputs [B, 3, H', W'], normalised and padded."""
+        output = self.model(inputs, output_hidden_states=True, return_dict=True)
+        classes = output.class_queries_logits if self.classes else None
+        return ClassifiedProposals(output.masks_queries_logits, (inputs.shape[-2], inputs.shape[-1]), classes)
 
 
 def mask2former(architecture: Architecture, *, classes: int = 133) -> Mask2Former:
-    """Mask2Former for COCO's panoptic classes with random weights; works under ``torch.device("meta")``.
+    """Build Mask2Former with random weights; works under ``torch.device("meta")``.
 
     Args:
-        architecture: "r50", "swin-t", or "swin-b", whose windows of 12 are those pre-trained at 384 pixels on ImageNet-21k.
-        classes: C; 0 for a model that does not classify.
+        architecture: "r50", "swin-t", or "swin-b" (window size 12, as pre-trained at 384 pixels on ImageNet-21k).
+        classes: C, by default COCO's panoptic classes; 0 for no class head.
 
     Raises:
-        UsageError: there is no such architecture.
+        UsageError: unknown architecture.
     """
     if architecture not in _BACKBONES:
         raise UsageError(f"unknown Mask2Former '{architecture}'; there are {', '.join(_BACKBONES)}")
@@ -131,33 +131,33 @@ def mask2former(architecture: Architecture, *, classes: int = 133) -> Mask2Forme
 
 
 def build_mask2former(settings: Mask2FormerConfig | Any) -> Mask2Former:
-    """Mask2Former of a transformers configuration; random weights.
+    """Build Mask2Former from a transformers configuration, with random weights.
 
     Raises:
-        WeightsError: the configuration is of another model, or of a backbone that is neither a ResNet nor a Swin.
+        WeightsError: configuration of another model, or of a backbone that is neither a ResNet nor a Swin.
     """
     from transformers import Mask2FormerForUniversalSegmentation
 
     if settings.model_type != "mask2former":
-        raise WeightsError(f"the configuration is of a '{settings.model_type}' model; here is only mask2former")
+        raise WeightsError(f"the configuration is of a '{settings.model_type}' model; give one of a mask2former")
     if settings.backbone_config.model_type not in {"resnet", "swin"}:
         raise WeightsError(
-            f"this Mask2Former has a '{settings.backbone_config.model_type}'; only resnet and swin are known here"
+            f"this Mask2Former has a '{settings.backbone_config.model_type}'; only resnet and swin are supported"
         )
     return Mask2Former(Mask2FormerForUniversalSegmentation(settings))
 
 
 def load_mask2former(source: str | Path) -> Mask2Former:
-    """Mask2Former with its weights, float32, on the CPU.
+    """Load Mask2Former with its weights, float32, on the CPU.
 
     Args:
-        source: a file as published (``model_final_94dc52.pkl``; or .pth or .safetensors with those names) with any ResNet or
+        source: a file as published (``model_final_94dc52.pkl``, or .pth or .safetensors with the same keys) with any ResNet or
             Swin; a folder of transformers (``config.json`` and ``model.safetensors``), or that ``model.safetensors`` with its
-            config beside it; or a hub id (``facebook/mask2former-swin-tiny-coco-panoptic``), which is fetched unless it is in
-            the cache already.
+            config beside it; or a hub id (``facebook/mask2former-swin-tiny-coco-panoptic``), which is downloaded unless it is
+            in the cache.
 
     Raises:
-        WeightsError: nothing there, unreadable, or of another model; the message says what to put where.
+        WeightsError: missing, unreadable, or weights of another model.
     """
     path = Path(source)
     if path.is_dir():
@@ -177,11 +177,11 @@ def load_mask2former(source: str | Path) -> Mask2Former:
 
 
 def from_official_state(state: Mapping[str, Tensor], source: str) -> Mask2Former:
-    """Mask2Former from an official state dictionary, with or without its class head.
+    """Build Mask2Former from an official state dictionary, with or without its class head.
 
     Args:
         state: official key -> tensor.
-        source: what to call it in messages.
+        source: name of the weights in messages.
 
     Raises:
         WeightsError: keys or shapes that are not Mask2Former's.
@@ -199,32 +199,32 @@ def _from_folder(config_file: Path, weights_file: Path, source: str) -> Mask2For
         settings = _config(options, config_file)
     except (UsageError, WeightsError):
         raise
-    except Exception as error:  # of values that no model has, transformers raises nearly anything
+    except Exception as error:  # sizes that fit no model can raise anything in transformers
         raise WeightsError(f"transformers cannot build the model that {config_file} describes: {error!r:.300}") from error
     return _filled(settings, from_transformers(read_state(weights_file)), source)
 
 
 def _config(options: Mapping[str, Any], config_file: Path) -> Mask2FormerConfig:
-    """A configuration of transformers with the sizes that a ``config.json`` gives; nothing else of that file is heeded."""
+    """Build a transformers configuration with the sizes of a ``config.json``; everything else in that file is ignored."""
     from transformers import Mask2FormerConfig, ResNetConfig, SwinConfig
 
-    said = options.get("backbone_config")
-    kind = said.get("model_type") if isinstance(said, Mapping) else None
+    backbone = options.get("backbone_config")
+    kind = backbone.get("model_type") if isinstance(backbone, Mapping) else None
     if kind not in ("resnet", "swin"):
-        raise WeightsError(f"{config_file}: this Mask2Former has a {reprlib.repr(kind)}; only resnet and swin are known here")
-    backbone: type[Any] = ResNetConfig if kind == "resnet" else SwinConfig
-    sizes = own_options(backbone, said, f"{config_file}, backbone_config")
+        raise WeightsError(f"{config_file}: this Mask2Former has a {reprlib.repr(kind)}; only resnet and swin are supported")
+    backbone_class: type[Any] = ResNetConfig if kind == "resnet" else SwinConfig
+    sizes = own_options(backbone_class, backbone, f"{config_file}, backbone_config")
     labels = options.get("id2label")
     if labels is not None and not isinstance(labels, Mapping):
-        raise WeightsError(f"{config_file}: id2label must be an object of names of classes, not {reprlib.repr(labels)}")
-    named = {} if labels is None else {"id2label": {index: str(index) for index in range(len(labels))}}
-    made = Mask2FormerConfig(**own_options(Mask2FormerConfig, options, config_file, backbone_config=SwinConfig(), **named))
-    made.backbone_config = backbone(**sizes, out_features=list(STAGES))  # not above: it would warn of any but a Swin
-    return made
+        raise WeightsError(f"{config_file}: id2label must be an object of class names, not {reprlib.repr(labels)}")
+    classes = {} if labels is None else {"id2label": {index: str(index) for index in range(len(labels))}}
+    config = Mask2FormerConfig(**own_options(Mask2FormerConfig, options, config_file, backbone_config=SwinConfig(), **classes))
+    config.backbone_config = backbone_class(**sizes, out_features=list(STAGES))  # the constructor warns of any but a Swin
+    return config
 
 
 def _filled(settings: Mask2FormerConfig, state: Mapping[str, Tensor], source: str) -> Mask2Former:
-    """The model with exactly these weights; it is given memory only when they fit."""
+    """Build the model with exactly these weights; memory is allocated only if they fit."""
     try:
         with torch.device("meta"):
             expected = build_mask2former(settings).model.state_dict()
@@ -232,7 +232,7 @@ def _filled(settings: Mask2FormerConfig, state: Mapping[str, Tensor], source: st
         backbone = build_mask2former(settings)
     except (UsageError, WeightsError):
         raise
-    except Exception as error:  # of sizes that fit no model, transformers raises nearly anything
+    except Exception as error:  # sizes that fit no model can raise anything in transformers
         raise WeightsError(f"transformers cannot build the model that {source} describes: {error!r:.300}") from error
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     backbone.model.load_state_dict(floats, assign=True)

@@ -1,7 +1,7 @@
-"""Names of Mask2Former's parameters: official (detectron2) on one side, transformers on the other; and its sizes.
+"""Key mapping of Mask2Former's weights between the official code (detectron2) and transformers, and the sizes of files.
 
-Both ways, by prefix rules that are each other's inverse. Every key is mapped, dropped with a reason, or an error. Where the
-official code packs the projections of queries, keys and values into one matrix, transformers has three.
+The same prefix rules map both ways. Every key is mapped, dropped with a reason, or an error. Query, key and value projections
+are one packed matrix in the official code, and three in transformers.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ _MASK_LAYER = (
 
 
 def _convolution(official: str, ours: str) -> list[tuple[str, str]]:
-    """A convolution of a ResNet and its norm."""
+    """Rules of a ResNet's convolution and its norm."""
     return [(f"{official}.weight", f"{ours}.convolution.weight"), (f"{official}.norm.", f"{ours}.normalization.")]
 
 
-# Prefixes of whole keys: (official, ours). <n> stands for any index and is the same on both sides.
+# Prefixes of keys: (official, ours). <n> matches any index, the same on both sides.
 _RULES: tuple[tuple[str, str], ...] = (
     *_convolution("backbone.stem.conv1", f"{_ENCODER}embedder.embedder"),
     *(
@@ -95,25 +95,25 @@ _RULES: tuple[tuple[str, str], ...] = (
     *((f"{_MASKS}transformer_{a}", f"{_OUR_MASKS}decoder.layers.<n>.{b}") for a, b in _MASK_LAYER),
     (f"{_MASKS}decoder_norm.", f"{_OUR_MASKS}decoder.layernorm."),
     (f"{_MASKS}query_feat.", f"{_OUR_MASKS}queries_features."),
-    (f"{_MASKS}static_query.", f"{_OUR_MASKS}queries_features."),  # their older name, which published files still have
+    (f"{_MASKS}static_query.", f"{_OUR_MASKS}queries_features."),  # older name, in published files
     (f"{_MASKS}query_embed.", f"{_OUR_MASKS}queries_embedder."),
     (f"{_MASKS}level_embed.", f"{_OUR_MASKS}level_embed."),
     (f"{_MASKS}mask_embed.layers.<n>.", f"{_OUR_MASKS}decoder.mask_predictor.mask_embedder.<n>.0."),
     (f"{_MASKS}class_embed.", "class_predictor."),
 )
 
-# transformers' own earlier names, which the files on the hub have: (then, now), of the whole Swin, then inside its blocks.
+# Earlier names in transformers, as in the files on the hub: (earlier, current), of the whole Swin, then of its blocks.
 _EARLIER = (
     (
         (f"{_ENCODER}embeddings.", f"{_ENCODER}swin.embeddings."),
         (f"{_ENCODER}encoder.layers.", _SWIN),
-        ("", ""),  # all else is called as it was
+        ("", ""),  # all other keys are unchanged
     ),
     (
         *(
-            (f"{_SWIN}{stage}.blocks.<n>.{then}", f"{_SWIN}{stage}.blocks.<n>.{now}")
+            (f"{_SWIN}{stage}.blocks.<n>.{earlier}", f"{_SWIN}{stage}.blocks.<n>.{current}")
             for stage in range(4)
-            for then, now in (
+            for earlier, current in (
                 ("attention.self.query.", "attention.q_proj."),
                 ("attention.self.key.", "attention.k_proj."),
                 ("attention.self.value.", "attention.v_proj."),
@@ -130,20 +130,20 @@ _EARLIER = (
     ),
 )
 
-# Keys of either side that carry no parameter of the network: a pattern of the whole key, and why.
+# Keys of either side that are not parameters of the network: a pattern of the whole key, and why.
 DROPPED = {
-    r"criterion\.empty_weight": "the class weights of the training loss, a constant",
-    r".*\.relative_position_index": "follows from the window's size",
-    rf"{re.escape(_ENCODER)}(swin\.)?layernorm\.(weight|bias)": "of a norm in transformers whose result nothing reads",
+    r"criterion\.empty_weight": "class weights of the training loss, a constant",
+    r".*\.relative_position_index": "determined by the window size",
+    rf"{re.escape(_ENCODER)}(swin\.)?layernorm\.(weight|bias)": "norm in transformers with unused output",
 }
-_COUNTER = ".num_batches_tracked"  # of transformers' ResNets, which only training reads
+_COUNTER = ".num_batches_tracked"  # of transformers' ResNets, used only in training
 
 _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
-_TO_NOW = tuple(compiled(rules, 0) for rules in _EARLIER)
+_TO_CURRENT = tuple(compiled(rules, 0) for rules in _EARLIER)
 
 
 def reason_to_drop(key: str) -> str | None:
-    """Why a key of either side carries no parameter; None if it does."""
+    """Return why a key of either side is dropped, None if it is not."""
     return next((why for pattern, why in DROPPED.items() if re.fullmatch(pattern, key)), None)
 
 
@@ -153,27 +153,27 @@ def dropped(key: str) -> bool:
 
 
 def names_from_official(keys: Iterable[str]) -> dict[str, str]:
-    """Official key -> key of ours, for the keys that carry parameters.
+    """Map official keys of parameters to ours.
 
-    A packed projection has one name, with ``qkv`` in it; `from_official` makes three of it.
+    A packed projection has one key, with ``qkv`` in it, which `from_official` splits into three.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     return rename_all((key for key in keys if not dropped(key)), _TO_OURS, "official Mask2Former's")
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dictionary under transformers' names.
+    """Rename an official state dictionary to transformers' keys.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     ours: dict[str, Tensor] = {}
     for key, name in names_from_official(state).items():
         if ".qkv." in name:
             for letter, part in zip("qkv", state[key].chunk(3), strict=True):
-                ours[name.replace(".qkv.", f".{letter}_proj.")] = part.clone()  # files of weights take no views
+                ours[name.replace(".qkv.", f".{letter}_proj.")] = part.clone()  # safetensors cannot save views
         else:
             ours[name] = state[key]
     for name in [name for name in ours if name.endswith(".running_mean")]:
@@ -182,10 +182,10 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dictionary of transformers under the official names, without the dropped keys.
+    """Rename a state dictionary of transformers to official keys, without the dropped keys.
 
     Raises:
-        WeightsError: keys that no rule knows, by name.
+        WeightsError: keys without a rule.
     """
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -201,37 +201,41 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dictionary of transformers, of this version or an earlier one, under the names of today."""
+    """Rename a state dictionary of any version of transformers to the current keys."""
     kept = {name: tensor for name, tensor in state.items() if not dropped(name)}
-    for rules in _TO_NOW:
-        kept = {now: kept[name] for name, now in rename_all(kept, rules, "transformers'").items()}
+    for rules in _TO_CURRENT:
+        kept = {current: kept[name] for name, current in rename_all(kept, rules, "transformers'").items()}
     return kept
 
 
 def mask2former_config(
     backbone: Mapping[str, Any], *, classes: int = 133, queries: int = 100, **sizes: Any
 ) -> Mask2FormerConfig:
-    """transformers' configuration.
+    """Build transformers' configuration.
 
     Args:
-        backbone: options of a ``SwinConfig``, or those of a ``ResNetConfig`` (that have ``hidden_sizes``).
-        classes: "no object" not counted; 0 for a model that does not classify.
+        backbone: options of a ``SwinConfig``, or of a ``ResNetConfig`` if it has ``hidden_sizes``.
+        classes: number of classes without "no object"; 0 for no class head.
         queries: Q.
-        sizes: further options of a ``Mask2FormerConfig``; its defaults are the official ones.
+        sizes: further options of ``Mask2FormerConfig``; its defaults are the official ones.
     """
     from transformers import Mask2FormerConfig, ResNetConfig, SwinConfig
 
-    made = Mask2FormerConfig(num_labels=classes, num_queries=queries, **sizes)
-    kind = ResNetConfig if "hidden_sizes" in backbone else SwinConfig
-    made.backbone_config = kind(**backbone, out_features=list(STAGES))  # not above: it would warn of any but a Swin
-    return made
+    config = Mask2FormerConfig(num_labels=classes, num_queries=queries, **sizes)
+    backbone_class = ResNetConfig if "hidden_sizes" in backbone else SwinConfig
+    config.backbone_config = backbone_class(**backbone, out_features=list(STAGES))  # the constructor warns of any but a Swin
+    return config
 
 
 def official_config(state: Mapping[str, Tensor], source: str) -> Mask2FormerConfig:
-    """transformers' configuration of an official state dictionary; all its sizes can be read off the weights.
+    """Return transformers' configuration for an official state dictionary, with the sizes of its weights.
+
+    Args:
+        state: official key -> tensor.
+        source: name of the weights in messages.
 
     Raises:
-        WeightsError: a key that tells a size is missing; ``source`` says where.
+        WeightsError: a key that determines a size is missing.
     """
     try:
         backbone = _swin_sizes(state) if "backbone.patch_embed.proj.weight" in state else _resnet_sizes(state)
@@ -246,7 +250,7 @@ def official_config(state: Mapping[str, Tensor], source: str) -> Mask2FormerConf
             mask_feature_size=state[f"{_PIXELS}mask_features.weight"].shape[0],
             encoder_layers=_count(state, f"{layer}<n>.norm1.weight"),
             encoder_feedforward_dim=len(state[f"{layer}0.linear1.bias"]),
-            decoder_layers=_count(state, f"{_MASKS}transformer_ffn_layers.<n>.norm.weight") + 1,  # counts the masks before
+            decoder_layers=_count(state, f"{_MASKS}transformer_ffn_layers.<n>.norm.weight") + 1,  # + initial masks
             dim_feedforward=len(state[f"{_MASKS}transformer_ffn_layers.0.linear1.bias"]),
             num_attention_heads=len(state[f"{layer}0.self_attn.attention_weights.bias"]) // (_LEVELS * _POINTS),
         )
@@ -279,8 +283,8 @@ def _resnet_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _count(state: Mapping[str, Tensor], key: str) -> int:
-    """How many keys there are of this form, with <n> for 0, 1, 2, ..."""
-    number = 0
-    while key.replace("<n>", str(number)) in state:
-        number += 1
-    return number
+    """Count the keys with <n> replaced by 0, 1, 2, …"""
+    count = 0
+    while key.replace("<n>", str(count)) in state:
+        count += 1
+    return count

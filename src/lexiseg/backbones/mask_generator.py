@@ -1,9 +1,9 @@
-"""SAM's automatic mask generator (Kirillov et al., 2023): points over the image become masks of everything.
+"""SAM's automatic mask generator (Kirillov et al., 2023): masks of everything in an image.
 
-Each point prompts the decoder; masks that are predicted poor, unstable, cut off by a crop or doubled are dropped. Two
-orders give (nearly) the same survivors:
+A grid of points prompts the decoder; masks with a low predicted IoU, unstable masks, masks cut off by a crop and duplicates
+are dropped. Two orders of work keep (nearly) the same masks:
 
-* the default measures masks on the decoder's low-resolution grid and looks at pixels only where a measure is close;
+* the default measures masks on the decoder's low-resolution grid, and in pixels only near a threshold;
 * ``full_resolution`` upsamples every mask first, as the official code does; it is the reference.
 """
 
@@ -46,45 +46,45 @@ from lexiseg.ops.points import unit_grid, unit_random
 from lexiseg.ops.rle import Counts, decode_counts, encode_masks
 from lexiseg.structures import Size
 
-Box = tuple[int, int, int, int]  # (left, top, right, bottom), right and bottom beyond the last pixel
-Prompter = Callable[[Box, float], Tensor]  # crop, how many times fewer points a side -> [P, 2] (x, y) in image pixels
+Box = tuple[int, int, int, int]  # (left, top, right, bottom), right and bottom exclusive
+Prompter = Callable[[Box, float], Tensor]  # crop, divisor of the points per side -> [P, 2] (x, y) in image pixels
 
-STABILITY_DOUBT = 0.006, 2.0  # error of low-resolution stability: of any mask, and for a mask of one cell (falls with its area)
-PIXELS_AT_ONCE = 2**22  # measured at a time; 16 MB of float32 stay in reused memory, larger blocks do not
-OUTSIDE_LOGIT = -32.0  # of a crop's mask beyond its crop
-PER_MASK = ("logits", "pred_iou", "stability", "boxes", "points", "areas", "crops", "resized")  # fields with a row a mask
+STABILITY_DOUBT = 0.006, 2.0  # error of low-resolution stability: constant part, and part divided by the mask's area in cells
+PIXELS_AT_ONCE = 2**22  # measured at a time; the allocator reuses 16 MB of float32, larger blocks it does not
+OUTSIDE_LOGIT = -32.0  # of a crop's mask outside its crop
+PER_MASK = ("logits", "pred_iou", "stability", "boxes", "points", "areas", "crops", "resized")  # fields with a row per mask
 
 
 @options(frozen=True)
 class MaskGeneratorOptions:
-    """Options with the official defaults; a threshold of 0 switches its filter off."""
+    """Options with the official defaults; a threshold of 0 disables its filter."""
 
     points_per_batch: Positive = 64
     """Points decoded at a time."""
     multimask: bool = True
-    """Whether a point gives several masks."""
+    """Whether to predict several masks per point."""
     best_mask_per_point: bool = False
-    """Of these only the one with the highest predicted IoU is kept."""
+    """Whether to keep only the mask with the highest predicted IoU per point."""
     pred_iou_threshold: float = 0.88
-    """Predicted IoU must be greater."""
+    """Keep masks with a predicted IoU above this."""
     stability_threshold: float = 0.95
-    """Stability must be at least this."""
+    """Keep masks with a stability of at least this."""
     stability_offset: float = 1.0
-    """Logits up and down between which stability is measured."""
+    """Offset of the two logit thresholds between which stability is measured."""
     box_nms_threshold: Unit = 0.7
     """Box IoU above which the worse of two masks of a crop is removed."""
     crop_layers: Annotated[int, Ge(0), Le(8)] = 0
-    """Layers of crops beside the whole image; layer i has 2^i × 2^i."""
+    """Layers of crops in addition to the whole image; layer i has 2^i × 2^i."""
     crop_nms_threshold: Unit = 0.7
     """Box IoU above which, of masks of different crops, that of the larger crop is removed."""
     crop_overlap: Unit = 512 / 1500
     """Overlap of neighbouring crops in layer 1, as a fraction of the image's shorter side."""
     crop_points_downscale: Positive = 1
-    """Factor by which the points a side decrease with each layer."""
+    """Divisor of the points per side for each layer."""
     min_region_area: Natural = 0
-    """Smaller holes and islands are removed, in pixels."""
+    """Area in pixels below which holes and islands are removed."""
     full_resolution: bool = False
-    """The official order: masks are enlarged before they are filtered."""
+    """Whether to upsample masks before filtering, in the official order."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +92,18 @@ class GeneratedMasks:
     """N masks of one image, best predicted IoU first (with crops: smallest crop first).
 
     Attributes:
-        logits: [N, m, m] of the decoder, over its own crop.
+        logits: [N, m, m] decoder logits over each mask's crop.
         pred_iou: [N] predicted IoU.
-        stability: [N].
+        stability: [N] stability score.
         boxes: [N, 4] integers (left, top, right, bottom) in image pixels, all inside the mask.
         points: [N, 2] double, (x, y) of the prompts in image pixels.
-        areas: [N] integers, pixels. Like boxes and stability estimated on the grid, unless ``full_resolution``.
-        crops: [N, 4] integers, the crop each mask was found in.
+        areas: [N] integers, in pixels. Areas, boxes and stability are estimated on the grid unless ``full_resolution``.
+        crops: [N, 4] integers, crop of each mask.
         resized: [N, 2] integers, (height, width) of that crop inside the network's input.
         input_size: (height, width) of the network's input.
         size: (height, width) of the image.
-        padded_size: (height, width) in image pixels of what a grid of the whole image covers.
-        edited: runs of masks that are no longer those of the logits (small regions removed); None if all are.
+        padded_size: (height, width) in image pixels of the area that the grid of the whole image covers.
+        edited: run lengths of the masks if small regions were removed from the masks of the logits, else None.
     """
 
     logits: Tensor
@@ -123,7 +123,7 @@ class GeneratedMasks:
         return len(self.pred_iou)
 
     def select(self, rows: Tensor) -> GeneratedMasks:
-        """The same masks for some rows (indices or a mask), in their order."""
+        """Select masks by indices or a bool mask, in that order."""
         per_mask = {name: getattr(self, name)[rows] for name in PER_MASK}
         if self.edited is None:
             return replace(self, **per_mask)
@@ -131,26 +131,27 @@ class GeneratedMasks:
         return replace(self, **per_mask, edited=tuple(self.edited[index] for index in indices))
 
     def binary(self) -> Tensor:
-        """Masks in pixels, [N, H, W] bool on the CPU."""
+        """Compute binary masks [N, H, W] bool on the CPU."""
         if self.edited is not None:
             decoded = [decode_counts(counts, self.size) for counts in self.edited]
             return torch.stack(decoded) if decoded else torch.zeros(0, *self.size, dtype=torch.bool)
         masks = torch.zeros(len(self), *self.size, dtype=torch.bool)
         for rows, (left, top, right, bottom), geometry in self._by_crop():
-            for some in rows.split(_chunk(geometry)):
-                masks[some.cpu(), top:bottom, left:right] = (geometry.upsample(self.logits[some]) > 0).cpu()
+            for chunk in rows.split(_chunk_size(geometry)):
+                masks[chunk.cpu(), top:bottom, left:right] = (geometry.upsample(self.logits[chunk]) > 0).cpu()
         return masks
 
     @cached_property
     def runs(self) -> tuple[Counts, ...]:
-        """Run lengths of the masks in pixels (COCO's, uncompressed), computed when first asked for."""
+        """Run lengths of the masks in pixels (COCO's, uncompressed), computed on first access."""
         if self.edited is not None:
             return self.edited
-        one = torch.arange(len(self), device=self.logits.device).split(max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1])))
-        return tuple(counts for rows in one if len(rows) for counts in encode_masks(self.select(rows).binary()))
+        chunk_size = max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1]))
+        chunks = torch.arange(len(self), device=self.logits.device).split(chunk_size)
+        return tuple(counts for rows in chunks if len(rows) for counts in encode_masks(self.select(rows).binary()))
 
     def image_logits(self) -> Tensor:
-        """Logits [N, m, m] over `padded_size` of the whole image; masks found in crops are resampled to it."""
+        """Compute logits [N, m, m] over `padded_size` of the whole image; masks of crops are resampled."""
         whole = (0, 0, self.size[1], self.size[0])
         side = self.logits.shape[-1]
         result = torch.full_like(self.logits, OUTSIDE_LOGIT)
@@ -159,31 +160,33 @@ class GeneratedMasks:
                 result[rows] = self.logits[rows]
                 continue
             steps = (torch.arange(side, device=self.logits.device) + 0.5) / side
-            places = [
+            coordinates = [
                 (steps * padded_size - start) / crop_extent
                 for padded_size, start, crop_extent in zip(
                     self.padded_size, (crop[1], crop[0]), geometry.padded_size, strict=True
                 )
             ]
             inside = [
-                (place > 0) & (place < (stop - start) / crop_extent)
-                for place, start, stop, crop_extent in zip(places, crop[1::-1], crop[:1:-1], geometry.padded_size, strict=True)
+                (coordinate > 0) & (coordinate < (stop - start) / crop_extent)
+                for coordinate, start, stop, crop_extent in zip(
+                    coordinates, crop[1::-1], crop[:1:-1], geometry.padded_size, strict=True
+                )
             ]
-            grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], dim=-1).to(self.logits.dtype) * 2 - 1
+            grid = torch.stack(torch.meshgrid(*coordinates, indexing="ij")[::-1], dim=-1).to(self.logits.dtype) * 2 - 1
             moved = functional.grid_sample(self.logits[None, rows], grid[None], padding_mode="border", align_corners=False)[0]
             result[rows] = torch.where(inside[0][:, None] & inside[1], moved, OUTSIDE_LOGIT)
         return result
 
     def _by_crop(self) -> Iterator[tuple[Tensor, Box, GridGeometry]]:
-        """Rows of each crop, the crop, and how the grid lies on it."""
-        crops, owner = torch.unique(torch.cat([self.crops, self.resized], dim=1), dim=0, return_inverse=True)
-        for number, (left, top, right, bottom, *resized) in enumerate(crops.tolist()):
+        """Iterate over (rows of a crop, the crop, geometry of its grid)."""
+        crops, crop_index = torch.unique(torch.cat([self.crops, self.resized], dim=1), dim=0, return_inverse=True)
+        for index, (left, top, right, bottom, *resized) in enumerate(crops.tolist()):
             geometry = GridGeometry(self.input_size, (resized[0], resized[1]), (bottom - top, right - left))
-            yield torch.nonzero(owner == number).flatten(), (left, top, right, bottom), geometry
+            yield torch.nonzero(crop_index == index).flatten(), (left, top, right, bottom), geometry
 
 
-def _chunk(geometry: GridGeometry) -> int:
-    """Masks to upsample at a time."""
+def _chunk_size(geometry: GridGeometry) -> int:
+    """Number of masks to upsample at a time."""
     return max(1, PIXELS_AT_ONCE // max(high * wide for high, wide in (geometry.input_size, geometry.size)))
 
 
@@ -191,28 +194,29 @@ def _chunk(geometry: GridGeometry) -> int:
 
 
 def grid_points(side: int) -> Prompter:
-    """A grid of ``side`` × ``side`` points over each crop; the official prompter has 32."""
-    return lambda crop, fewer: _over(crop, unit_grid(max(1, int(side / fewer))))
+    """Return a prompter with a grid of ``side`` × ``side`` points over each crop, officially 32."""
+    return lambda crop, downscale: _scale(crop, unit_grid(max(1, int(side / downscale))))
 
 
 def random_points(count: int, seed: int) -> Prompter:
-    """``count`` uniform points over each crop; the same for the same seed."""
-    return lambda crop, fewer: _over(crop, unit_random(max(1, int(count / fewer**2)), seed))
+    """Return a prompter with ``count`` uniform points over each crop, determined by the seed."""
+    return lambda crop, downscale: _scale(crop, unit_random(max(1, int(count / downscale**2)), seed))
 
 
 def given_points(points: Tensor | Sequence[Sequence[float]]) -> Prompter:
-    """These points, (x, y) in image pixels; each crop gets those inside it."""
-    given = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2).cpu()
+    """Return a prompter with these points, (x, y) in image pixels; each crop gets those inside it."""
+    pixels = torch.as_tensor(points, dtype=torch.float64).reshape(-1, 2).cpu()
 
-    def inside(crop: Box, _fewer: float) -> Tensor:
+    def inside(crop: Box, _downscale: float) -> Tensor:
         left, top, right, bottom = crop
-        x, y = given.unbind(dim=1)
-        return given[(x >= left) & (x < right) & (y >= top) & (y < bottom)]
+        x, y = pixels.unbind(dim=1)
+        return pixels[(x >= left) & (x < right) & (y >= top) & (y < bottom)]
 
     return inside
 
 
-def _over(crop: Box, unit: Tensor) -> Tensor:
+def _scale(crop: Box, unit: Tensor) -> Tensor:
+    """Scale points [P, 2] in 0..1 to a crop, in image pixels."""
     left, top, right, bottom = crop
     return unit * unit.new_tensor([right - left, bottom - top]) + unit.new_tensor([left, top])
 
@@ -227,13 +231,13 @@ def generate_masks(
     options: MaskGeneratorOptions | None = None,
     prompter: Prompter | None = None,
 ) -> GeneratedMasks:
-    """Masks of everything in an image.
+    """Generate masks of everything in an image.
 
     Args:
         backbone: SAM, HQ-SAM or SAM 2.
         image: [3, H, W] float RGB in 0..1.
-        options: the official ones if left out.
-        prompter: where to ask; the official 32 × 32 grid if left out.
+        options: defaults to the official options.
+        prompter: point prompts; defaults to the official 32 × 32 grid.
     """
     return generate_each(backbone, [image], options, [prompter or grid_points(32)])[0]
 
@@ -242,28 +246,28 @@ def generate_masks(
 def generate_each(
     backbone: SamFamily, images: Sequence[Tensor], options: MaskGeneratorOptions | None, prompters: Sequence[Prompter]
 ) -> list[GeneratedMasks]:
-    """`generate_masks` of several images of any sizes, which are encoded together.
+    """Generate masks as `generate_masks` for images of any sizes, which are encoded as a batch.
 
     Args:
-        backbone, options: as `generate_masks`.
+        backbone, options: as for `generate_masks`.
         images: [3, H, W] each.
-        prompters: where to ask, for each image.
+        prompters: point prompts of each image.
     """
     options = options or MaskGeneratorOptions()
     plans = [_plan(image, options, prompter) for image, prompter in zip(images, prompters, strict=True)]
     embeddings, skips = backbone.encode_with_skips(torch.cat([backbone.preprocess(image) for image in images]))
     return [
-        _generate(backbone, image, options, plan, (embeddings[number : number + 1], _of_image(skips, number)))
-        for number, (image, plan) in enumerate(zip(images, plans, strict=True))
+        _generate(backbone, image, options, plan, (embeddings[index : index + 1], _of_image(skips, index)))
+        for index, (image, plan) in enumerate(zip(images, plans, strict=True))
     ]
 
 
-def _of_image(skips: Skips, number: int) -> Skips:
-    return tuple(maps[number : number + 1] for maps in skips)
+def _of_image(skips: Skips, index: int) -> Skips:
+    return tuple(maps[index : index + 1] for maps in skips)
 
 
 def _plan(image: Tensor, options: MaskGeneratorOptions, prompter: Prompter) -> list[tuple[Box, Tensor]]:
-    """Crops and the points [P, 2] in each, in image pixels."""
+    """Return the crops and the points [P, 2] in each, in image pixels."""
     size = (int(image.shape[-2]), int(image.shape[-1]))
     crops, layers = crop_boxes(size, options.crop_layers, options.crop_overlap)
     return [(crop, prompter(crop, options.crop_points_downscale**layer)) for crop, layer in zip(crops, layers, strict=True)]
@@ -276,10 +280,10 @@ def _generate(
     plan: list[tuple[Box, Tensor]],
     whole: tuple[Tensor, Skips] | None = None,
 ) -> GeneratedMasks:
-    """The masks of a plan of `_plan`; ``whole`` is the image encoded, where that is done already."""
+    """Generate masks for the output of `_plan`; ``whole`` are embeddings and skips of the image, if already computed."""
     size = (int(image.shape[-2]), int(image.shape[-1]))
     device = next(backbone.parameters()).device
-    found = []
+    per_crop = []
     for crop, points in plan:
         left, top, right, bottom = crop
         crop_size = (bottom - top, right - left)
@@ -292,19 +296,19 @@ def _generate(
             encoded = whole
         embeddings, skips = encoded
         batches = []
-        for some in points.to(device).split(options.points_per_batch):
-            prompts = backbone.scale_points(some - some.new_tensor([left, top]), crop_size).float()[:, None]
+        for batch in points.to(device).split(options.points_per_batch):
+            prompts = backbone.scale_points(batch - batch.new_tensor([left, top]), crop_size).float()[:, None]
             logits, pred_iou = backbone.decode(embeddings, points=prompts, multimask=options.multimask, skips=skips)
             if options.best_mask_per_point:
                 best = pred_iou.argmax(1, keepdim=True)
                 logits, pred_iou = logits.take_along_dim(best[..., None, None], 1), pred_iou.take_along_dim(best, 1)
-            owners = some.repeat_interleave(logits.shape[1], dim=0)
-            with torch.autocast(device.type, enabled=False):  # areas have more digits than half precision
+            mask_points = batch.repeat_interleave(logits.shape[1], dim=0)
+            with torch.autocast(device.type, enabled=False):  # areas exceed half precision
                 batches.append(
                     filter_masks(
                         logits.flatten(0, 1).float(),
                         pred_iou.flatten().float(),
-                        owners,
+                        mask_points,
                         geometry=geometry,
                         crop=crop,
                         size=size,
@@ -312,26 +316,26 @@ def _generate(
                         options=options,
                     )
                 )
-        found.append(suppress(join(batches), options.box_nms_threshold))
-    if not found:
+        per_crop.append(suppress(join(batches), options.box_nms_threshold))
+    if not per_crop:
         raise UsageError(f"no point prompt lies in the image of {size[1]} × {size[0]} pixels; give points inside it")
-    masks = join(found)
+    masks = join(per_crop)
     if len(plan) > 1:
         masks = _prefer_small_crops(masks, options.crop_nms_threshold)
     return remove_regions(masks, options)
 
 
 def crop_boxes(size: Size, layers: int, overlap: float) -> tuple[list[Box], list[int]]:
-    """The whole image and, for each further layer i, 2^i × 2^i overlapping crops; and the layer of each.
+    """Compute the boxes and layers of crops: the whole image and, for each further layer i, 2^i × 2^i overlapping crops.
 
     Args:
         size: (height, width) of the image.
-        layers: further layers.
+        layers: number of further layers.
         overlap: as `MaskGeneratorOptions.crop_overlap`.
     """
     high, wide = size
     crops: list[Box] = [(0, 0, wide, high)]
-    numbers = [0]
+    layer_of_crop = [0]
     for layer in range(1, layers + 1):
         count = 2**layer
         shared = int(overlap * min(size) * (2 / count))
@@ -339,8 +343,8 @@ def crop_boxes(size: Size, layers: int, overlap: float) -> tuple[list[Box], list
         for column, row in product(range(count), range(count)):
             left, top = (crop_wide - shared) * column, (crop_high - shared) * row
             crops.append((left, top, min(left + crop_wide, wide), min(top + crop_high, high)))
-            numbers.append(layer)
-    return crops, numbers
+            layer_of_crop.append(layer)
+    return crops, layer_of_crop
 
 
 def filter_masks(
@@ -354,23 +358,23 @@ def filter_masks(
     padded_size: Size,
     options: MaskGeneratorOptions,
 ) -> GeneratedMasks:
-    """The masks of one batch that are good, stable and not cut off by their crop.
+    """Filter the masks of a batch by predicted IoU, stability and edges of the crop.
 
     Args:
-        logits: [N, h, w] of the decoder.
+        logits: [N, h, w] decoder logits.
         pred_iou: [N] predicted IoU.
         points: [N, 2] prompts in image pixels.
-        geometry: how the grid lies on the crop.
+        geometry: geometry of the grid on the crop.
         crop: box of the crop in the image.
-        size, padded_size: (height, width) of the image, and of what a grid of the whole image covers.
-        options: thresholds, and the order of work.
+        size, padded_size: (height, width) of the image, and of the area that its grid covers.
+        options: thresholds and the order of work.
     """
     if options.pred_iou_threshold > 0:
         good = pred_iou > options.pred_iou_threshold
         logits, pred_iou, points = logits[good], pred_iou[good], points[good]
     measure = _measure_pixels if options.full_resolution else _measure_grid
     stability, boxes, areas = measure(logits, geometry, options)
-    if options.stability_threshold > 0:  # an empty mask, whose stability is NaN, stays only without a threshold
+    if options.stability_threshold > 0:  # drops empty masks, whose stability is NaN
         stable = stability >= options.stability_threshold
         logits, pred_iou, points = logits[stable], pred_iou[stable], points[stable]
         stability, boxes, areas = stability[stable], boxes[stable], areas[stable]
@@ -391,10 +395,10 @@ def filter_masks(
 
 
 def _measure_pixels(logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Stability, boxes in crop pixels and areas of upsampled masks, a few at a time."""
+    """Measure stability, boxes in crop pixels and areas of upsampled masks, in chunks."""
     measures = []
-    for some in logits.split(_chunk(geometry)):
-        pixels = geometry.upsample(some)
+    for chunk in logits.split(_chunk_size(geometry)):
+        pixels = geometry.upsample(chunk)
         inside = pixels > 0
         measures.append(
             (stability_score(pixels, offset=options.stability_offset), boxes_of_masks(inside), areas_of_masks(inside))
@@ -404,25 +408,25 @@ def _measure_pixels(logits: Tensor, geometry: GridGeometry, options: MaskGenerat
 
 
 def _measure_grid(logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, estimated on the grid; a stability near its threshold is measured in pixels."""
+    """Estimate the measures of `_measure_pixels` on the grid; a stability near its threshold is measured in pixels."""
     measures = []
     offset = options.stability_offset
     high, wide = geometry.cells((logits.shape[1], logits.shape[2]))
     pixels_per_cell = geometry.size[0] * geometry.size[1] / (high * wide)
-    for some in logits.split(max(1, PIXELS_AT_ONCE // (logits.shape[1] * logits.shape[2]))):
-        inner, area, outer = grid_areas(some, geometry, (offset, 0.0, -offset))
+    for chunk in logits.split(max(1, PIXELS_AT_ONCE // (logits.shape[1] * logits.shape[2]))):
+        inner, area, outer = grid_areas(chunk, geometry, (offset, 0.0, -offset))
         error = STABILITY_DOUBT[0] + STABILITY_DOUBT[1] * pixels_per_cell / outer
-        measures.append((inner / outer, grid_boxes(some, geometry), area.round().long(), error))
+        measures.append((inner / outer, grid_boxes(chunk, geometry), area.round().long(), error))
     stability, boxes, areas, errors = (torch.cat(parts) for parts in zip(*measures, strict=True))
     if options.stability_threshold > 0:
         doubtful = torch.nonzero((stability - options.stability_threshold).abs() < errors).flatten()
-        for rows in doubtful.split(_chunk(geometry)):
+        for rows in doubtful.split(_chunk_size(geometry)):
             stability[rows] = stability_score(geometry.upsample(logits[rows]), offset=offset)
     return stability, boxes, areas
 
 
 def suppress(masks: GeneratedMasks, threshold: float) -> GeneratedMasks:
-    """Of masks whose boxes overlap by more than ``threshold``, those of the best predicted IoU, best first."""
+    """Box NMS by predicted IoU: drop the worse of masks with a box IoU above ``threshold``; sorts best first."""
     return masks.select(box_nms(masks.boxes, masks.pred_iou, threshold))
 
 
@@ -432,9 +436,9 @@ def _prefer_small_crops(masks: GeneratedMasks, threshold: float) -> GeneratedMas
 
 
 def remove_regions(masks: GeneratedMasks, options: MaskGeneratorOptions) -> GeneratedMasks:
-    """Holes and islands below `MaskGeneratorOptions.min_region_area` removed (0: nothing to do), doubles once more dropped.
+    """Remove holes and islands below `MaskGeneratorOptions.min_region_area` (0: none), then duplicates by box NMS.
 
-    As in the official code untouched masks win over edited ones.
+    As in the official code unedited masks take precedence over edited ones.
     """
     if options.min_region_area == 0 or len(masks) == 0:
         return masks
@@ -452,7 +456,7 @@ def remove_regions(masks: GeneratedMasks, options: MaskGeneratorOptions) -> Gene
 
 
 def join(parts: Sequence[GeneratedMasks]) -> GeneratedMasks:
-    """Masks of several batches or crops of one image, in order."""
+    """Concatenate masks of several batches or crops of one image."""
     per_mask: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in PER_MASK}
     return replace(parts[0], **per_mask)
 
@@ -469,12 +473,12 @@ def generate_cached(
     folder: str | Path,
     identity: str,
 ) -> GeneratedMasks:
-    """`generate_masks`, or its result of an earlier call with the same image, backbone, options and points.
+    """Generate masks as `generate_masks`, or read them from a cache keyed by image, backbone, options and points.
 
     Args:
-        backbone, image, options, prompter: as `generate_masks`.
-        folder: where results are kept, one safetensors file each.
-        identity: what tells this backbone's weights from others, such as the checkpoint's digest.
+        backbone, image, options, prompter: as for `generate_masks`.
+        folder: cache folder, with a safetensors file for each result.
+        identity: identifier of the backbone's weights, such as the checkpoint's digest.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -487,7 +491,7 @@ def generate_cached(
         try:
             return _read(path, device)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            path.unlink(missing_ok=True)  # half a file of another time: computed again below
+            path.unlink(missing_ok=True)  # damaged; computed again below
     with torch.no_grad():
         masks = _generate(backbone, image, options, plan)
     write_atomically(path, _bytes(masks))

@@ -1,4 +1,4 @@
-"""Who proposes masks of everything in a picture, for methods that only name them."""
+"""Interface of mask proposers, which predict class-agnostic masks for methods that classify them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lexiseg.structures import Size
 
 @dataclass(frozen=True)
 class Proposals:
-    """Masks without names.
+    """Class-agnostic masks.
 
     Attributes:
         masks: [B, Q, h, w] logits.
         padded_size: (height, width) in pixels of the area the h × w grid covers, from each image's top-left corner; larger than
-            the images where they were padded.
+            the images if they were padded.
     """
 
     masks: Tensor
@@ -25,14 +25,14 @@ class Proposals:
 
 
 class MaskProposer(nn.Module, ABC):
-    """A frozen mask generator with a fixed number of queries.
+    """Frozen mask proposer with a fixed number of queries.
 
     Attributes:
-        queries: Q.
+        queries: Q, number of masks per image.
     """
 
     queries: int
 
     @abstractmethod
     def forward(self, images: Tensor) -> Proposals:
-        """The masks of images [B, 3, H, W], float RGB in 0..1, all of one size."""
+        """Propose masks for images [B, 3, H, W], float RGB in 0..1, all of the same size."""
