@@ -103,7 +103,7 @@ def test_a_trace_changes_nothing(segmenter, some_images, some_text):
 
 
 def test_a_trace_is_of_one_image(segmenter, some_images, some_text):
-    with pytest.raises(UsageError, match="batch of 2"):
+    with pytest.raises(UsageError, match="a trace needs a batch of one image; got 2"):
         segmenter(some_images((60, 80), (72, 48)), some_text(), trace=Trace())
 
 
