@@ -278,7 +278,10 @@ def test_describe_counts_the_parameters_of_full_size_models_without_weights(caps
     code, out, _ = run(capsys, "models", "--describe", "sam_clip-vit-b16", "--json")
     assert code == 0
     document = json.loads(out)
-    assert set(document) == {"name", "tasks", "parameters"}
+    assert set(document) == {"name", "tasks", "parameters", "options"}
+    by_name = {option["name"]: option for option in document["options"]}
+    assert by_name["generator.pred_iou_threshold"]["value"] == 0.88
+    assert all(option["about"] and option["type"] for option in document["options"])
     counts = document["parameters"]
     assert counts["by_part"] == {"clip": 149_620_737, "sam": 93_735_728}  # OpenAI's ViT-B/16; SAM ViT-B's 93.74 M
     assert counts["total"] == counts["trainable"] + counts["frozen"] == sum(counts["by_part"].values())

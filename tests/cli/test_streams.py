@@ -53,10 +53,18 @@ def test_streams_that_take_nothing(line: str, code: int, said: str) -> None:
 
 
 def test_signs_that_a_stream_does_not_know_are_escaped(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("caf\u00e9 \u00d7 2\nsky\x1b[31m\n", encoding="utf-8")
+    (tmp_path / "words.txt").write_text("caf\u00e9 \u00d7 2\nsky\n", encoding="utf-8")
     done = shell(f"LEXISEG vocabulary '{tmp_path}/words.txt'", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "caf\\xe9 \\xd7 2 | thing\nsky\\u001b[31m | thing\n"
+    assert done.stdout == "caf\\xe9 \\xd7 2 | thing\nsky | stuff\n"
+
+
+def test_a_name_with_control_characters_is_refused_without_being_obeyed(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("sky\x1b[31m\n", encoding="utf-8")
+    done = shell(f"LEXISEG vocabulary '{tmp_path}/words.txt'", PYTHONIOENCODING="ascii")
+    assert done.returncode == 2
+    assert "control character" in done.stderr
+    assert "\x1b" not in done.stderr
 
 
 class Full(io.StringIO):
