@@ -61,7 +61,7 @@ def test_all_architectures_of_open_clip_may_be_given_but_for_the_hub_s() -> None
         (model({"width": 10**6}), "vision_cfg.width"),
         (model({"width": 0}), "vision_cfg.width"),
         (model({"image_size": [64, 10**5]}), "vision_cfg.image_size"),
-        (model({"image_size": 4096, "patch_size": 16}), "4096 pixels a side are more than 128 patches of 16"),
+        (model({"image_size": 4096, "patch_size": 16}), "4096 pixels per side are more than 128 patches of 16"),
         (model({"mlp_ratio": 1e300}), "vision_cfg.mlp_ratio"),
         (model(embed_dim=10**6), "model_cfg.embed_dim"),
         (model(text={"act_kwargs": {"inplace": True}}), "text_cfg.act_kwargs"),
@@ -99,8 +99,8 @@ def test_configs_are_small_json_objects(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"cannot read .*config\.json"):
         read_config(path)
     for content, message in (
-        ("[" * 200_000, "is no JSON"),
-        ("{", "is no JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ("{", "is not JSON"),
         ("[]", "but a list"),
         (json.dumps({"a": "x" * configs.CONFIG_BYTES}), "more than 1 MiB"),
     ):
@@ -145,7 +145,7 @@ def test_vocabularies_that_unpack_to_too_much_are_refused(tmp_path: Path, monkey
         gzip.compress(b"text")[:10] + b"zzzzzzzz",
     ):
         (tmp_path / "bad.gz").write_bytes(content)
-        with pytest.raises(WeightsError, match=r"bad\.gz is no byte-pair vocabulary"):
+        with pytest.raises(WeightsError, match=r"bad\.gz is not a byte-pair vocabulary"):
             read_vocabulary(tmp_path, "bad.gz", CONFIG)
 
 

@@ -204,14 +204,14 @@ def test_the_weights_of_a_clip_may_be_of_pytorch(
         ("gated", r"gated; accept its licence at http://\S+/someone/\w+, log in with 'hf auth login'", False),
         ("gated, no token", r"gated; accept its licence at http://\S+/someone/\w+, log in with 'hf auth login'", False),
         ("forbidden", r"access to http://\S+/someone/\w+ is forbidden; .*a token that may read it", False),
-        ("closed", r"the hub has closed it; look at http://\S+/someone/\w+", False),
+        ("closed", r"the hub has disabled it; look at http://\S+/someone/\w+", False),
         ("no branch", r"there is no such file in it; look at http://\S+/someone/\w+", False),
         ("too many", r"too many requests from here; wait some minutes", False),
-        ("down", r"out of order for the moment \(it answers 503\); try again later", True),
-        ("broken", r"out of order for the moment \(it answers 500\); try again later", True),
+        ("down", r"temporarily out of order \(it answers 503\); try again later", True),
+        ("broken", r"temporarily out of order \(it answers 500\); try again later", True),
         ("odd", r"the hub answers 418; look at http://\S+/someone/\w+", True),
-        ("silent", r"does not answer in time; try again, or give it more .* with HF_HUB_ETAG_TIMEOUT", True),
-        ("foreign", r"does not answer as a hub does; check HF_ENDPOINT", True),
+        ("silent", r"does not answer in time; try again, or allow more .* with HF_HUB_ETAG_TIMEOUT", True),
+        ("foreign", r"does not answer like a hub; check HF_ENDPOINT", True),
     ],
 )
 def test_a_hub_that_refuses_is_quoted(hub: StandInHub, part: Part, refusal: str, said: str, by_hand: bool) -> None:
@@ -239,7 +239,7 @@ def test_without_a_connection_it_says_what_to_put_where(hub: StandInHub, part: P
 
 
 def test_a_name_that_cannot_be_a_repository_is_refused(hub: StandInHub) -> None:
-    with pytest.raises(WeightsError, match=r"cannot fetch config\.json of some--one/sam: this is no name of a repository"):
+    with pytest.raises(WeightsError, match=r"cannot fetch config\.json of some--one/sam: this is not the name of a repository"):
         load_sam("some--one/sam")
     assert hub.requests == []
 
@@ -268,7 +268,7 @@ def test_a_transfer_that_goes_wrong_once_is_no_error(hub: StandInHub, part: Part
 def test_a_file_that_arrives_damaged_twice_is_not_kept(hub: StandInHub, part: Part) -> None:
     hub.transfers = repeat("corrupted")
     message = refused(part)
-    assert f"{part.weights} of {part.repository} arrives damaged: its digest is not the one that http://" in message
+    assert f"{part.weights} of {part.repository} arrives damaged: its digest differs from that of http://" in message
     assert hub.fetched().count(part.weights) == 2
     stated = digest(part.files[part.weights], large=True)
     assert not list(Path(constants.HF_HUB_CACHE).rglob(f"blobs/{stated}"))

@@ -1,7 +1,7 @@
-"""What the files beside weights may say: a stranger writes them, so they can choose sizes and nothing else.
+"""Validation of configs that come with weights: they are untrusted, and may only set sizes.
 
-open_clip, timm and transformers take names of repositories, of classes and of files out of such configs, fetch what they name,
-and some of it runs. Here what is allowed is listed, and all else is refused (CLIP) or not read at all (transformers).
+open_clip, timm and transformers take names of repositories, classes and files from such configs, download them, and may run
+their code. The keys and values allowed here are listed; others are refused (CLIP) or ignored (transformers).
 """
 
 from __future__ import annotations
@@ -20,80 +20,77 @@ from typing import Any
 
 from lexiseg.errors import WeightsError
 
-CONFIG_BYTES, VOCABULARY_BYTES = 2**20, 2**24  # the most that is read; of vocabularies when unpacked
+CONFIG_BYTES, VOCABULARY_BYTES = 2**20, 2**24  # maximum sizes; of vocabularies packed and unpacked
 ASSETS = Path(str(files("lexiseg") / "assets"))
 
 Rule = Callable[[object], bool]
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Args:
-        path: the file; more than `CONFIG_BYTES` are not read.
+    """Read a JSON object of at most `CONFIG_BYTES`.
 
     Raises:
-        WeightsError: missing, too large, or no JSON object.
+        WeightsError: missing, too large, or not a JSON object.
     """
     content = _read(path, CONFIG_BYTES, "a config of a model")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is no JSON: {error!s:.200}; fetch it again") from error
+        raise WeightsError(f"{path} is not JSON: {error!s:.200}; fetch it again") from error
     if not isinstance(document, dict):
-        raise WeightsError(f"{path} is no JSON object but a {type(document).__name__}; fetch it again")
+        raise WeightsError(f"{path} is not a JSON object but a {type(document).__name__}; fetch it again")
     return document
 
 
 def read_vocabulary(folder: Path, name: object, config: Path) -> bytes:
-    """A byte-pair vocabulary that the config of a CLIP names, as gzip.
+    """Read the byte-pair vocabulary named in the config of a CLIP, as gzip.
 
     Args:
-        folder: of the CLIP.
-        name: relative to it.
-        config: what to call the config in messages.
+        folder: folder of the CLIP.
+        name: path of the file, relative to the folder.
+        config: path of the config, for messages.
 
     Raises:
-        WeightsError: outside of the folder and of this package's assets, missing, too large, or no gzip file of UTF-8.
+        WeightsError: outside of the folder and this package's assets, missing, too large, or not a gzip file of UTF-8.
     """
-    place = file_named(folder, name, config, "bpe")
-    packed = _read(place, VOCABULARY_BYTES, "a byte-pair vocabulary")
+    path = file_named(folder, name, config, "bpe")
+    packed = _read(path, VOCABULARY_BYTES, "a byte-pair vocabulary")
     try:
         with gzip.open(io.BytesIO(packed)) as unpacking:
             text = unpacking.read(VOCABULARY_BYTES + 1)
         text.decode()
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise WeightsError(f"{place} is no byte-pair vocabulary, text packed with gzip ({error}); fetch it again") from error
+        raise WeightsError(f"{path} is not a byte-pair vocabulary packed with gzip ({error}); fetch it again") from error
     if len(text) > VOCABULARY_BYTES:
-        raise WeightsError(f"{place} unpacks to more than {VOCABULARY_BYTES >> 20} MiB, too much for a byte-pair vocabulary")
+        raise WeightsError(f"{path} unpacks to more than {VOCABULARY_BYTES >> 20} MiB, too much for a byte-pair vocabulary")
     return packed
 
 
 def file_named(folder: Path, name: object, config: Path, key: str) -> Path:
-    """The file that the config of a CLIP names under ``lexiseg``, resolved.
+    """Resolve the path of a file that the config of a CLIP names under ``lexiseg``.
 
     Args:
-        folder: of the CLIP.
-        name: relative to it.
-        config: what to call the config in messages.
-        key: under which the name stands.
+        folder: folder of the CLIP.
+        name: path of the file, relative to the folder.
+        config: path of the config, for messages.
+        key: key of the name in the config.
 
     Raises:
-        WeightsError: outside of the folder and of this package's assets, or missing.
+        WeightsError: outside of the folder and this package's assets, or missing.
     """
     if not isinstance(name, str) or Path(name).is_absolute():
-        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}; it must name a file in the folder, relative to it")
+        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}; it must be the path of a file relative to the folder")
     try:
-        place = (folder / name).resolve()
-        inside = any(place.is_relative_to(room.resolve()) for room in (folder, ASSETS))
+        path = (folder / name).resolve()
+        inside = any(path.is_relative_to(parent.resolve()) for parent in (folder, ASSETS))
     except (OSError, ValueError, RuntimeError) as error:  # a null character, a loop of links
-        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which is no file's name ({error})") from error
+        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which is not a valid path ({error})") from error
     if not inside:
-        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which leads out of the folder; copy that file into it")
-    if not place.is_file():
-        what = {"bpe": "the byte-pair vocabulary", "text": "the text tower"}[key]
-        raise WeightsError(f"{folder / name} is missing, {what} that {config} names")
-    return place
+        raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which is outside the folder; copy that file into it")
+    if not path.is_file():
+        content = {"bpe": "the byte-pair vocabulary", "text": "the text tower"}[key]
+        raise WeightsError(f"{folder / name} is missing, {content} that {config} names")
+    return path
 
 
 def _read(path: Path, most: int, what: str) -> bytes:
@@ -107,8 +104,8 @@ def _read(path: Path, most: int, what: str) -> bytes:
     return content
 
 
-# What a value may be. No published model has half of the greatest sizes; they keep what a model needs before its weights are
-# compared with it, a thing of Python for each layer and pictures of positions, within memory and seconds.
+# Maximum values. Published models have less than half of them. They bound the memory and time of building a model before its
+# weights are checked: Python objects of each layer, and tables of positions.
 _WIDTH, _LAYERS, _PIXELS, _PATCHES, _WORDS = 8192, 128, 4096, 128, 2**20
 
 
@@ -121,12 +118,12 @@ def _number(most: float, least: float = 0.0) -> Rule:
 
 
 def _some(rule: Rule) -> Rule:
-    """A value of a kind, or a few of it."""
+    """A value that passes ``rule``, or a list of up to 8 such values."""
     return lambda value: rule(value) or (isinstance(value, list | tuple) and 1 <= len(value) <= 8 and all(map(rule, value)))
 
 
 def _ascending(value: object) -> bool:
-    """Numbers of layers, each once."""
+    """Whether a value is an ascending list of layer indices."""
     rule = _whole(_LAYERS, 0)
     return isinstance(value, list | tuple) and all(map(rule, value)) and list(value) == sorted(set(value))
 
@@ -144,7 +141,7 @@ def _one_of(*choices: str) -> Rule:
 
 
 def _only(**rules: Rule) -> Rule:
-    return lambda value: isinstance(value, Mapping) and all(key in rules and rules[key](one) for key, one in value.items())
+    return lambda value: isinstance(value, Mapping) and all(key in rules and rules[key](entry) for key, entry in value.items())
 
 
 def _colour(least: float) -> Rule:
@@ -153,7 +150,7 @@ def _colour(least: float) -> Rule:
 
 
 def timm_name(value: object) -> bool:
-    """A model in timm's own table: not ``hf-hub:…`` or ``local-dir:…``, whose configs timm would read."""
+    """Whether a value names a model in timm's own table, not ``hf-hub:…`` or ``local-dir:…``, whose configs timm reads."""
     import timm  # heavy
 
     return isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)?", value) is not None and timm.is_model(value.split(".")[0])
@@ -183,7 +180,7 @@ _VISION: dict[str, Rule] = _TOWER | {
     "pos_embed_type": _one_of("learnable", "sin_cos_2d"),
     "pool_type": _one_of("tok", "avg", "none"),
     "timm_model_name": _or_none(timm_name),
-    "timm_model_pretrained": _flag,  # is not heeded: weights come from the folder
+    "timm_model_pretrained": _flag,  # ignored: weights come from the folder
     "timm_pool": _one_of("", "avg", "abs_attn", "rot_attn", "map", "token"),
     "timm_proj": _or_none(_one_of("", "linear", "mlp", "none")),
     "timm_proj_bias": _flag,
@@ -224,22 +221,22 @@ _MODEL: dict[str, Rule] = {
     "nonscalar_logit_scale": _flag,
 }
 _PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour(-1e3)), "std": _or_none(_colour(1e-6))}
-# Options of transformers that say how many parts a model has.
+# Options of transformers with numbers of submodules.
 _PARTS = re.compile(r"\w*(layers|depths?|levels|stages|blocks_per_stage|outputs|num_point_embeddings)")
-_CHANCE = re.compile(r"\w*(dropout|_prob|drop_path_rate)")
-_OPTION = 2**15  # greatest number among the others
+_PROBABILITY = re.compile(r"\w*(dropout|_prob|drop_path_rate)")
+_OPTION = 2**15  # maximum of the other numbers
 _OF_THE_HUB = (
-    "it is of a text tower or tokenizer of the Hugging Face hub, which no folder may choose; give the name of the architecture "
-    "and the folder's weights file, which takes them from where open_clip says"
+    "text towers and tokenizers of the Hugging Face hub cannot be chosen by a folder; give the name of the architecture "
+    "in open_clip and the folder's weights file"
 )
 
 
 def check_clip_config(model: Mapping[str, Any], source: str | Path) -> None:
-    """Hold the ``model_cfg`` of a CLIP against what it may say; nothing that passes makes open_clip fetch or run anything.
+    """Validate the ``model_cfg`` of a CLIP, so that open_clip neither downloads nor runs anything for it.
 
     Args:
         model: the values of ``model_cfg``.
-        source: what to call it in messages.
+        source: name of the config in messages.
 
     Raises:
         WeightsError: a key that is not allowed or missing, or a value that is not allowed.
@@ -247,19 +244,19 @@ def check_clip_config(model: Mapping[str, Any], source: str | Path) -> None:
     _check(model, _MODEL, source, "model_cfg")
     for part, rules in (("vision_cfg", _VISION), ("text_cfg", _TEXT)):
         if part not in model:
-            raise WeightsError(f"{source}: model_cfg has no {part}; it is no CLIP as open_clip saves it")
+            raise WeightsError(f"{source}: model_cfg has no {part}; give the config of a CLIP saved by open_clip")
         _check(model[part], rules, source, f"model_cfg.{part}")
     size, patch = model["vision_cfg"].get("image_size", 224), model["vision_cfg"].get("patch_size") or 16
     side = max(size) if isinstance(size, list | tuple) else size
     if side > _PATCHES * patch:
-        raise WeightsError(f"{source}: {side} pixels a side are more than {_PATCHES} patches of {patch}; fetch it again")
+        raise WeightsError(f"{source}: {side} pixels per side are more than {_PATCHES} patches of {patch}; fetch it again")
 
 
 def check_timm_arguments(values: object, source: str | Path, where: str) -> dict[str, Any]:
-    """Hold the arguments that a config has for a model of timm against what it may say, and return them.
+    """Validate and return the arguments of a timm model in a config.
 
     Raises:
-        WeightsError: no mapping, a key that is not allowed, or a value that is not allowed.
+        WeightsError: not a mapping, or a key or a value that is not allowed.
     """
     if not isinstance(values, Mapping):
         raise WeightsError(f"{source}: {where} must be an object, not {reprlib.repr(values)}")
@@ -268,10 +265,10 @@ def check_timm_arguments(values: object, source: str | Path, where: str) -> dict
 
 
 def check_preprocessing(values: object, source: str | Path) -> None:
-    """Hold the ``preprocess_cfg`` of a CLIP, of which only the colours are used, against what it may say.
+    """Validate the ``preprocess_cfg`` of a CLIP, of which only mean and std are used.
 
     Raises:
-        WeightsError: it is no mapping, or its colours are not three numbers.
+        WeightsError: not a mapping, or mean and std that are not three numbers.
     """
     if not isinstance(values, Mapping):
         raise WeightsError(f"{source}: preprocess_cfg must be an object, not {reprlib.repr(values)}")
@@ -286,23 +283,23 @@ def _check(values: Mapping[str, Any], rules: Mapping[str, Rule], source: str | P
             name = key if key.isidentifier() else reprlib.repr(key)
             raise WeightsError(f"{source}: the key {where}.{name[:80]} is not allowed: {why}")
         if not rules[key](value):
-            raise WeightsError(f"{source}: {where}.{key} must not be {reprlib.repr(value)}; here weights come with sizes alone")
+            raise WeightsError(f"{source}: {where}.{key} must not be {reprlib.repr(value)}; configs may only set sizes")
 
 
 def own_options(config_class: type[Any], options: object, source: str | Path, **parts: object) -> dict[str, Any]:
-    """What a ``config.json`` says of a model's own sizes, for the constructor of its configuration.
+    """Select the options of ``config_class`` itself from a ``config.json``, as arguments of its constructor.
 
-    What all models of transformers share is not read: there are names of repositories whose code would be fetched and run
-    (``auto_map``, ``attn_implementation``). Nor is the kind of a part: it is ``config_class``.
+    Options that all transformers models have are ignored: some name repositories whose code would be downloaded and run
+    (``auto_map``, ``attn_implementation``).
 
     Args:
-        config_class: of transformers.
-        options: as read from the file.
-        source: what to call the file, or the part of it, in messages.
-        parts: options that are not taken from there.
+        config_class: configuration class of transformers.
+        options: content of the file.
+        source: name of the file, or of a part of it, in messages.
+        parts: options that are not taken from the file.
 
     Raises:
-        WeightsError: no object, or a value that is neither a number within bounds, a short text nor a list of these.
+        WeightsError: not a mapping, or a value that is not a bounded number, a short string or a list of these.
     """
     from transformers import PreTrainedConfig  # heavy
 
@@ -310,12 +307,12 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
         raise WeightsError(f"{source} must be an object, not {reprlib.repr(options)}")
     shared = {field.name for field in fields(PreTrainedConfig)} | parts.keys()
     own = [field.name for field in fields(config_class) if field.name not in shared and not field.name.startswith("_")]
-    said = {key: options[key] for key in own if key in options}
-    for key, value in said.items():
-        most = _LAYERS if _PARTS.fullmatch(key) else 1 if _CHANCE.fullmatch(key) else _OPTION
+    values = {key: options[key] for key in own if key in options}
+    for key, value in values.items():
+        most = _LAYERS if _PARTS.fullmatch(key) else 1 if _PROBABILITY.fullmatch(key) else _OPTION
         if not _plain(value, most) or (most == 1 and not _number(1)(value)):
-            raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; here weights come with sizes alone")
-    return said | parts
+            raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; configs may only set sizes")
+    return values | parts
 
 
 def _plain(value: object, most: int, depth: int = 2) -> bool:

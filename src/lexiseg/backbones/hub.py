@@ -1,11 +1,10 @@
-"""The Hugging Face hub: how weights and the configs beside them are fetched, and checked once they are here.
+"""Download of weights and configs from the Hugging Face hub, with verification of the files.
 
     fetched("facebook/sam-vit-base", "config.json", advice="give a folder with it")    its path in the hub client's cache
 
-A file in the cache is used without a request, so a model stays what it was until the file is deleted. Whether a file is
-whole is decided by the digest that the hub states: SHA-256 of large files, git's SHA-1 of small ones. It is computed after
-the download, and again when the file's size or times have changed; the records are in ``$LEXISEG_CACHE/hub``. A damaged file
-is fetched again.
+A file in the cache is used without a request, so a model does not change until the file is deleted. Files are verified by the
+digest of the hub: SHA-256 of large files, git's SHA-1 of small ones. It is computed after the download, and again if the
+file's size or times have changed; the records are in ``$LEXISEG_CACHE/hub``. A damaged file is downloaded again.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ _log = logging.getLogger(__name__)
 
 
 def fetched(repository: str, *files: str, advice: str) -> Path:
-    """A file of a repository on this machine, whole; it is fetched unless it is in the hub client's cache.
+    """Return the path of a repository's file, which is downloaded unless it is in the hub client's cache.
 
     Args:
-        repository: such as ``facebook/sam-vit-base``.
-        files: names out of `FETCHED`; the first of them that the repository has is taken.
-        advice: what to do without a connection; part of a sentence.
+        repository: repository id such as ``facebook/sam-vit-base``.
+        files: names in `FETCHED`; the first that the repository has is used.
+        advice: what to do without a connection; a clause of the error message.
 
     Raises:
-        WeightsError: it cannot be had, and why.
+        WeightsError: the file cannot be downloaded or verified.
     """
     from huggingface_hub import try_to_load_from_cache  # heavy
     from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -62,28 +61,28 @@ def fetched(repository: str, *files: str, advice: str) -> Path:
         return _download(repository, files[-1])
     except WeightsError:
         raise
-    except Exception as error:  # of whatever HTTP library the client uses
+    except Exception as error:  # the client may use any HTTP library
         raise failure(error, repository, what, advice, damaged) from error
 
 
 def failure(error: BaseException, repository: str, what: str, advice: str, damaged: Path | None = None) -> WeightsError:
-    """The error that says why the hub client, or a library that uses it, did not fetch something.
+    """Build the error of a failed download by the hub client or a library that uses it.
 
     Args:
-        error: of the hub client, or raised because of such an error.
-        repository: where it was to come from.
-        what: a file's name, or in words.
+        error: error of the hub client, or one caused by it.
+        repository: repository id.
+        what: name or description of the file.
         advice: as for `fetched`.
-        damaged: what is in the cache instead.
+        damaged: path of the damaged file in the cache, if there is one.
     """
     from huggingface_hub import constants  # heavy
 
-    reason, by_hand = _reason(error, repository)
+    reason, offline = _reason(error, repository)
     if damaged is None:
         message = f"cannot fetch {what} of {repository}: {reason}"
     else:
         message = f"{damaged} is damaged, and {what} of {repository} cannot be fetched again: {reason}. Delete the damaged file"
-    if by_hand:
+    if offline:
         message += (
             f". Without a connection: {advice}; or copy a Hugging Face cache that has it to {constants.HF_HUB_CACHE}; or take "
             "a model that is in the package, such as sam_clip-tiny"
@@ -92,60 +91,60 @@ def failure(error: BaseException, repository: str, what: str, advice: str, damag
 
 
 def _download(repository: str, file: str, damaged: Path | None = None) -> Path:
-    """Fetch a file, twice if it arrives damaged.
+    """Download a file, twice if it arrives damaged.
 
     Args:
-        repository, file: what.
-        damaged: its path in the cache, where it is to be replaced.
+        repository, file: repository id and name of the file.
+        damaged: path of the damaged file in the cache, to be replaced.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url  # heavy
 
     with _warning_once():
-        # Without retries, which take the client minutes, it is known here whether the hub answers, and what the digest is.
-        stated = get_hf_file_metadata(hf_hub_url(repository, file), timeout=constants.HF_HUB_ETAG_TIMEOUT).etag
+        # This request gives the digest, and fails at once if the hub does not answer: the client's retries take minutes.
+        expected = get_hf_file_metadata(hf_hub_url(repository, file), timeout=constants.HF_HUB_ETAG_TIMEOUT).etag
         if damaged is not None:
-            _log.warning("%s is damaged: its digest is not the one that the hub states; fetching it again", damaged.resolve())
+            _log.warning("%s is damaged: its digest differs from the hub's; downloading it again", damaged.resolve())
         for _ in range(2):
             if damaged is not None:
-                damaged.unlink(missing_ok=True)  # the client replaces what a link leads to, but no file in its place
+                damaged.unlink(missing_ok=True)  # the client replaces the target of a link, but not a regular file
             path = Path(hf_hub_download(repository, file, force_download=damaged is not None))
-            if _whole(path, stated):
+            if _whole(path, expected):
                 return path
             damaged = path
-    for useless in (path.resolve(), path):
-        useless.unlink(missing_ok=True)  # other programs read this cache, too
+    for damaged in (path.resolve(), path):
+        damaged.unlink(missing_ok=True)  # other programs read this cache, too
     raise WeightsError(
-        f"{file} of {repository} arrives damaged: its digest is not the one that {constants.ENDPOINT} states; try again, and "
-        "if it stays so, look for a proxy that changes files"
+        f"{file} of {repository} arrives damaged: its digest differs from that of {constants.ENDPOINT}; try again, and "
+        "if it persists, check whether a proxy changes files"
     )
 
 
-def _whole(path: Path, stated: str | None = None) -> bool:
-    """Whether a file in the cache is what the hub states; also true where nothing is known of it.
+def _whole(path: Path, expected: str | None = None) -> bool:
+    """Whether a file in the cache has the hub's digest; True if no digest is known.
 
     Args:
-        path: in the cache: a link to a file that is called by its digest, where the file system has links.
-        stated: the digest that the hub states; left out, it is taken from the link, or from what was recorded.
+        path: path in the cache; on file systems with links, a link to a file that is named by its digest.
+        expected: digest of the hub; defaults to that of the link, or of an earlier record.
     """
     real = path.resolve()
-    facts, folder = real.stat(), cache_folder("hub")
+    stat, folder = real.stat(), cache_folder("hub")
     record = None if folder is None else folder / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
-    known = _read(record)
-    if stated is None:
-        stated = path.readlink().name if path.is_symlink() else str(known[0]) if known else None
-    now = [stated, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns]
-    if stated is None or known == now:
+    recorded = _read(record)
+    if expected is None:
+        expected = path.readlink().name if path.is_symlink() else str(recorded[0]) if recorded else None
+    current = [expected, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    if expected is None or recorded == current:
         return True
-    if not _has_digest(real, stated, facts.st_size):
+    if not _has_digest(real, expected, stat.st_size):
         return False
     if record is not None:
-        with suppress(OutputError):  # then it is computed again next time
-            write_json(record, now)
+        with suppress(OutputError):  # the digest is then computed again next time
+            write_json(record, current)
     return True
 
 
 def _read(record: Path | None) -> list[str | int]:
-    """What was recorded of a file: its digest, its size in bytes, and when it changed; empty if nothing was."""
+    """Read the record of a file: digest, size in bytes, times of change; empty if there is none."""
     if record is not None:
         with suppress(OSError, ValueError, RecursionError):
             values = json.loads(record.read_bytes())
@@ -154,26 +153,26 @@ def _read(record: Path | None) -> list[str | int]:
     return []
 
 
-def _has_digest(file: Path, stated: str, size: int) -> bool:
-    """Whether a file of ``size`` bytes has a digest; true of digests that are neither SHA-256 nor git's, as mirrors have."""
-    if re.fullmatch("[0-9a-f]{64}", stated):
+def _has_digest(file: Path, expected: str, size: int) -> bool:
+    """Whether a file of ``size`` bytes has a digest; True for digests of other kinds (some mirrors have them)."""
+    if re.fullmatch("[0-9a-f]{64}", expected):
         digest = hashlib.sha256()
-    elif re.fullmatch("[0-9a-f]{40}", stated):
+    elif re.fullmatch("[0-9a-f]{40}", expected):
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     else:
         return True
     with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: digest).hexdigest() == stated
+        return hashlib.file_digest(opened, lambda: digest).hexdigest() == expected
 
 
 @contextmanager
 def _warning_once() -> Iterator[None]:
-    """Let the hub client say everything once, not at every try, nor again through the handlers of the root logger."""
-    client, said = logging.getLogger("huggingface_hub"), set[str]()
+    """Log each message of the hub client once: not at every retry, nor again through the root logger's handlers."""
+    client, logged = logging.getLogger("huggingface_hub"), set[str]()
 
     def new(record: logging.LogRecord) -> bool:
         text = re.sub(r"\d+", "", str(record.msg).partition("\n")[0])
-        return not (text in said or said.add(text))  # type: ignore[func-returns-value]
+        return not (text in logged or logged.add(text))  # type: ignore[func-returns-value]
 
     propagate, handlers = client.propagate, list(client.handlers)
     client.propagate = propagate and not handlers
@@ -188,13 +187,13 @@ def _warning_once() -> Iterator[None]:
 
 
 def _reason(error: BaseException, repository: str) -> tuple[str, bool]:
-    """Why something was not fetched and what to do, and whether to fetch it by other ways is an answer."""
+    """Return the reason of a failed download with the next step, and whether working offline is an alternative."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None and cause not in causes:
         causes.append(cause)
     for cause in causes:
-        if answer := _reason_of_hub(cause, repository) or _reason_of_connection(cause) or _reason_of_disk(cause):
-            return answer
+        if reason := _reason_of_hub(cause, repository) or _reason_of_connection(cause) or _reason_of_disk(cause):
+            return reason
     return f"{(str(error).strip() or type(error).__name__).splitlines()[0]}; try again", True
 
 
@@ -204,24 +203,24 @@ def _reason_of_hub(error: BaseException, repository: str) -> tuple[str, bool] | 
     page = f"{constants.ENDPOINT}/{repository}"
     match error:
         case errors.HFValidationError():
-            return "this is no name of a repository, which is OWNER/NAME", False
+            return "this is not the name of a repository, which is OWNER/NAME", False
         case errors.GatedRepoError():
             return f"it is gated; accept its licence at {page}, log in with 'hf auth login' and try again", False
         case errors.RemoteEntryNotFoundError() | errors.RevisionNotFoundError():
             return f"there is no such file in it; look at {page}", False
         case errors.DisabledRepoError():
-            return f"the hub has closed it; look at {page}", False
+            return f"the hub has disabled it; look at {page}", False
         case errors.OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set, so nothing is fetched", True
         case errors.FileMetadataError():
-            return f"{constants.ENDPOINT} does not answer as a hub does; check HF_ENDPOINT and the settings of your proxy", True
+            return f"{constants.ENDPOINT} does not answer like a hub; check HF_ENDPOINT and the settings of your proxy", True
         case errors.HfHubHTTPError():
             return _reason_of_status(error.response.status_code, error.server_message or "", page)
     return None
 
 
-def _reason_of_status(status: int, said: str, page: str) -> tuple[str, bool]:
-    if status == 401 and "credentials" in said:
+def _reason_of_status(status: int, message: str, page: str) -> tuple[str, bool]:
+    if status == 401 and "credentials" in message:
         return "the hub does not accept your token; log in again with 'hf auth login', or unset HF_TOKEN", False
     if status in {401, 404}:
         return f"there is no {page}, or it is private; check the name, and for a private one log in with 'hf auth login'", False
@@ -230,7 +229,7 @@ def _reason_of_status(status: int, said: str, page: str) -> tuple[str, bool]:
     if status == 429:
         return "the hub has had too many requests from here; wait some minutes, or log in with 'hf auth login'", False
     if status >= 500:
-        return f"the hub is out of order for the moment (it answers {status}); try again later", True
+        return f"the hub is temporarily out of order (it answers {status}); try again later", True
     return f"the hub answers {status}; look at {page}", True
 
 
@@ -241,14 +240,14 @@ def _reason_of_connection(error: BaseException) -> tuple[str, bool] | None:
     if "TimeoutException" in kinds:
         waited = f"{constants.HF_HUB_ETAG_TIMEOUT} and {constants.HF_HUB_DOWNLOAD_TIMEOUT} seconds"
         return (
-            f"{constants.ENDPOINT} does not answer in time; try again, or give it more than {waited} with HF_HUB_ETAG_TIMEOUT "
+            f"{constants.ENDPOINT} does not answer in time; try again, or allow more than {waited} with HF_HUB_ETAG_TIMEOUT "
             "and HF_HUB_DOWNLOAD_TIMEOUT",
             True,
         )
     if kinds & {"ConnectError", "ProxyError", "UnsupportedProtocol"}:
         return f"{constants.ENDPOINT} cannot be reached ({error}); check the connection, HF_ENDPOINT and your proxy", True
     if "TransportError" in kinds:
-        return "the connection broke off before the whole file was here; try again", True
+        return "the connection was lost during the download; try again", True
     return None
 
 

@@ -299,7 +299,7 @@ def _agreed(options: object, values: Mapping[str, object], where: str) -> Mappin
     for key, value in values.items():
         if isinstance(options, Mapping) and options.get(key, value) not in (value, None):
             raise WeightsError(
-                f"{where}: {key} must be {reprlib.repr(value)}, not {reprlib.repr(options[key])}; download it again"
+                f"{where}: {key} must be {reprlib.repr(value)}, not {reprlib.repr(options[key])}; fetch it again"
             )
     return values
 
