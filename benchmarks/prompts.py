@@ -12,27 +12,29 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lexiseg.inference.pipeline import Pipeline, load
-from lexiseg.methods.sam_mi.model import Asking, SamMi
+from lexiseg.methods.sam_mi.config import PointSampling
+from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.structures import Trace
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.score import whole
 from lexiseg.world import Scene, scenes
 
 LOOKS = 3
-WAYS: tuple[Asking, ...] = ("grid", "random", "chance", "top")
+WAYS: tuple[PointSampling, ...] = ("grid", "random", "chance", "top")
 
 
-def measured(pipeline: Pipeline, chosen: list[Scene], asking: Asking) -> dict[str, Any]:
+def measured(pipeline: Pipeline, chosen: list[Scene], point_sampling: PointSampling) -> dict[str, Any]:
     """Points, masks and milliseconds a picture, and mIoU."""
     segmenter = pipeline.segmenter
     assert isinstance(segmenter, SamMi)
-    segmenter.asking = asking
+    segmenter.config = replace(segmenter.config, point_sampling=point_sampling)
     text = pipeline.embed(Vocabulary.builtin("emoji"))
     seconds, masks, groups, expected = 0.0, [], [], []
     for scene in chosen:
@@ -42,14 +44,16 @@ def measured(pipeline: Pipeline, chosen: list[Scene], asking: Asking) -> dict[st
         masks.append(len(trace["sam_masks"]))
         groups.append(len(trace["masks"]))
         seconds += shortest(lambda image=scene.image: pipeline.predict(image, text))  # type: ignore[misc]
-    points = {"grid": segmenter.prompter.side**2, "random": segmenter.points}.get(asking, float(np.mean(expected)))
+    points = {"grid": segmenter.prompter.side**2, "random": segmenter.config.num_random_points}.get(
+        point_sampling, float(np.mean(expected))
+    )
     return {
-        "asking": asking,
+        "point_sampling": point_sampling,
         "points": points,
         "masks": float(np.mean(masks)),
         "put_together": float(np.mean(groups)),
         "milliseconds": 1000 * seconds / len(chosen),
-        "mIoU": dict(whole(pipeline, chosen, asking))["mIoU"],
+        "mIoU": dict(whole(pipeline, chosen, point_sampling))["mIoU"],
     }
 
 
@@ -70,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pipeline = load("sam_mi-tiny", device="cpu")
     chosen = list(scenes("val", arguments.scenes, seed=777))
-    rows = [measured(pipeline, chosen, asking) for asking in WAYS]
+    rows = [measured(pipeline, chosen, way) for way in WAYS]
     for row in rows:
         row["speedup"] = rows[0]["milliseconds"] / row["milliseconds"]
     if arguments.json:
@@ -80,7 +84,7 @@ def main() -> None:
     print(f"{'asked at':10s}{'points':>8s}{'masks':>8s}{'put together':>14s}{'ms':>8s}{'speed-up':>10s}{'mIoU':>8s}")
     for row in rows:
         print(
-            f"{row['asking']:10s}{row['points']:8.0f}{row['masks']:8.1f}{row['put_together']:14.1f}"
+            f"{row['point_sampling']:10s}{row['points']:8.0f}{row['masks']:8.1f}{row['put_together']:14.1f}"
             f"{row['milliseconds']:8.0f}{row['speedup']:9.1f}×{row['mIoU']:8.3f}"
         )
 

@@ -65,7 +65,7 @@ def test_every_way_to_ask_sam_is_measured():
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr
-    rows = {row["asking"]: row for row in json.loads(done.stdout)["rows"]}
+    rows = {row["point_sampling"]: row for row in json.loads(done.stdout)["rows"]}
     assert list(rows) == ["grid", "random", "chance", "top"]
     assert rows["grid"]["points"] == 1024 > 5 * rows["chance"]["points"] > 0
     assert all(row["put_together"] >= 0 and 0 <= row["mIoU"] <= 1 for row in rows.values())
