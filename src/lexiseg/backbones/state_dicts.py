@@ -1,4 +1,4 @@
-"""Official state dictionaries: reading them without running anything, and rules from their names to ours and back."""
+"""Official state dictionaries: safe reading, and renaming of keys by rules in both directions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lexiseg.backbones.eight_bits import from_eight_bits
 from lexiseg.backbones.pickles import ForeignNameError, check_pickle
 from lexiseg.errors import WeightsError
 
-# How files begin: a pickle, the first of the pickles in a file of an old PyTorch, a zip archive of PyTorch.
+# First bytes of files: a pickle, the first pickle in a file of old PyTorch, a zip archive of PyTorch.
 _PICKLE, _BEFORE_ZIP, _ZIP = b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"PK\x03\x04"
 _ONLY_TENSORS = (
     "and no code of a file is run here; where you trust it, unpickle it and save its tensors alone, "
     "with safetensors or torch.save"
 )
-# What a file of PyTorch may name. PyTorch allows more by itself, such as ``bytearray`` and ``torch.FloatTensor``, which make
-# gigabytes of a single number.
+# Names allowed in a file of PyTorch. PyTorch itself allows more, such as ``bytearray`` and ``torch.FloatTensor``, which can
+# allocate gigabytes from a single number.
 _NAMES = re.compile(
     r"torch\._utils _rebuild_(tensor(_v2|_v3)?|parameter|sparse_tensor|qtensor|meta_tensor_no_storage)"
     r"|torch(\.cuda)? [A-Z]\w*Storage|torch\.storage UntypedStorage|torch [a-z]\w*|torch Size"
@@ -34,13 +34,13 @@ _NAMES = re.compile(
     r"|collections (OrderedDict|Counter)|(builtins|__builtin__) (set|complex)|_codecs encode"
     r"|numpy dtype|numpy\.(_core|core)\.multiarray scalar"
 )
-# Numbers that training programs leave beside the tensors, and their types; the last name is that before NumPy 2.
+# Numbers that training programs save beside the tensors, and their types; the last name is that before NumPy 2.
 _NUMBERS = ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
 _LONGEST = 500  # characters of a parameter's name
-_TIMES = 4  # how much larger than their file tensors may be together: a few may be the same numbers under two names
-WRAPPERS = ("model", "state_dict", "model_state_dict", "ema")  # where training programs put the weights, the first one first
-_PREFIXES = ("module.", "_orig_mod.")  # of models that PyTorch wrapped, to share them out or to compile them
-_MASK = "attn_mask"  # a constant that some programs save, infinite where nothing may be looked at
+_TIMES = 4  # maximum total size of tensors, in sizes of their file: some tensors are saved under two names
+WRAPPERS = ("model", "state_dict", "model_state_dict", "ema")  # keys of the weights in training checkpoints, in this order
+_PREFIXES = ("module.", "_orig_mod.")  # of models wrapped by DistributedDataParallel or torch.compile
+_MASK = "attn_mask"  # a buffer that some programs save, infinite where attention is not allowed
 _DTYPES = {
     torch.bool,
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -51,13 +51,13 @@ Rules = Sequence[tuple[re.Pattern[str], str]]
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a PyTorch file (tensors only, no code), all numbers finite.
+    """Read the tensors of a safetensors or PyTorch file without running code; all values must be finite.
 
     Args:
-        path: the file; in a training checkpoint the tensors may be in one of the usual places (`WRAPPERS`).
+        path: the file; in a training checkpoint the tensors may be under one of the keys `WRAPPERS`.
 
     Raises:
-        WeightsError: missing, damaged, made of Python objects, no dictionary of tensors, or with numbers that are none.
+        WeightsError: missing, damaged, with Python objects, not a dictionary of tensors, or with non-finite values.
     """
     path = Path(path)
     if not path.is_file():
@@ -83,7 +83,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def has_names(path: Path, beginning: str) -> bool:
-    """Whether a safetensors file has tensors whose names begin so; False of files that are damaged or of another kind."""
+    """Whether a safetensors file has a key with this prefix; False for damaged files and other formats."""
     try:
         with safe_open(path, "pt") as opened:
             return any(name.startswith(beginning) for name in opened.keys())  # noqa: SIM118, it is no dictionary
@@ -92,8 +92,8 @@ def has_names(path: Path, beginning: str) -> bool:
 
 
 def unwrapped(document: object) -> object:
-    """What a training checkpoint has in the usual places for weights, or else the document itself."""
-    for _ in range(3):  # a dictionary in a pickle may hold itself
+    """Return the content of a training checkpoint under the keys `WRAPPERS`, or else the document itself."""
+    for _ in range(3):  # a dictionary in a pickle may contain itself
         names = WRAPPERS if isinstance(document, dict) else ()
         inside = next((document[name] for name in names if isinstance(document.get(name), dict)), None)  # type: ignore[attr-defined, index]
         if inside is None:
@@ -103,14 +103,14 @@ def unwrapped(document: object) -> object:
 
 
 def finished(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors as read, under the names that the model gave them; every reader ends here.
+    """Validate tensors, strip prefixes of wrapped models and dequantise; the last step of every reader.
 
     Args:
         state: name -> tensor.
-        path: where they were read.
+        path: the file, for messages and its size.
 
     Raises:
-        WeightsError: there are none, or one is not a plain array of finite numbers.
+        WeightsError: no tensors, or one that is not a dense array of finite numbers.
     """
     if not state:
         raise WeightsError(f"{path} is no dictionary of tensors: it has none; give the checkpoint as published")
@@ -119,7 +119,7 @@ def finished(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path}: {reprlib.repr(name)} is no name of a parameter; give the checkpoint as published")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
             raise WeightsError(f"{path}: {name} is sparse, quantised, complex or without numbers; save it as a plain tensor")
-        if tensor.untyped_storage().nbytes() < tensor.nbytes:  # a few bytes that say they are terabytes
+        if tensor.untyped_storage().nbytes() < tensor.nbytes:  # such as a few bytes with a shape of terabytes
             raise WeightsError(f"{path}: {name} is {tuple(tensor.shape)} but holds fewer numbers; save its contiguous form")
     check_sizes((tensor.nbytes for tensor in state.values()), path)
     while prefix := next((prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in state)), ""):
@@ -128,28 +128,28 @@ def finished(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not name.endswith(_MASK) and not _finite(tensor):
             raise WeightsError(
-                f"{path}: {name} has numbers that are infinite or not a number, so nothing would be found with these weights; "
-                "fetch the file again, or take an earlier checkpoint of that training"
+                f"{path}: {name} has numbers that are infinite or not a number; fetch the file again, or use an earlier "
+                "checkpoint of that training"
             )
     return state
 
 
 def check_sizes(sizes: Iterable[int], path: Path) -> None:
-    """Refuse weights that would need much more memory than their file, because many of them are the same bytes of it.
+    """Refuse weights that need much more memory than their file, as many tensors with the same storage do.
 
     Args:
-        sizes: bytes of each.
+        sizes: size of each tensor in bytes.
         path: the file.
 
     Raises:
-        WeightsError: together they are more than `_TIMES` the size of the file.
+        WeightsError: the total is more than `_TIMES` the size of the file.
     """
     if sum(sizes) > _TIMES * path.stat().st_size:
         raise WeightsError(f"{path}: its tensors are many times larger than the file; save each of them as a tensor of its own")
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite; where their sum is, they are, and a sum is many times faster to have."""
+    """Whether all values are finite; a finite sum, which is much faster to compute, implies it."""
     if not tensor.is_floating_point():
         return True
     if tensor.itemsize < 2:  # PyTorch cannot add these
@@ -158,7 +158,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 class _Number:
-    """Stands for a number of NumPy or its type, which training programs leave beside the tensors."""
+    """Placeholder for NumPy numbers and their types, which training programs save beside the tensors."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -167,11 +167,11 @@ class _Number:
         pass
 
 
-_BESIDE = (bool, int, float, str, bytes, type(None), _Number)  # what may stand beside tensors and is left out
+_BESIDE = (bool, int, float, str, bytes, type(None), _Number)  # allowed beside tensors, and ignored
 
 
 def _load(path: Path) -> Any:
-    """What is in a file of PyTorch, which is looked at first."""
+    """Check and load a file of PyTorch."""
     with path.open("rb") as file:
         if file.read(len(_BEFORE_ZIP)) == _BEFORE_ZIP:
             for _ in range(4):  # the version, the machine, the tensors, the keys of their numbers
@@ -185,7 +185,7 @@ def _load(path: Path) -> Any:
 
 
 def _check_archive(file: IO[bytes], path: Path) -> None:
-    """That a file is an archive as `torch.save` writes it, of tensors and nothing else."""
+    """Check that a file is an archive of tensors only, as written by `torch.save`."""
     start = file.read(len(_ZIP))
     if start.startswith(_PICKLE):
         raise WeightsError(f"cannot read weights from {path}: it is a bare pickle, {_ONLY_TENSORS}")
@@ -211,17 +211,22 @@ def _check_archive(file: IO[bytes], path: Path) -> None:
 
 
 def compiled(rules: Iterable[tuple[str, str]], source: int) -> Rules:
-    """Prefix rules (official, ours) as patterns of side ``source`` and replacements; ``<n>`` is any index, kept."""
+    """Compile prefix rules (official, ours) to patterns of side ``source`` (0 or 1) and replacements; ``<n>`` is any index."""
     return [
         (re.compile(re.escape(rule[source]).replace("<n>", r"(\d+)")), rule[1 - source].replace("<n>", r"\1")) for rule in rules
     ]
 
 
 def rename_all(keys: Iterable[str], rules: Rules, side: str) -> dict[str, str]:
-    """Each key and its new name, by the first rule whose pattern begins it.
+    """Map keys to new names by the first rule whose pattern matches their beginning.
+
+    Args:
+        keys: keys to rename.
+        rules: output of `compiled`.
+        side: description of the expected keys in messages.
 
     Raises:
-        WeightsError: keys that no rule knows, by name; ``side`` says whose they should be.
+        WeightsError: keys without a rule.
     """
     names = {key: _renamed(key, rules) for key in keys}
     unknown = sorted(key for key, name in names.items() if name is None)
@@ -231,13 +236,13 @@ def rename_all(keys: Iterable[str], rules: Rules, side: str) -> dict[str, str]:
 
 
 def some(keys: Sequence[str]) -> str:
-    """The first few keys, and how many more."""
+    """Format the first few keys and the number of the others."""
     return ", ".join(keys[:4]) + (f", … ({len(keys) - 4} more)" if len(keys) > 4 else "")
 
 
 def _renamed(key: str, rules: Rules) -> str | None:
     for pattern, replacement in rules:
-        found = pattern.match(key)
-        if found:
-            return found.expand(replacement) + key[found.end() :]
+        match = pattern.match(key)
+        if match:
+            return match.expand(replacement) + key[match.end() :]
     return None

@@ -1,12 +1,12 @@
-"""COCO's files, read by one schema for all commands: instances (LVIS's too), panoptic segments, and lists of results.
+"""Reading and validation of COCO files: instances (also LVIS's), panoptic segments, and lists of results.
 
-The tables below are the schema: which fields of an entry are read, what each must be, and what stands for one that is missing
-or null. An entry that does not fit is a `DataError` that names the file, the entry and the field:
+The tables below are the schema: the fields of an entry, the check of each, and the default of a field that is missing or null.
+An invalid entry is a `DataError` that names the file, the entry and the field:
 
     truth.json, annotations[3], id 17: category_id must be a whole number, not 'x'
 
-What is wrong with one picture's entries is that picture's fault (`CocoTruth.faults`), so that it can be left out and the rest
-be measured; what is wrong with the whole is raised at once.
+Errors in the entries of one picture are collected (`CocoTruth.faults`), so that the picture can be skipped; errors of the whole
+document are raised.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Entry = Mapping[str, Any]
 ImageId = int | str
 Box = tuple[float, float, float, float]
 
-LARGEST_NUMBER = 2**53  # up to here every whole number is one in JSON, whatever reads it
+LARGEST_NUMBER = 2**53  # integers up to this are exact in any JSON reader
 LARGEST_SIDE = 65_535  # of a picture, in pixels: JPEG's limit
-LARGEST_SEGMENT = 2**24 - 1  # what R + 256 G + 65536 B can be
+LARGEST_SEGMENT = 2**24 - 1  # maximum of R + 256 G + 65536 B
 REQUIRED = object()
 
 
@@ -44,7 +44,7 @@ REQUIRED = object()
 
 
 def whole(value: Any) -> int:
-    """5, and 5.0, which some programs write for it."""
+    """Check an integer; 5.0 is accepted as 5."""
     if type(value) is float and value.is_integer():
         value = int(value)
     if type(value) is not int or not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
@@ -53,64 +53,64 @@ def whole(value: Any) -> int:
 
 
 def identity(value: Any) -> ImageId:
-    """A whole number or a name."""
+    """Check an id: an integer or a string."""
     return value if isinstance(value, str) else whole(value)
 
 
 def side(value: Any) -> int:
-    """Pixels along a side of a picture."""
+    """Check the side of a picture in pixels."""
     if not 1 <= whole(value) <= LARGEST_SIDE:
         raise _must(f"be 1 to {LARGEST_SIDE} pixels", value)
     return whole(value)
 
 
 def segment_id(value: Any) -> int:
-    """A number that a colour can be; black is void."""
+    """Check a segment id, which is stored as a colour; 0 (black) is void."""
     if not 1 <= whole(value) <= LARGEST_SEGMENT:
         raise _must(f"be 1 to {LARGEST_SEGMENT} (0 is void)", value)
     return whole(value)
 
 
 def finite(value: Any) -> float:
-    """A number that is neither NaN nor infinite."""
+    """Check a finite number."""
     if type(value) not in (int, float) or not abs(value) <= LARGEST_NUMBER:
         raise _must("be a finite number", value)
     return float(value)
 
 
 def area(value: Any) -> float:
-    """A number of pixels; that of a polygon is no whole one."""
+    """Check an area in pixels, which may be fractional."""
     if finite(value) < 0:
         raise _must("be 0 or more", value)
     return float(value)
 
 
 def flag(value: Any) -> bool:
-    """0 or 1."""
+    """Check 0 or 1."""
     if not isinstance(value, bool | int | float) or value not in (0, 1):
         raise _must("be 0 or 1", value)
     return bool(value)
 
 
 def text(value: Any) -> str:
-    """Text that is not blank."""
+    """Check a string that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise _must("be a text", value)
     return value
 
 
 def texts(value: Any) -> list[str]:
-    """A list of texts."""
-    return [text(item) for item in _list(value)]
+    """Check a list of strings."""
+    return [text(entry) for entry in _list(value)]
 
 
 def numbers(value: Any) -> list[int]:
-    """A list of whole numbers."""
-    return [whole(item) for item in _list(value)]
+    """Check a list of integers."""
+    return [whole(entry) for entry in _list(value)]
 
 
 def box(value: Any) -> Box:
-    """Left, top, width, height."""
+    """Check a box (left, top, width, height)."""
     if len(_list(value)) != 4:
         raise _must("be four numbers", value)
     left, top, wide, high = (finite(number) for number in value)
@@ -118,7 +118,7 @@ def box(value: Any) -> Box:
 
 
 def segmentation(value: Any) -> list[NDArray[np.float64]] | dict[str, Any]:
-    """Polygons as arrays of coordinates, or run lengths as ``size`` and ``counts``, an array or COCO's string."""
+    """Check polygons (arrays of coordinates) or run lengths (``size`` and ``counts``, an array or COCO's string)."""
     if isinstance(value, dict):
         return _run_lengths(value)
     if not isinstance(value, list) or not value:
@@ -128,7 +128,7 @@ def segmentation(value: Any) -> list[NDArray[np.float64]] | dict[str, Any]:
 
 @dataclass(frozen=True)
 class Field:
-    """What a field must be, and what stands for one that is missing or null."""
+    """Check of a field, and its default if it is missing or null."""
 
     check: Callable[[Any], Any]
     default: Any = REQUIRED
@@ -142,8 +142,8 @@ IMAGE: Schema = {
     "width": Field(side),
     "file_name": Field(text, None),
     "coco_url": Field(text, None),  # LVIS has no file_name
-    "neg_category_ids": Field(numbers, None),  # LVIS: what was looked for and is not there,
-    "not_exhaustive_category_ids": Field(numbers, None),  # and what is not marked everywhere
+    "neg_category_ids": Field(numbers, None),  # LVIS: verified to be absent
+    "not_exhaustive_category_ids": Field(numbers, None),  # LVIS: not all instances are annotated
 }
 PANOPTIC_IMAGE: Schema = {**IMAGE, "height": Field(side, None), "width": Field(side, None)}  # the PNG has its size
 CATEGORY: Schema = {
@@ -186,15 +186,15 @@ SEGMENT: Schema = {
 
 @dataclass(frozen=True)
 class CocoTruth:
-    """A COCO document of instances or panoptic segments, as the schema gives it.
+    """Validated COCO document of instances or panoptic segments.
 
     Attributes:
         source: the file.
         panoptic: whether its annotations are lists of segments.
-        images: the entries that are in order.
-        annotations: of each image's id its entries, those of images that are not listed too.
-        categories: in the file's order.
-        faults: of each image's id the first thing that is wrong with it.
+        images: valid entries.
+        annotations: image id -> its entries, including images that are not listed.
+        categories: entries in the file's order.
+        faults: image id -> first error in its entries.
     """
 
     source: Path
@@ -206,14 +206,14 @@ class CocoTruth:
 
     @property
     def federated(self) -> bool:
-        """Whether each image says what was looked for in it (LVIS)."""
+        """Whether each image lists the categories that were verified in it (LVIS)."""
         return any(image["neg_category_ids"] is not None for image in self.images)
 
     def things(self) -> list[bool]:
-        """Whether each category is a thing.
+        """Return whether each category is a thing.
 
         Raises:
-            DataError: if one of a panoptic document does not say so.
+            DataError: a category of a panoptic document has no ``isthing``.
         """
         for entry in self.categories if self.panoptic else ():
             if entry["isthing"] is None:
@@ -222,10 +222,10 @@ class CocoTruth:
 
 
 def read_json(path: str | Path) -> Any:
-    """The document in a JSON file, with or without a byte order mark.
+    """Read a JSON file, with or without a byte order mark.
 
     Raises:
-        DataError: if the file is missing, cannot be read, or is not JSON.
+        DataError: the file is missing, cannot be read, or is not JSON.
     """
     try:
         return json.loads(Path(path).read_bytes())
@@ -240,15 +240,15 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_coco(path: str | Path, *, panoptic: bool | None = None) -> CocoTruth:
-    """A COCO document of images, annotations and categories.
+    """Read a COCO document of images, annotations and categories.
 
     Args:
-        path: the JSON.
-        panoptic: whether the annotations must be lists of segments, or must not; None: as they are.
+        path: the JSON file.
+        panoptic: whether the annotations must be lists of segments; None accepts both.
 
     Raises:
-        DataError: if the file is missing or no such document; if a category, an image's id or the image of an annotation
-            cannot be read; if two images or two categories have one id.
+        DataError: the file is missing or not such a document; a category, an image's id or the image of an annotation is
+            invalid; two images or two categories have the same id.
     """
     source, document = Path(path), read_json(path)
     annotations = _part(document, "annotations", source)
@@ -275,13 +275,13 @@ def read_coco(path: str | Path, *, panoptic: bool | None = None) -> CocoTruth:
 
 
 def read_results(path: str | Path) -> tuple[Mapping[ImageId, Sequence[Entry]], Mapping[ImageId, str]]:
-    """A list of COCO results.
+    """Read a list of COCO results.
 
     Returns:
-        of each image's id its entries, and of those with something wrong the first thing that is.
+        image id -> its entries, and image id -> first error in its entries.
 
     Raises:
-        DataError: if the file is missing or no list; if the image of an entry cannot be read.
+        DataError: the file is missing or not a list; the image of an entry is invalid.
     """
     document = read_json(path)
     if not isinstance(document, list):
@@ -291,46 +291,57 @@ def read_results(path: str | Path) -> tuple[Mapping[ImageId, Sequence[Entry]], M
 
 
 def read_panoptic_results(path: str | Path) -> tuple[Mapping[ImageId, Entry], Mapping[ImageId, str]]:
-    """The annotations of a COCO panoptic document; nothing else of it counts in a result.
+    """Read the annotations of a COCO panoptic document; all else is ignored in results.
 
     Returns:
-        of each image's id its entry, or the first thing that is wrong.
+        image id -> its entry, and image id -> first error in its entry.
 
     Raises:
-        DataError: if the file is missing or no such document; if the image of an entry cannot be read, or has two.
+        DataError: the file is missing or not such a document; the image of an entry is invalid or has two entries.
     """
     faults: dict[ImageId, str] = {}
-    entries = _by_image(_part(read_json(path), "annotations", Path(path)), PANOPTIC, Path(path), "annotations", faults)
-    _refuse_twice((image for image, found in entries.items() for _ in found), Path(path), "the annotation of image")
-    return {image: found[0] for image, found in entries.items() if found}, faults
+    by_image = _by_image(_part(read_json(path), "annotations", Path(path)), PANOPTIC, Path(path), "annotations", faults)
+    _refuse_twice((image for image, entries in by_image.items() for _ in entries), Path(path), "the annotation of image")
+    return {image: entries[0] for image, entries in by_image.items() if entries}, faults
 
 
 def place_of(source: str | Path, entry: Entry) -> str:
-    """Where an entry stands, for messages: the file, its list, its place in it and its id."""
+    """Describe the location of an entry for messages: file, list, index and id."""
     return _place(source, entry["list"], entry["number"], entry)
 
 
-def label_of(entry: Entry, labels: Mapping[int, int], place: str) -> int:
-    """The label of an entry's category.
+def label_of(entry: Entry, labels: Mapping[int, int], where: str) -> int:
+    """Return the label of an entry's category.
+
+    Args:
+        entry: entry with a ``category_id``.
+        labels: category id -> label.
+        where: location of the entry for messages, see `place_of`.
 
     Raises:
-        DataError: if there is no such category.
+        DataError: unknown category.
     """
     if entry["category_id"] not in labels:
-        raise DataError(f"{place}: category {entry['category_id']} is not among the categories of the truth")
+        raise DataError(f"{where}: category {entry['category_id']} is not among the categories of the truth")
     return labels[entry["category_id"]]
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 
-def instance_of(entry: Entry, label: int, size: Size, place: str) -> Instance:
-    """The instance of an entry of `INSTANCE` or `RESULT`; an area or a box it lacks is that of its mask.
+def instance_of(entry: Entry, label: int, size: Size, where: str) -> Instance:
+    """Build the instance of an entry of `INSTANCE` or `RESULT`; a missing area or box is computed from the mask.
+
+    Args:
+        entry: validated entry.
+        label: its label.
+        size: (height, width) of the image.
+        where: location of the entry for messages, see `place_of`.
 
     Raises:
-        DataError: if its mask is none of an image of this size.
+        DataError: the mask does not fit an image of this size.
     """
-    counts = mask_counts(entry["segmentation"], size, place)
+    counts = mask_counts(entry["segmentation"], size, where)
     stated_area, stated_box = entry.get("area"), entry.get("bbox")
     if stated_box is None and "bbox" in entry:
         stated_box = tuple(coco_mask.toBbox({"size": list(size), "counts": compress(counts)}))
@@ -338,17 +349,22 @@ def instance_of(entry: Entry, label: int, size: Size, place: str) -> Instance:
         label,
         counts,
         float(area_of_counts(counts)) if stated_area is None else stated_area,
-        (0.0, 0.0, 0.0, 0.0) if stated_box is None else stated_box,  # of results, which are not measured by boxes
+        (0.0, 0.0, 0.0, 0.0) if stated_box is None else stated_box,  # box of results, which is unused
         entry.get("iscrowd", False),
         entry.get("score", 1.0),
     )
 
 
-def mask_counts(mask: Any, size: Size, place: str) -> Counts:
-    """The runs of a mask as `segmentation` gives it.
+def mask_counts(mask: Any, size: Size, where: str) -> Counts:
+    """Convert a mask in the form of `segmentation` to run lengths.
+
+    Args:
+        mask: polygons or run lengths.
+        size: (height, width) of the image.
+        where: location of the entry for messages, see `place_of`.
 
     Raises:
-        DataError: if the mask is none of an image of this size.
+        DataError: the mask does not fit an image of this size.
     """
     try:
         if isinstance(mask, list):
@@ -358,14 +374,14 @@ def mask_counts(mask: Any, size: Size, place: str) -> Counts:
         counts = mask["counts"]
         return check_counts(decompress(counts) if isinstance(counts, str) else counts, size)
     except UsageError as error:
-        raise DataError(f"{place}: its mask cannot be read ({error}); repair or remove it") from None
+        raise DataError(f"{where}: its mask cannot be read ({error}); repair or remove it") from None
 
 
 def read_ids(path: Path) -> NDArray[np.int32]:
-    """The segment ids [H, W] in the colours of a panoptic PNG, id = R + 256 G + 65536 B; a palette is one way to store them.
+    """Read the segment ids [H, W] of a panoptic PNG, id = R + 256 G + 65536 B; the PNG may have a palette.
 
     Raises:
-        DataError: if the file is missing, damaged, or not in colour.
+        DataError: the file is missing, damaged, or not in colour.
     """
     with opened_picture(path) as picture:
         if picture.mode not in ("RGB", "RGBA", "P", "PA"):
@@ -374,7 +390,7 @@ def read_ids(path: Path) -> NDArray[np.int32]:
 
 
 def png_folder(source: Path) -> Path:
-    """The folder of a panoptic JSON's PNGs: that of its name, or else its own."""
+    """Return the folder of a panoptic JSON's PNGs: the folder of the same name, or else the JSON's own."""
     beside = source.with_suffix("")
     return beside if beside.is_dir() else source.parent
 
@@ -417,10 +433,10 @@ def _run_lengths(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _array(value: Any, rule: str) -> NDArray[Any]:
-    """A list of numbers as an array."""
+    """Convert a list of numbers to an array."""
     try:
         array = np.array(value if isinstance(value, list) else None)
-    except (ValueError, OverflowError):  # lists of different lengths or too deep, numbers without end
+    except (ValueError, OverflowError):  # ragged or too deep lists, too large numbers
         raise _must(rule, value) from None
     if array.ndim != 1 or array.dtype.kind not in "iuf":
         raise _must(rule, value)
@@ -435,7 +451,7 @@ def _place(source: str | Path, kind: str, number: int, entry: Any) -> str:
 
 
 def _entry(entry: Any, schema: Schema, source: Path, kind: str, number: int) -> Entry:
-    """The fields of an entry, each as its check gives it, and where it stands."""
+    """Validate an entry; adds its location as ``list`` and ``number``."""
     if not isinstance(entry, dict):
         raise DataError(f"{_place(source, kind, number, entry)}: is {reprlib.repr(entry)}, no JSON object")
     taken: dict[str, Any] = {"list": kind, "number": number}
@@ -451,30 +467,30 @@ def _entry(entry: Any, schema: Schema, source: Path, kind: str, number: int) -> 
         else:
             taken[name] = rule.default
     if "segments_info" in schema:
-        place = _place(source, kind, number, entry)
+        where = _place(source, kind, number, entry)
         taken["segments_info"] = tuple(
-            _entry(segment, SEGMENT, source, f"{place.removeprefix(f'{source}, ')}, segments_info", n)
+            _entry(segment, SEGMENT, source, f"{where.removeprefix(f'{source}, ')}, segments_info", n)
             for n, segment in enumerate(taken["segments_info"])
         )
-        _refuse_twice((segment["id"] for segment in taken["segments_info"]), place, "segment")
+        _refuse_twice((segment["id"] for segment in taken["segments_info"]), where, "segment")
     return taken
 
 
 def _by_image(
     entries: Iterable[Any], schema: Schema, source: Path, kind: str, faults: dict[ImageId, str], key: str = "image_id"
 ) -> dict[ImageId, list[Entry]]:
-    """The entries of each image; what is wrong with one is noted as its image's fault, if it says which that is."""
-    found: dict[ImageId, list[Entry]] = {}
+    """Validate entries and group them by image; the first error of each image is added to ``faults``."""
+    by_image: dict[ImageId, list[Entry]] = {}
     for number, entry in enumerate(entries):
         try:
             taken = _entry(entry, schema, source, kind, number)
         except DataError as error:
             image = _entry(entry, {key: schema[key]}, source, kind, number)[key]
-            found.setdefault(image, [])
+            by_image.setdefault(image, [])
             faults.setdefault(image, str(error))
         else:
-            found.setdefault(taken[key], []).append(taken)
-    return found
+            by_image.setdefault(taken[key], []).append(taken)
+    return by_image
 
 
 def _part(document: Any, name: str, source: Path) -> list[Any]:
@@ -486,7 +502,7 @@ def _part(document: Any, name: str, source: Path) -> list[Any]:
 
 def _refuse_twice(identities: Iterable[ImageId], source: Path | str, what: str) -> None:
     seen: set[ImageId] = set()
-    for one in identities:
-        if one in seen:
-            raise DataError(f"{source}: {what} {one!r:.60} is there more than once; once is right")
-        seen.add(one)
+    for entry_id in identities:
+        if entry_id in seen:
+            raise DataError(f"{source}: {what} {entry_id!r:.60} is there more than once; remove the duplicates")
+        seen.add(entry_id)

@@ -1,7 +1,7 @@
-"""Names of files: those that come out of data never leave their folder, and those that are made never meet.
+"""File names: validation of names in data sets, and unique names for results.
 
-A data set's own files (JSON, lists, pickles) are written by others, and what they call a file is a name, not a path:
-`relative_name` is asked when such a name is read, `below` wherever one is joined to a folder, to read and to write.
+A data set's own files (JSON, lists, pickles) are untrusted. `relative_name` validates a file name in them, and `below` joins it
+to a folder, for reading and writing, so that no file outside that folder is reached.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from lexiseg.errors import DataError
 
-PART_BYTES, NAME_BYTES = 240, 1000  # file systems bear 255 a part, and an ending has to fit in; macOS 1024 a path
-SHOWN_BYTES = 100  # of a picture's name in that of its results; the rest is in the digest
-DIGITS = 12  # of the digest: 48 bits, for pictures of one name in different folders
+PART_BYTES, NAME_BYTES = 240, 1000  # file systems allow 255 per part, of which an ending needs some; macOS 1024 per path
+SHOWN_BYTES = 100  # of a picture's name in that of its results
+DIGITS = 12  # of the digest: 48 bits, for pictures of the same name in different folders
 
-_FAULTS = (  # looked for in this order, in a name with "/" between its parts
+_FAULTS = (  # checked in this order, in a name with "/" between its parts
     (re.compile(r"[\x00-\x1f\x7f-\x9f]"), "has a control character in it"),
     (re.compile(r"\A/."), "is absolute"),
     (re.compile(r"(\A|/)[A-Za-z]:"), "names a drive"),
@@ -27,27 +27,27 @@ _FAULTS = (  # looked for in this order, in a name with "/" between its parts
     (re.compile(r"(\A|/)(con|prn|aux|nul|com\d|lpt\d)(\.[^/]*)?(/|\Z)", re.IGNORECASE), "is a device on Windows"),
 )
 _RESULT = re.compile(rf"(-[0-9a-f]{{{DIGITS}}}|\Astdin)\.(overlay|labels|panoptic)\.png\Z")
-_UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"/\\|?*]')  # what some file system does not take
+_UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"/\\|?*]')  # not allowed on some file system
 
 
-def relative_name(name: object, place: str) -> str:
-    r"""A name out of a file, as a path below a folder that cannot leave it.
+def relative_name(name: object, where: str) -> str:
+    r"""Validate a file name from a data set's file as a relative path that stays below its folder.
 
-    ``\`` is read as ``/``, for much is written on Windows, and parts that are ``.`` are left out.
+    ``\`` is read as ``/``, as Windows programs write it, and parts that are ``.`` are removed.
 
     Args:
-        name: what stands in the file.
-        place: where it stands, for the message: the file and the entry.
+        name: value in the file.
+        where: its location for messages: the file and the entry.
 
     Returns:
         The name with ``/`` between its parts.
 
     Raises:
-        DataError: if it is no text, absolute, with ``..``, a drive, an empty part, a control character, a device of Windows,
-            too long, or not to be encoded.
+        DataError: not a string, absolute, with ``..``, a drive, an empty part, a control character or a Windows device, too
+            long, or not encodable.
     """
     if not isinstance(name, str):
-        raise DataError(f"{place}: {name!r:.60} stands where the name of a file should")
+        raise DataError(f"{where}: {name!r:.60} stands where the name of a file should")
     plain = "/".join(part for part in name.replace("\\", "/").split("/") if part != ".")
     fault = next((fault for pattern, fault in _FAULTS if pattern.search(plain)), None)
     try:
@@ -58,55 +58,55 @@ def relative_name(name: object, place: str) -> str:
         fault = fault or "is no Unicode text"
     if fault is not None:
         raise DataError(
-            f"{place}: the name {name[:80]!a} {fault}; a file is named by its path below its folder, such as 'a/0001.png'"
+            f"{where}: the name {name[:80]!a} {fault}; a file is named by its path below its folder, such as 'a/0001.png'"
         )
     return plain
 
 
-def below(folder: Path, name: object, place: str) -> Path:
-    """The file of a name in a folder or below it. Links that lie there are followed: they are the user's own.
+def below(folder: Path, name: object, where: str) -> Path:
+    """Join a validated name to a folder. Links in the folder are followed: they are the user's own.
 
     Raises:
         DataError: as `relative_name`.
     """
-    return folder / relative_name(name, place)
+    return folder / relative_name(name, where)
 
 
 def same_on_some_disk(name: str) -> str:
-    """What names have in common that are one file where upper and lower case, or forms of Unicode, are not told apart."""
+    """Normalise case and Unicode: names with the same result are the same file on some file systems."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def located(path: str | Path) -> Path:
-    """A path by which a file is known wherever it is named from: its folder resolved, its own name as given."""
+    """Return the path with its folder resolved and its own name unchanged."""
     path = Path(path)
     return Path(os.path.realpath(path.parent)) / path.name
 
 
 def is_file_of(path: str | Path, other: str | Path) -> bool:
-    """Whether two paths are one place, or the first is what the second, a link, points to."""
+    """Whether two paths are the same, or ``path`` is the target of the link ``other``."""
     return located(path) in (located(other), Path(os.path.realpath(other)))
 
 
 def result_name(picture: str | Path) -> str:
-    """What the files about a picture are called, before their endings: ``photo.jpg-0f3a5c7e9b1d``.
+    """Return the stem of result files of a picture: ``photo.jpg-0f3a5c7e9b1d``.
 
-    The name of the picture, and a digest of where it lies: another picture, be it of the same name in another folder, with
-    another ending or in other letters only, has another name; and the name depends on nothing else. [decided] A picture on
-    standard input (``-``) is ``stdin``. Signs that not every file system takes become ``_``, long names are cut.
+    It consists of the picture's name and a digest of its path, so pictures with the same name in different folders, with other
+    suffixes or other case have different results. [decided] A picture on standard input (``-``) is ``stdin``. Characters that
+    some file system does not allow become ``_``, long names are truncated.
     """
     if str(picture) == "-":
         return "stdin"
-    place = located(picture)
-    return file_name(place.name, str(place))
+    path = located(picture)
+    return file_name(path.name, str(path))
 
 
 def file_name(shown: str, identity: str) -> str:
-    """A name that any file system takes: what can be shown of ``shown``, and a digest of ``identity``, what it stands for."""
+    """Build a name valid on any file system from the text ``shown`` and a digest of ``identity``."""
     plain = unicodedata.normalize("NFC", _UNFIT.sub("_", shown)).encode()[:SHOWN_BYTES].decode(errors="ignore")
     return f"{plain}-{sha256(identity.encode('utf-8', 'surrogatepass')).hexdigest()[:DIGITS]}"
 
 
 def is_result(file: str) -> bool:
-    """Whether a file's name is that of a picture which lexiseg wrote about another one, or about one on standard input."""
+    """Whether a file's name is that of a picture that lexiseg wrote as a result."""
     return _RESULT.search(file) is not None

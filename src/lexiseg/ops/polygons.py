@@ -1,11 +1,11 @@
-"""Polygons as COCO's masks, pixel for pixel those of the official tools.
+"""Rasterisation of polygons, identical to COCO's official tools.
 
 COCO's masks of polygons are neither "pixel centres inside" nor "pixels touched": the outline is drawn on a grid five times
 finer, and a column of pixels changes between outside and inside where that outline crosses the column's centre line. Scores
-depend on it in the third digit, so it is done the same here, by `hotcoco`.
+depend on it in the third digit, so `hotcoco`, which does the same, is used here.
 
-The outline takes memory by its length, also where it leaves the picture. So a polygon that goes far beyond the picture is
-first cut to a frame around it.
+The memory is proportional to the length of the outline, also outside the picture. So a polygon that extends far beyond the
+picture is first clipped to a frame around it.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from lexiseg.errors import UsageError
 from lexiseg.ops.rle import Counts, decompress
 from lexiseg.structures import Size
 
-CORNERS = 3  # a polygon has at least so many
-FRAME = 1000  # pixels around the picture; no polygon of a data set goes farther, which is then drawn as it is
-LARGEST = 2.0**53  # what a coordinate can be; NaN is not
-LONGEST = 2_000_000  # pixels of outline, which take some hundred bytes each
+CORNERS = 3  # minimum of a polygon
+FRAME = 1000  # pixels around the picture; polygons of data sets lie within it and are not clipped
+LARGEST = 2.0**53  # maximum coordinate
+LONGEST = 2_000_000  # pixels of outline, which need some hundred bytes each
 
 Polygon = Sequence[float] | NDArray[np.float64]
 
 
 def polygons_counts(polygons: Sequence[Polygon], size: Size) -> Counts:
-    """Runs (see `lexiseg.ops.rle`) of the area inside any of some polygons.
+    """Rasterise the union of polygons to run lengths (see `lexiseg.ops.rle`).
 
     Args:
         polygons: each x0, y0, x1, y1, … in pixels; the last corner is joined to the first.
         size: (height, width) of the mask.
 
     Raises:
-        UsageError: if there is no polygon; if one has fewer than three corners or half a corner, a number that is not finite,
-            or an outline too long to be drawn.
+        UsageError: no polygons; or a polygon with fewer than three corners, an odd count of numbers, a number that is not
+            finite, or a too long outline.
     """
     if not len(polygons):
         raise UsageError("there is no polygon")
     corners = [cut_to_frame(_corners(polygon), size) for polygon in polygons]
-    for each in corners:
-        if len(each) * (max(size) + 2 * FRAME) <= LONGEST:  # then its outline is shorter, too
+    for polygon in corners:
+        if len(polygon) * (max(size) + 2 * FRAME) <= LONGEST:  # an upper bound of the outline
             continue
-        if (length := np.abs(each - np.roll(each, -1, axis=0)).max(axis=1).sum()) > LONGEST:
+        if (length := np.abs(polygon - np.roll(polygon, -1, axis=0)).max(axis=1).sum()) > LONGEST:
             raise UsageError(
                 f"a polygon's outline is {length:.0f} pixels long, more than {LONGEST}; give the mask as run lengths"
             )
-    masks = coco_mask.frPyObjects([each.ravel().tolist() for each in corners], *size)
+    masks = coco_mask.frPyObjects([polygon.ravel().tolist() for polygon in corners], *size)
     return decompress((masks[0] if len(masks) == 1 else coco_mask.merge(masks))["counts"].decode("ascii"))
 
 
 def cut_to_frame(corners: NDArray[np.float64], size: Size) -> NDArray[np.float64]:
-    """A polygon [N, 2] of which nothing lies farther than `FRAME` from the picture: what did is laid along the frame.
+    """Clip a polygon [N, 2] to the frame of `FRAME` pixels around the picture; the mask of the picture is unchanged.
 
-    Inside the picture nothing changes. A polygon within the frame is returned as it is.
+    A polygon within the frame is returned unchanged.
     """
     high, wide = size
     if corners.min() >= -FRAME and corners.max() <= min(size) + FRAME:
@@ -69,12 +69,12 @@ def cut_to_frame(corners: NDArray[np.float64], size: Size) -> NDArray[np.float64
             after = np.roll(corners, -1, axis=0)
             crosses = beyond != np.roll(beyond, -1)
             with np.errstate(divide="ignore", invalid="ignore"):
-                share = (sign * limit - corners[:, axis]) / (after[:, axis] - corners[:, axis])
-                crossing = corners + share[:, None] * (after - corners)
+                fraction = (sign * limit - corners[:, axis]) / (after[:, axis] - corners[:, axis])
+                crossing = corners + fraction[:, None] * (after - corners)
             crossing[:, axis] = sign * limit
             corners = np.where(beyond[:, None] & (np.arange(2) == axis), sign * limit, corners)
-            places = np.flatnonzero(crosses)
-            corners = np.insert(corners, places + 1, crossing[places], axis=0)
+            edges = np.flatnonzero(crosses)
+            corners = np.insert(corners, edges + 1, crossing[edges], axis=0)
     return corners
 
 

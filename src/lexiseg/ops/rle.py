@@ -25,7 +25,7 @@ _DIGITS = 10  # of one run at most: 50 bits
 
 
 def encode_masks(masks: Tensor) -> list[Counts]:
-    """Runs of each binary mask, [N, H, W] -> N arrays; the runs of one sum to H · W and start with zeros (maybe none)."""
+    """Encode binary masks [N, H, W] as N arrays of runs; those of a mask sum to H · W, the first one, of zeros, may be 0."""
     number, high, wide = masks.shape
     if number == 0:
         return []
@@ -33,7 +33,7 @@ def encode_masks(masks: Tensor) -> list[Counts]:
         return [counts for part in masks.split(some) for counts in encode_masks(part)]
     pixels = masks.to(device="cpu", dtype=torch.bool).transpose(1, 2).reshape(number, high * wide).numpy()
     total = high * wide
-    starts = np.zeros((number, total + 1), bool)  # a run starts where a pixel differs from the one before; one ends the mask
+    starts = np.zeros((number, total + 1), bool)  # a run starts where a pixel differs from the previous one
     starts[:, 0] = pixels[:, 0]
     np.not_equal(pixels[:, 1:], pixels[:, :-1], out=starts[:, 1:total])
     starts[:, total] = True
@@ -43,13 +43,13 @@ def encode_masks(masks: Tensor) -> list[Counts]:
 
 
 def check_counts(counts: Sequence[int] | Counts, size: Size) -> Counts:
-    """Runs, if they are those of a mask of this size.
+    """Validate the runs of a mask of this size.
 
     Raises:
         UsageError: the runs do not sum to H · W, or one is negative.
     """
     runs, (high, wide) = np.asarray(counts, np.int64), size
-    # None is longer than the mask: sums of longer ones could leave 64 bits and come round to the right number.
+    # No run may be longer than the mask: sums of longer ones could overflow 64 bits to the right number.
     if runs.size and not 0 <= runs.min() <= runs.max() <= high * wide:
         wrong = runs.min() if runs.min() < 0 else runs.max()
         raise UsageError(f"a run length is {wrong}, which no mask of {high} × {wide} pixels has")
@@ -59,7 +59,7 @@ def check_counts(counts: Sequence[int] | Counts, size: Size) -> Counts:
 
 
 def decode_counts(counts: Sequence[int] | Counts, size: Size) -> Tensor:
-    """Binary mask [H, W] of runs.
+    """Decode runs as a binary mask [H, W].
 
     Raises:
         UsageError: as `check_counts`.
@@ -70,12 +70,12 @@ def decode_counts(counts: Sequence[int] | Counts, size: Size) -> Tensor:
 
 
 def area_of_counts(counts: Sequence[int] | Counts) -> int:
-    """Pixels inside the mask of these runs."""
+    """Return the area of a mask in pixels."""
     return int(np.asarray(counts, np.int64)[1::2].sum())
 
 
 def compress(counts: Sequence[int] | Counts) -> str:
-    """COCO's string for these runs."""
+    """Encode runs as COCO's string."""
     differences = np.array(counts, np.int64)
     differences[3:] -= np.asarray(counts, np.int64)[1:-2]
     characters, valid = [], []
@@ -91,10 +91,10 @@ def compress(counts: Sequence[int] | Counts) -> str:
 
 
 def decompress(text: str) -> Counts:
-    """Runs of COCO's string.
+    """Decode COCO's string to runs.
 
     Raises:
-        UsageError: the text is no such string.
+        UsageError: not a valid string.
     """
     digits = np.array([ord(character) for character in text], np.int64) - _FIRST_CHARACTER
     last = (digits & _MORE) == 0
@@ -106,10 +106,10 @@ def decompress(text: str) -> Counts:
     starts = np.concatenate([[0], ends[:-1] + 1])
     if (ends - starts).max() >= _DIGITS:
         raise UsageError(f"a COCO run-length string with a run of more than {_DIGITS} digits: {text[:40]!r}")
-    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((digits & (_MORE - 1)) << (_DIGIT_BITS * place), starts)
+    exponent = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((digits & (_MORE - 1)) << (_DIGIT_BITS * exponent), starts)
     negative = (digits[ends] & _SIGN) != 0
-    values -= np.where(negative, np.int64(1) << (_DIGIT_BITS * (place[ends] + 1)), 0)
+    values -= np.where(negative, np.int64(1) << (_DIGIT_BITS * (exponent[ends] + 1)), 0)
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
