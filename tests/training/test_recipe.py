@@ -101,7 +101,7 @@ def test_layers_of_an_ablation():
     ("setting", "words"),
     [
         ("batch_siz=1", "no option 'batch_siz': did you mean batch_size"),
-        ("batch_size", "'batch_size' is no setting: write NAME=VALUE"),
+        ("batch_size", "'batch_size' is not a setting: write NAME=VALUE"),
         ("batch_size=many", "batch_size must be int ≥ 1, not 'many'"),
         ("batch_size=2.5", "batch_size must be int ≥ 1, not 2.5"),
         ("lr=fast", "stages.0.lr must be float ≥ 0, not 'fast'"),

@@ -1,1 +1,1 @@
-"""Pure functions of tensors: masks, run lengths, points."""
+"""Helpers without models: masks, run lengths, points, files, options."""

@@ -1,4 +1,4 @@
-"""Reading the next items while the last ones are worked on."""
+"""Prefetching: reading the next items while the current ones are processed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Result = TypeVar("Result")
 def read_ahead(
     items: Iterable[Item], read: Callable[[Item], Result], *, workers: int, ahead: int
 ) -> Generator[tuple[Item, Result | Exception], None, None]:
-    """Each item with what ``read`` makes of it, or with the exception that it raises, in the order of the items.
+    """Yield each item with the result or the exception of ``read``, in the order of the items.
 
     Args:
-        items: taken one by one, by the caller's thread, as there is need for them.
-        read: called by threads, for several items at the same time.
-        workers: threads; 0 reads an item when it is asked for.
-        ahead: items beyond the one that is handed out that are read or being read.
+        items: iterated lazily, by the caller's thread.
+        read: called by threads, for several items in parallel.
+        workers: number of threads; 0 reads each item when it is requested.
+        ahead: number of items read ahead of the one that is yielded.
     """
 
     def tried(item: Item) -> tuple[Item, Result | Exception]:
@@ -39,5 +39,5 @@ def read_ahead(
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(threads.submit(tried, item) for item in islice(rest, 1))
-    finally:  # whoever stops early waits for what is being read, and for nothing else
+    finally:  # when stopped early, wait only for reads in progress
         threads.shutdown(cancel_futures=True)

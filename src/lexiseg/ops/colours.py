@@ -1,4 +1,4 @@
-"""The numbers in the colours of a picture."""
+"""Segment ids in the colours of panoptic PNGs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from PIL import Image
 
 
 def ids_of_picture(picture: Image.Image) -> NDArray[np.int32]:
-    """The segment ids [H, W] of a panoptic PNG, id = R + 256 G + 65536 B; what Pillow raises if it cannot be decoded.
+    """Decode the segment ids [H, W] of a panoptic PNG, id = R + 256 G + 65536 B; Pillow's errors are not converted.
 
-    Pillow hands out four bytes a pixel as it keeps them, which is many times faster than arithmetic with three channels.
+    Pillow returns the four bytes per pixel of its internal storage, which is much faster than arithmetic on three channels.
     """
     colours = picture if picture.mode == "RGB" else picture.convert("RGB")
     ids = np.frombuffer(colours.tobytes("raw", "RGBX"), "<u4") & 0xFFFFFF  # without the fourth byte

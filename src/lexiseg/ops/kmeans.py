@@ -1,4 +1,4 @@
-"""k-means of many subsets of the same points at once."""
+"""Batched k-means on subsets of the same points."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def clusters_of(points: Tensor, inside: Tensor, first: Tensor, count: int, *, iterations: int = 10) -> Tensor:
-    """Which cluster each point of each subset belongs to (Lloyd's algorithm; nothing is drawn at random).
+    """Cluster the points of each subset by Lloyd's algorithm, deterministically.
 
-    The first centre is given, each further one starts at the point of the subset farthest from all before. A subset of fewer
-    than ``count`` different points leaves clusters empty.
+    The first centre is given, each further one starts at the point of the subset farthest from all previous ones. A subset
+    with fewer than ``count`` distinct points has empty clusters.
 
     Args:
         points: [L, 2].
         inside: [N, L] bool, the subsets.
-        first: [N], the point of each subset where its first cluster starts.
+        first: [N], index of each subset's first centre.
         count: k.
-        iterations: as many, always.
+        iterations: number of iterations, without early stopping.
 
     Returns:
-        [N, k, L] bool, disjoint; together they are ``inside``.
+        [N, k, L] bool, the disjoint clusters, whose union is ``inside``.
     """
     centres = points[first].unsqueeze(1)  # [N, 1.., 2]
     for _ in range(1, count):
@@ -37,7 +37,7 @@ def clusters_of(points: Tensor, inside: Tensor, first: Tensor, count: int, *, it
 
 
 def _members(points: Tensor, inside: Tensor, centres: Tensor) -> Tensor:
-    """The points nearest to each centre [N, k, 2], [N, k, L] bool; of two as near the first."""
+    """Assign points to the nearest of the centres [N, k, 2], ties to the first, [N, k, L] bool."""
     nearest = torch.cdist(centres, points.expand(len(inside), -1, -1)).argmin(1)
-    numbers = torch.arange(centres.shape[1], device=points.device)
-    return (nearest.unsqueeze(1) == numbers[:, None]) & inside.unsqueeze(1)
+    indices = torch.arange(centres.shape[1], device=points.device)
+    return (nearest.unsqueeze(1) == indices[:, None]) & inside.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Which class the values of label maps and the ids of annotations stand for."""
+"""Mapping of raw ids, in label maps and annotations, to labels."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from lexiseg.errors import DataError
 from lexiseg.structures import IGNORED
 
-VOID_OF_BYTES, VOID_OF_WORDS = 255, 65_535  # the highest values of label maps of 8 and 16 bits
-SHOWN = 3  # how many unknown ids a message names
+VOID_OF_BYTES, VOID_OF_WORDS = 255, 65_535  # maximum values of label maps of 8 and 16 bits
+SHOWN = 3  # number of unknown ids in a message
 
 _UNKNOWN = -2
-_RANGE = 2**16  # values between which each has an entry of a table; a map with others is searched for its ids
+_RANGE = 2**16  # maximum range of values for a dense lookup table; for larger ones each value is searched
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """What the ids in files of truths or predictions mean.
+    """Labels of the raw ids in files of ground truth or predictions.
 
     Attributes:
-        labels: raw id -> label, a position in the vocabulary; several ids may be one label.
-        ignored: ids that are no class: such pixels are `IGNORED`, such instances and segments left out.
+        labels: raw id -> label, an index into the vocabulary; several ids may have the same label.
+        ignored: ids without class: their pixels are `IGNORED`, their instances and segments skipped.
     """
 
     labels: Mapping[int, int]
@@ -33,27 +33,31 @@ class LabelTable:
 
     @classmethod
     def counted(cls, classes: int, *, first: int = 0, ignored: Collection[int] = ()) -> LabelTable:
-        """The raw ids ``first``, ``first + 1``, … are the labels 0, 1, …"""
+        """Build the table that maps raw ids ``first``, ``first + 1``, … to labels 0, 1, …"""
         return cls({first + label: label for label in range(classes)}, frozenset(ignored))
 
     @classmethod
     def of_ids(cls, ids: Sequence[int], void: Collection[int] = (), *, ignored: int | None = None) -> LabelTable:
-        """The table of label maps.
+        """Build the table of label maps.
 
         Args:
-            ids: of each class its id.
-            void: ids that are no class.
-            ignored: a further value that is no class; None: 255, or 65535 where an id is 255 or more.
+            ids: id of each class.
+            void: ids without class.
+            ignored: another value without class; None: 255, or 65535 if an id is 255 or more.
         """
         if ignored is None:
             ignored = VOID_OF_BYTES if max((*ids, *void), default=0) < VOID_OF_BYTES else VOID_OF_WORDS
         return cls({raw: label for label, raw in enumerate(ids)}, frozenset((ignored, *void)))
 
     def label(self, raw: int, source: str) -> int:
-        """The label of an id, `IGNORED` if it is no class.
+        """Return the label of an id, `IGNORED` for ids without class.
+
+        Args:
+            raw: id.
+            source: location of the id for messages.
 
         Raises:
-            DataError: if the id is in neither list; ``source`` says where it stood.
+            DataError: unknown id.
         """
         if raw in self.ignored:
             return IGNORED
@@ -62,7 +66,7 @@ class LabelTable:
         return self.labels[raw]
 
     def labels_of(self, raws: Iterable[int], source: str) -> frozenset[int]:
-        """The labels of ids; those that are no class are left out.
+        """Return the labels of ids, without ignored ones.
 
         Raises:
             DataError: as `label`.
@@ -70,27 +74,27 @@ class LabelTable:
         return frozenset(self.label(raw, source) for raw in raws) - {IGNORED}
 
     def map(self, values: NDArray[Any], source: str) -> NDArray[np.int32]:
-        """The labels of raw ids [H, W].
+        """Map raw ids [H, W] to labels.
 
         Raises:
             DataError: as `label`.
         """
         low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
         if high - low < _RANGE:
-            labels = self._sought(np.arange(low, high + 1))[values - low]
+            labels = self._search(np.arange(low, high + 1))[values - low]
         else:
-            labels = self._sought(values.astype(np.int64))
+            labels = self._search(values.astype(np.int64))
         if (labels == _UNKNOWN).any():
-            strange, counts = np.unique(values[labels == _UNKNOWN], return_counts=True)
-            shown = ", ".join(f"{raw} ({count} pixels)" for raw, count in list(zip(strange, counts, strict=True))[:SHOWN])
+            unknown, counts = np.unique(values[labels == _UNKNOWN], return_counts=True)
+            shown = ", ".join(f"{raw} ({count} pixels)" for raw, count in list(zip(unknown, counts, strict=True))[:SHOWN])
             raise DataError(f"{source}: unknown class id {shown}; {self._known()}")
         return labels
 
-    def _sought(self, values: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The labels of values, `_UNKNOWN` of those in neither list; needs memory by the values, however large ids are."""
-        meaning = {**self.labels, **dict.fromkeys(self.ignored, IGNORED)}
-        known = np.array(sorted(meaning), np.int64)
-        labels = np.array([meaning[raw] for raw in known.tolist()], np.int32)
+    def _search(self, values: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Look up labels of values, `_UNKNOWN` for unknown ones; the memory does not depend on the size of ids."""
+        label_of_id = {**self.labels, **dict.fromkeys(self.ignored, IGNORED)}
+        known = np.array(sorted(label_of_id), np.int64)
+        labels = np.array([label_of_id[raw] for raw in known.tolist()], np.int32)
         nearest = np.minimum(np.searchsorted(known, values), len(known) - 1)
         return np.where(known[nearest] == values, labels[nearest], np.int32(_UNKNOWN))
 
@@ -103,7 +107,7 @@ class LabelTable:
 
 
 def listed(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 7 as ``1..3, 7``, shortened if long."""
+    """Format sorted numbers as ranges, such as ``1..3, 7``, shortened if long."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][1] + 1:

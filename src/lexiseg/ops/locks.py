@@ -1,4 +1,4 @@
-"""One process at a time in a folder of results."""
+"""Locks on result folders, for one process at a time."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lexiseg.errors import OutputError
 from lexiseg.ops.files import make_writable
 
 LOCK = ".lexiseg.lock"
-_MOST = 200  # characters of what a lock file says that are shown
+_MOST = 200  # characters of a lock file shown in messages
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Make a folder, and refuse it to other processes while this lasts.
+    """Create a folder and lock it against other processes within the block.
 
-    The lock belongs to the operating system, which takes it back when the process ends, however it ends; the file `LOCK`, which
-    says who holds it, stays and blocks nobody. A folder that was made for this is removed if an error leaves nothing in it.
+    The operating system releases the lock when the process ends for any reason; the file `LOCK`, which names the holder, is
+    kept and does not block by itself. A newly created folder is removed if an error leaves it empty.
 
     Args:
-        folder: where the results of one command go.
+        folder: folder of the results of a command.
 
     Raises:
-        OutputError: another process is at work in the folder, or it cannot be written.
+        OutputError: another process holds the lock, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout  # slow to import
 
@@ -55,7 +55,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def _remove_if_empty(path: Path) -> None:
-    """Remove the lock file and its folder if there is nothing else in it; the lock is still held."""
+    """Remove the lock file and its folder if that contains nothing else; the lock is still held."""
     with suppress(OSError):
         if [entry.name for entry in path.parent.iterdir()] == [path.name]:
             path.unlink()

@@ -1,4 +1,4 @@
-"""Masks as tensors: from low-resolution logits to pixels, and the measures a mask generator filters by.
+"""Masks as tensors: upsampling of low-resolution logits, and the measures that mask generators filter by.
 
 Boxes are (left, top, right, bottom) in pixels, all four inside the mask, as in SAM (Kirillov et al., 2023).
 """
@@ -23,11 +23,11 @@ from lexiseg.structures import Size
 
 @dataclass(frozen=True)
 class GridGeometry:
-    """How a grid of mask logits lies on an image.
+    """Geometry of a grid of mask logits on an image.
 
     Attributes:
         input_size: (height, width) of the network's input, which the whole grid covers.
-        resized: (height, width) of the image inside that input, in its top-left corner; padding beyond.
+        resized: (height, width) of the image inside that input, in its top-left corner; the rest is padding.
         size: (height, width) of the image itself.
     """
 
@@ -37,7 +37,7 @@ class GridGeometry:
 
     @property
     def padded_size(self) -> Size:
-        """(height, width) in image pixels of what the grid covers, padding included."""
+        """(height, width) in image pixels of the area that the grid covers, including padding."""
         high, wide = (
             round(whole * pixels / inside)
             for whole, pixels, inside in zip(self.input_size, self.size, self.resized, strict=True)
@@ -45,15 +45,15 @@ class GridGeometry:
         return high, wide
 
     def upsample(self, logits: Tensor) -> Tensor:
-        """Logits [N, h, w] of the grid -> [N, H, W] of the image, in the official two steps.
+        """Upsample logits [N, h, w] of the grid to [N, H, W] of the image, in the official two steps.
 
-        Bilinear to the network's input, padding cut off, bilinear to the image; corners not aligned.
+        Bilinear to the network's input, crop of the padding, bilinear to the image; ``align_corners=False``.
         """
         pixels = _resize(logits, self.input_size)[:, : self.resized[0], : self.resized[1]]
         return _resize(pixels, self.size)
 
     def cells(self, grid: Size) -> tuple[float, float]:
-        """(height, width) of the image in cells of a grid of ``grid`` (height, width) cells."""
+        """Return the (height, width) of the image in cells of a grid of ``grid`` (height, width) cells."""
         high, wide = (inside * cells / whole for inside, cells, whole in zip(self.resized, grid, self.input_size, strict=True))
         return high, wide
 
@@ -68,43 +68,43 @@ def _resize(logits: Tensor, size: Size) -> Tensor:
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
-    """Tight boxes of binary masks, [N, H, W] -> [N, 4] integers; an empty mask has the box 0, 0, 0, 0."""
+    """Compute tight boxes of binary masks, [N, H, W] -> [N, 4] integers; an empty mask has the box 0, 0, 0, 0."""
     top, bottom = _first_and_last(masks.any(dim=2))
     left, right = _first_and_last(masks.any(dim=1))
     return torch.stack([left, top, right, bottom], dim=1)
 
 
 def _first_and_last(hit: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the first and the last True of each row of [N, L]; 0 and 0 where there is none."""
-    numbers = hit.to(torch.uint8)
-    first, from_end = numbers.argmax(dim=1), numbers.flip(1).argmax(dim=1)
+    """Return the indices of the first and the last True of each row of [N, L], 0 and 0 for rows without."""
+    bits = hit.to(torch.uint8)
+    first, from_end = bits.argmax(dim=1), bits.flip(1).argmax(dim=1)
     return first, torch.where(hit.any(dim=1), hit.shape[1] - 1 - from_end, 0)
 
 
 def areas_of_masks(masks: Tensor) -> Tensor:
-    """Pixels inside binary masks, [..., H, W] -> [...] integers."""
+    """Compute areas of binary masks in pixels, [..., H, W] -> [...] integers."""
     flat = masks.reshape(-1, *masks.shape[-2:])
-    parts = flat.split(masks_at_once((flat.shape[1], flat.shape[2])))  # for torch sums a copy in 32 bits
-    areas = [part.sum(dim=-1, dtype=torch.int32).sum(dim=-1) for part in parts]  # row by row: ten times faster than at once
+    chunks = flat.split(masks_at_once((flat.shape[1], flat.shape[2])))  # torch sums a copy in 32 bits
+    areas = [chunk.sum(dim=-1, dtype=torch.int32).sum(dim=-1) for chunk in chunks]  # two sums are ten times faster than one
     return torch.cat(areas).reshape(masks.shape[:-2])
 
 
 def stability_score(logits: Tensor, *, threshold: float = 0.0, offset: float = 1.0) -> Tensor:
-    """IoU of the masks cut at ``threshold + offset`` and at ``threshold - offset``, [..., H, W] -> [...].
+    """Compute the IoU of the masks at ``threshold + offset`` and ``threshold - offset``, [..., H, W] -> [...].
 
-    NaN where even the larger one is empty, as in the official code.
+    NaN if both are empty, as in the official code.
     """
     return areas_of_masks(logits > threshold + offset) / areas_of_masks(logits > threshold - offset)
 
 
 def near_crop_edge(boxes: Tensor, crop: tuple[int, int, int, int], size: Size, *, tolerance: float = 20.0) -> Tensor:
-    """Which boxes touch an edge of their crop that is no edge of the image: such masks are cut off.
+    """Find boxes that touch an edge of their crop inside the image, whose masks are cut off.
 
     Args:
         boxes: [N, 4] in pixels of the crop.
-        crop: the crop's box in the image.
+        crop: box of the crop in the image.
         size: (height, width) of the image.
-        tolerance: how near is touching, in pixels.
+        tolerance: maximum distance from the edge in pixels.
 
     Returns:
         [N] bool.
@@ -117,24 +117,24 @@ def near_crop_edge(boxes: Tensor, crop: tuple[int, int, int, int], size: Size, *
 
 
 def box_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression: indices of the boxes kept, best score first, equal scores in order.
+    """Greedy non-maximum suppression; returns the indices of the boxes kept, best score first, equal scores in order.
 
     Args:
         boxes: [N, 4].
         scores: [N].
-        threshold: a box whose IoU with a better kept one is greater goes.
+        threshold: IoU with a better box above which a box is removed.
     """
     kept: Tensor = nms(boxes.float(), scores.float(), threshold)
     return kept
 
 
 def remove_small_regions(mask: Tensor, area: float, kind: Literal["holes", "islands"]) -> tuple[Tensor, bool]:
-    """Fill the holes, or drop the islands, of less than ``area`` pixels (8-connected).
+    """Fill holes or remove islands of less than ``area`` pixels (8-connected).
 
     Args:
         mask: [H, W] bool.
-        area: pixels.
-        kind: what to remove. Where all islands are small, the largest stays.
+        area: minimum area in pixels.
+        kind: regions to remove. If all islands are small, the largest is kept.
 
     Returns:
         The mask, and whether it changed.
@@ -156,17 +156,17 @@ def remove_small_regions(mask: Tensor, area: float, kind: Literal["holes", "isla
 
 
 def grid_areas(logits: Tensor, geometry: GridGeometry, thresholds: Sequence[float]) -> Tensor:
-    """Pixels above each of T thresholds after upsampling, estimated without upsampling, [N, h, w] -> [T, N].
+    """Estimate areas above each of T thresholds in pixels, without upsampling, [N, h, w] -> [T, N].
 
-    Along each row of the grid bilinear interpolation is a polyline, whose share above a threshold is exact; rows count
-    as bands of their height.
+    Along each row of the grid bilinear interpolation is a polyline, whose fraction above a threshold is exact; each row
+    counts with its height in pixels.
     """
     high, wide = geometry.cells((logits.shape[1], logits.shape[2]))
     rows, columns = ceil(high), ceil(wide)
     inside = logits[:, :rows, :columns]
     bands, ends, widths = inside.new_ones(rows), inside.new_zeros(columns), inside.new_ones(columns - 1)
     bands[-1] = high - (rows - 1)
-    ends[0] += min(0.5, wide)  # the image goes beyond the centres of its outer cells
+    ends[0] += min(0.5, wide)  # the image extends beyond the centres of its outer cells
     ends[-1] += max(0.0, wide - (columns - 0.5))
     widths[-1:] = min(1.0, wide - (columns - 1.5))
     larger = torch.maximum(inside[..., 1:], inside[..., :-1])
@@ -180,7 +180,7 @@ def grid_areas(logits: Tensor, geometry: GridGeometry, thresholds: Sequence[floa
 
 
 def grid_boxes(logits: Tensor, geometry: GridGeometry) -> Tensor:
-    """Tight boxes of ``logits > 0`` after upsampling, found without upsampling, [N, h, w] -> [N, 4] integers.
+    """Estimate tight boxes of ``logits > 0`` in pixels, without upsampling, [N, h, w] -> [N, 4] integers.
 
     The outermost positive point of a bilinear surface lies on a line of samples, so the zero crossings beside the
     outermost positive samples give the box to about a pixel. An empty mask has the box 0, 0, 0, 0.
@@ -194,14 +194,14 @@ def grid_boxes(logits: Tensor, geometry: GridGeometry) -> Tensor:
 
 
 def _crossings(lines: Tensor, pixels_per_line: float, pixels: int) -> tuple[Tensor, Tensor]:
-    """First and last pixel of the positive part of [N, L, K] across L; first > last if there is none."""
+    """Return the first and last positive pixel of [N, L, K] along L; first > last if there is none."""
     number, count, _ = lines.shape
     hit = lines.amax(dim=2) > 0
     first, last = _first_and_last(hit)
     index = torch.arange(number, device=lines.device)
 
     def overshoot(line: Tensor, neighbour: Tensor) -> Tensor:
-        """How far from ``line`` towards its neighbour outside, in 0..1, the surface stays positive."""
+        """Distance, in 0..1, from ``line`` to the zero crossing before its outer neighbour."""
         inner, outer = lines[index, line], lines[index, neighbour.clamp(0, count - 1)]
         reach = inner / (inner - outer).clamp_min(1e-12)
         return torch.where(inner > 0, reach, 0).amax(dim=1).clamp(max=1)

@@ -1,6 +1,6 @@
-"""Memory: how much is worked on at once, how much is left, and refusing work that needs more.
+"""Memory limits: chunk sizes, available memory, and an error before an allocation that exceeds it.
 
-A system that has no memory left ends the process without a word; so what is large is asked for before it is taken.
+An operating system without memory kills the process without a message, so large allocations are checked beforehand.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-CELLS = 2**26  # pixels of masks that are worked on at once: what bounds the memory, not the number or the size of masks
+CELLS = 2**26  # pixels of masks processed at a time, so that memory does not depend on their number or size
 
 
 def masks_at_once(size: Size, most: int | None = None) -> int:
-    """How many masks of ``size`` have `CELLS` pixels, at least 1 and no more than ``most``."""
+    """Return the number of masks of ``size`` with `CELLS` pixels in total, at least 1 and at most ``most``."""
     count = max(1, CELLS // max(1, size[0] * size[1]))
     return count if most is None else min(count, most)
 
 
 def require_memory(needed: int, what: str) -> None:
-    """Raise MemoryError if ``what`` needs more memory, in bytes, than is left; `lexiseg.errors.explained` has the advice."""
+    """Raise MemoryError if ``what`` needs more bytes than are available; `lexiseg.errors.explained` adds the advice."""
     left = memory_left()
     if left is not None and needed > left:
         raise MemoryError(f"{what} need about {needed / 1e9:.1f} GB, and {left / 1e9:.1f} GB are left")
 
 
 def memory_left() -> int | None:
-    """How many bytes this process may still take, by what the machine has free, the limits of its control groups (containers)
-    and its own address space; None where the system does not say, which is any but Linux."""
+    """Return the bytes that this process can still allocate: the minimum of the machine's free memory and the limits of its
+    control groups (containers) and address space; None on systems other than Linux."""
     if sys.platform != "linux":
         return None
     limits = [*_of_machine(), *_of_groups(), *_of_process()]
@@ -59,7 +59,7 @@ def _of_process() -> list[int]:
 
 
 def _of_groups() -> list[int]:
-    """What is left in the control group of this process and in those it lies in; pages of files are given back on demand."""
+    """Return the memory left in this process's control group and its parents; cached pages of files count as free."""
     left: list[int] = []
     with suppress(OSError, ValueError):
         for line in (PROC / "self/cgroup").read_text().splitlines():

@@ -38,9 +38,9 @@ __all__ = [
 Positive = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Depth = Annotated[int, Ge(1), Le(1000)]
-"""Layers, or anything else a constructor loops over."""
+"""Number of layers, or of anything else a constructor loops over."""
 Width = Annotated[int, Ge(1), Le(2**16)]
-"""Channels."""
+"""Number of channels."""
 Unit = Annotated[float, Ge(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -49,7 +49,7 @@ _RULES = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, arbitrary_types_allowed=True
 )
 _WORDS: Mapping[str, Any] = {"true": True, "false": False, "none": None}
-LONGEST = 10_000  # characters of a literal
+LONGEST = 10_000  # maximum characters of a literal
 _BOUNDS = ((Ge, "ge", "≥"), (Gt, "gt", ">"), (Le, "le", "≤"), (Lt, "lt", "<"))
 Options = TypeVar("Options")
 
@@ -58,32 +58,32 @@ if TYPE_CHECKING:
 else:
 
     def options(cls: type | None = None, *, frozen: bool = True) -> Any:
-        """Class decorator: a dataclass whose values are checked when it is made, see the module's docstring."""
+        """Class decorator: a dataclass whose values are validated by its constructor, see the module's docstring."""
         if cls is None:
             return functools.partial(options, frozen=frozen)
-        made = validated(cls, frozen=frozen, config=_RULES)
-        initialise = made.__init__
+        decorated = validated(cls, frozen=frozen, config=_RULES)
+        initialise = decorated.__init__
 
         @functools.wraps(initialise)
         def checked(self: Any, *values: Any, **named: Any) -> None:
             try:
                 initialise(self, *values, **named)
             except ValidationError as error:
-                raise UsageError(_told(made, error)) from None
+                raise UsageError(_message(decorated, error)) from None
 
-        made.__init__ = checked
-        return made
+        decorated.__init__ = checked
+        return decorated
 
 
 @dataclass(frozen=True)
 class Option:
-    """A value that can be set.
+    """Description of an option.
 
     Attributes:
-        name: dotted, as `with_settings` takes it.
-        type: what it may be, in words.
-        value: what it is now.
-        about: its documentation, one paragraph.
+        name: dotted name, as in `with_settings`.
+        type: its type in words.
+        value: current value.
+        about: documentation, one paragraph.
     """
 
     name: str
@@ -93,21 +93,21 @@ class Option:
 
 
 def describe(node: Any, prefix: str = "") -> Iterator[Option]:
-    """All options of an instance, nested ones by dotted names, in the order of their definition."""
+    """Iterate over all options of an instance, nested ones by dotted names, in the order of their definition."""
     hints = get_type_hints(type(node), include_extras=True)
     for entry in fields(node):
         value, name = getattr(node, entry.name), f"{prefix}{entry.name}"
         if is_dataclass(value):
             yield from describe(value, f"{name}.")
         elif isinstance(value, tuple) and value and all(map(is_dataclass, value)):
-            for number, inner in enumerate(value):
-                yield from describe(inner, f"{name}.{number}.")
+            for index, inner in enumerate(value):
+                yield from describe(inner, f"{name}.{index}.")
         else:
             yield Option(name, _type(hints[entry.name]), value, _about(type(node), entry.name))
 
 
 def flat(node: Any) -> dict[str, Any]:
-    """All values of an instance by dotted name, a key of a mapping being a further part of the name."""
+    """Return all values of an instance by dotted name; keys of mappings are part of the name."""
     rows: dict[str, Any] = {}
     for option in describe(node):
         if isinstance(option.value, Mapping) and option.value:
@@ -118,45 +118,45 @@ def flat(node: Any) -> dict[str, Any]:
 
 
 def to_document(node: Any) -> dict[str, Any]:
-    """An instance as a JSON object."""
+    """Convert an instance to a JSON object."""
     document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(node), default=str))
     return document
 
 
 def from_document(cls: type[Options], document: Mapping[str, Any]) -> Options:
-    """The reverse of `to_document`.
+    """Build an instance from the output of `to_document`.
 
     Raises:
-        UsageError: unknown names, or values that do not fit.
+        UsageError: unknown names or invalid values.
     """
     try:
         return TypeAdapter(cls).validate_json(json.dumps(document))
     except ValidationError as error:
-        raise UsageError(_told(cls, error)) from None
+        raise UsageError(_message(cls, error)) from None
 
 
 def with_settings(node: Options, settings: Sequence[str], *, owner: str, shorter: Sequence[str] = ()) -> Options:
-    """The same options with some values changed.
+    """Return a copy of options with some values changed.
 
     Args:
-        node: stays as it is.
-        settings: each ``name=value``; the value is a Python literal, a word, or words with commas between them.
-        owner: whose options they are, for messages.
-        shorter: prefixes that may be left out.
+        node: the options, which are not modified.
+        settings: each ``name=value``; the value is a Python literal, a word, or comma-separated words.
+        owner: name of the options' owner in messages.
+        shorter: prefixes of names that may be omitted.
 
     Raises:
-        UsageError: an unknown name, with what comes close, or a value that does not fit.
+        UsageError: an unknown name or an invalid value.
     """
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
-            raise UsageError(f"'{setting}' is no setting: write NAME=VALUE, such as {next(iter(flat(node)))}=…")
+            raise UsageError(f"'{setting}' is not a setting: write NAME=VALUE, such as {next(iter(flat(node)))}=…")
         node = with_value(node, name.strip(), *readings(text.strip()), owner=owner, shorter=shorter)
     return node
 
 
 def with_value(node: Options, name: str, *readings: Any, owner: str, shorter: Sequence[str] = ()) -> Options:
-    """The same options with one value changed to the first of ``readings`` that fits; see `with_settings`."""
+    """Return a copy of options with one value changed to the first valid one of ``readings``; see `with_settings`."""
     full = _resolved(node, name, owner, shorter)
     refused: UsageError | None = None
     for value in readings:
@@ -167,13 +167,13 @@ def with_value(node: Options, name: str, *readings: Any, owner: str, shorter: Se
         else:
             return changed
     holder, leaf = full.rpartition(".")[0::2]
-    said = str(refused)
-    where = f"{holder}." if holder and said.startswith(leaf) else "" if said.startswith(leaf) else f"{full}: "
-    raise UsageError(f"{owner}: {where}{said}") from None
+    message = str(refused)
+    where = f"{holder}." if holder and message.startswith(leaf) else "" if message.startswith(leaf) else f"{full}: "
+    raise UsageError(f"{owner}: {where}{message}") from None
 
 
 def _about(cls: type, name: str) -> str:
-    """The documentation of a field, which may stand in a base class."""
+    """Return the documentation of a field, which may be in a base class."""
     known = (base.__dict__.get("__pydantic_fields__", {}) for base in cls.__mro__)
     texts = (entries[name].description for entries in known if name in entries)
     return " ".join((next(filter(None, texts), None) or "").split())
@@ -192,7 +192,7 @@ def _resolved(node: Any, name: str, owner: str, shorter: Sequence[str]) -> str:
 
 
 def _is_group(node: Any, name: str) -> bool:
-    """Whether ``name`` is a nested instance, which may be set to None where its type allows it."""
+    """Whether ``name`` is a nested instance, which can be set to None if its type allows it."""
     for part in name.split("."):
         if not is_dataclass(node) or part not in {entry.name for entry in fields(node)}:
             return False
@@ -205,7 +205,7 @@ def _holder(name: str) -> str:
 
 
 def _with(node: Any, path: Sequence[str], value: object) -> Any:
-    """The same tree of dataclasses, tuples and mappings with another leaf."""
+    """Return a copy of a tree of dataclasses, tuples and mappings with one leaf replaced."""
     if not path:
         if is_dataclass(node) and not (value is None or is_dataclass(value)):
             names = ", ".join(entry.name for entry in fields(node))
@@ -213,15 +213,15 @@ def _with(node: Any, path: Sequence[str], value: object) -> Any:
         return value
     name, *rest = path
     if isinstance(node, tuple):
-        number = int(name)
-        return (*node[:number], _with(node[number], rest, value), *node[number + 1 :])
+        index = int(name)
+        return (*node[:index], _with(node[index], rest, value), *node[index + 1 :])
     if isinstance(node, Mapping):
         return {**node, name: _with(node.get(name), rest, value)}
     return dataclasses.replace(node, **{name: _with(getattr(node, name), rest, value)})
 
 
 def readings(value: Any) -> list[Any]:
-    """What a value may stand for, the likeliest first: text is a Python literal, a word, or words with commas between them."""
+    """Return possible values of a text, most likely first: a Python literal, the text, comma-separated words, a path."""
     if not isinstance(value, str):
         return [value]
     text = value.strip()
@@ -233,12 +233,12 @@ def readings(value: Any) -> list[Any]:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples, inside too."""
+    """Convert lists to tuples, recursively."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _type(hint: Any) -> str:
-    """A type in words: ``int ≥ 1``, ``"paper" or "official"``."""
+    """Describe a type in words: ``int ≥ 1``, ``"paper" or "official"``."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [
@@ -256,8 +256,8 @@ def _type(hint: Any) -> str:
     return "text" if hint is str else "path" if hint is Path else getattr(hint, "__name__", str(hint))
 
 
-def _told(cls: type, error: ValidationError) -> str:
-    """A validation error in a line: the first value that does not fit, and what it may be."""
+def _message(cls: type, error: ValidationError) -> str:
+    """Format the first invalid value of a validation error, and what it may be, in one line."""
     first = error.errors(include_url=False)[0]
     path = [part for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
     name = ".".join(map(str, path))

@@ -1,6 +1,6 @@
-"""Opening pictures: within limits, in formats that are decoded in this process, and with one error for whatever fails.
+"""Safe opening of pictures: limits on their size, a list of formats, and one kind of error.
 
-Pillow's warnings are about oddities of a file that can still be read, such as EXIF data that cannot; they are not shown.
+Pillow's warnings concern files that can still be read, such as ones with invalid EXIF data; they are not shown.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from PIL import Image, UnidentifiedImageError
 
 from lexiseg.errors import DataError, LexisegError, RunError, is_no_memory
 
-MAX_PIXELS = 100_000_000  # of a picture to be segmented; one that claims more is refused before it is decoded
-MAX_SIDE = 65_535  # of any picture, the most that a JPEG can have: decoders and models need memory by the row
-FORMATS = (  # what is opened; not EPS, which Pillow hands to Ghostscript, nor formats that no camera or program writes any more
+MAX_PIXELS = 100_000_000  # of a picture to be segmented; checked before it is decoded
+MAX_SIDE = 65_535  # of any picture, JPEG's limit: decoders and models allocate memory per row
+FORMATS = (  # allowed; not EPS, which Pillow passes to Ghostscript, nor obsolete formats
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "AVIF", "HEIF", "JPEG2000"),
     *("ICO", "ICNS", "DDS", "TGA", "QOI", "PCX", "SGI", "PSD"),
 )
@@ -31,15 +31,15 @@ LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")  # of Pill
 def opened_picture(
     source: Path | IO[bytes], name: str | None = None, *, error: type[RunError] = DataError
 ) -> Iterator[Image.Image]:
-    """A picture of one of `FORMATS`, to be decoded within the block.
+    """Open a picture of one of `FORMATS`, to be decoded within the block.
 
     Args:
         source: the file.
-        name: what messages call it; None: its path.
-        error: the class of what is raised.
+        name: name of the file in messages; defaults to its path.
+        error: class of the exception.
 
     Raises:
-        RunError: the file is missing, no picture, too large, or damaged; of the class ``error``, and it says why.
+        RunError: the file is missing, not a picture, too large, or damaged; of the class ``error``.
     """
     name = str(source) if name is None else name
     with decoding(name, error):
@@ -57,7 +57,7 @@ def check_side(size: tuple[int, int], name: str, error: type[RunError]) -> None:
 
 @contextmanager
 def decoding(name: str, error: type[RunError]) -> Iterator[None]:
-    """Turn whatever Pillow and its decoders raise in the block into an ``error`` about the file ``name``."""
+    """Convert exceptions of Pillow and its decoders in the block to an ``error`` about the file ``name``."""
     try:
         with _SILENCE:
             yield
@@ -78,15 +78,15 @@ def decoding(name: str, error: type[RunError]) -> Iterator[None]:
         if isinstance(reason, OSError) and reason.errno is not None:
             raise error(f"{name}: cannot be read ({reason.strerror}); check its permissions") from None
         plain = isinstance(reason, OSError | SyntaxError | ValueError | EOFError)
-        said = " ".join((str(reason) if plain else f"{type(reason).__name__}: {reason}").split())
-        raise error(f"{name}: is damaged or cut off ({said}); fetch or export it again") from None
+        detail = " ".join((str(reason) if plain else f"{type(reason).__name__}: {reason}").split())
+        raise error(f"{name}: is damaged or cut off ({detail}); fetch or export it again") from None
 
 
 def read_values(path: Path) -> NDArray[Any]:
-    """The values [H, W] of a label map: grey of 8, 16 or 32 bits, the indices of a palette, or 0 and 1.
+    """Read the values [H, W] of a label map: grey of 8, 16 or 32 bits, palette indices, or 0 and 1.
 
     Raises:
-        DataError: the file is missing, damaged, or has more than one channel or values that are no whole numbers.
+        DataError: the file is missing, damaged, or has more than one channel or fractional values.
     """
     with opened_picture(path) as picture:
         if picture.mode not in LABEL_MODES:
@@ -100,7 +100,7 @@ def read_values(path: Path) -> NDArray[Any]:
 
 
 class _Silence:
-    """No warnings while anything is in the block; `warnings.catch_warnings` alone gets mixed up by threads."""
+    """Suppress warnings while any thread is in the block; `warnings.catch_warnings` alone is not thread-safe."""
 
     def __init__(self) -> None:
         self._lock, self._inside, self._before = threading.Lock(), 0, warnings.catch_warnings()

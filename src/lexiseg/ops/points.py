@@ -1,4 +1,4 @@
-"""Points of the unit square, the prompts of a mask generator before they are scaled to an image."""
+"""Point prompts in the unit square, before they are scaled to an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lexiseg.errors import UsageError
 
 
 def unit_grid(side: int) -> Tensor:
-    """Centres of ``side`` × ``side`` equal cells, [side², 2] double, (x, y) in 0..1, row by row.
+    """Return the centres of ``side`` × ``side`` equal cells, [side², 2] double, (x, y) in 0..1, row by row.
 
     Raises:
         UsageError: ``side`` is not positive.
@@ -22,7 +22,7 @@ def unit_grid(side: int) -> Tensor:
 
 
 def unit_random(count: int, seed: int) -> Tensor:
-    """``count`` uniform points, [count, 2] double, (x, y) in 0..1; a function of the seed alone.
+    """Draw ``count`` uniform points, [count, 2] double, (x, y) in 0..1; determined by the seed.
 
     Raises:
         UsageError: ``count`` is not positive.
