@@ -1,7 +1,7 @@
-"""Pickles of NumPy arrays, the form in which detectron2 publishes weights, read without running anything.
+"""Safe reading of pickled NumPy arrays, the format of detectron2's published weights.
 
-A pickle is a program that has functions called by their names. Here the few names that arrays need stand for methods that
-only take notes, every other name is refused, and the arrays are made afterwards, from the bytes that were noted.
+A pickle can call any function by its name. Here the few names that arrays need are replaced by methods that only record their
+arguments, every other name is refused, and the arrays are built from the recorded bytes afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lexiseg.backbones.pickles import ForeignNameError, check_pickle
 from lexiseg.backbones.state_dicts import check_sizes, finished, unwrapped
 from lexiseg.errors import WeightsError
 
-_KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}  # of numbers, as NumPy writes them
+_KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}  # NumPy's codes of the allowed dtypes
 _NAMES = re.compile(
     r"numpy (ndarray|dtype)|numpy\.(_core|core)\.(multiarray (_reconstruct|scalar)|numeric _frombuffer)"
     r"|_codecs encode|collections OrderedDict"
@@ -40,13 +40,13 @@ _DAMAGED = (  # what the unpickler raises on damaged data
 
 
 def read_arrays(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a pickled dictionary of arrays, in their own number types, all numbers finite.
+    """Read the tensors of a pickled dictionary of arrays, in their own dtypes; all values must be finite.
 
     Args:
         path: the file.
 
     Raises:
-        WeightsError: missing, damaged, made of other Python objects, no dictionary of arrays, or with numbers that are none.
+        WeightsError: missing, damaged, with other Python objects, not a dictionary of arrays, or with non-finite values.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,7 +72,7 @@ def read_arrays(path: str | Path) -> dict[str, Tensor]:
 
 @dataclass
 class _Kind:
-    """A noted number type."""
+    """Recorded dtype."""
 
     code: str
     order: str = "="
@@ -88,7 +88,7 @@ class _Kind:
 
 @dataclass
 class _Array:
-    """A noted array: its numbers' type, shape and bytes, and whether its first index runs fastest."""
+    """Recorded array: dtype, shape and bytes, and whether it is in Fortran order."""
 
     kind: _Kind | None = None
     shape: tuple[int, ...] = ()
@@ -109,9 +109,9 @@ class _Array:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Dictionaries, lists, strings, numbers, and notes of arrays.
+    """Unpickler of dictionaries, lists, strings, numbers, and records of arrays.
 
-    What is given for a name is a method, a string or a built-in type: a pickle can set no attribute of those.
+    Names resolve to methods, strings and built-in types only, whose attributes a pickle cannot set.
     """
 
     def find_class(self, module: str, name: str) -> Any:

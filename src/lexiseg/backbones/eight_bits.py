@@ -1,6 +1,6 @@
-"""Matrices and kernels in eight bits: whole numbers of -127 to 127, and beside them the size of a step for each row.
+"""8-bit quantisation of matrices and kernels: integers of -127 to 127 with a scale for each row.
 
-The embedded models are kept so. What is read is the nearest multiple of a row's step, within 1/254 of the row's largest number.
+It is the storage format of the embedded models. The error of a value is at most 1/254 of the row's largest absolute value.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lexiseg.errors import WeightsError
 
-STEP = "@step"  # ends the name of a matrix's steps
-LEAST = 4096  # numbers of a tensor for which it is worth while
+STEP = "@step"  # suffix of the key of a matrix's scales
+LEAST = 4096  # minimum number of elements of a quantised tensor
 MOST = 127
 
 
 def in_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as they are kept: large matrices and kernels as int8 with their steps, the others as they are."""
+    """Quantise large matrices and kernels to int8 with their scales; other tensors are unchanged."""
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.dim() < 2 or tensor.numel() < LEAST or not tensor.is_floating_point():
@@ -32,14 +32,14 @@ def in_eight_bits(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_eight_bits(tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """The inverse of `in_eight_bits`, in float32; tensors without steps are handed on.
+    """Dequantise the output of `in_eight_bits` to float32; tensors without scales are unchanged.
 
     Args:
-        tensors: as read.
-        source: what to call the file in messages.
+        tensors: tensors of a file.
+        source: name of the file in messages.
 
     Raises:
-        WeightsError: steps without a matrix, or not one for each of its rows.
+        WeightsError: scales without a matrix, or not one for each row.
     """
     full = {name: tensor for name, tensor in tensors.items() if not name.endswith(STEP)}
     for key in tensors.keys() - full.keys():

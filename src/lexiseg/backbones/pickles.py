@@ -1,7 +1,8 @@
-"""Pickles of strangers, looked at before anything unpickles them.
+"""Validation of untrusted pickles before they are unpickled.
 
-Both readers of weights (`state_dicts`, `array_pickles`) let a pickle name a few harmless functions only. That stops code, but
-not a pickle of a few bytes that asks those functions, or the unpickler itself, for gigabytes, or overflows Python's stack.
+Both readers of weights (`state_dicts`, `array_pickles`) allow a pickle to name a few harmless functions only. That prevents
+code execution, but not a small pickle that makes those functions, or the unpickler itself, allocate gigabytes or overflow
+the stack.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ import warnings
 from collections.abc import Iterable
 from typing import IO, Any, NamedTuple
 
-_DEEPEST = 32  # tuples within tuples; Python computes the hash of such without looking at its stack
-_MOST = 2_000_000  # instructions; weights need about forty a tensor
-_WIDEST = 1 << 64  # whole numbers; larger ones can be chosen to have the same hash, which makes dictionaries slow
-_LONGEST = 100  # texts that are remembered; all names of functions and encodings are shorter
+_DEEPEST = 32  # nesting of tuples, whose hash Python computes without a check of its stack
+_MOST = 2_000_000  # instructions; weights need about forty per tensor
+_WIDEST = 1 << 64  # integers; larger ones can be chosen with equal hashes, which makes dictionaries slow
+_LONGEST = 100  # strings that are kept; all names of functions and encodings are shorter
 _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
-_CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}  # what they change stays on the stack
+_CHANGES = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}  # leave the modified object on the stack
 _ENCODE = "_codecs encode"
 
 
 class ForeignNameError(pickle.UnpicklingError):
-    """A pickle names what no weights need."""
+    """A pickle names a function or class that is not allowed."""
 
 
 class _Value(NamedTuple):
-    """What is known of a value on the stack.
+    """Description of a value on the stack.
 
     Attributes:
-        depth: tuples within tuples.
-        text: a string, the name of a function, or of a tuple the text of its last item.
-        is_function: whether it is what a name stands for.
+        depth: nesting depth of tuples.
+        text: a string, the name of a function, or the text of a tuple's last element.
+        is_function: whether the value was looked up by name.
     """
 
     depth: int = 0
@@ -41,23 +42,23 @@ class _Value(NamedTuple):
 
 
 def check_pickle(file: IO[bytes] | Any, names: re.Pattern[str]) -> None:
-    """Go through a pickle without making any of its values; afterwards the file stands behind it.
+    """Check a pickle without building any of its values, and advance the file to its end.
 
     Args:
-        file: with ``read``, ``readline`` and ``tell``, at the start of the pickle.
-        names: pattern of all that it may name, as ``module name``.
+        file: object with ``read``, ``readline`` and ``tell``, at the start of the pickle.
+        names: pattern of all allowed names, as ``module name``.
 
     Raises:
-        ForeignNameError: it names something else.
-        UnpicklingError: it is not well-formed, sets attributes of a function, or would need more memory, time or stack than
-            weights do. `pickletools` raises ValueError, too.
+        ForeignNameError: a name that is not allowed.
+        UnpicklingError: malformed, sets attributes of a function, or needs more memory, time or stack than weights do.
+            `pickletools` may raise ValueError.
     """
     with warnings.catch_warnings(action="ignore"):  # Python warns of odd escapes in texts
         _follow(pickletools.genops(file), names)
 
 
 def _follow(instructions: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None]], names: re.Pattern[str]) -> None:
-    """Do to a stack of `_Value` what the instructions would do to the unpickler's."""
+    """Simulate the instructions of the unpickler on a stack of `_Value`."""
     stack: list[_Value | None] = []  # None is a mark
     memo: dict[int, _Value] = {}
     for count, (opcode, argument, _) in enumerate(instructions):
@@ -81,7 +82,7 @@ def _follow(instructions: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None
             stack.append(memo[argument])
         elif name in {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}:
             number = len(memo) if argument is None else argument
-            if number > count or not taken:  # the unpickler makes a list as long as the largest number
+            if number > count or not taken:  # the unpickler allocates a list as long as the largest number
                 raise pickle.UnpicklingError("a value with a number that is too large")
             memo[number] = taken[0]
             stack.append(taken[0])
@@ -104,7 +105,7 @@ def _follow(instructions: Iterable[tuple[pickletools.OpcodeInfo, Any, int | None
 
 
 def _take(stack: list[_Value | None], opcode: pickletools.OpcodeInfo) -> list[_Value]:
-    """Take from the stack what an opcode takes; a mark goes, too, and what is above it comes last."""
+    """Pop the operands of an opcode from the stack, the values above a mark last; the mark is popped too."""
     before = list(opcode.stack_before)
     if opcode.name in {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}:
         before = [pickletools.anyobject]

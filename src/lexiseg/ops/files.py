@@ -1,4 +1,4 @@
-"""Finding files, and writing them so that a reader finds the old one or the new one, never half of one."""
+"""Search for files, and atomic writes: readers see either the old or the new file, never a partial one."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from lexiseg.errors import OutputError
 
 
 def find_files(folder: Path, endings: str | Iterable[str]) -> list[Path]:
-    """The files below a folder whose names end so, in upper or lower case, sorted.
+    """Find the files below a folder whose names have one of these endings, case-insensitively, sorted.
 
-    What is hidden is left out, and what lies in hidden folders: the ``._1.png`` that macOS puts beside ``1.png``, too.
+    Hidden files and folders are skipped, such as the ``._1.png`` that macOS writes beside ``1.png``.
     """
-    wanted = tuple(ending.lower() for ending in ([endings] if isinstance(endings, str) else endings))
+    suffixes = tuple(ending.lower() for ending in ([endings] if isinstance(endings, str) else endings))
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.name.lower().endswith(wanted)
+        if path.name.lower().endswith(suffixes)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )
@@ -40,20 +40,19 @@ def find_files(folder: Path, endings: str | Iterable[str]) -> list[Path]:
 
 @contextmanager
 def replacing(path: str | Path, *, apart: bool = False) -> Iterator[Path]:
-    """A temporary file to be written, which then takes the place of ``path``; folders on the way are made.
+    """Provide a temporary file that replaces ``path`` at the end of the block; missing folders are created.
 
-    The temporary file of a process that was killed stays, and is removed when another process first writes to its folder, see
-    `remove_litter`.
+    The temporary file of a killed process is removed when another process first writes to its folder, see `remove_litter`.
 
     Args:
         path: the file to be written.
-        apart: put the temporary file into a temporary folder of its own, for writers that make further files beside it.
+        apart: use a temporary folder for the temporary file, for writers that create further files beside it.
 
     Raises:
-        OutputError: if it cannot be done (no permission, no space, …); nothing is left behind then.
+        OutputError: the file cannot be written (no permission, no space, …); temporary files are removed.
     """
     path = Path(path)
-    litter = path.parent / _temporary_name()  # the same folder, for a rename does not cross disks
+    litter = path.parent / _temporary_name()  # in the same folder, since a rename cannot cross file systems
     temporary = litter / path.name if apart else litter
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def replacing(path: str | Path, *, apart: bool = False) -> Iterator[Path]:
                 litter.mkdir()
             yield temporary
             temporary.replace(path)
-        except BaseException:  # Ctrl-C too must leave no litter
+        except BaseException:  # also Ctrl-C
             _remove(litter)
             raise
         if apart:
@@ -77,10 +76,10 @@ def replacing(path: str | Path, *, apart: bool = False) -> Iterator[Path]:
 
 
 def make_writable(folder: str | Path) -> None:
-    """Make a folder for results, and find out before the work whether they can be written there.
+    """Create a folder for results and check that files can be written there.
 
     Raises:
-        OutputError: if they cannot.
+        OutputError: the folder cannot be created or written.
     """
     folder = Path(folder)
     try:
@@ -94,11 +93,10 @@ def make_writable(folder: str | Path) -> None:
 
 
 def remove_litter(folder: str | Path) -> None:
-    """Remove the temporary files in a folder whose writers are dead; what cannot be removed stays.
+    """Remove the temporary files of dead processes in a folder, as far as possible; sub-folders are skipped.
 
-    One listing of the folder; sub-folders are not looked into. A writer on this machine is dead when its process has ended. Of
-    one that this process cannot see (another machine or container that shares the folder, a system without ``/proc``), the
-    file must not have changed for a day.
+    A writer on this machine is dead if its process has ended. Files of writers that this process cannot see (another machine or
+    container that shares the folder, a system without ``/proc``) are removed if they have not changed for a day.
     """
     with suppress(OSError), os.scandir(folder) as entries:
         for path in [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]:
@@ -106,7 +104,7 @@ def remove_litter(folder: str | Path) -> None:
                 _remove(path)
 
 
-# The name of a temporary file: which kernel and container counts the processes, the writer's id and start, and chance.
+# Name of a temporary file: digest of kernel and container, the writer's process id and start time, random digits.
 _UNKNOWN = "unknown"
 _TEMPORARY = re.compile(r"\.([0-9a-f]{12}|unknown)-(\d{1,7})-(\d+)-[0-9a-f]{16}\.part")
 _DAY = 24 * 60 * 60  # seconds
@@ -120,7 +118,7 @@ def _temporary_name() -> str:
 
 @cache
 def _machine() -> str:
-    """What a process id belongs to: a boot of a machine, and in it a container; "unknown" where the system does not say."""
+    """Return a digest of the boot and the container that process ids belong to; "unknown" without ``/proc``."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         return sha256(boot + str(Path("/proc/self/ns/pid").readlink()).encode()).hexdigest()[:12]
@@ -129,7 +127,7 @@ def _machine() -> str:
 
 
 def _process(number: int) -> tuple[str, str]:
-    """State and start of a process, as the kernel's ``stat`` has them. OSError if there is none, or it is hidden from us."""
+    """Return state and start time of a process from the kernel's ``stat``; OSError if it does not exist or is hidden."""
     fields = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return fields[0], fields[19]
 
@@ -146,14 +144,14 @@ def _is_litter(path: Path) -> bool:
         state, began = _process(int(match[2]))
         return began != match[3] or state in "XZ"
     try:
-        os.kill(int(match[2]), 0)  # asks only whether there is one: another user's may be hidden in /proc
+        os.kill(int(match[2]), 0)  # tests existence only: processes of other users may be hidden in /proc
     except ProcessLookupError:
         return True
     return False
 
 
 def _remove(path: Path) -> None:
-    """Remove a temporary file, or a temporary folder with all that is in it, if that is possible."""
+    """Remove a temporary file, or a temporary folder with its content; errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -165,7 +163,7 @@ _clean_once = cache(remove_litter)  # a process cleans each folder when it first
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, replacing what is there; folders on the way are made.
+    """Write ``data`` to ``path`` atomically, replacing an existing file; missing folders are created.
 
     Raises:
         OutputError: as `replacing`.
@@ -175,10 +173,10 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def removed(path: str | Path) -> None:
-    """Make sure that a file is not there.
+    """Remove a file if it exists.
 
     Raises:
-        OutputError: if it cannot be removed.
+        OutputError: the file cannot be removed.
     """
     try:
         Path(path).unlink(missing_ok=True)
@@ -187,9 +185,9 @@ def removed(path: str | Path) -> None:
 
 
 def write_json(path: str | Path, document: object, indent: int | None = None) -> None:
-    """Write a JSON document in UTF-8, names as they are typed.
+    """Write a JSON document in UTF-8, without escapes of non-ASCII characters.
 
-    A file's name that is not in UTF-8 has surrogates in Python: they are written as JSON's ``\\udce9``, and read back the same.
+    File names that are not UTF-8 have surrogates in Python: they are written as JSON's ``\\udce9``, and read back unchanged.
 
     Raises:
         OutputError: as `write_atomically`.
