@@ -20,11 +20,11 @@ _VALUES = (
     str(2**64), "9" * 5000, "True", "False", "None", "", " ", "x", "é", "\ud800", "\0", "x" * 10_000, "[]", "()", "{}", "[1]",
     "(1, 2)", "{'a': 1}", "[" * 500, "-" * 2000 + "1", "(" * 150 + ")" * 150, "'x'", "b'x'", "1j", "...", "__import__('os')",
     "lambda: 0", "world:train", "world:x", "world:", "/", "../x", "~", "a,b", ",", "clip,decoder", "float16", "bfloat16",
-    "float64", "longer", "shorter", "other", "official", "paper", "=", "==1", "1=1", "0x10", "1_000", "+5", "١",
+    "float64", "longer", "shorter", "other", "official", "paper", "=", "==1", "1=1", "0x10", "1_000", "+5", "\u0661",
 )  # fmt: skip
 _KEYS = (
-    "", " ", "build", "name", "stages", "stages.1.lr", "stages.-1.lr", "jitter", "loss", "model", "model.more", "__class__", "é",
-    "x" * 10_000, "\n", "lr", "steps", "model.__init__", "stages.x.lr", "stages.99.lr",
+    "", " ", "build", "name", "stages", "stages.1.lr", "stages.-1.lr", "jitter", "loss", "model", "model.more", "__class__",
+    "é", "x" * 10_000, "\n", "lr", "steps", "model.__init__", "stages.x.lr", "stages.99.lr",
 )  # fmt: skip
 
 
