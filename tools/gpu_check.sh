@@ -6,13 +6,13 @@
 #   tools/gpu_check.sh --tiny              here: the same on the CPU, as small as it gets
 #
 # The machine has torch, torchvision, transformers, timm, scipy, scikit-image, pytest with xdist and hypothesis; it lacks
-# open_clip (and its ftfy, wcwidth), hotcoco and pycocotools. OUT is where the report goes, PYTHON which Python runs it.
+# open_clip (and its ftfy, wcwidth), hotcoco, pycocotools, pydantic (and its three) and filelock. OUT is where the report goes, PYTHON which Python runs it.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3}
 
 if [ "${1:-}" = wheels ]; then
-    for name in open-clip-torch ftfy wcwidth hotcoco pycocotools; do
+    for name in open-clip-torch ftfy wcwidth hotcoco pycocotools pydantic pydantic-core annotated-types typing-inspection filelock; do
         wanted=$(sed -n "s/^\($name==[^ ]*\).*/\1/p" requirements.lock)
         "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
             --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
