@@ -277,7 +277,7 @@ def test_a_cmpf_checkpoint_keeps_its_sam(capsys, monkeypatch, small_clip, tmp_pa
     save_segmenter(segmenter, tmp_path / "paper", {"model": "cmpf-mini"}, all_parts=True)
     code, _, err = run(capsys, tmp_path / "paper", *arguments[1:])
     assert code == 1
-    assert "was trained with the paper's own encoder of SAM's features" in err
+    assert "was trained with behaviour=paper, whose encoder of SAM's features" in err
 
     torch.save(official | {"sam.mask_decoder.iou_token.weight": torch.zeros(1, 7)}, tmp_path / "wrong.pth")
     code, _, err = run(capsys, tmp_path / "wrong.pth", "--model", "cmpf-mini", "--output", tmp_path / "new")

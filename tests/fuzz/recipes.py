@@ -39,7 +39,7 @@ def inputs(random: np.random.Generator) -> bytes:
         return choices[int(random.integers(len(choices)))]
 
     name = pick(TINY)
-    keys, settings = tuple(RECIPES[name]().document()), []
+    keys, settings = tuple(RECIPES[name]().to_dict()), []
     for _ in range(int(random.integers(1, 3))):
         key = pick(keys)
         if random.random() < 0.15:
