@@ -31,7 +31,7 @@ from tests.training.recipes import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 3
-WORDS = ("--classes", "red; green; blue", "--model", "any")
+WORDS = ("--classes", "red; green; blue", "--model", "fcclip-tiny")
 PREPARED = "mess-kvasir-instrument"
 
 
@@ -57,9 +57,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS: dict[str, tuple[str, ...]] = {
     "segment": ("segment", "{data}/images", *WORDS, "--output", "{output}"),
     "semantic": ("segment", "{data}/images", *WORDS, "--task", "semantic", "--output", "{output}"),
-    "evaluate": ("evaluate", "--data", "{data}", "--model", "any", "--output", "{output}"),
-    "predictions": ("evaluate", "--data", "{data}", "--model", "any", "--save-predictions", "--output", "{output}"),
-    "two sets": ("evaluate", "--data", "{data}", "--data", "{data}/copy", "--model", "any", "--output", "{output}"),
+    "evaluate": ("evaluate", "--data", "{data}", "--model", "fcclip-tiny", "--output", "{output}"),
+    "predictions": ("evaluate", "--data", "{data}", "--model", "fcclip-tiny", "--save-predictions", "--output", "{output}"),
+    "two sets": ("evaluate", "--data", "{data}", "--data", "{data}/copy", "--model", "fcclip-tiny", "--output", "{output}"),
     "train": ("train", "fcclip-tiny", "--device", "cpu", "--workers", "0", "--output", "{output}"),
     "render": ("world", "render", "--count", "2", "--size", "64", "--output", "{output}"),
     "figure": ("figure", "comparison", "{data}/images/0.png", *WORDS, "--output", "{output}/figure.png"),

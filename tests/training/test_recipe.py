@@ -162,6 +162,11 @@ def test_a_part_that_is_not_there():
         optimiser_of(tiny_fcclip("convnext"), Stage(1, parts=("sam",)))
 
 
+def test_a_stage_that_trains_nothing():
+    with pytest.raises(UsageError, match=r"parts=\(\) trains no parameter"):
+        optimiser_of(tiny_fcclip("convnext"), Stage(1, parts=()))
+
+
 def test_the_tiny_models_are_trained_on_seen_names_only():
     seen = Vocabulary.builtin("emoji-seen")
     assert seen.names == tuple(row.name for row in world_classes() if row.seen)

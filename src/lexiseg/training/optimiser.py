@@ -32,6 +32,9 @@ def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
     """Create AdamW for a stage, and freeze all parameters that the stage does not train.
 
     No weight decay on norms and embeddings; all else, biases included, decays.
+
+    Raises:
+        UsageError: the stage trains nothing, or names a part that the segmenter does not have.
     """
     parts, wanted = segmenter.parts(), trained_parts(segmenter, stage)
     segmenter.requires_grad_(False)
@@ -47,6 +50,8 @@ def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
             for members, decay in ((decayed, stage.weight_decay), (others, 0.0))
             if members
         ]
+    if not groups:
+        raise UsageError(f"a stage with parts={stage.parts} trains no parameter; the model has {', '.join(parts)}")
     optimiser = torch.optim.AdamW(groups, lr=stage.lr)
     for entry in trainable.values():
         if entry.frozen_rows is not None and entry.parameter.requires_grad:
