@@ -223,6 +223,7 @@ _MODEL: dict[str, Rule] = {
 _PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour(-1e3)), "std": _or_none(_colour(1e-6))}
 # Options of transformers with numbers of submodules.
 _PARTS = re.compile(r"\w*(layers|depths?|levels|stages|blocks_per_stage|outputs|num_point_embeddings)")
+_COUNT = re.compile(r"num_|heads|size|dim|channels|stride")
 _PROBABILITY = re.compile(r"\w*(dropout|_prob|drop_path_rate)")
 _OPTION = 2**15  # maximum of the other numbers
 _OF_THE_HUB = (
@@ -310,9 +311,16 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
     values = {key: options[key] for key in own if key in options}
     for key, value in values.items():
         most = _LAYERS if _PARTS.fullmatch(key) else 1 if _PROBABILITY.fullmatch(key) else _OPTION
-        if not _plain(value, most) or (most == 1 and not _number(1)(value)):
+        if not _plain(value, most) or (most == 1 and not _number(1)(value)) or (_COUNT.search(key) and _negative(value)):
             raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; configs may only set sizes")
     return values | parts
+
+
+def _negative(value: object) -> bool:
+    """Whether a number, or a number in a list, is negative."""
+    if isinstance(value, list):
+        return any(map(_negative, value))
+    return isinstance(value, int | float) and value < 0
 
 
 def _plain(value: object, most: int, depth: int = 2) -> bool:

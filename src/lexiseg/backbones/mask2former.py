@@ -214,6 +214,8 @@ def _config(options: Mapping[str, Any], config_file: Path) -> Mask2FormerConfig:
         raise WeightsError(f"{config_file}: this Mask2Former has a {reprlib.repr(kind)}; only resnet and swin are supported")
     backbone_class: type[Any] = ResNetConfig if kind == "resnet" else SwinConfig
     sizes = own_options(backbone_class, backbone, f"{config_file}, backbone_config")
+    if sizes.get("downsample_in_first_stage"):
+        raise WeightsError(f"{config_file}: downsample_in_first_stage must be false, for the maps have strides 4 to 32")
     labels = options.get("id2label")
     if labels is not None and not isinstance(labels, Mapping):
         raise WeightsError(f"{config_file}: id2label must be an object of class names, not {reprlib.repr(labels)}")

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lexiseg.errors import UsageError
+from lexiseg.errors import UsageError, WeightsError
 from lexiseg.ops.masks import GridGeometry, stability_score
 from lexiseg.structures import Size
 
@@ -277,7 +277,10 @@ class Sam2Backbone(SamFamily):
 
     def encode_with_skips(self, images: Tensor) -> tuple[Tensor, Skips]:
         """Encode as image embeddings [B, C, g, g] and two finer maps, [B, C / 8, m, m] and [B, C / 4, m / 2, m / 2]."""
-        fine, middle, coarse = self.model.vision_encoder(images).fpn_hidden_states
+        try:
+            fine, middle, coarse = self.model.vision_encoder(images).fpn_hidden_states
+        except (IndexError, ValueError) as error:
+            raise WeightsError(f"the config of this SAM does not fit its image encoder ({error}); fetch both again") from error
         decoder = self.model.mask_decoder
         no_memory = self.model.no_memory_embedding.reshape(1, -1, 1, 1)
         return coarse + no_memory, (decoder.conv_s0(fine), decoder.conv_s1(middle))
