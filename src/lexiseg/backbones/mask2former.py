@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 _TRANSFORMERS = "model.pixel_level_module."  # prefix in transformers' names; official names have backbone and sem_seg_head
+STRIDES = (4, 8, 16, 32)  # of the backbone's maps
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of RGB in 0..255
 
 Architecture = Literal["r50", "swin-t", "swin-b"]
@@ -216,6 +217,8 @@ def _config(options: Mapping[str, Any], config_file: Path) -> Mask2FormerConfig:
     sizes = own_options(backbone_class, backbone, f"{config_file}, backbone_config")
     if sizes.get("downsample_in_first_stage"):
         raise WeightsError(f"{config_file}: downsample_in_first_stage must be false, for the maps have strides 4 to 32")
+    if options.get("common_stride", 4) != 4 or options.get("feature_strides", list(STRIDES)) != list(STRIDES):
+        raise WeightsError(f"{config_file}: feature_strides must be {list(STRIDES)} and common_stride 4")
     labels = options.get("id2label")
     if labels is not None and not isinstance(labels, Mapping):
         raise WeightsError(f"{config_file}: id2label must be an object of class names, not {reprlib.repr(labels)}")

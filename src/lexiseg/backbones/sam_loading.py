@@ -282,6 +282,12 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
         )
     sizes = {"hidden_size": channels, **({"vit_dim": vision.hidden_size} if family == "SamHQ" else {})}
     decoder = part("mask_decoder_config", "MaskDecoder", sizes, **ours)
+    width, heads, rate = decoder.hidden_size, decoder.num_attention_heads, decoder.attention_downsample_rate
+    if not (isinstance(heads, int) and isinstance(rate, int) and heads > 0 and rate > 0) or width % (heads * rate):
+        raise WeightsError(
+            f"{config_file}, mask_decoder_config: num_attention_heads times attention_downsample_rate must divide hidden_size "
+            f"{width}, not {reprlib.repr(heads)} and {reprlib.repr(rate)}"
+        )
     return getattr(transformers, f"{family}Config")(
         vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder
     )
