@@ -14,7 +14,7 @@ from tests.fuzz.run import AREAS, run
 
 @pytest.mark.parametrize("area", AREAS)
 def test_no_input_ends_in_a_traceback(area: str, tmp_path: Path) -> None:
-    tally = run(area, range(120), 0, tmp_path)
+    tally = run(area, range(60), 0, tmp_path)
     assert tally.faults == {}
     assert tally.results, "some inputs have to be read"
     assert tally.refused, "and some to be refused"
