@@ -36,8 +36,10 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/python -m lexiseg.demo
 
+# A process a core, four at most; each computes on one thread, for most tests are too small for two.
+test: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
