@@ -168,3 +168,10 @@ def test_of_transformers_configs_only_the_model_s_own_options_are_read() -> None
     ):
         with pytest.raises(WeightsError, match=r"config\.json.* must "):
             own_options(transformers.SamVisionConfig, wrong, "config.json")
+
+
+@pytest.mark.parametrize("wrong", [{"window_size": 1000}, {"window_size": -1}, {"num_attention_heads": -16}])
+def test_sizes_that_no_published_model_has_are_refused(wrong: dict[str, Any]) -> None:
+    """A window of 1000 cells would pad maps of 16 to a thousand, and attend for minutes."""
+    with pytest.raises(WeightsError, match=next(iter(wrong))):
+        own_options(transformers.SamVisionConfig, wrong, "config.json")

@@ -225,6 +225,7 @@ _PREPROCESSING: dict[str, Rule] = {"mean": _or_none(_colour(-1e3)), "std": _or_n
 _PARTS = re.compile(r"\w*(layers|depths?|levels|stages|blocks_per_stage|outputs|num_point_embeddings)")
 _COUNT = re.compile(r"num_|heads|size|dim|channels|stride")
 _PROBABILITY = re.compile(r"\w*(dropout|_prob|drop_path_rate)")
+_WINDOW = 64  # maximum side of an attention window: maps are padded to multiples of it
 _OPTION = 2**15  # maximum of the other numbers
 _OF_THE_HUB = (
     "text towers and tokenizers of the Hugging Face hub cannot be chosen by a folder; give the name of the architecture "
@@ -311,6 +312,7 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
     values = {key: options[key] for key in own if key in options}
     for key, value in values.items():
         most = _LAYERS if _PARTS.fullmatch(key) else 1 if _PROBABILITY.fullmatch(key) else _OPTION
+        most = _WINDOW if "window_size" in key else most
         if not _plain(value, most) or (most == 1 and not _number(1)(value)) or (_COUNT.search(key) and _negative(value)):
             raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; configs may only set sizes")
     return values | parts
