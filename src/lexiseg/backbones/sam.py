@@ -279,7 +279,7 @@ class Sam2Backbone(SamFamily):
         """Encode as image embeddings [B, C, g, g] and two finer maps, [B, C / 8, m, m] and [B, C / 4, m / 2, m / 2]."""
         try:
             fine, middle, coarse = self.model.vision_encoder(images).fpn_hidden_states
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, ZeroDivisionError) as error:
             raise WeightsError(f"the config of this SAM does not fit its image encoder ({error}); fetch both again") from error
         decoder = self.model.mask_decoder
         no_memory = self.model.no_memory_embedding.reshape(1, -1, 1, 1)

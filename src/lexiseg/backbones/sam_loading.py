@@ -297,7 +297,17 @@ def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
     """Build the configuration of the encoder in ``vision_config``."""
     options = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
     where = f"{config_file}, vision_config.backbone_config"
-    return config_class(**own_options(config_class, options, where, **_agreed(options, _STRIDES, where)))
+    trunk = config_class(**own_options(config_class, options, where, **_agreed(options, _STRIDES, where)))
+    channels, heads, windows = trunk.embed_dim_per_stage, trunk.num_attention_heads_per_stage, trunk.window_size_per_stage
+    counts = [*heads, *windows] if isinstance(heads, list) and isinstance(windows, list) else [0]
+    if not all(isinstance(count, int) and count > 0 for count in counts) or any(
+        width % count for width, count in zip(channels, heads, strict=False)
+    ):
+        raise WeightsError(
+            f"{where}: num_attention_heads_per_stage must divide embed_dim_per_stage, and windows have a cell or more, not "
+            f"{reprlib.repr(heads)} and {reprlib.repr(windows)}"
+        )
+    return trunk
 
 
 def _agreed(options: object, values: Mapping[str, object], where: str) -> Mapping[str, object]:
