@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lexiseg.backbones.clip_vit import pack_projections, split_projections
-from lexiseg.backbones.state_dicts import compiled, rename_all
+from lexiseg.backbones.state_dicts import compiled, rename_all, within
 from lexiseg.methods.variant import Official
 from lexiseg.methods.weights import SavedWeights
 
@@ -84,9 +84,7 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: unknown keys, by name.
     """
-    clip = pack_projections(
-        {key.removeprefix(CLIP_PREFIX): tensor for key, tensor in state.items() if key.startswith(CLIP_PREFIX)}
-    )
+    clip = pack_projections(within(state, CLIP_PREFIX))
     head = {name: state[key] for key, name in names_from_official(state).items()}
     return head | {OUR_CLIP_PREFIX + key: tensor for key, tensor in clip.items()}
 
@@ -98,7 +96,7 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         WeightsError: unknown keys, by name.
     """
     own = {key: tensor for key, tensor in tensors.items() if not key.startswith(OUR_CLIP_PREFIX)}
-    clip = _within(tensors, OUR_CLIP_PREFIX)
+    clip = within(tensors, OUR_CLIP_PREFIX)
     head = {name: own[key] for key, name in rename_all(own, _TO_OFFICIAL, "CAT-Seg's").items()}
     return head | {CLIP_PREFIX + key: tensor for key, tensor in split_projections(clip).items()}
 
@@ -116,7 +114,3 @@ class CatSegCheckpoint(Official):
 
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
         return to_official(saved.tensors)
-
-
-def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lexiseg.backbones import sam_weights
-from lexiseg.backbones.state_dicts import compiled, rename_all
+from lexiseg.backbones.state_dicts import compiled, rename_all, within
 from lexiseg.errors import WeightsError
 from lexiseg.methods.variant import Official
 from lexiseg.methods.weights import SavedWeights
@@ -139,8 +139,8 @@ def from_saved(tensors: Mapping[str, Tensor]) -> Checkpoint:
     """
     return Checkpoint(
         head={name: value for name, value in tensors.items() if not name.startswith(_FROZEN)},
-        clip=_within(tensors, OUR_CLIP_PREFIX),
-        sam=sam_weights.to_official(_within(tensors, OUR_SAM_PREFIX)),
+        clip=within(tensors, OUR_CLIP_PREFIX),
+        sam=sam_weights.to_official(within(tensors, OUR_SAM_PREFIX)),
     )
 
 
@@ -163,8 +163,8 @@ def from_official(state: Mapping[str, Tensor]) -> Checkpoint:
     """
     return Checkpoint(
         head={name: state[key] for key, name in names_from_official(state).items()},
-        clip=_within(state, CLIP_PREFIX),
-        sam=_within(state, SAM_PREFIX),
+        clip=within(state, CLIP_PREFIX),
+        sam=within(state, SAM_PREFIX),
     )
 
 
@@ -177,10 +177,6 @@ def to_official(checkpoint: Checkpoint) -> dict[str, Tensor]:
     head = {name: checkpoint.head[key] for key, name in names_to_official(checkpoint.head).items()}
     clip = {CLIP_PREFIX + key: tensor for key, tensor in checkpoint.clip.items()}
     return head | clip | {SAM_PREFIX + key: tensor for key, tensor in checkpoint.sam.items()}
-
-
-def _within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
 
 class FcClipCheckpoint(Official):

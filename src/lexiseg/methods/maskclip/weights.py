@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lexiseg.backbones import mask2former_weights
-from lexiseg.backbones.state_dicts import some
+from lexiseg.backbones.state_dicts import some, within
 from lexiseg.errors import WeightsError
 from lexiseg.methods.variant import Official
 from lexiseg.methods.weights import SavedWeights
@@ -116,10 +116,6 @@ class MaskClipCheckpoint(Official):
         }
 
     def official(self, saved: SavedWeights) -> dict[str, Tensor]:
-        tower = _within(saved.tensors, OUR_CLIP) | relative_to_official(_within(saved.tensors, OUR_RELATIVE))
-        proposer = mask2former_weights.to_official(_within(saved.tensors, OUR_PROPOSER))
+        tower = within(saved.tensors, OUR_CLIP) | relative_to_official(within(saved.tensors, OUR_RELATIVE))
+        proposer = mask2former_weights.to_official(within(saved.tensors, OUR_PROPOSER))
         return {**proposer, **{f"{VISION}{name}": tensor for name, tensor in tower.items()}}
-
-
-def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
