@@ -30,6 +30,7 @@ from lexiseg.data.sets import (
     world,
 )
 from lexiseg.errors import DataError, RunError, UsageError
+from lexiseg.ops.files import path_exists
 
 ROOT_VARIABLE, DEFAULT_ROOT = "DETECTRON2_DATASETS", "datasets"
 
@@ -75,13 +76,6 @@ def rows() -> tuple[Row, ...]:
     return tuple(row for family in _FAMILIES for row in family.ROWS)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that no disk takes
-        return False
-
-
 def row_named(name: str) -> Row:
     """Return the data set called ``name``.
 
@@ -121,7 +115,7 @@ def open_dataset(
         UsageError: if there is neither a data set of that name nor that path.
     """
     name = str(name_or_path)
-    if name not in {row.name for row in rows()} and _exists(Path(name_or_path)):
+    if name not in {row.name for row in rows()} and path_exists(Path(name_or_path)):
         return open_own(name_or_path, images=images, labels=labels, vocabulary=vocabulary)
     row, folder = row_named(name), root_folder(root)
     if any(given is not None for given in (images, labels, vocabulary)):

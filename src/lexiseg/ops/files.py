@@ -23,6 +23,14 @@ from PIL import Image
 from lexiseg.errors import OutputError
 
 
+def path_exists(path: Path) -> bool:
+    """Return whether a path exists; False for a name that no disk takes."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def find_files(folder: Path, endings: str | Iterable[str]) -> list[Path]:
     """Find the files below a folder whose names have one of these endings, case-insensitively, sorted.
 

@@ -18,6 +18,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from lexiseg.errors import UsageError
+from lexiseg.ops.files import path_exists
 from lexiseg.text.class_lists import (
     LARGEST_ID,
     ClassEntry,
@@ -229,7 +230,7 @@ class ClassList:
         Raises:
             UsageError: if the file is missing or cannot be read, or as in `read_entries` and `of`.
         """
-        if not _exists(Path(path)):
+        if not path_exists(Path(path)):
             raise UsageError(f"vocabulary file {path} does not exist; the built-in lists are {_listed()}")
         return cls.of(read_entries(path), f"vocabulary file {path}", unique=unique)
 
@@ -241,7 +242,7 @@ class ClassList:
             UsageError: as `from_file` and `Vocabulary.builtin`.
         """
         name, path = str(name_or_path), Path(name_or_path)
-        if name not in builtin_names() and (_exists(path) or path.suffix or len(path.parts) > 1):
+        if name not in builtin_names() and (path_exists(path) or path.suffix or len(path.parts) > 1):
             return cls.from_file(path, unique=unique)
         vocabulary = Vocabulary.builtin(name)
         return cls(vocabulary, tuple(range(len(vocabulary))))
@@ -275,14 +276,6 @@ def _stuff() -> frozenset[str]:
         for entry in _builtin(name).classes:
             votes.update({known.casefold(): -1 if entry.thing else 1 for known in entry.names})
     return frozenset(name for name, vote in votes.items() if vote > 0)
-
-
-def _exists(path: Path) -> bool:
-    """Return whether a path exists; False for an invalid path."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def _named(entry: ClassEntry) -> ClassName:
