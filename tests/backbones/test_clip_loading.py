@@ -345,6 +345,24 @@ def test_a_folder_runs_no_code(folder: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_a_repeated_rule_of_the_vocabulary_counts_for_the_number_of_tokens(folder: Path) -> None:
+    """open_clip numbers repeated rules apart and counts them once, so its own count lies below the largest token."""
+    config = folder / CONFIG_FILE
+    (folder / "bpe.txt.gz").write_bytes(gzip.compress(b"#version\nh o\nx x\nx x\nx x"))
+
+    def write(vocab_size: int) -> None:
+        text = MODEL["text_cfg"] | {"vocab_size": vocab_size}
+        document = {"model_cfg": MODEL | {"text_cfg": text}, "lexiseg": {"bpe": "bpe.txt.gz"}}
+        config.write_text(json.dumps(document))
+
+    tokens = 2 * 256 + 4 + 2  # bytes, bytes that end a word, rules, start and end
+    write(tokens - 1)
+    with pytest.raises(WeightsError, match=f"the text tower has {tokens - 1} tokens, its vocabulary {tokens}"):
+        build_clip(folder)
+    write(tokens)
+    assert build_clip(folder).tokenize(["a house"]).max() == tokens - 1
+
+
 def test_tokenizers_of_the_hub_run_no_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Named architectures take theirs from repositories: transformers is told not to trust them, or would ask the user."""
     asked = []

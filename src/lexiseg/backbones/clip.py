@@ -249,8 +249,9 @@ def _tokenizer(source: _Source) -> tuple[Tokenizer, str]:
     options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
     own = () if source.vocabulary is None else (BytesIO(source.vocabulary),)
     tokenizer = open_clip.SimpleTokenizer(*own, **options)
-    if tokenizer.vocab_size > (known := text.get("vocab_size", 49408)):
-        raise WeightsError(f"{source.folder}: the text tower has {known} tokens, its vocabulary {tokenizer.vocab_size}")
+    size = max(tokenizer.encoder.values()) + 1  # not tokenizer.vocab_size, which counts repeated rules once
+    if size > (known := text.get("vocab_size", 49408)):
+        raise WeightsError(f"{source.folder}: the text tower has {known} tokens, its vocabulary {size}")
     return tokenizer, "" if source.vocabulary is None else sha256(source.vocabulary).hexdigest()
 
 
