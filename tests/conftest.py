@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from lexiseg.ops.allocator import keep_freed_memory
+
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -27,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     environment.setenv("HF_HOME", f"{caches.name}/huggingface")  # what this machine has downloaded must not decide a test
     environment.setenv("HF_HUB_OFFLINE", "1")
     torch.backends.cudnn.allow_tf32 = False  # a GPU's convolutions have three digits otherwise, and tests ask for five
+    keep_freed_memory()  # else some machines spend half the suite's time on mapping pages
     torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny tensors: more threads only wait for each other
     sys.addaudithook(_refuse_network)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lexiseg.inference.pipeline import Pipeline, load
     from lexiseg.methods import list_models
     from lexiseg.methods.base import Segmenter
+    from lexiseg.ops.allocator import keep_freed_memory
     from lexiseg.segmentation import Segmentation
     from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
     from lexiseg.text.embed import embed_vocabulary
@@ -45,6 +46,7 @@ _HOMES = {
     "WeightsError": "errors",
     "embed_vocabulary": "text.embed",
     "generate_masks": "backbones.mask_generator",
+    "keep_freed_memory": "ops.allocator",
     "list_models": "methods",
     "load": "inference.pipeline",
     "load_clip": "backbones.clip",
@@ -70,6 +72,7 @@ __all__ = [
     "WeightsError",
     "embed_vocabulary",
     "generate_masks",
+    "keep_freed_memory",
     "list_models",
     "load",
     "load_clip",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lexiseg.cli.segment import table
 from lexiseg.inference.pipeline import load
+from lexiseg.ops.allocator import keep_freed_memory
 from lexiseg.ops.files import write_png
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.world import scenes
@@ -22,6 +23,7 @@ SEED = 2026  # of the picture; no training draws scenes of the split "val" with 
 def main() -> int:
     """Segment a scene with all 447 names of the emoji world; write the picture and the result, print the segments."""
     begun = time.monotonic()
+    keep_freed_memory()
     scene = next(scenes("val", 1, seed=SEED, size=384))
     write_png(FOLDER / "picture.png", scene.image)
     segment = load("sam_clip-tiny", device="cpu")

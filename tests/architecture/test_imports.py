@@ -133,6 +133,9 @@ def test_the_public_face_is_sorted_and_true() -> None:
     face = importlib.import_module(FACE)
     missing = [name for name in lexiseg.__all__ if not hasattr(face, name)]
     assert not missing
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    undocumented = [name for name in lexiseg.__all__ if f":: lexiseg.{name}\n" not in page]
+    assert not undocumented, "docs/api.md has every name of the public face"
 
 
 def test_the_repository_stays_small() -> None:

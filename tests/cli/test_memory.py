@@ -13,16 +13,18 @@ from PIL import Image
 
 from lexiseg.world.scenes import scenes
 
-MEGABYTES = (60, 200)  # too little to read the large picture, and to find and describe what is in it
+MEGABYTES = (60, 170)  # too little to read the large picture, and to find and describe what is in it
 # The limit is what the process has when everything is loaded, and some megabytes more.
 LIMITED = """
 import resource, sys
 from pathlib import Path
 from lexiseg.cli import main
 from lexiseg.cli.segment import load
+from lexiseg.ops.allocator import return_freed_memory
 small, large, output = sys.argv[1:4]
 load("catseg-tiny")(small, "dog; grass")
 for megabytes in map(int, sys.argv[4:]):
+    return_freed_memory()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + megabytes * 10**6, resource.RLIM_INFINITY))
     code = main(["segment", large, small, "--model", "catseg-tiny", "--classes", "dog; grass; sky", "--output", output])

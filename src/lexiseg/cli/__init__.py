@@ -16,6 +16,7 @@ from importlib import import_module
 from lexiseg.cli.parser import build_parser
 from lexiseg.cli.streams import Guarded, complain, guarded, occupy_closed, tell
 from lexiseg.errors import LexisegError
+from lexiseg.ops.allocator import keep_freed_memory
 
 # Threshold of the garbage collector. Importing torch and other libraries creates half a million objects, none of them garbage;
 # with Python's default of 700, collection takes a fifth of that time, and with this value still a tenth: see `undisturbed`.
@@ -49,6 +50,7 @@ def program() -> int:
             os._exit(codes[0])
 
     occupy_closed()
+    keep_freed_memory()
     atexit.register(leave)
     codes.append(main())
     return codes[0]

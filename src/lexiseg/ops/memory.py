@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from lexiseg.ops.allocator import return_freed_memory
 from lexiseg.structures import Size
 
 try:
@@ -29,6 +30,9 @@ def masks_at_once(size: Size, most: int | None = None) -> int:
 def require_memory(needed: int, what: str) -> None:
     """Raise MemoryError if ``what`` needs more bytes than are available; `lexiseg.errors.explained` adds the advice."""
     left = memory_left()
+    if left is not None and needed > left:
+        return_freed_memory()
+        left = memory_left()
     if left is not None and needed > left:
         raise MemoryError(f"{what} need about {needed / 1e9:.1f} GB, and {left / 1e9:.1f} GB are left")
 

@@ -39,6 +39,7 @@ from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.inference.pipeline import resolve_device
 from lexiseg.methods.variant import ASSETS
+from lexiseg.ops.allocator import keep_freed_memory
 from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.tiny import (
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--fresh", type=int, default=1, help="groups of eight new scenes that may enter it before a step")
     parser.add_argument("--evaluate-every", type=int, default=1000, help="steps")
     options = parser.parse_args()
+    keep_freed_memory()
     if options.stage == "images":
         train_images(options)
     else:

@@ -27,6 +27,7 @@ from lexiseg.backbones.sam import Sam2Backbone, SamFamily
 from lexiseg.backbones.sam_loading import print_without_hub
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.inference.pipeline import resolve_device
+from lexiseg.ops.allocator import keep_freed_memory
 from lexiseg.training.sam_prompts import CELL, MIN_PIXELS, POSITIVE, Prompts, corrections, prompts_on
 from lexiseg.training.tiny import (
     CHECKPOINT_EVERY,
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=3000, help="scenes that are kept to draw from")
     parser.add_argument("--fresh", type=int, default=1, help="groups of eight new scenes that may enter it before a step")
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
+    keep_freed_memory()
     train(parser.parse_args())
 
 

@@ -27,6 +27,7 @@ from lexiseg.inference.pipeline import Pipeline, as_segmentation, load, regions_
 from lexiseg.inference.results import measurable
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.metrics import PanopticQuality, SemanticScores
+from lexiseg.ops.allocator import keep_freed_memory
 from lexiseg.postprocess import Policy
 from lexiseg.structures import PanopticMap, PanopticSegment, TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--far", action="append", default=[], metavar="ATLAS", help="score scenes of this style, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    keep_freed_memory()
     pipeline = load(arguments.model, weights=dict(entry.split("=", 1) for entry in arguments.weights), device="cpu")
     rows: dict[str, float] = {}
     for title, chosen in sets(arguments.scenes, arguments.seed, arguments.far):

@@ -34,8 +34,6 @@ ON_GPU: Mapping[str, Mapping[str, object]] = {
     "clip-tiny-vit": {"--batch-size": 96, "--crops": 128},
 }
 RENDERS = {"sam-tiny": 0.4, "clip-tiny-efficientnet": 0.4, "clip-tiny-vit": 0.2}  # fractions of the spare CPU cores
-# Keep glibc from returning freed memory in every step, which would take half the time of a CPU training.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "1000000000"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def run_all(jobs: Iterable[Job], folder: Path, *, side_by_side: bool) -> list[st
         Names of the failed jobs.
     """
     waiting, running, failed = list(jobs), list[tuple[Job, subprocess.Popen[bytes], float]](), []
-    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     while waiting or running:
         while waiting and (side_by_side or not running):
             job = waiting.pop(0)
