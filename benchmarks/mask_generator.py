@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, filter_masks, join, suppress
-from lexiseg.ops.masks import GridGeometry
-from lexiseg.structures import Size
+from lexiseg.structures import Geometry, Size
 
 AGREEING_IOU = 0.98
 MASKS_PER_POINT = 3
@@ -44,7 +43,7 @@ def random_blobs(count: int, side: int, seed: int) -> Tensor:
     return (logits + shifts).clamp(-30, 30).flatten(0, 1)[:count]
 
 
-def select(logits: Tensor, pred_iou: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> GeneratedMasks:
+def select(logits: Tensor, pred_iou: Tensor, geometry: Geometry, options: MaskGeneratorOptions) -> GeneratedMasks:
     """The generator after the decoder, in batches."""
     high, wide = geometry.size
     batches = [
@@ -54,8 +53,7 @@ def select(logits: Tensor, pred_iou: Tensor, geometry: GridGeometry, options: Ma
             torch.zeros(len(some), 2, dtype=torch.float64),
             geometry=geometry,
             crop=(0, 0, wide, high),
-            size=geometry.size,
-            padded_size=geometry.padded_size,
+            image=geometry,
             options=options,
         )
         for some, scores in zip(
@@ -82,7 +80,7 @@ def agreement(reference: GeneratedMasks, ours: GeneratedMasks) -> float:
 def compare(size: Size, *, masks: int, grid: int, seed: int, repeats: int) -> dict[str, float]:
     """Both orders on one image size: CPU seconds (best of ``repeats``), speed-up, agreement, survivors."""
     scale = 4 * grid / max(size)
-    geometry = GridGeometry((4 * grid, 4 * grid), (round(size[0] * scale), round(size[1] * scale)), size)
+    geometry = Geometry((4 * grid, 4 * grid), (round(size[0] * scale), round(size[1] * scale)), size)
     logits = random_blobs(masks, grid, seed)
     pred_iou = 0.8 + 0.2 * torch.rand(masks, generator=torch.Generator().manual_seed(seed + 1))
     low = MaskGeneratorOptions()

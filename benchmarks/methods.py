@@ -37,7 +37,7 @@ from lexiseg.methods import MODELS
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.postprocess import MASK2FORMER, Region, instances, label_map, panoptic, semantic_best
-from lexiseg.structures import MaskPrediction, Size, TextEmbeddings
+from lexiseg.structures import Geometry, MaskPrediction, Size, TextEmbeddings, size_of
 from lexiseg.world import scenes
 
 FULL, TINY = ("fcclip-convnext-l", "cmpf-convnext-l"), ("fcclip-tiny", "cmpf-tiny")
@@ -139,10 +139,10 @@ def plain_decoder(
 
 def plain_resized(prediction: MaskPrediction) -> Tensor:
     """All mask logits [Q, H, W] of the only image, at its size."""
-    assert prediction.resized_sizes is not None
-    pixels = functional.interpolate(prediction.masks, prediction.padded_sizes[0], mode="bilinear", align_corners=False)
-    high, wide = prediction.resized_sizes[0]
-    return functional.interpolate(pixels[..., :high, :wide], prediction.sizes[0], mode="bilinear", align_corners=False)[0]
+    (geometry,) = prediction.geometries
+    pixels = functional.interpolate(prediction.masks, geometry.padded_size, mode="bilinear", align_corners=False)
+    high, wide = geometry.resized_size
+    return functional.interpolate(pixels[..., :high, :wide], geometry.size, mode="bilinear", align_corners=False)[0]
 
 
 def plain_semantic(prediction: MaskPrediction, logits: Tensor) -> Tensor:
@@ -206,11 +206,11 @@ def random_text(classes: int, width: int) -> TextEmbeddings:
     return TextEmbeddings(vectors, numbers, names, numbers % 3 != 0)
 
 
-def scene_prediction(size: Size, resized_size: Size, padded_size: Size, queries: int, text: TextEmbeddings) -> MaskPrediction:
+def scene_prediction(geometry: Geometry, queries: int, text: TextEmbeddings) -> MaskPrediction:
     """A prediction as a trained model makes it: a firm query for each segment of a few scenes side by side, some doubles
     that lose, and the rest "no object", with any mask."""
     random = torch.Generator().manual_seed(0)
-    grid = (padded_size[0] // 4, padded_size[1] // 4)
+    grid = (geometry.padded_size[0] // 4, geometry.padded_size[1] // 4)
     tiles = [torch.from_numpy(scene.panoptic) for scene in scenes("val", 6)]
     ids = torch.stack([tile + 100 * number for number, tile in enumerate(tiles)]).unflatten(0, (2, 3))
     picture = ids.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
@@ -232,7 +232,7 @@ def scene_prediction(size: Size, resized_size: Size, padded_size: Size, queries:
     chance = (chance - 0.02 * torch.rand(queries, generator=random))[:, None]
     other = classes.scatter(1, labels[:, None], -torch.inf).softmax(1) * (1 - chance)
     probability = other.scatter(1, labels[:, None], chance)
-    return MaskPrediction(logits[None], probability.log()[None], True, (size,), (padded_size,), resized_sizes=(resized_size,))
+    return MaskPrediction(logits[None], probability.log()[None], True, (geometry,))
 
 
 # --- the comparison -----------------------------------------------------------------------------------------------------
@@ -279,9 +279,7 @@ def network(name: str, side: int, classes: int, repeat: int) -> tuple[list[Row],
         decoded.masks,
         decoded.classes.log_softmax(-1),
         True,
-        (size,),
-        ((pixels.shape[-2], pixels.shape[-1]),),
-        resized_sizes=(resized_size,),
+        (Geometry(size_of(pixels), resized_size, size),),
     )
 
     def ensemble() -> MaskPrediction:
@@ -303,7 +301,7 @@ def post_processing(side: int, queries: int, classes: int, repeat: int) -> tuple
     size, resized_size = (round(PHOTO[0] * side), round(PHOTO[1] * side)), (side, round(1199 / 800 * side))
     padded_size = (-(-resized_size[0] // 32) * 32, -(-resized_size[1] // 32) * 32)
     text = random_text(classes, 8)
-    prediction = scene_prediction(size, resized_size, padded_size, queries, text)
+    prediction = scene_prediction(Geometry(padded_size, resized_size, size), queries, text)
     problems = []
 
     best, mine = measure(lambda: next(semantic_best(prediction)), repeat)

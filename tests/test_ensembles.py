@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from lexiseg.ensembles import class_ensemble, classify_masks, classify_vectors, geometric_mean, kept_masks, mask_ensemble
 from lexiseg.errors import UsageError
 from lexiseg.postprocess import instances, panoptic, semantic, semantic_best, semantic_scores
-from lexiseg.structures import MaskPrediction, TextEmbeddings
+from lexiseg.structures import Geometry, MaskPrediction, TextEmbeddings
 from tests.laws.builders import tiny_clip
 
 SIZE = (12, 16)
@@ -30,7 +30,7 @@ def text_of(vectors: Tensor, class_index: Tensor) -> TextEmbeddings:
 def random_prediction(queries: int = 7, *, void: bool = True, images: int = 2) -> MaskPrediction:
     names = (2 * torch.randn(images, queries, len(SEEN) + void)).log_softmax(-1)
     masks = 4 * torch.randn(images, queries, 6, 8)
-    return MaskPrediction(masks, names, void, (SIZE,) * images, (SIZE,) * images)
+    return MaskPrediction(masks, names, void, (Geometry.unresized(SIZE),) * images)
 
 
 def random_clip(queries: int = 7, images: int = 2) -> Tensor:
@@ -151,7 +151,9 @@ def sam_prediction(count: int = 4) -> MaskPrediction:
     names = torch.full((2, count, len(SEEN)), -3.0)
     for row in range(count - 1):
         names[:, row, row] = 3.0
-    return MaskPrediction(4 * torch.randn(2, count, 9, 9), names.log_softmax(-1), False, (SIZE,) * 2, ((16, 16),) * 2)
+    return MaskPrediction(
+        4 * torch.randn(2, count, 9, 9), names.log_softmax(-1), False, (Geometry.unresized(SIZE, (16, 16)),) * 2
+    )
 
 
 def test_epsilon_of_zero_is_the_prediction_itself():
@@ -175,7 +177,7 @@ def test_only_semantic_results_are_made_of_both():
 @BEHAVIOURS
 def test_scores_follow_equation_12(behaviour):
     prediction = random_prediction()
-    sam = replace(sam_prediction(), padded_sizes=((12, 16),) * 2)
+    sam = replace(sam_prediction(), geometries=(Geometry.unresized(SIZE, (12, 16)),) * 2)
     both = mask_ensemble(prediction, sam, SEEN, epsilon=0.3, behaviour=behaviour)
     kept = kept_masks(sam, SEEN, behaviour=behaviour)
     logits = functional.interpolate(sam.masks, SIZE, mode="bilinear", align_corners=False)
@@ -231,6 +233,6 @@ def test_what_makes_no_sense_is_refused():
     with pytest.raises(UsageError, match=r"epsilon must be in 0\.\.1"):
         mask_ensemble(prediction, sam, SEEN, epsilon=-0.1)
     with pytest.raises(UsageError, match="different images"):
-        mask_ensemble(prediction, replace(sam, sizes=((1, 1),) * 2), SEEN)
+        mask_ensemble(prediction, replace(sam, geometries=(Geometry.unresized((1, 1)),) * 2), SEEN)
     with pytest.raises(UsageError, match="'no object'"):
         class_ensemble(random_prediction(void=False), clip, SEEN, behaviour="official")

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from lexiseg import postprocess
 from lexiseg.errors import UsageError
 from lexiseg.postprocess import MASK2FORMER, VOID, Policy, instances, panoptic, semantic, semantic_best, semantic_scores
-from lexiseg.structures import MaskPrediction, PixelPrediction, TextEmbeddings
+from lexiseg.structures import Geometry, MaskPrediction, PixelPrediction, TextEmbeddings
 
 SIZE = (12, 16)
 
@@ -27,7 +27,7 @@ def boxes_prediction(*boxes: tuple[int, int, int, int], probability: list[list[f
     masks = torch.full((1, len(boxes), *SIZE), -20.0)
     for row, (top, bottom, left, right) in enumerate(boxes):
         masks[0, row, top:bottom, left:right] = 20.0
-    return MaskPrediction(masks, torch.tensor([probability]).log(), True, (SIZE,), (SIZE,))
+    return MaskPrediction(masks, torch.tensor([probability]).log(), True, (Geometry.unresized(SIZE),))
 
 
 def test_panoptic_gives_each_pixel_to_the_best_claim_and_merges_stuff():
@@ -84,7 +84,7 @@ def random_prediction(queries: int = 70, classes: int = 6) -> MaskPrediction:
     generator = torch.Generator().manual_seed(0)
     masks = 4 * torch.randn(1, queries, 6, 8, generator=generator)
     names = (3 * torch.randn(1, queries, classes + 1, generator=generator)).log_softmax(-1)
-    return MaskPrediction(masks, names, True, (SIZE,), ((12, 16),))
+    return MaskPrediction(masks, names, True, (Geometry.unresized(SIZE),))
 
 
 @pytest.mark.parametrize(("generous", "overlap"), [(False, 0.05), (True, 0.05), (True, 0.1)])
@@ -135,12 +135,13 @@ def test_scores_without_division_are_sums_with_the_same_classes():
 
 
 def test_the_parts_of_an_ensemble_are_summed_and_divided_by_the_largest_cover():
-    first, second = random_prediction(), replace(random_prediction(9), masks=torch.randn(1, 9, 5, 5), padded_sizes=((16, 20),))
+    padded = Geometry.unresized(SIZE, (16, 20))
+    first, second = random_prediction(), replace(random_prediction(9), masks=torch.randn(1, 9, 5, 5), geometries=(padded,))
     sums = [next(semantic_scores(part, divide=False)) for part in (first, second)]
-    both = replace(random_prediction(3), semantic=(first, second))
+    both = replace(random_prediction(3), semantic_ensemble=(first, second))
     assert_close(next(semantic_scores(both, divide=False)), sums[0] + sums[1])
     covers = [
-        torch.nn.functional.interpolate(part.masks, part.padded_sizes[0], mode="bilinear", align_corners=False)[0]
+        torch.nn.functional.interpolate(part.masks, part.geometries[0].padded_size, mode="bilinear", align_corners=False)[0]
         .sigmoid()
         .sum(0)
         for part in (first, second)
@@ -153,15 +154,15 @@ def test_the_parts_of_an_ensemble_are_summed_and_divided_by_the_largest_cover():
 
 
 @pytest.mark.parametrize("pixels", [1, 40, 10_000])
-@pytest.mark.parametrize("resized_sizes", [None, ((20, 24),), ((24, 30),)])
-@pytest.mark.parametrize("kind", ["masks", "softmax", "sigmoid", "identity"])
-def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind, resized_sizes):
+@pytest.mark.parametrize("resized_size", [(23, 29), (20, 24), (24, 30)])
+@pytest.mark.parametrize("kind", ["masks", "pixels"])
+def test_the_best_class_by_bands_is_that_of_all_scores(monkeypatch, pixels, kind, resized_size):
     monkeypatch.setattr(postprocess, "PIXELS", pixels)
+    geometry = Geometry((25, 31), resized_size, (23, 29))
     if kind == "masks":
-        prediction = replace(random_prediction(), sizes=((23, 29),), padded_sizes=((25, 31),), resized_sizes=resized_sizes)
+        prediction = replace(random_prediction(), geometries=(geometry,))
     else:
-        logits = torch.randn(1, 5, 6, 8, generator=torch.Generator().manual_seed(1))
-        prediction = PixelPrediction(logits, ((23, 29),), ((25, 31),), resized_sizes, link=kind)
+        prediction = PixelPrediction(torch.rand(1, 5, 6, 8, generator=torch.Generator().manual_seed(1)), (geometry,))
     expected, names = next(iter(semantic_scores(prediction))).max(0)
     score, label = next(semantic_best(prediction))
     assert_close(score, expected)
@@ -177,9 +178,9 @@ def test_instances_are_sorted_things_with_scores_from_the_mask():
 
 
 def test_pixels_have_no_instances_but_a_panoptic_map():
-    logits = torch.zeros(1, 2, 3, 4)
-    logits[:, 0, :, :2], logits[:, 1, :, 2:] = 5.0, 5.0
-    prediction = PixelPrediction(logits, (SIZE,), (SIZE,))
+    probabilities = torch.zeros(1, 2, 3, 4)
+    probabilities[:, 0, :, :2], probabilities[:, 1, :, 2:] = 0.9, 0.9
+    prediction = PixelPrediction(probabilities, (Geometry.unresized(SIZE),))
     numbers, regions = panoptic(prediction, text(2, {0}))[0]
     assert [region.label for region in regions] == [0, 1]
     assert (numbers > 0).all()
@@ -187,29 +188,10 @@ def test_pixels_have_no_instances_but_a_panoptic_map():
         instances(prediction, text(2, {0}))
 
 
-def test_what_makes_numbers_of_pixels_probabilities():
-    numbers = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(1))
-    found = {
-        link: next(semantic_scores(PixelPrediction(numbers, ((8, 12),), ((8, 12),), link=link)))
-        for link in ("softmax", "sigmoid", "identity")
-    }
-    large = torch.nn.functional.interpolate(numbers, (8, 12), mode="bilinear", align_corners=False)[0]
-    for link, expected in (("softmax", large.softmax(0)), ("sigmoid", large.sigmoid()), ("identity", large)):
-        assert_close(found[link], expected)
-
-
 def test_the_extent_beyond_the_image_is_cut_off():
     prediction = boxes_prediction((0, 6, 0, 16), probability=[[0.9, 0.05, 0.05]])
-    cut = replace(prediction, sizes=((6, 16),))
+    cut = replace(prediction, geometries=(Geometry.unresized((6, 16), SIZE),))
     assert (panoptic(cut, text(2, {0}))[0][0] == 1).all()
-
-
-def test_what_was_seen_at_another_size_is_resized_twice():
-    masks = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(3))
-    place = postprocess.Placing((24, 32), (22, 29), (44, 50))
-    plain = torch.nn.functional.interpolate(masks, (24, 32), mode="bilinear", align_corners=False)[:, :, :22, :29]
-    plain = torch.nn.functional.interpolate(plain, (44, 50), mode="bilinear", align_corners=False)[0]
-    assert_close(postprocess.resized(masks[0], place), plain)
 
 
 def test_policy_refuses_what_is_no_share():
@@ -231,39 +213,38 @@ def crowd(seed: int) -> MaskPrediction:
     masks[:, 7], masks[:, 70], masks[:, 40:44] = masks[:, 3], masks[:, 3], -9.0
     names = (4 * torch.randn(1, 80, 7, generator=generator)).log_softmax(-1)
     names[:, 70] = (0.99 * names[:, 3]).log_softmax(-1)
-    return MaskPrediction(masks, names, True, ((33, 41),), ((36, 48),))
+    return MaskPrediction(masks, names, True, (Geometry.unresized((33, 41), (36, 48)),))
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many masks each call of `resized` gets."""
+    """Number of masks in each call of `Geometry.upsample`."""
     calls: list[int] = []
-    plain = postprocess.resized
+    upsample = Geometry.upsample
 
-    def resized(maps: torch.Tensor, place: postprocess.Placing) -> torch.Tensor:
+    def counting(geometry: Geometry, maps: torch.Tensor) -> torch.Tensor:
         calls.append(len(maps))
-        return plain(maps, place)
+        return upsample(geometry, maps)
 
-    monkeypatch.setattr(postprocess, "resized", resized)
+    monkeypatch.setattr(Geometry, "upsample", counting)
     return calls
 
 
 @pytest.mark.parametrize(
     "policy", [Policy(overlap=0.02), Policy(threshold=0.5, overlap=0.02), replace(MASK2FORMER, overlap=0.05)]
 )
-@pytest.mark.parametrize("resized_sizes", [None, 0.7, 1.9])
+@pytest.mark.parametrize("scale", [None, 0.7, 1.9])
 @pytest.mark.parametrize("seed", range(4))
-def test_panoptic_of_the_queries_that_may_win_is_that_of_all(monkeypatch, seed, policy, resized_sizes):
+def test_panoptic_of_the_queries_that_may_win_is_that_of_all(monkeypatch, seed, policy, scale):
     prediction, words = crowd(seed), text(6, {0, 2, 4})
-    if resized_sizes is not None:  # the network saw the image at another size
-        (high, wide), (below, right) = prediction.sizes[0], prediction.padded_sizes[0]
-        sizes = ((round(high * resized_sizes), round(wide * resized_sizes)),)
-        prediction = replace(prediction, sizes=sizes, resized_sizes=prediction.sizes, padded_sizes=((below + 5, right + 3),))
+    if scale is not None:  # the network input was resized
+        size = (round(33 * scale), round(41 * scale))
+        prediction = replace(prediction, geometries=(Geometry((41, 51), (33, 41), size),))
     calls = counted(monkeypatch)
     numbers, regions = panoptic(prediction, words, policy)[0]
     resized_masks = sum(calls)
     monkeypatch.setattr(postprocess, "_may_win", lambda masks, _score, _reach: torch.ones(len(masks), dtype=torch.bool))
     all_numbers, all_regions = panoptic(prediction, words, policy)[0]
-    assert resized_masks < sum(calls) - resized_masks or resized_sizes is not None
+    assert resized_masks < sum(calls) - resized_masks or scale is not None
     assert torch.equal(numbers, all_numbers)
     assert len(regions) > 3
     assert [(region.label, region.score) for region in regions] == [(region.label, region.score) for region in all_regions]
@@ -340,7 +321,7 @@ def test_results_do_not_depend_on_how_much_is_worked_on_at_once(
     monkeypatch: pytest.MonkeyPatch, cells: int, strip: int, policy: Policy, size: tuple[int, int]
 ) -> None:
     prediction, words = (
-        replace(random_prediction(), sizes=(size,), padded_sizes=((31, 25) if size != SIZE else SIZE,)),
+        replace(random_prediction(), geometries=(Geometry.unresized(size, (31, 25) if size != SIZE else SIZE),)),
         text(6, {0, 2, 4}),
     )
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from lexiseg.methods.base import Segmenter
     from lexiseg.ops.allocator import keep_freed_memory
     from lexiseg.segmentation import Segmentation
-    from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
+    from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, PixelPrediction, Segment, TextEmbeddings, Trace
     from lexiseg.text.embed import embed_vocabulary
     from lexiseg.text.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Geometry": "structures",
     "ImageBatch": "structures",
     "ImageError": "errors",
     "LexisegError": "errors",
@@ -54,6 +55,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Geometry",
     "ImageBatch",
     "ImageError",
     "LexisegError",

@@ -150,7 +150,7 @@ def mask_ensemble(
 ) -> MaskPrediction:
     """Combine the semantic scores of the model and of SAM's masks, for unseen classes.
 
-    The result is in ``MaskPrediction.semantic``; panoptic and instance results use the model's masks alone, as in the paper.
+    See ``MaskPrediction.semantic_ensemble``; panoptic and instance results use the model's masks alone, as in the paper.
 
     Args:
         prediction: the model's, of K classes, after the class ensemble.
@@ -164,8 +164,9 @@ def mask_ensemble(
         UsageError: ``epsilon`` or ``xi`` outside 0..1; predictions of different images.
     """
     _check_unit(epsilon=epsilon, xi=xi)
-    if prediction.sizes != sam.sizes:
-        raise UsageError(f"predictions of different images: sizes {prediction.sizes} and {sam.sizes}; pass those of one batch")
+    sizes, sam_sizes = ([geometry.size for geometry in each.geometries] for each in (prediction, sam))
+    if sizes != sam_sizes:
+        raise UsageError(f"predictions of different images: sizes {sizes} and {sam_sizes}; pass those of one batch")
     if epsilon == 0:
         return prediction
     kept = kept_masks(sam, seen, xi=xi, behaviour=behaviour)
@@ -178,7 +179,7 @@ def mask_ensemble(
         replace(prediction, classes=ours, void=False, auxiliary=()),
         replace(sam, masks=masks, classes=theirs, void=False, valid=kept, auxiliary=()),
     )
-    return replace(prediction, semantic=parts)
+    return replace(prediction, semantic_ensemble=parts)
 
 
 def kept_masks(sam: MaskPrediction, seen: Tensor, *, xi: float = 0.5, behaviour: Behaviour = "paper") -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from lexiseg.errors import UsageError
 from lexiseg.ops.masks import areas_of_masks
 from lexiseg.ops.memory import masks_at_once, require_memory
-from lexiseg.structures import MaskPrediction, PixelPrediction, Size, TextEmbeddings
+from lexiseg.structures import Geometry, MaskPrediction, PixelPrediction, Size, TextEmbeddings
 
 VOID = -1  # label of pixels without a class
 ROWS = 64  # greatest number of masks resized at once
@@ -84,24 +84,24 @@ def semantic_scores(prediction: MaskPrediction | PixelPrediction, *, divide: boo
 
     For masks: sum over queries of class probability × mask probability, divided by the sum of mask probabilities where that
     exceeds 1, so that a score is a probability even if masks overlap. [decided] For a mask ensemble
-    (``prediction.semantic``): the sums of its parts are added, and divided by the largest sum of mask probabilities.
+    (``prediction.semantic_ensemble``): the sums of its parts are added, and divided by the largest sum of mask probabilities.
 
     Args:
         prediction: of B images.
         divide: False returns the sums, as Mask2Former's code.
     """
     if isinstance(prediction, PixelPrediction):
-        for index in range(len(prediction.sizes)):
-            yield prediction.probabilities(resized(prediction.logits[index], Placing.of(prediction, index)))
+        for index, geometry in enumerate(prediction.geometries):
+            yield geometry.upsample(prediction.probabilities[index])
         return
     parts = _parts(prediction)
-    for index, size in enumerate(parts[0].sizes):
+    for index, size in enumerate(geometry.size for geometry in prediction.geometries):
         total = parts[0].masks.new_zeros((parts[0].per_class().shape[-1], *size), dtype=torch.float32)
         most = total.new_ones(size)
         for part in parts:
             rows, cover = _rows(part, index), total.new_zeros(size)
             for chunk in rows.split(ROWS):
-                masks = resized(part.masks[index, chunk], Placing.of(part, index)).sigmoid()
+                masks = part.geometries[index].upsample(part.masks[index, chunk]).sigmoid()
                 total += torch.einsum("qk,qhw->khw", part.per_class()[index, chunk].float().exp(), masks)
                 cover += masks.sum(0)
             most = torch.maximum(most, cover)
@@ -114,15 +114,15 @@ def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tupl
     The maximum of `semantic_scores` over the classes, computed in bands of rows to avoid K × H × W values.
     """
     if isinstance(prediction, PixelPrediction):
-        for index, size in enumerate(prediction.sizes):
-            yield _best_by_bands(size, partial(_pixel_scores, prediction, index))
+        for probabilities, geometry in zip(prediction.probabilities, prediction.geometries, strict=True):
+            yield _best_by_bands(geometry.size, partial(geometry.upsample_rows, probabilities))
         return
     parts = _parts(prediction)
-    for index, size in enumerate(parts[0].sizes):
+    for index, geometry in enumerate(prediction.geometries):
         masks = [_of_rows(part.masks, part, index) for part in parts]
         classes = [_of_rows(part.per_class(), part, index).float().exp() for part in parts]
-        placings = [Placing.of(part, index) for part in parts]
-        yield _best_by_bands(size, partial(_mask_scores, masks, classes, placings))
+        geometries = [part.geometries[index] for part in parts]
+        yield _best_by_bands(geometry.size, partial(_mask_scores, masks, classes, geometries))
 
 
 def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
@@ -138,21 +138,18 @@ def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Te
     return best[0]
 
 
-def _pixel_scores(prediction: PixelPrediction, index: int, top: int, bottom: int) -> Tensor:
-    return prediction.probabilities(_band(prediction.logits[index], Placing.of(prediction, index), top, bottom))
-
-
 def _mask_scores(
-    masks: Sequence[Tensor], classes: Sequence[Tensor], placings: Sequence[Placing], top: int, bottom: int
+    masks: Sequence[Tensor], classes: Sequence[Tensor], geometries: Sequence[Geometry], top: int, bottom: int
 ) -> Tensor:
-    bands = [_band(logits, placing, top, bottom).sigmoid() for logits, placing in zip(masks, placings, strict=True)]
+    grids = zip(masks, geometries, strict=True)
+    bands = [geometry.upsample_rows(logits, top, bottom).sigmoid() for logits, geometry in grids]
     sums = [torch.einsum("qk,qhw->khw", scores, band) for scores, band in zip(classes, bands, strict=True)]
     most = torch.stack([band.sum(0) for band in bands]).amax(0).clamp(min=1)
     return sum(sums[1:], sums[0]) / most
 
 
 def _parts(prediction: MaskPrediction) -> tuple[MaskPrediction, ...]:
-    return prediction.semantic or (prediction,)
+    return prediction.semantic_ensemble or (prediction,)
 
 
 def label_map(score: Tensor, label: Tensor, policy: Policy) -> Tensor:
@@ -192,19 +189,20 @@ def panoptic(
     """
     if isinstance(prediction, PixelPrediction):
         return [_panoptic_of_pixels(score, label, policy) for score, label in semantic_best(prediction)]
-    return [_panoptic_of_masks(prediction, index, text.things.tolist(), policy) for index in range(len(prediction.sizes))]
+    return [_panoptic_of_masks(prediction, index, text.things.tolist(), policy) for index in range(len(prediction.geometries))]
 
 
 def _panoptic_of_masks(
     prediction: MaskPrediction, index: int, things: list[bool], policy: Policy
 ) -> tuple[Tensor, list[Region]]:
-    size, placing = prediction.sizes[index], Placing.of(prediction, index)
+    geometry = prediction.geometries[index]
+    size = geometry.size
     score, label = prediction.classes[index].float().exp().max(-1)
     rows = _rows(prediction, index)
     accepted = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
     rows = rows[accepted]
-    rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if placing.resized_size == size else 3)]
-    own, kept, won, area = _owners(prediction.masks[index], rows, score[rows], placing)
+    rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if geometry.resized_size == size else 3)]
+    own, kept, won, area = _owners(prediction.masks[index], rows, score[rows], geometry)
     counted = won if policy.generous_overlap else kept
     claims = [
         (position, category, confidence)
@@ -230,26 +228,26 @@ def _panoptic_of_masks(
     return numbers, regions
 
 
-def _owners(masks: Tensor, rows: Tensor, score: Tensor, placing: Placing) -> tuple[Tensor, list[int], list[int], list[int]]:
+def _owners(masks: Tensor, rows: Tensor, score: Tensor, geometry: Geometry) -> tuple[Tensor, list[int], list[int], list[int]]:
     """Assign each pixel to the query with the largest score × mask probability.
 
     Args:
         masks: logits [Q, h, w].
         rows: indices of the N queries that take part.
         score: their scores [N].
-        placing: position of the grid on the image.
+        geometry: of the grid.
 
     Returns:
         Owner 0..N - 1 of each pixel [H, W] int32, -1 where there is none or the pixel is outside its mask; and, for each query,
         the number of pixels it owns, of pixels it wins including those outside its mask, and of pixels of its mask.
     """
-    owner = torch.full(placing.size, -1, dtype=torch.int32, device=score.device)
-    inside = torch.zeros(placing.size, dtype=torch.bool, device=score.device)
-    highest = score.new_full(placing.size, -1.0)
-    strips, some = _strips(placing.size), masks_at_once(placing.size, ROWS)
+    owner = torch.full(geometry.size, -1, dtype=torch.int32, device=score.device)
+    inside = torch.zeros(geometry.size, dtype=torch.bool, device=score.device)
+    highest = score.new_full(geometry.size, -1.0)
+    strips, some = _strips(geometry.size), masks_at_once(geometry.size, ROWS)
     areas = [torch.zeros(0, dtype=torch.int64, device=score.device)]
     for start in range(0, len(rows), some):
-        logits = resized(masks[rows[start : start + some]], placing)
+        logits = geometry.upsample(masks[rows[start : start + some]])
         weights, area = score[start : start + some, None, None], rows.new_zeros(len(logits))
         for strip in strips:
             certain = logits[:, strip].sigmoid()
@@ -321,7 +319,7 @@ def instances(
     """
     if isinstance(prediction, PixelPrediction):
         raise UsageError("this model predicts pixels, not instances; use --task semantic or a mask model")
-    return [_instances(prediction, index, text.things, policy) for index in range(len(prediction.sizes))]
+    return [_instances(prediction, index, text.things, policy) for index in range(len(prediction.geometries))]
 
 
 def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: Policy) -> list[Region]:
@@ -336,11 +334,11 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     possible = wanted[label] & positive[row] & (score > 0) & (score >= policy.threshold)  # masks can only lower scores
     score, row, label = score[possible], row[possible], label[possible]
     queries, position = row.unique(return_inverse=True)
-    size = prediction.sizes[index]
-    require_memory(len(row) * size[0] * size[1] * REGION_BYTES, f"{len(row)} regions")
+    geometry = prediction.geometries[index]
+    require_memory(len(row) * geometry.size[0] * geometry.size[1] * REGION_BYTES, f"{len(row)} regions")
     masks, certainties = [], []
-    for chunk in queries.split(masks_at_once(size, ROWS)):
-        logits = resized(prediction.masks[index, chunk], Placing.of(prediction, index))
+    for chunk in queries.split(masks_at_once(geometry.size, ROWS)):
+        logits = geometry.upsample(prediction.masks[index, chunk])
         inside = logits > 0
         masks += list(inside)
         certainties.append((logits.sigmoid() * inside).sum((1, 2)) / areas_of_masks(inside).clamp(min=1))
@@ -363,64 +361,3 @@ def _rows(prediction: MaskPrediction, index: int) -> Tensor:
 def _of_rows(values: Tensor, prediction: MaskPrediction, index: int) -> Tensor:
     """Values [B, Q, ...] of the valid queries of image ``index``; a view if all are valid."""
     return values[index] if prediction.valid is None else values[index, prediction.valid[index]]
-
-
-@dataclass(frozen=True)
-class Placing:
-    """Position of a grid on an image; sizes are (height, width) in pixels.
-
-    Attributes:
-        padded_size: area that the grid covers.
-        resized_size: the resized image in its top-left corner.
-        size: the original image.
-    """
-
-    padded_size: Size
-    resized_size: Size
-    size: Size
-
-    @classmethod
-    def of(cls, prediction: MaskPrediction | PixelPrediction, index: int) -> Placing:
-        size = prediction.sizes[index]
-        return cls(
-            prediction.padded_sizes[index], size if prediction.resized_sizes is None else prediction.resized_sizes[index], size
-        )
-
-
-def resized(maps: Tensor, placing: Placing) -> Tensor:
-    """Resize maps [N, h, w] to the image, [N, H, W]: bilinear to the padded size, crop padding, bilinear to the image size."""
-    if len(maps) == 0:
-        return maps.new_zeros((0, *placing.size))
-    pixels = _interpolated(maps.float(), placing.padded_size)[:, : placing.resized_size[0], : placing.resized_size[1]]
-    return _interpolated(pixels, placing.size)
-
-
-def _interpolated(maps: Tensor, size: Size) -> Tensor:
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
-
-
-def _band(maps: Tensor, placing: Placing, top: int, bottom: int) -> Tensor:
-    """Rows ``top`` to ``bottom`` of the result of `resized`, [N, bottom - top, W]."""
-    if len(maps) == 0:
-        return maps.new_zeros((0, bottom - top, placing.size[1]))
-    above, below, weight = _between(torch.arange(top, bottom, device=maps.device), placing.size[0], placing.resized_size[0])
-    first, last = int(above[0]), int(below[-1])
-    rows = _lerp(
-        maps.float(), *_between(torch.arange(first, last + 1, device=maps.device), placing.padded_size[0], maps.shape[-2])
-    )
-    wide = _interpolated(rows, (rows.shape[-2], placing.padded_size[1]))[..., : placing.resized_size[1]]
-    band = _lerp(wide, above - first, below - first, weight)
-    return _interpolated(band, (bottom - top, placing.size[1]))
-
-
-def _between(rows: Tensor, length: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bilinear resizing from ``cells`` to ``length``: for some output rows the cell above, the cell below, and its weight."""
-    y = ((rows + 0.5) * (cells / length) - 0.5).clamp(min=0)
-    above = y.long().clamp(max=cells - 1)
-    return above, (above + 1).clamp(max=cells - 1), (y - above)[:, None]
-
-
-def _lerp(maps: Tensor, above: Tensor, below: Tensor, weight: Tensor) -> Tensor:
-    return torch.lerp(maps[:, above], maps[:, below], weight)

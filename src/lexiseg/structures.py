@@ -17,15 +17,114 @@ from torch import Tensor
 from torch.nn import functional
 
 Size = tuple[int, int]  # (height, width)
-Link = Literal["softmax", "sigmoid", "identity"]
+UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) as fractions of an image's width and height
 Task = Literal["panoptic", "semantic", "instance"]
 
-OUTSIDE = -100.0  # logit of cells outside a mask, and log-probability of classes that are excluded
+WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
+OUTSIDE = -100.0  # logit of cells outside a mask and of classes outside the top-k, log-probability of excluded classes
 
 
 def size_of(image: Tensor) -> Size:
     """(height, width) of an image or map [..., H, W]."""
     return int(image.shape[-2]), int(image.shape[-1])
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Position of a grid on an image: it covers the network input, which holds the resized image in its top-left corner.
+
+    Sizes are (height, width) in pixels.
+
+    Attributes:
+        padded_size: of the network input, padding included.
+        resized_size: of the image in the network input.
+        size: of the original image.
+    """
+
+    padded_size: Size
+    resized_size: Size
+    size: Size
+
+    @classmethod
+    def unresized(cls, size: Size, padded_size: Size | None = None) -> Geometry:
+        """Geometry of an image that is not resized and, without ``padded_size``, not padded."""
+        return cls(padded_size or size, size, size)
+
+    def one_step(self) -> Geometry:
+        """The same grid with the padded size in pixels of the original image, rounded, so that it is resized only once."""
+        sides = zip(self.padded_size, self.size, self.resized_size, strict=True)
+        high, wide = (round(padded * length / resized) for padded, length, resized in sides)
+        return Geometry.unresized(self.size, (high, wide))
+
+    @property
+    def padded_box(self) -> UnitBox:
+        """Box of the network input; its right and bottom exceed 1 if it is padded."""
+        return 0.0, 0.0, self.padded_size[1] / self.resized_size[1], self.padded_size[0] / self.resized_size[0]
+
+    def cells(self, grid: Size) -> tuple[float, float]:
+        """(height, width) of the image in cells of a grid of ``grid`` (height, width) cells."""
+        sides = zip(self.resized_size, grid, self.padded_size, strict=True)
+        high, wide = (resized * cells / padded for resized, cells, padded in sides)
+        return high, wide
+
+    def upsample(self, maps: Tensor) -> Tensor:
+        """Upsample maps [N, h, w] to the original image, [N, H, W], in two steps as the official code of SAM and Mask2Former.
+
+        Bilinear to the padded size, crop of the padding, bilinear to the original size; corners are not aligned.
+        """
+        if len(maps) == 0:
+            return maps.new_zeros((0, *self.size))
+        pixels = _interpolated(maps.float(), self.padded_size)[:, : self.resized_size[0], : self.resized_size[1]]
+        return _interpolated(pixels, self.size)
+
+    def upsample_rows(self, maps: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows ``top`` to ``bottom`` of the result of `upsample`, [N, bottom - top, W], computed alone."""
+        if len(maps) == 0:
+            return maps.new_zeros((0, bottom - top, self.size[1]))
+        above, below, weight = _neighbours(torch.arange(top, bottom, device=maps.device), self.size[0], self.resized_size[0])
+        first, last = int(above[0]), int(below[-1])
+        resized_rows = torch.arange(first, last + 1, device=maps.device)
+        rows = _lerp(maps.float(), *_neighbours(resized_rows, self.padded_size[0], maps.shape[-2]))
+        wide = _interpolated(rows, (rows.shape[-2], self.padded_size[1]))[..., : self.resized_size[1]]
+        return _interpolated(_lerp(wide, above - first, below - first, weight), (bottom - top, self.size[1]))
+
+    def sample(self, maps: Tensor, size: Size, box: UnitBox = WHOLE, *, outside: float = OUTSIDE) -> Tensor:
+        """Sample maps [N, h, w] bilinearly at the centres of ``size`` (height, width) cells of a box, [N, *size].
+
+        Args:
+            maps: on the grid.
+            size: number of cells.
+            box: box of the image, which may extend beyond it.
+            outside: value of cells with centres beyond the image.
+        """
+        if len(maps) == 0:
+            return maps.new_zeros((0, *size))
+        left, top, right, bottom = box
+        y, x = (
+            start + (torch.arange(cells, device=maps.device) + 0.5) / cells * (stop - start)
+            for cells, start, stop in zip(size, (top, left), (bottom, right), strict=True)
+        )
+        high, wide = (resized / padded for resized, padded in zip(self.resized_size, self.padded_size, strict=True))
+        points = torch.stack(torch.meshgrid(y * high * 2 - 1, x * wide * 2 - 1, indexing="ij")[::-1], -1)
+        values = functional.grid_sample(maps.float()[None], points[None], padding_mode="border", align_corners=False)[0]
+        return values.masked_fill(((y < 0) | (y > 1))[:, None] | (x < 0) | (x > 1), outside)
+
+
+def _interpolated(maps: Tensor, size: Size) -> Tensor:
+    if size_of(maps) == size:
+        return maps
+    return functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _neighbours(rows: Tensor, length: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bilinear resizing from ``cells`` to ``length``: for some output rows the cell above, the cell below, and its weight."""
+    y = ((rows + 0.5) * (cells / length) - 0.5).clamp(min=0)
+    above = y.long().clamp(max=cells - 1)
+    return above, (above + 1).clamp(max=cells - 1), (y - above)[:, None]
+
+
+def _lerp(maps: Tensor, above: Tensor, below: Tensor, weight: Tensor) -> Tensor:
+    return torch.lerp(maps[:, above], maps[:, below], weight)
 
 
 @dataclass(frozen=True)
@@ -135,11 +234,10 @@ class Trace(dict[str, Tensor]):
     change the prediction.
 
     Attributes:
-        fraction: (vertical, horizontal) fraction of each map that the image covers, from the top-left corner; the rest is
-            padding.
+        geometry: of all maps on the image; None: they cover the image without padding.
     """
 
-    fraction: tuple[float, float] = (1.0, 1.0)
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True)
@@ -150,26 +248,20 @@ class MaskPrediction:
         masks: [B, Q, h, w] logits; positive is inside.
         classes: [B, Q, K] log-probabilities, or [B, Q, K + 1] with "no object" last if ``void``.
         void: whether ``classes`` includes "no object".
-        sizes: (height, width) of each image in pixels.
-        padded_sizes: (height, width) in pixels of the area that the h × w grid covers, from the top-left corner of each
-            image, padding included.
-        resized_sizes: (height, width) of each image in the network, if it was resized; padded_sizes then refer to the resized
-            image, and masks are resized twice, as in the official code. None: images were not resized.
+        geometries: position of the h × w grid on each image.
         valid: [B, Q] bool, False for queries that pad the batch; None if all are valid.
         auxiliary: predictions of earlier decoder layers, for deep supervision.
-        semantic: predictions of the same images whose scores are summed for the semantic result (a mask ensemble); empty if
-            it is computed from this prediction. Panoptic and instance results ignore them.
+        semantic_ensemble: predictions of the same images whose semantic scores are summed instead of this one's; empty: only
+            this one's. Panoptic and instance results ignore them.
     """
 
     masks: Tensor
     classes: Tensor
     void: bool
-    sizes: tuple[Size, ...]
-    padded_sizes: tuple[Size, ...]
+    geometries: tuple[Geometry, ...]
     valid: Tensor | None = None
     auxiliary: tuple[MaskPrediction, ...] = field(default=(), repr=False)
-    resized_sizes: tuple[Size, ...] | None = None
-    semantic: tuple[MaskPrediction, ...] = field(default=(), repr=False)
+    semantic_ensemble: tuple[MaskPrediction, ...] = field(default=(), repr=False)
 
     def per_class(self) -> Tensor:
         """Class scores without "no object", [B, Q, K]."""
@@ -177,19 +269,18 @@ class MaskPrediction:
 
     def split(self) -> list[MaskPrediction]:
         """Split into predictions of one image each, as views."""
-        return [self] if len(self.sizes) == 1 else [self._of(slice(index, index + 1)) for index in range(len(self.sizes))]
+        count = len(self.geometries)
+        return [self] if count == 1 else [self._of(slice(index, index + 1)) for index in range(count)]
 
     def _of(self, images: slice) -> MaskPrediction:
         return MaskPrediction(
             masks=self.masks[images],
             classes=self.classes[images],
             void=self.void,
-            sizes=self.sizes[images],
-            padded_sizes=self.padded_sizes[images],
+            geometries=self.geometries[images],
             valid=None if self.valid is None else self.valid[images],
             auxiliary=tuple(layer._of(images) for layer in self.auxiliary),
-            resized_sizes=None if self.resized_sizes is None else self.resized_sizes[images],
-            semantic=tuple(part._of(images) for part in self.semantic),
+            semantic_ensemble=tuple(part._of(images) for part in self.semantic_ensemble),
         )
 
     @classmethod
@@ -208,12 +299,10 @@ class MaskPrediction:
             masks=torch.cat([image.masks for image in padded]),
             classes=torch.cat([image.classes for image in padded]),
             void=padded[0].void,
-            sizes=tuple(image.sizes[0] for image in padded),
-            padded_sizes=tuple(image.padded_sizes[0] for image in padded),
+            geometries=tuple(image.geometries[0] for image in padded),
             valid=None if all_valid else torch.cat([image._valid_rows() for image in padded]),
-            auxiliary=tuple(cls.join(parts) for parts in zip(*(image.auxiliary for image in padded), strict=True)),
-            resized_sizes=tuple(image.resized_sizes[0] for image in padded if image.resized_sizes is not None) or None,
-            semantic=tuple(cls.join(parts) for parts in zip(*(image.semantic for image in padded), strict=True)),
+            auxiliary=tuple(map(cls.join, zip(*(image.auxiliary for image in padded), strict=True))),
+            semantic_ensemble=tuple(map(cls.join, zip(*(image.semantic_ensemble for image in padded), strict=True))),
         )
 
     def _padded(self, rows: int, grid: Size) -> MaskPrediction:
@@ -221,9 +310,10 @@ class MaskPrediction:
         padded = self
         down, right = grid[0] - self.masks.shape[2], grid[1] - self.masks.shape[3]
         if down or right:
-            cell = self.padded_sizes[0][0] // self.masks.shape[2]
+            cell = self.geometries[0].padded_size[0] // self.masks.shape[2]
             masks = functional.pad(self.masks, (0, right, 0, down), mode="replicate")
-            padded = replace(padded, masks=masks, padded_sizes=((grid[0] * cell, grid[1] * cell),))
+            geometry = replace(self.geometries[0], padded_size=(grid[0] * cell, grid[1] * cell))
+            padded = replace(padded, masks=masks, geometries=(geometry,))
         if missing := rows - self.masks.shape[1]:
             padded = replace(
                 padded,
@@ -240,43 +330,24 @@ class MaskPrediction:
 
 @dataclass(frozen=True)
 class PixelPrediction:
-    """Class scores of every pixel: the prediction of cost-aggregation methods.
+    """Class probabilities of every pixel: the prediction of cost-aggregation methods.
 
     Attributes:
-        logits: [B, K, h, w].
-        sizes, padded_sizes, resized_sizes: as in `MaskPrediction`.
-        link: function from resized logits to probabilities: "softmax" over the classes, "sigmoid" of each class, or
-            "identity" if ``logits`` are independent probabilities already.
+        probabilities: [B, K, h, w], independent of each other: they need not sum to 1.
+        geometries: as in `MaskPrediction`.
     """
 
-    logits: Tensor
-    sizes: tuple[Size, ...]
-    padded_sizes: tuple[Size, ...]
-    resized_sizes: tuple[Size, ...] | None = None
-    link: Link = "softmax"
-
-    def probabilities(self, resized: Tensor) -> Tensor:
-        """Probabilities of the resized logits [K, ...] of one image."""
-        if self.link == "softmax":
-            return resized.softmax(0)
-        return resized.sigmoid() if self.link == "sigmoid" else resized
+    probabilities: Tensor
+    geometries: tuple[Geometry, ...]
 
     def per_class(self) -> Tensor:
-        """Logits with the K classes last, [B, h, w, K]."""
-        return self.logits.movedim(1, -1)
+        """Probabilities with the K classes last, [B, h, w, K]."""
+        return self.probabilities.movedim(1, -1)
 
     def split(self) -> list[PixelPrediction]:
         """Split into predictions of one image each, as views."""
-        return [
-            PixelPrediction(
-                self.logits[index : index + 1],
-                (size,),
-                (self.padded_sizes[index],),
-                None if self.resized_sizes is None else (self.resized_sizes[index],),
-                self.link,
-            )
-            for index, size in enumerate(self.sizes)
-        ]
+        parts = zip(self.probabilities.split(1), self.geometries, strict=True)
+        return [PixelPrediction(probabilities, (geometry,)) for probabilities, geometry in parts]
 
 
 @dataclass(frozen=True)

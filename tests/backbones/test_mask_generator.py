@@ -23,8 +23,9 @@ from lexiseg.backbones.mask_generator import (
 )
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import OutputError, UsageError
-from lexiseg.ops.masks import GridGeometry, boxes_of_masks, stability_score
+from lexiseg.ops.masks import boxes_of_masks, stability_score
 from lexiseg.ops.rle import decode_counts
+from lexiseg.structures import Geometry
 from tests.backbones.test_sam import tiny
 
 LOOSE = MaskGeneratorOptions(pred_iou_threshold=0, stability_threshold=0.01, stability_offset=0.1, box_nms_threshold=1)
@@ -84,13 +85,13 @@ def test_fields_describe_the_masks_in_pixels(backbone: SamFamily, image: Tensor)
     torch.testing.assert_close(masks.stability, stability_score(upsampled, offset=LOOSE.stability_offset))
     assert all(torch.equal(decode_counts(runs, (50, 70)), mask) for runs, mask in zip(masks.runs, pixels, strict=True))
     assert torch.equal(masks.image_logits(), masks.logits)
-    assert masks.padded_size == backbone.geometry((50, 70)).padded_size
+    assert masks.geometry == backbone.geometry((50, 70))
 
 
 @pytest.mark.parametrize("size", [(300, 400), (512, 512)])
 def test_low_resolution_agrees_with_the_official_order(size: tuple[int, int]) -> None:
     scale = 256 / max(size)
-    geometry = GridGeometry((256, 256), (round(size[0] * scale), round(size[1] * scale)), size)
+    geometry = Geometry((256, 256), (round(size[0] * scale), round(size[1] * scale)), size)
     logits = random_blobs(240, 64, seed=5)
     pred_iou = 0.85 + 0.15 * torch.rand(240)
     options = MaskGeneratorOptions(stability_threshold=0.8)
@@ -103,7 +104,7 @@ def test_low_resolution_agrees_with_the_official_order(size: tuple[int, int]) ->
 
 
 def test_empty_masks_are_nan_and_stay_only_without_a_threshold() -> None:
-    geometry = GridGeometry((32, 32), (32, 32), (64, 64))
+    geometry = Geometry((32, 32), (32, 32), (64, 64))
     logits, pred_iou = torch.full((2, 8, 8), -9.0), torch.ones(2)
     for full in (False, True):
         none = select(logits, pred_iou, geometry, MaskGeneratorOptions(full_resolution=full))
@@ -174,7 +175,7 @@ def test_cache(tmp_path: Path, image: Tensor) -> None:
         written = file.stat().st_mtime_ns
         again = generate_cached(backbone, image, options, grid_points(3), folder=folder, identity="tiny")
         assert equal(first, again)
-        assert (again.size, again.padded_size, again.input_size) == (first.size, first.padded_size, first.input_size)
+        assert again.geometry == first.geometry
         assert [runs.tolist() for runs in again.runs] == [runs.tolist() for runs in first.runs]
         assert file.stat().st_mtime_ns == written
         file.write_bytes(b"half a file")

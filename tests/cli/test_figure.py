@@ -12,7 +12,7 @@ from PIL import Image
 from lexiseg.cli import main
 from lexiseg.inference.figures import Subject, _over_picture, _prompted
 from lexiseg.inference.pipeline import load
-from lexiseg.structures import PanopticMap, PanopticSegment, Trace
+from lexiseg.structures import Geometry, PanopticMap, PanopticSegment, Trace
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.world import scenes
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_drawn_is_said(
 
 def test_padding_is_cut_off_before_a_map_is_stretched_over_the_picture() -> None:
     trace = Trace()
-    trace.fraction = (0.75, 0.5)
+    trace.geometry = Geometry((8, 8), (6, 4), (30, 20))
     maps = torch.zeros(1, 8, 8)
     maps[:, :6, :4] = 1
     drawn = _over_picture(maps, trace, (30, 20))[0]

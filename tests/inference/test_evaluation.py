@@ -26,6 +26,7 @@ from lexiseg.metrics.semantic import SemanticScores
 from lexiseg.ops.rle import encode_masks
 from lexiseg.structures import (
     IGNORED,
+    Geometry,
     ImageBatch,
     Instance,
     Instances,
@@ -71,7 +72,7 @@ class Colours(Segmenter):
         self.calls += 1
         masks = 12 * (images.pixels - 0.5)
         classes = (4 * text.vectors + 0.01 * torch.arange(3)[:, None]).log_softmax(-1)[None]
-        return MaskPrediction(masks, classes.expand(len(images), -1, -1), False, images.sizes, images.sizes)
+        return MaskPrediction(masks, classes.expand(len(images), -1, -1), False, tuple(map(Geometry.unresized, images.sizes)))
 
 
 def blocks(sample: Sample) -> PanopticMap:

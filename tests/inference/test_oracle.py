@@ -14,6 +14,7 @@ from lexiseg.ops.rle import encode_masks
 from lexiseg.postprocess import Policy, semantic
 from lexiseg.structures import (
     IGNORED,
+    Geometry,
     Instance,
     Instances,
     MaskPrediction,
@@ -39,7 +40,7 @@ def rough(names: list[list[float]], *, void: bool = True) -> MaskPrediction:
     """A mask of the left third and one of the right half."""
     masks = torch.full((1, 2, *SIZE), -9.0)
     masks[0, 0, :, :4], masks[0, 1, :, 6:] = 9.0, 9.0
-    return MaskPrediction(masks, torch.tensor([names]).log(), void, (SIZE,), (SIZE,))
+    return MaskPrediction(masks, torch.tensor([names]).log(), void, (Geometry.unresized(SIZE),))
 
 
 def test_who_names_any_masks_is_given_the_true_ones():
@@ -78,7 +79,7 @@ def test_a_mask_on_nothing_and_a_region_without_a_mask_are_left_out():
     prediction = rough([[0.1, 0.8, 0.05, 0.05], [0.1, 0.1, 0.7, 0.1]])
     for kind in oracle.ORACLES:
         assert regions_of(oracle.apply(kind, prediction, alone), TEXT, "panoptic", Policy()) == []
-        empty = MaskPrediction(torch.zeros(1, 0, *SIZE), torch.zeros(1, 0, 4), True, (SIZE,), (SIZE,))
+        empty = MaskPrediction(torch.zeros(1, 0, *SIZE), torch.zeros(1, 0, 4), True, (Geometry.unresized(SIZE),))
         assert regions_of(oracle.apply(kind, empty, alone), TEXT, "panoptic", Policy()) == []
 
 
@@ -97,11 +98,11 @@ def test_all_truths_mark_the_same_regions():
 
 def test_pixels_take_the_mean_of_the_given_region():
     generator = torch.Generator().manual_seed(0)
-    prediction = PixelPrediction(torch.randn(1, 3, *SIZE, generator=generator), (SIZE,), (SIZE,))
+    prediction = PixelPrediction(torch.rand(1, 3, *SIZE, generator=generator), (Geometry.unresized(SIZE),))
     found = semantic(oracle.apply("masks", prediction, halves()))[0]
     for number in (1, 2):
         inside = torch.from_numpy(halves().ids == number)
         assert len(found[inside].unique()) == 1
-        assert found[inside][0] == prediction.logits[0].log_softmax(0)[:, inside].mean(1).argmax()
+        assert found[inside][0] == prediction.probabilities[0][:, inside].mean(1).argmax()
     with pytest.raises(UsageError, match="predicts pixels"):
         oracle.apply("labels", prediction, halves())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lexiseg.errors import ImageError
 from lexiseg.inference.pipeline import REMEMBERED, Pipeline, load
 from lexiseg.methods.base import MethodConfig, Segmenter
-from lexiseg.structures import ImageBatch, MaskPrediction, TextEmbeddings, Trace
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, TextEmbeddings, Trace
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.world import scenes
 from tests.laws.builders import tiny_fcclip
@@ -63,7 +63,9 @@ class Rows(Segmenter):
         masks = torch.full((1, count, *images.sizes[0]), -9.0)
         masks[0, torch.arange(count), torch.arange(count)] = 9.0
         scores = text.per_class(text.vectors @ text.vectors.T[:, :count])
-        return MaskPrediction(masks, (5 * scores.T[:count]).log_softmax(-1)[None], False, images.sizes, images.sizes)
+        return MaskPrediction(
+            masks, (5 * scores.T[:count]).log_softmax(-1)[None], False, (Geometry.unresized(images.sizes[0]),)
+        )
 
 
 def vectors(vocabulary: Vocabulary) -> Tensor:

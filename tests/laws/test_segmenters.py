@@ -57,9 +57,9 @@ def test_a_batch_is_its_images_one_by_one(segmenter, some_images, some_text):
     together = segmenter(images, text)
     alone = [segmenter(ImageBatch.of([image]), text) for image in images]
     assert_close(scores(together), [scores(one)[0] for one in alone], atol=1e-5, rtol=1e-4)
-    assert together.sizes == images.sizes
+    assert tuple(geometry.size for geometry in together.geometries) == images.sizes
     for part, one in zip(together.split(), alone, strict=True):
-        assert part.sizes == one.sizes
+        assert part.geometries[0].size == one.geometries[0].size
         labels, expected = (next(postprocess.semantic_best(each))[1] for each in (part, one))
         best, second = scores(one)[0].topk(2, dim=0).values
         assert torch.equal(labels[best > second + 1e-5], expected[best > second + 1e-5])
@@ -158,7 +158,7 @@ def test_without_any_mask_nothing_is_named(segmenter, some_images, some_text):
         assert (postprocess.semantic(prediction, nothing)[0] == postprocess.VOID).all()
         assert postprocess.panoptic(prediction, text, nothing)[0][1] == []
         return
-    empty = replace(prediction, valid=torch.zeros_like(prediction.masks[..., 0, 0], dtype=torch.bool), semantic=())
+    empty = replace(prediction, valid=torch.zeros_like(prediction.masks[..., 0, 0], dtype=torch.bool), semantic_ensemble=())
     assert (postprocess.semantic(empty)[0] == postprocess.VOID).all()
     assert postprocess.panoptic(empty, text)[0][1] == []
     assert postprocess.instances(empty, text)[0] == []

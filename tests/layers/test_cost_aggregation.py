@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import (
-    NEVER,
     ClassAggregation,
     CostAggregation,
     SpatialAggregation,
@@ -23,6 +22,7 @@ from lexiseg.layers.cost_aggregation import (
     window_partition,
     window_reverse,
 )
+from lexiseg.structures import OUTSIDE
 
 JOINT, CLASSES, SIZE, GUIDES = 12, 5, (8, 4), (6, 3)
 
@@ -138,13 +138,13 @@ def test_the_order_of_classes_does_not_matter(max_classes: int) -> None:
 def test_of_too_many_classes_the_nearest_are_kept_image_by_image() -> None:
     model, (volume, text, appearance, guides) = aggregation(max_classes=2), inputs(3)
     logits = model(volume, text, appearance, guides)
-    kept = logits.amax((-2, -1)) > NEVER
+    kept = logits.amax((-2, -1)) > OUTSIDE
     for b in range(3):
         nearest = volume[b].flatten(1).amax(1).argsort(descending=True)[:2]
         assert kept[b].nonzero().flatten().tolist() == sorted(nearest.tolist())
         own = model(volume[b : b + 1, nearest], text[nearest], appearance[b : b + 1], tuple(g[b : b + 1] for g in guides))
         assert_close(logits[b, nearest], own[0], atol=1e-5, rtol=1e-5)
-    assert (logits[~kept] == NEVER).all()
+    assert (logits[~kept] == OUTSIDE).all()
 
 
 @torch.no_grad()

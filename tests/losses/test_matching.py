@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lexiseg.losses.masks import dice_loss, mask_cross_entropy, sample_points
 from lexiseg.losses.matching import Costs, match, matching_cost, uniform_points
-from lexiseg.structures import MaskPrediction, MaskTarget
+from lexiseg.structures import Geometry, MaskPrediction, MaskTarget
 
 SIZE = (24, 32)
 NONE = MaskTarget(torch.zeros(0, *SIZE, dtype=torch.bool), torch.zeros(0, dtype=torch.int64))
@@ -19,7 +19,7 @@ NONE = MaskTarget(torch.zeros(0, *SIZE, dtype=torch.bool), torch.zeros(0, dtype=
 
 def random_prediction(queries: int, *, images: int = 1, classes: int = 3) -> MaskPrediction:
     masks, names = 3 * torch.randn(images, queries, 6, 8), torch.randn(images, queries, classes + 1)
-    return MaskPrediction(masks, names.log_softmax(-1), True, (SIZE,) * images, (SIZE,) * images)
+    return MaskPrediction(masks, names.log_softmax(-1), True, (Geometry.unresized(SIZE),) * images)
 
 
 def random_target(count: int, classes: int = 3) -> MaskTarget:
@@ -71,7 +71,7 @@ def test_the_right_query_is_found_wherever_it_stands():
     order = torch.randperm(3)
     masks = torch.cat([torch.randn(2, *SIZE), logits[order]])[None]
     classes = torch.cat([torch.randn(2, 4), names[order]])[None].log_softmax(-1)
-    (found,) = match(MaskPrediction(masks, classes, True, (SIZE,), (SIZE,)), [target], points=200)
+    (found,) = match(MaskPrediction(masks, classes, True, (Geometry.unresized(SIZE),)), [target], points=200)
     assert found.queries.tolist() == [2, 3, 4]
     assert_close(found.targets, order)
 
@@ -91,7 +91,7 @@ def test_images_without_targets_and_rows_of_padding_are_not_matched():
 
 
 def test_a_target_without_padding_is_one_with_it():
-    prediction = replace(random_prediction(3), sizes=((20, 25),))
+    prediction = replace(random_prediction(3), geometries=(Geometry.unresized((20, 25), SIZE),))
     small = MaskTarget(torch.rand(2, 20, 25) > 0.5, torch.tensor([0, 1]))
     padded = MaskTarget(torch.nn.functional.pad(small.masks, (0, 7, 0, 4)), small.labels)
     points = torch.rand(100, 2)

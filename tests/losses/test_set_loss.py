@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from lexiseg.errors import UsageError
 from lexiseg.losses.matching import Costs, match
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
-from lexiseg.structures import MaskPrediction, MaskTarget
+from lexiseg.structures import Geometry, MaskPrediction, MaskTarget
 from tests.losses.test_masks import surface
 from tests.losses.test_matching import NONE, SIZE, boxes_target, fixed_points, random_prediction, random_target
 
@@ -131,7 +131,7 @@ def test_of_two_equal_queries_one_answers_for_the_target():
     mask = 20.0 * (2.0 * target.masks - 1)
     names = torch.full((1, 2, 4), -10.0)
     names[..., int(target.labels[0])] = 10.0
-    prediction = MaskPrediction(mask[None].repeat(1, 2, 1, 1), names.log_softmax(-1), True, (SIZE,), (SIZE,))
+    prediction = MaskPrediction(mask[None].repeat(1, 2, 1, 1), names.log_softmax(-1), True, (Geometry.unresized(SIZE),))
     losses = set_loss(prediction, [target], OPTIONS)
     assert_close(losses["class"], torch.tensor(2 * 0.1 * 20 / 1.1), rtol=1e-4, atol=0)
     assert losses["dice"] < 5 * 0.2, "points on the border itself are half inside"
@@ -163,8 +163,7 @@ def test_two_processes_have_the_loss_of_both_batches_in_one(monkeypatch: pytest.
             whole,
             masks=whole.masks[part],
             classes=whole.classes[part],
-            sizes=whole.sizes[part],
-            padded_sizes=whole.padded_sizes[part],
+            geometries=whole.geometries[part],
         )
         return set_loss(prediction, targets[part], OPTIONS, lambda _image, rows, count: fixed_points(0, rows, count))
 

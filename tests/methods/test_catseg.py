@@ -50,8 +50,8 @@ def test_names_of_a_class() -> None:
     short = replace(text, vectors=text.vectors[first], class_index=text.class_index[first])
     images = some_images((60, 80))
     official, paper = tiny_catseg(behaviour="official"), tiny_catseg()
-    assert torch.equal(official(images, text).logits, official(images, short).logits)
-    assert (paper(images, text).logits - paper(images, short).logits).abs().max() > 1e-4
+    assert torch.equal(official(images, text).probabilities, official(images, short).logits)
+    assert (paper(images, text).probabilities - paper(images, short).logits).abs().max() > 1e-4
     assert torch.equal(text.first(), short.vectors)
     assert_close(text.mean()[1], torch.nn.functional.normalize(text.vectors[1:3].sum(0), dim=0))
     costs = Trace()
@@ -68,10 +68,10 @@ def test_names_of_a_class() -> None:
 def test_only_the_official_behaviour_pads_a_whole_picture() -> None:
     image, text = some_images((33, 65)), some_text()
     official, paper = (tiny_catseg(sliding=False, behaviour=which) for which in ("official", "paper"))
-    assert (official(image, text).logits - paper(image, text).logits).abs().max() > 1e-4
+    assert (official(image, text).probabilities - paper(image, text).probabilities).abs().max() > 1e-4
     square = some_images((64, 64))
     text = replace(text, vectors=text.first(), class_index=torch.arange(5))
-    assert_close(official(square, text).logits, paper(square, text).logits)
+    assert_close(official(square, text).probabilities, paper(square, text).probabilities)
 
 
 def test_what_it_trains() -> None:
@@ -130,7 +130,7 @@ def test_it_learns() -> None:
         loss = segmenter.loss(images, text, [target])["pixels"]
         loss.backward()
         optimiser.step()
-    found = segmenter.eval()(images, text).logits[0].argmax(0)
+    found = segmenter.eval()(images, text).probabilities[0].argmax(0)
     middle = found.shape[-1] // 2
     assert (found[:, : middle - 1] == 0).float().mean() > 0.95
     assert (found[:, middle + 1 :] == 2).float().mean() > 0.95
@@ -159,7 +159,7 @@ def test_an_official_file_loads(small: CatSeg, tmp_path: Path) -> None:
             parameter.add_(0.01)
     loaded = lexiseg.load("catseg-vit-b16", weights=official_file(small, tmp_path), device="cpu").segmenter
     images, text = some_images((40, 50)), some_text()
-    assert torch.equal(loaded(images, text).logits, small(images, text).logits)
+    assert torch.equal(loaded(images, text).probabilities, small(images, text).probabilities)
 
 
 def test_what_does_not_fit_is_refused(small: CatSeg, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import MODELS
 from lexiseg.methods.cmpf.model import Cmpf
-from lexiseg.methods.cmpf.sam_masks import OFFICIAL, SamMasks, cells_of, official_cells
+from lexiseg.methods.cmpf.sam_masks import OFFICIAL, SamMasks, official_cells
 from lexiseg.methods.fcclip.weights import Checkpoint, to_official
 from lexiseg.methods.variant import Part
-from lexiseg.postprocess import Placing, instances, panoptic, resized, semantic_scores
-from lexiseg.structures import ImageBatch, TextEmbeddings
+from lexiseg.postprocess import instances, panoptic, semantic_scores
+from lexiseg.structures import Geometry, ImageBatch, TextEmbeddings
 from tests.laws.builders import (
     EVERY_MASK,
     loud_sam,
@@ -56,7 +56,7 @@ def test_switched_off_it_is_the_model_without_it_bit_for_bit(options, monkeypatc
     found = off(images, text)
     assert torch.equal(found.masks, plain.masks)
     assert torch.equal(found.classes, plain.classes)
-    assert found.semantic == ()
+    assert found.semantic_ensemble == ()
 
 
 @KINDS
@@ -101,44 +101,15 @@ def test_semantic_scores_follow_equation_12(behaviour):
 # --- where SAM's masks lie --------------------------------------------------------------------------------------------
 
 
-def ramp(size: int, place: Placing) -> torch.Tensor:
-    """Two maps [2, m, m] over ``place``, whose value is the row and the column in pixels of the image."""
-    steps = (torch.arange(size) + 0.5) / size
-    scale = [
-        padded_size / resized_size * length
-        for padded_size, resized_size, length in zip(place.padded_size, place.resized_size, place.size, strict=True)
-    ]
-    return torch.stack([(steps * scale[0])[:, None].expand(size, size), (steps * scale[1]).expand(size, size)])
-
-
-@pytest.mark.parametrize("place", [Placing((64, 64), (40, 64), (50, 80)), Placing((16, 16), (16, 16), (50, 80))])
-def test_cells_are_where_clip_sees_them(place):
-    """A map of positions, read at the cells of an image with padding, says where the cells' centres are."""
-    resized_size, padded, grid = (56, 90), (64, 96), (8, 12)
-    covered = padded[0] / resized_size[0], padded[1] / resized_size[1]
-    rows, columns = cells_of(ramp(32, place), place, grid, covered)[0]
-    for axis, found in enumerate((rows[:, 0], columns[0])):
-        expected = (torch.arange(grid[axis]) + 0.5) * (padded[axis] / grid[axis]) * (place.size[axis] / resized_size[axis])
-        inside = expected < place.size[axis]
-        half = (
-            place.size[axis] * place.padded_size[axis] / place.resized_size[axis] / 64
-        )  # beyond its first and last centre a map is flat
-        middle = inside & (expected > half) & (expected < place.size[axis] - half)
-        assert middle.sum() >= 6
-        assert_close(found[middle], expected[middle], atol=1e-3, rtol=0)
-        assert (found[~inside] < -50).all(), "padding is in no mask"
-        assert (~inside).any()
-
-
 def test_the_official_grid_is_moved_and_squeezed():
-    masks, place = torch.randn(20, 9, 9), Placing((64, 64), (40, 64), (50, 80))
-    pixels = resized(masks, place)
+    masks, geometry = torch.randn(20, 9, 9), Geometry((64, 64), (40, 64), (50, 80))
+    pixels = geometry.upsample(masks)
     expected = torch.zeros(1, 20, 32, 64)
     for row in range(25):
         for column in range(38):
             expected[0, :, row, column] = pixels[:, row * 50 // 25, column * 80 // 38]
-    assert_close(official_cells(masks, place, (25, 38)), expected)
-    assert official_cells(masks, place, (32, 64)).shape == (1, 20, 32, 64)
+    assert_close(official_cells(masks, geometry, (25, 38)), expected)
+    assert official_cells(masks, geometry, (32, 64)).shape == (1, 20, 32, 64)
 
 
 @KINDS
@@ -147,7 +118,7 @@ def test_masks_are_named_by_what_clip_sees_under_them(kind):
     segmenter, text = tiny_cmpf_with_masks(kind), words()
     image = some_images((64, 128)).image(0)
     left = torch.where(torch.arange(16) < 8, 9.0, -9.0).expand(16, 16)
-    whole = Placing((64, 128), (64, 128), (64, 128))
+    whole = Geometry.unresized((64, 128))
     names, valid = segmenter.sam_classes(
         segmenter.encode_images([image]), torch.stack([left, -left, torch.full_like(left, -9.0)]), whole, text
     )
@@ -162,7 +133,7 @@ def test_masks_are_named_by_what_clip_sees_under_them(kind):
 @pytest.mark.parametrize(("kind", "valid"), [("convnext", True), ("resnet", False)])
 def test_officially_no_object_competes_and_only_a_convnext_names_nothing(kind, valid):
     segmenter, text = tiny_cmpf_with_masks(kind, behaviour="official", shortest_edge=None), words()
-    empty, whole = torch.full((1, 16, 16), -9.0), Placing((512, 512), (512, 512), (512, 512))
+    empty, whole = torch.full((1, 16, 16), -9.0), Geometry.unresized((512, 512))
     names, covered = segmenter.sam_classes(
         segmenter.encode_images(list(some_images((512, 512)))), torch.cat([-empty, empty]), whole, text
     )
@@ -178,13 +149,13 @@ def test_pictures_with_and_without_masks_share_a_batch(monkeypatch):
     all_masks, counts = SamMasks.of, {80: 5, 48: 0, 40: 12}  # by the width of a picture
 
     def some_of(asked: SamMasks, sam: SamFamily, pictures: Sequence[torch.Tensor]) -> list[GeneratedMasks]:
-        return [masks.select(torch.arange(counts[masks.size[1]])) for masks in all_masks(asked, sam, pictures)]
+        return [masks.select(torch.arange(counts[masks.geometry.size[1]])) for masks in all_masks(asked, sam, pictures)]
 
     monkeypatch.setattr(SamMasks, "of", some_of)
     together = segmenter(images, text)
-    assert together.semantic[1].masks.shape[1] == 12
+    assert together.semantic_ensemble[1].masks.shape[1] == 12
     alone = [segmenter(ImageBatch.of([images.image(index)]), text) for index in range(3)]
-    assert alone[1].semantic[1].masks.shape[1] == 0
+    assert alone[1].semantic_ensemble[1].masks.shape[1] == 0
     for one, other in zip(sums(together), [sums(single)[0] for single in alone], strict=True):
         assert_close(one, other)
     model = sums(tiny_cmpf("convnext")(images, text))[1]
@@ -195,7 +166,7 @@ def test_clip_looks_at_a_picture_once(monkeypatch):
     segmenter, images = tiny_cmpf_with_masks("convnext"), some_images((60, 80), (64, 64))
     looked, features = [], segmenter.clip.features
     monkeypatch.setattr(segmenter.clip, "features", lambda pixels: (looked.append(len(pixels)), features(pixels))[1])
-    assert segmenter(images, words()).semantic
+    assert segmenter(images, words()).semantic_ensemble
     assert looked == [1, 1]
 
 
@@ -206,7 +177,7 @@ def test_another_sam_makes_the_masks():
         tiny_cmpf_with_masks("convnext", mask_sam=None, mask_ensemble=True),
     )
     assert torch.equal(segmenter(images, text).masks, own(images, text).masks)
-    assert not torch.equal(segmenter(images, text).semantic[1].masks, own(images, text).semantic[1].masks)
+    assert not torch.equal(segmenter(images, text).semantic_ensemble[1].masks, own(images, text).semantic_ensemble[1].masks)
     assert segmenter.parts()["mask_sam"] is other
     assert "mask_sam" not in own.parts()
     assert segmenter.trained_parts() == own.trained_parts()

@@ -206,8 +206,8 @@ CLASSES = (("dog", "puppy"), ("sky",))
 
 def numbers(prediction: MaskPrediction | PixelPrediction) -> tuple[Tensor, ...]:
     if isinstance(prediction, PixelPrediction):
-        return (prediction.logits,)
-    return prediction.masks, prediction.classes, *(semantic.masks for semantic in prediction.semantic[1:])
+        return (prediction.probabilities,)
+    return prediction.masks, prediction.classes, *(part.masks for part in prediction.semantic_ensemble[1:])
 
 
 @pytest.mark.parametrize("all_parts", [False, True])

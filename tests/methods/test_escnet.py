@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lexiseg
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError, WeightsError
-from lexiseg.layers.cost_aggregation import NEVER
 from lexiseg.losses.pixel_loss import class_loss
 from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.escnet.blocks import PromptedBlocks, SamBlock, TextAttention
@@ -31,7 +30,7 @@ from lexiseg.methods.escnet.prompts import (
     pseudo_prompts,
 )
 from lexiseg.methods.recipe import Stage
-from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+from lexiseg.structures import OUTSIDE, ImageBatch, MaskTarget, TextEmbeddings, Trace
 from lexiseg.training.optimiser import optimiser_of
 from tests.backbones.test_sam import tiny as small_sam
 from tests.laws.builders import loud_sam, some_images, some_text, tiny_escnet
@@ -348,7 +347,7 @@ def test_the_nearest_classes_of_each_picture() -> None:
     for image in range(2):
         nearest = seen.cost[image].amax((-2, -1)).topk(3).indices.sort().values
         left_out = [label for label in range(7) if label not in nearest.tolist()]
-        assert (found[image, left_out] == NEVER).all()
+        assert (found[image, left_out] == OUTSIDE).all()
         alone = segmenter.decode(
             segmenter.encode(some_images((64, 64), (64, 64)).pixels[image : image + 1], text.select(nearest))
         )
@@ -429,7 +428,7 @@ def test_it_learns() -> None:
         optimiser.zero_grad()
         segmenter.loss(images, text, targets)["pixels"].backward()
         optimiser.step()
-    found = segmenter.eval()(images, text).logits[0].argmax(0)
+    found = segmenter.eval()(images, text).probabilities[0].argmax(0)
     middle = found.shape[-1] // 2
     assert (found[:, : middle - 1] == 0).float().mean() > 0.95
     assert (found[:, middle + 1 :] == 2).float().mean() > 0.95

@@ -14,7 +14,7 @@ from lexiseg.errors import UsageError
 from lexiseg.methods.maskclip.model import SURE, touched
 from lexiseg.methods.maskclip.weights import relative_from_official
 from lexiseg.postprocess import semantic_scores
-from lexiseg.structures import ImageBatch, Trace
+from lexiseg.structures import Geometry, ImageBatch, Trace
 from tests.laws.builders import some_images, some_text, tiny_clip, tiny_maskclip
 
 
@@ -87,14 +87,13 @@ def test_masks_lie_where_the_generator_put_them() -> None:
     """The picture is resized and padded for the generator, and CLIP sees the same area."""
     segmenter, trace = tiny_maskclip(relative_blocks=(), shortest_edge=64), Trace()
     found = segmenter(some_images((50, 90)), some_text(), trace=trace)
-    assert found.resized_sizes == ((64, 115),)
-    assert found.padded_sizes == ((64, 128),)
+    assert found.geometries == (Geometry((64, 128), (64, 115), (50, 90)),)
     assert found.masks.shape == (1, 7, 16, 32)
     assert torch.equal(found.masks[0], trace["masks"])
-    assert trace.fraction == (1.0, 115 / 128)
+    assert trace.geometry == found.geometries[0]
     relative = tiny_maskclip(shortest_edge=64)(ImageBatch.of([torch.rand(3, 50, 90), torch.rand(3, 90, 50)]), some_text())
     assert relative.masks.shape == (2, 7, 64, 64)
-    assert relative.padded_sizes == ((64, 128), (128, 64))
+    assert [geometry.padded_size for geometry in relative.geometries] == [(64, 128), (128, 64)]
 
 
 class Halves(MaskProposer):

@@ -20,10 +20,10 @@ from lexiseg.methods.correlation import CorrelationSegmenter
 from lexiseg.methods.recipe import Stage
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection, eroded, intra_mask, mask_embeddings
-from lexiseg.methods.sam_mi.model import WHOLE, SamMiLossOptions, in_box
+from lexiseg.methods.sam_mi.model import SamMiLossOptions, in_box
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, cell_labels, prompter_losses, sampled_points
 from lexiseg.methods.sam_mi.targets import expected_points, masks_on_grid, point_weights, target_probabilities
-from lexiseg.structures import ImageBatch, MaskTarget, Trace
+from lexiseg.structures import WHOLE, ImageBatch, MaskTarget, Trace
 from lexiseg.training.batches import points_of
 from lexiseg.training.optimiser import optimiser_of
 from tests.laws.builders import some_images, some_text, tiny_sam_mi
@@ -278,20 +278,20 @@ def test_it_asks_sam_at_few_points() -> None:
 def test_the_same_points_each_time(sampling: str) -> None:
     images, text = some_images((60, 80)), some_text()
     segmenter = tiny_sam_mi(point_sampling=sampling)
-    first = segmenter(images, text).logits
+    first = segmenter(images, text).probabilities
     torch.manual_seed(99)
-    assert torch.equal(segmenter(images, text).logits, first)
+    assert torch.equal(segmenter(images, text).probabilities, first)
 
 
 def test_each_half_of_the_injection_counts() -> None:
     images, text = some_images((60, 80)), some_text()
-    found = [tiny_sam_mi(inject=inject)(images, text).logits for inject in ((), ("low",), ("high",), ("low", "high"))]
+    found = [tiny_sam_mi(inject=inject)(images, text).probabilities for inject in ((), ("low",), ("high",), ("low", "high"))]
     for number, one in enumerate(found):
         for other in found[:number]:
             assert (one - other).abs().max() > 1e-4
     without = tiny_sam_mi(inject=())
     without.view_decoder = partial(CorrelationSegmenter.view_decoder, without)  # type: ignore[method-assign]  # asks no SAM
-    assert torch.equal(without(images, text).logits, found[0])
+    assert torch.equal(without(images, text).probabilities, found[0])
 
 
 def test_a_crop_has_the_masks_of_its_part() -> None:
@@ -316,7 +316,7 @@ def test_a_picture_without_masks() -> None:
     images, text = some_images((60, 80)), some_text()
     strict = replace(tiny_sam_mi().config.generator, pred_iou_threshold=1e9)
     trace = Trace()
-    assert tiny_sam_mi(generator=strict)(images, text, trace=trace).logits.isfinite().all()
+    assert tiny_sam_mi(generator=strict)(images, text, trace=trace).probabilities.isfinite().all()
     assert len(trace["sam_masks"]) == len(trace["masks"]) == 0
 
 

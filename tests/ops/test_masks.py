@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexiseg.ops.masks import (
-    GridGeometry,
     box_nms,
     boxes_of_masks,
     grid_areas,
@@ -19,6 +18,7 @@ from lexiseg.ops.masks import (
     remove_small_regions,
     stability_score,
 )
+from lexiseg.structures import Geometry
 
 
 def random_logits(seed: int, *shape: int, cells: int = 5) -> Tensor:
@@ -97,22 +97,11 @@ def test_small_regions() -> None:
     assert int(largest.sum()) == 47  # all are small: the largest stays
 
 
-def test_upsampling_is_the_official_two_steps() -> None:
-    logits = random_logits(0, 2, 8, 8)
-    geometry = GridGeometry((32, 32), (24, 32), (60, 80))
-    square = functional.interpolate(logits[None], (32, 32), mode="bilinear", align_corners=False)
-    expected = functional.interpolate(square[..., :24, :32], (60, 80), mode="bilinear", align_corners=False)[0]
-    assert torch.equal(geometry.upsample(logits), expected)
-    assert geometry.padded_size == (80, 80)
-    assert geometry.cells((8, 8)) == (6, 8)
-    assert geometry.upsample(logits[:0]).shape == (0, 60, 80)
-
-
 @pytest.mark.parametrize("size", [(100, 200), (200, 120), (90, 90), (1, 150), (150, 1)])
 def test_grid_measures_estimate_the_pixels(size: tuple[int, int]) -> None:
     scale = 128 / max(size)
     resized = (max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5)))
-    geometry = GridGeometry((128, 128), resized, size)
+    geometry = Geometry((128, 128), resized, size)
     logits = random_logits(7, 40, 32, 32)
     pixels = geometry.upsample(logits) > 0
     areas, cell = pixels.sum(dim=(1, 2)), (max(size) / 32) ** 2
@@ -123,7 +112,7 @@ def test_grid_measures_estimate_the_pixels(size: tuple[int, int]) -> None:
 
 
 def test_grid_measures_of_extremes() -> None:
-    geometry = GridGeometry((64, 64), (48, 64), (75, 100))
+    geometry = Geometry((64, 64), (48, 64), (75, 100))
     logits = torch.full((3, 16, 16), -5.0)
     logits[1] = 5
     logits[2, 13:] = 5  # only in the padding

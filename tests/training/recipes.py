@@ -41,7 +41,7 @@ def recipe(*settings: str) -> Recipe:
         (Stage(8, lr=2e-3, warmup=2, cooldown=0.5, max_grad_norm=1.0),),
         CONFIG,
         batch_size=2,
-        jitter=Jitter(side=64, least=0.8, most=1.3),
+        jitter=Jitter(side=64, min_scale=0.8, max_scale=1.3),
         loss=SetLossOptions(points=64),
         save_every=2,
         log_every=3,

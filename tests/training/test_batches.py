@@ -21,7 +21,7 @@ from lexiseg.training.examples import Examples, open_examples
 from lexiseg.training.scenes import write_scenes
 from lexiseg.world import scenes, world_classes
 
-PLAIN = Jitter(side=64, least=1.0, most=1.0, mirror=0.0)
+PLAIN = Jitter(side=64, min_scale=1.0, max_scale=1.0, mirror=0.0)
 
 
 def blocks(high: int = 48, wide: int = 64) -> tuple[np.ndarray, PanopticMap]:
@@ -34,7 +34,7 @@ def blocks(high: int = 48, wide: int = 64) -> tuple[np.ndarray, PanopticMap]:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_masks_lie_where_their_pixels_are(seed):
-    jitter = Jitter(side=64, least=0.5, most=2.0)
+    jitter = Jitter(side=64, min_scale=0.5, max_scale=2.0)
     image, target = jittered(*blocks(), jitter, np.random.default_rng(seed))
     assert image.shape == (3, 64, 64)
     assert set(target.labels.tolist()) <= {7, 5}
@@ -56,13 +56,13 @@ def test_without_variation_the_picture_just_fits():
 
 
 def test_mirrored():
-    image, _ = jittered(*blocks(), Jitter(side=64, least=1.0, most=1.0, mirror=1.0), np.random.default_rng(0))
+    image, _ = jittered(*blocks(), Jitter(side=64, min_scale=1.0, max_scale=1.0, mirror=1.0), np.random.default_rng(0))
     assert torch.equal((image[0, :48] * 255).round(), torch.from_numpy(blocks()[0][:, ::-1, 0].copy()).float())
 
 
 def test_the_shorter_side_fits():
     """No square has anything beyond the picture, and all of the picture's height is in it."""
-    jitter = Jitter(side=40, least=1.0, most=1.0, mirror=0.0, fit="shorter")
+    jitter = Jitter(side=40, min_scale=1.0, max_scale=1.0, mirror=0.0, fit="shorter")
     wide = blocks()[1].ids
     for ids in (wide, np.ascontiguousarray(wide.T)):
         pixels = np.repeat((50 * ids).astype(np.uint8)[..., None], 3, 2)

@@ -182,7 +182,7 @@ def test_what_is_frozen_stays_and_all_else_learns(whole):
 def test_it_learns(tmp_path, monkeypatch):
     """One scene over and over: the loss must fall to a part of what it was."""
     monkeypatch.setattr(examples, "WORLD_SCENES", 1)
-    still = ("jitter.least=1.0", "jitter.most=1.0", "jitter.mirror=0.0")
+    still = ("jitter.min_scale=1.0", "jitter.max_scale=1.0", "jitter.mirror=0.0")
     train(recipe("steps=60", "lr=5e-3", *still), tmp_path, device="cpu", workers=0)
     rows = log(tmp_path)
     assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]

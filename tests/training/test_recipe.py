@@ -24,10 +24,10 @@ def test_the_papers_numbers():
     """CMPF's and FC-CLIP's settings, as `facts` of the official code have them."""
     for name in ("fcclip-convnext-l", "cmpf-rn50x64"):
         settings = recipe_named(name).to_dict()
-        named = ("data", "batch_size", "precision", "jitter.side", "jitter.least", "jitter.most")
+        named = ("data", "batch_size", "precision", "jitter.side", "jitter.min_scale", "jitter.max_scale")
         assert {key: settings[key] for key in named} == {
-            "data": "coco-panoptic-train", "batch_size": 16, "precision": "float16", "jitter.side": 1024, "jitter.least": 0.1,
-            "jitter.most": 2.0,
+            "data": "coco-panoptic-train", "batch_size": 16, "precision": "float16", "jitter.side": 1024,
+            "jitter.min_scale": 0.1, "jitter.max_scale": 2.0,
         }  # fmt: skip
         stage = {key.removeprefix("stages.0."): value for key, value in settings.items() if key.startswith("stages.0.")}
         assert (stage["steps"], stage["lr"], stage["weight_decay"], stage["max_grad_norm"]) == (368_750, 1e-4, 0.05, 0.01)
@@ -44,7 +44,7 @@ def test_the_official_numbers_of_catseg():
     assert (settings["data"], settings["model.behaviour"], settings["precision"]) == ("coco-stuff-train", "official", "float32")
     jitter = {key.removeprefix("jitter."): value for key, value in settings.items() if key.startswith("jitter.")}
     assert jitter == {
-        "side": 384, "least": 1.0, "most": 1.0, "mirror": 0.5, "fill": 128, "fit": "shorter", "colours": True,
+        "side": 384, "min_scale": 1.0, "max_scale": 1.0, "mirror": 0.5, "fill": 128, "fit": "shorter", "colours": True,
     }  # fmt: skip
     assert recipe_named("catseg-vit-l14").to_dict()["model.image_size"] == 336
 
@@ -77,7 +77,7 @@ def test_warmup_and_cooldown():
         ("precision=bfloat16", "precision", "bfloat16"),
         ("loss.points=32", "loss.points", 32),
         ("loss.costs.dice=1", "loss.costs.dice", 1.0),
-        ("jitter.least=0.5", "jitter.least", 0.5),
+        ("jitter.min_scale=0.5", "jitter.min_scale", 0.5),
         ("model.num_queries=5", "model.num_queries", 5),
         ("model.shortest_edge=None", "model.shortest_edge", None),
         ("lr_multipliers.clip=0.5", "stages.0.lr_multipliers.clip", 0.5),
@@ -112,7 +112,7 @@ def test_layers_of_an_ablation():
         ("jitter.side=0", "jitter.side must be int ≥ 32"),
         ("jitter.mirror=7", "jitter.mirror must be float"),
         ("jitter.fit=other", "jitter.fit must be 'longer' or 'shorter'"),
-        ("jitter.least=3", "least = 3.0 is greater than most"),
+        ("jitter.min_scale=3", "min_scale = 3.0 is greater than max_scale"),
         ("warmup=-3", "stages.0.warmup must be int ≥ 0"),
         ("max_grad_norm=-1", "stages.0.max_grad_norm must be float ≥ 0"),
         ("ema_decay=2", "ema_decay must be float"),

@@ -25,13 +25,11 @@ from annotated_types import Ge, Le
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn import functional
 
 from lexiseg.backbones.sam import SamFamily, Skips
 from lexiseg.errors import UsageError
 from lexiseg.ops.files import write_atomically
 from lexiseg.ops.masks import (
-    GridGeometry,
     areas_of_masks,
     box_nms,
     boxes_of_masks,
@@ -44,7 +42,7 @@ from lexiseg.ops.masks import (
 from lexiseg.ops.options import Natural, Positive, Unit, options
 from lexiseg.ops.points import unit_grid, unit_random
 from lexiseg.ops.rle import Counts, decode_counts, encode_masks
-from lexiseg.structures import Size
+from lexiseg.structures import Geometry, Size
 
 Box = tuple[int, int, int, int]  # (left, top, right, bottom), right and bottom exclusive
 Prompter = Callable[[Box, float], Tensor]  # crop, divisor of the points per side -> [P, 2] (x, y) in image pixels
@@ -100,9 +98,7 @@ class GeneratedMasks:
         areas: [N] integers, in pixels. Areas, boxes and stability are estimated on the grid unless ``full_resolution``.
         crops: [N, 4] integers, crop of each mask.
         resized: [N, 2] integers, (height, width) of that crop inside the network's input.
-        input_size: (height, width) of the network's input.
-        size: (height, width) of the image.
-        padded_size: (height, width) in image pixels of the area that the grid of the whole image covers.
+        geometry: of the grid of the whole image.
         edited: run lengths of the masks if small regions were removed from the masks of the logits, else None.
     """
 
@@ -114,9 +110,7 @@ class GeneratedMasks:
     areas: Tensor
     crops: Tensor
     resized: Tensor
-    input_size: Size
-    size: Size
-    padded_size: Size
+    geometry: Geometry
     edited: tuple[Counts, ...] | None = None
 
     def __len__(self) -> int:
@@ -133,9 +127,9 @@ class GeneratedMasks:
     def binary(self) -> Tensor:
         """Compute binary masks [N, H, W] bool on the CPU."""
         if self.edited is not None:
-            decoded = [decode_counts(counts, self.size) for counts in self.edited]
-            return torch.stack(decoded) if decoded else torch.zeros(0, *self.size, dtype=torch.bool)
-        masks = torch.zeros(len(self), *self.size, dtype=torch.bool)
+            decoded = [decode_counts(counts, self.geometry.size) for counts in self.edited]
+            return torch.stack(decoded) if decoded else torch.zeros(0, *self.geometry.size, dtype=torch.bool)
+        masks = torch.zeros(len(self), *self.geometry.size, dtype=torch.bool)
         for rows, (left, top, right, bottom), geometry in self._by_crop():
             for chunk in rows.split(_chunk_size(geometry)):
                 masks[chunk.cpu(), top:bottom, left:right] = (geometry.upsample(self.logits[chunk]) > 0).cpu()
@@ -146,48 +140,34 @@ class GeneratedMasks:
         """Run lengths of the masks in pixels (COCO's, uncompressed), computed on first access."""
         if self.edited is not None:
             return self.edited
-        chunk_size = max(1, PIXELS_AT_ONCE // (self.size[0] * self.size[1]))
+        chunk_size = max(1, PIXELS_AT_ONCE // (self.geometry.size[0] * self.geometry.size[1]))
         chunks = torch.arange(len(self), device=self.logits.device).split(chunk_size)
         return tuple(counts for rows in chunks if len(rows) for counts in encode_masks(self.select(rows).binary()))
 
     def image_logits(self) -> Tensor:
-        """Compute logits [N, m, m] over `padded_size` of the whole image; masks of crops are resampled."""
-        whole = (0, 0, self.size[1], self.size[0])
-        side = self.logits.shape[-1]
-        result = torch.full_like(self.logits, OUTSIDE_LOGIT)
-        for rows, crop, geometry in self._by_crop():
-            if crop == whole:
+        """Compute logits [N, m, m] on the grid of the whole image; masks of crops are resampled."""
+        grid, (high, wide) = (self.logits.shape[-2], self.logits.shape[-1]), self.geometry.one_step().padded_size
+        result = torch.empty_like(self.logits)
+        for rows, (left, top, right, bottom), geometry in self._by_crop():
+            if geometry.size == self.geometry.size:
                 result[rows] = self.logits[rows]
                 continue
-            steps = (torch.arange(side, device=self.logits.device) + 0.5) / side
-            coordinates = [
-                (steps * padded_size - start) / crop_extent
-                for padded_size, start, crop_extent in zip(
-                    self.padded_size, (crop[1], crop[0]), geometry.padded_size, strict=True
-                )
-            ]
-            inside = [
-                (coordinate > 0) & (coordinate < (stop - start) / crop_extent)
-                for coordinate, start, stop, crop_extent in zip(
-                    coordinates, crop[1::-1], crop[:1:-1], geometry.padded_size, strict=True
-                )
-            ]
-            grid = torch.stack(torch.meshgrid(*coordinates, indexing="ij")[::-1], dim=-1).to(self.logits.dtype) * 2 - 1
-            moved = functional.grid_sample(self.logits[None, rows], grid[None], padding_mode="border", align_corners=False)[0]
-            result[rows] = torch.where(inside[0][:, None] & inside[1], moved, OUTSIDE_LOGIT)
+            across, down = right - left, bottom - top
+            box = -left / across, -top / down, (wide - left) / across, (high - top) / down  # of the grid, relative to the crop
+            result[rows] = geometry.one_step().sample(self.logits[rows], grid, box, outside=OUTSIDE_LOGIT)
         return result
 
-    def _by_crop(self) -> Iterator[tuple[Tensor, Box, GridGeometry]]:
+    def _by_crop(self) -> Iterator[tuple[Tensor, Box, Geometry]]:
         """Iterate over (rows of a crop, the crop, geometry of its grid)."""
         crops, crop_index = torch.unique(torch.cat([self.crops, self.resized], dim=1), dim=0, return_inverse=True)
         for index, (left, top, right, bottom, *resized) in enumerate(crops.tolist()):
-            geometry = GridGeometry(self.input_size, (resized[0], resized[1]), (bottom - top, right - left))
+            geometry = Geometry(self.geometry.padded_size, (resized[0], resized[1]), (bottom - top, right - left))
             yield torch.nonzero(crop_index == index).flatten(), (left, top, right, bottom), geometry
 
 
-def _chunk_size(geometry: GridGeometry) -> int:
+def _chunk_size(geometry: Geometry) -> int:
     """Number of masks to upsample at a time."""
-    return max(1, PIXELS_AT_ONCE // max(high * wide for high, wide in (geometry.input_size, geometry.size)))
+    return max(1, PIXELS_AT_ONCE // max(high * wide for high, wide in (geometry.padded_size, geometry.size)))
 
 
 # --- prompters --------------------------------------------------------------------------------------------------------
@@ -311,8 +291,7 @@ def _generate(
                         mask_points,
                         geometry=geometry,
                         crop=crop,
-                        size=size,
-                        padded_size=backbone.geometry(size).padded_size,
+                        image=backbone.geometry(size),
                         options=options,
                     )
                 )
@@ -352,10 +331,9 @@ def filter_masks(
     pred_iou: Tensor,
     points: Tensor,
     *,
-    geometry: GridGeometry,
+    geometry: Geometry,
     crop: Box,
-    size: Size,
-    padded_size: Size,
+    image: Geometry,
     options: MaskGeneratorOptions,
 ) -> GeneratedMasks:
     """Filter the masks of a batch by predicted IoU, stability and edges of the crop.
@@ -364,9 +342,9 @@ def filter_masks(
         logits: [N, h, w] decoder logits.
         pred_iou: [N] predicted IoU.
         points: [N, 2] prompts in image pixels.
-        geometry: geometry of the grid on the crop.
+        geometry: of the grid on the crop.
         crop: box of the crop in the image.
-        size, padded_size: (height, width) of the image, and of the area that its grid covers.
+        image: geometry of the grid on the whole image.
         options: thresholds and the order of work.
     """
     if options.pred_iou_threshold > 0:
@@ -386,15 +364,13 @@ def filter_masks(
         points,
         areas,
         boxes.new_tensor(crop).expand(len(boxes), 4),
-        boxes.new_tensor(geometry.resized).expand(len(boxes), 2),
-        geometry.input_size,
-        size,
-        padded_size,
+        boxes.new_tensor(geometry.resized_size).expand(len(boxes), 2),
+        image,
     )
-    return masks.select(~near_crop_edge(boxes, crop, size))
+    return masks.select(~near_crop_edge(boxes, crop, image.size))
 
 
-def _measure_pixels(logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
+def _measure_pixels(logits: Tensor, geometry: Geometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Measure stability, boxes in crop pixels and areas of upsampled masks, in chunks."""
     measures = []
     for chunk in logits.split(_chunk_size(geometry)):
@@ -407,7 +383,7 @@ def _measure_pixels(logits: Tensor, geometry: GridGeometry, options: MaskGenerat
     return stability, boxes, areas
 
 
-def _measure_grid(logits: Tensor, geometry: GridGeometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
+def _measure_grid(logits: Tensor, geometry: Geometry, options: MaskGeneratorOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Estimate the measures of `_measure_pixels` on the grid; a stability near its threshold is measured in pixels."""
     measures = []
     offset = options.stability_offset
@@ -444,7 +420,7 @@ def remove_regions(masks: GeneratedMasks, options: MaskGeneratorOptions) -> Gene
         return masks
     edited, boxes, untouched = [], [], []
     for counts in masks.runs:
-        mask, filled = remove_small_regions(decode_counts(counts, masks.size), options.min_region_area, "holes")
+        mask, filled = remove_small_regions(decode_counts(counts, masks.geometry.size), options.min_region_area, "holes")
         mask, dropped = remove_small_regions(mask, options.min_region_area, "islands")
         edited.append(encode_masks(mask[None])[0] if filled or dropped else counts)
         boxes.append(boxes_of_masks(mask[None])[0])
@@ -500,7 +476,7 @@ def generate_cached(
 
 def _digest(image: Tensor, options: MaskGeneratorOptions, plan: list[tuple[Box, Tensor]], identity: str) -> str:
     described = {
-        "format": 1,
+        "format": 2,
         "identity": identity,
         "options": asdict(options),
         "image": [str(image.dtype), list(image.shape)],
@@ -517,16 +493,15 @@ def _bytes(masks: GeneratedMasks) -> bytes:
     if masks.edited is not None:
         tensors["edited"] = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *masks.edited]))
         tensors["edited_lengths"] = torch.tensor([len(counts) for counts in masks.edited], dtype=torch.int64)
-    sizes = {"input_size": masks.input_size, "size": masks.size, "padded_size": masks.padded_size}
-    return save(tensors, metadata={name: json.dumps(value) for name, value in sizes.items()})
+    return save(tensors, metadata={name: json.dumps(size) for name, size in asdict(masks.geometry).items()})
 
 
 def _read(path: Path, device: torch.device) -> GeneratedMasks:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-        sizes: dict[str, Any] = {name: tuple(json.loads(value)) for name, value in file.metadata().items()}
+        geometry = Geometry(**{name: tuple(json.loads(size)) for name, size in file.metadata().items()})
     edited = None
     if "edited" in tensors:
         lengths = tensors.pop("edited_lengths").tolist()
         edited = tuple(runs.numpy() for runs in tensors.pop("edited").split(lengths))
-    return GeneratedMasks(**{name: tensor.to(device) for name, tensor in tensors.items()}, **sizes, edited=edited)
+    return GeneratedMasks(**{name: tensor.to(device) for name, tensor in tensors.items()}, geometry=geometry, edited=edited)

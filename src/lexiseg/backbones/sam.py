@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.errors import UsageError, WeightsError
-from lexiseg.ops.masks import GridGeometry, stability_score
-from lexiseg.structures import Size
+from lexiseg.ops.masks import stability_score
+from lexiseg.structures import Geometry, Size
 
 if TYPE_CHECKING:
     from transformers import Sam2Model, SamHQModel, SamModel
@@ -55,7 +55,7 @@ class SamFamily(nn.Module, ABC):
         self.mask_size = 4 * self.grid
 
     @abstractmethod
-    def geometry(self, size: Size) -> GridGeometry:
+    def geometry(self, size: Size) -> Geometry:
         """Return the geometry of the mask grid on an image of ``size`` (height, width)."""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class SamFamily(nn.Module, ABC):
 
     def scale_points(self, points: Tensor, size: Size) -> Tensor:
         """Scale points [..., 2], (x, y) in pixels of an image of ``size`` (height, width), to pixels of the S × S input."""
-        high, wide = self.geometry(size).resized if self._keeps_aspect else (self.image_size, self.image_size)
+        high, wide = self.geometry(size).resized_size if self._keeps_aspect else (self.image_size, self.image_size)
         return points * points.new_tensor([wide / size[1], high / size[0]])
 
     def decode(
@@ -163,10 +163,10 @@ class _PaddedInput(SamFamily):
     def _keeps_aspect(self) -> bool:
         return True
 
-    def geometry(self, size: Size) -> GridGeometry:
+    def geometry(self, size: Size) -> Geometry:
         scale = self.image_size / max(size)
         high, wide = (max(1, int(side * scale + 0.5)) for side in size)
-        return GridGeometry((self.image_size, self.image_size), (high, wide), size)
+        return Geometry((self.image_size, self.image_size), (high, wide), size)
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Convert an image [3, H, W], float RGB in 0..1, to [1, 3, S, S].
@@ -174,7 +174,7 @@ class _PaddedInput(SamFamily):
         As in the official predictor: resized in 8 bits by Pillow if needed, normalised, then zero-padded on the right and
         below.
         """
-        high, wide = self.geometry((image.shape[1], image.shape[2])).resized
+        high, wide = self.geometry((image.shape[1], image.shape[2])).resized_size
         weight = next(self.model.parameters())
         values = image.to(weight.device).float() * 255
         if image.shape[1:] != (high, wide):
@@ -261,10 +261,10 @@ class Sam2Backbone(SamFamily):
     def _keeps_aspect(self) -> bool:
         return False
 
-    def geometry(self, size: Size) -> GridGeometry:
+    def geometry(self, size: Size) -> Geometry:
         """Return the geometry of the mask grid, which covers exactly the image; masks are upsampled in one step."""
         grid = (self.mask_size, self.mask_size)
-        return GridGeometry(grid, grid, size)
+        return Geometry(grid, grid, size)
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Convert an image [3, H, W], float RGB in 0..1, to [1, 3, S, S]: stretched, with ImageNet's mean and std."""

@@ -39,7 +39,7 @@ from lexiseg.metrics.semantic import AbsentClasses, SemanticScores
 from lexiseg.ops.ahead import read_ahead
 from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.ops.rle import area_of_counts, encode_masks
-from lexiseg.postprocess import Placing, Policy, resized
+from lexiseg.postprocess import Policy
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction, Task, TextEmbeddings
 
@@ -370,11 +370,12 @@ def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
     """
     if isinstance(prediction, PixelPrediction):
         raise UsageError("the recall of masks needs a method that predicts masks; this one predicts pixels")
-    masks = resized(prediction.masks[0], Placing.of(prediction, 0)) > 0
+    geometry = prediction.geometries[0]
+    masks = geometry.upsample(prediction.masks[0]) > 0
     if prediction.valid is not None:
         masks = masks[prediction.valid[0]]
     counts = encode_masks(masks)
-    return Instances(prediction.sizes[0], tuple(Instance(0, runs, area_of_counts(runs), (0, 0, 0, 0)) for runs in counts))
+    return Instances(geometry.size, tuple(Instance(0, runs, area_of_counts(runs), (0, 0, 0, 0)) for runs in counts))
 
 
 def _about(sample: Sample, error: Exception) -> RunError:

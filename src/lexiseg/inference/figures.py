@@ -29,9 +29,9 @@ from lexiseg.errors import UsageError
 from lexiseg.inference.oracle import true_regions
 from lexiseg.inference.pipeline import Pipeline, as_segmentation, as_tensor, regions_of
 from lexiseg.ops.masks import boxes_of_masks
-from lexiseg.postprocess import Placing, Policy, Region, resized
+from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import MaskPrediction, PixelPrediction, Size, Task, Trace
+from lexiseg.structures import Geometry, MaskPrediction, PixelPrediction, Size, Task, Trace, size_of
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.visualise.figures import boxed, clusters, dotted, heat, painted, sheet, stacked
 
@@ -183,7 +183,7 @@ def correlation(models: Models, subjects: Sequence[Subject], task: Task, most: i
         names = [f"correlation_{block}" for block in _blocks(trace)]
         blocks = max(blocks, len(names))
         maps = [_normalised(trace[name][label], subject.size) for name in names]
-        last = functional.interpolate(prediction.logits[:, label : label + 1].float(), subject.size, mode="bilinear")[0, 0]
+        last = prediction.geometries[0].upsample(prediction.probabilities[0, label : label + 1])[0]
         panels = [heat(subject.pixels, values) for values in [*maps, last.cpu().numpy()]]
         rows.append((caption, [Image.fromarray(subject.pixels), *panels]))
     return _sheet_of_classes(["picture", *(f"before block {n}" for n in range(1, blocks + 1)), "decoded"], rows)
@@ -297,15 +297,16 @@ def _true(subject: Subject) -> Segmentation:
 
 def _without_padding(maps: Tensor, trace: Trace) -> Tensor:
     """Crop the padding from maps [N, h, w] of a trace."""
-    height, width = (max(1, round(cells * part)) for cells, part in zip(maps.shape[-2:], trace.fraction, strict=True))
+    if trace.geometry is None:
+        return maps
+    height, width = (max(1, round(cells)) for cells in trace.geometry.cells(size_of(maps)))
     return maps[:, :height, :width]
 
 
 def _over_picture(maps: Tensor, trace: Trace, size: Size) -> NDArray[np.float32]:
     """Upsample maps [N, h, w] of a trace to the image, [N, H, W]."""
-    height, width = (max(1, round(length / part)) for length, part in zip(size, trace.fraction, strict=True))
-    padded = functional.interpolate(maps[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
-    return padded[:, : size[0], : size[1]].cpu().numpy()
+    geometry = trace.geometry or Geometry.unresized(size)
+    return geometry.one_step().upsample(maps).cpu().numpy()
 
 
 def _prompted(sam: SamFamily, subject: Subject, boxes: Tensor) -> Iterator[NDArray[np.float32]]:
@@ -314,6 +315,4 @@ def _prompted(sam: SamFamily, subject: Subject, boxes: Tensor) -> Iterator[NDArr
     corners = sam.scale_points(boxes.reshape(-1, 2, 2), subject.size).flatten(1)
     logits, pred_iou = sam.decode(embedding, boxes=corners, skips=skips)
     best = logits[torch.arange(len(logits)), pred_iou.argmax(1)]
-    geometry = sam.geometry(subject.size)
-    placing = Placing(geometry.input_size, geometry.resized, subject.size)
-    yield from resized(best, placing).sigmoid().cpu().numpy()
+    yield from sam.geometry(subject.size).upsample(best).sigmoid().cpu().numpy()

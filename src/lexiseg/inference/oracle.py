@@ -8,8 +8,6 @@ Both map a prediction to a prediction, so that they work with all tasks and metr
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,8 +15,7 @@ from torch import Tensor
 
 from lexiseg.errors import UsageError
 from lexiseg.ops.rle import decode_counts
-from lexiseg.postprocess import Placing, resized
-from lexiseg.structures import IGNORED, Instances, MaskPrediction, PanopticMap, PixelPrediction
+from lexiseg.structures import IGNORED, Geometry, Instances, MaskPrediction, PanopticMap, PixelPrediction
 
 INSIDE = 20.0  # logit inside a true mask
 ORACLES = ("masks", "labels")
@@ -57,33 +54,21 @@ def true_regions(truth: Truth) -> tuple[Tensor, Tensor]:
 
 def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) -> MaskPrediction | PixelPrediction:
     """The true regions [R, H, W] with the predicted class scores; regions that overlap no mask are left out."""
-    size = prediction.sizes[0]
+    (geometry,) = prediction.geometries
+    of_pixels = (Geometry.unresized(geometry.size),)
     if isinstance(prediction, PixelPrediction):
-        logits = resized(prediction.logits[0], Placing.of(prediction, 0))
-        if prediction.link == "softmax":
-            logits = logits.log_softmax(0)  # logits of a pixel are defined up to a constant
-        regions = regions.to(logits.device)
-        mean = torch.einsum("khw,rhw->rk", logits, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
+        probabilities = geometry.upsample(prediction.probabilities[0])
+        regions = regions.to(probabilities.device)
+        mean = torch.einsum("khw,rhw->rk", probabilities, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
         painted = torch.einsum("rk,rhw->khw", mean, regions.float())
-        return replace(
-            prediction, logits=torch.where(regions.any(0), painted, logits)[None], padded_sizes=(size,), resized_sizes=None
-        )
+        return PixelPrediction(torch.where(regions.any(0), painted, probabilities)[None], of_pixels)
     if prediction.masks.shape[1] == 0:
         return prediction
     overlap, best = _overlap(prediction, regions).max(0)
     overlapped = overlap > 0
     best = best[overlapped]
     masks = torch.where(regions.to(overlapped.device)[overlapped], INSIDE, -INSIDE)[None]
-    return replace(
-        prediction,
-        masks=masks,
-        classes=prediction.classes[:, best],
-        padded_sizes=(size,),
-        resized_sizes=None,
-        valid=None,
-        auxiliary=(),
-        semantic=(),
-    )
+    return MaskPrediction(masks, prediction.classes[:, best], prediction.void, of_pixels)
 
 
 def true_labels(prediction: MaskPrediction, regions: Tensor, labels: Tensor) -> MaskPrediction:
@@ -97,12 +82,12 @@ def true_labels(prediction: MaskPrediction, regions: Tensor, labels: Tensor) -> 
     valid = labelled if prediction.valid is None else labelled & prediction.valid[0]
     if prediction.void:
         classes[0, ~labelled, -1] = 0.0
-    return replace(prediction, classes=classes, valid=valid[None], auxiliary=(), semantic=())
+    return MaskPrediction(prediction.masks, classes, prediction.void, prediction.geometries, valid[None])
 
 
 def _overlap(prediction: MaskPrediction, regions: Tensor) -> Tensor:
     """IoU [Q, R] of the masks of a single image with true regions [R, H, W]; 0 for padding queries."""
-    masks = resized(prediction.masks[0], Placing.of(prediction, 0)) > 0
+    masks = prediction.geometries[0].upsample(prediction.masks[0]) > 0
     if prediction.valid is not None:
         masks = masks & prediction.valid[0, :, None, None]
     predicted, true = masks.flatten(1).float(), regions.to(masks.device).flatten(1).float()

@@ -27,11 +27,10 @@ from torch.nn import functional
 
 from lexiseg.errors import UsageError
 from lexiseg.layers.memory import part_of
-from lexiseg.structures import Size
+from lexiseg.structures import OUTSIDE, Size
 
 Attention = Literal["linear", "full"]
 
-NEVER = -100.0  # logit of classes outside the top-k
 GROUP = 16  # channels per group norm group in the decoder
 TINY = 1e-6  # avoids division by zero in linear attention
 
@@ -268,7 +267,7 @@ class CostAggregation(nn.Module):
         layers, heads: of the aggregation.
         window: side of the Swin windows, in cells.
         max_classes: only this many top classes of an image are aggregated (`nearest_classes`), the others get the logit
-            `NEVER`; 0 keeps all.
+            `OUTSIDE`; 0 keeps all.
         pad_classes: pad fewer classes to ``max_classes`` with a learned token, in attention over classes.
         attention: kind of attention over classes.
         classes_at_once: classes per chunk in spatial aggregation and decoder, and rows of cells per chunk in attention over
@@ -340,7 +339,7 @@ class CostAggregation(nn.Module):
         logits = self._in_parts(partial(self._decoded, guides=projected), cells)
         if chosen is None:
             return logits
-        everything = logits.new_full((len(logits), len(text), *logits.shape[2:]), NEVER)
+        everything = logits.new_full((len(logits), len(text), *logits.shape[2:]), OUTSIDE)
         return everything.scatter(1, chosen[..., None, None].expand_as(logits), logits)
 
     def nearest(self, volume: Tensor) -> Tensor | None:

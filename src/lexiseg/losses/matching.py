@@ -76,7 +76,7 @@ def match(
             prediction.classes[index, rows],
             target,
             draw(index, 1, points)[0],
-            prediction.padded_sizes[index],
+            prediction.geometries[index].padded_size,
             costs,
         )
         queries, chosen = (torch.from_numpy(numbers).to(rows.device) for numbers in linear_sum_assignment(cost.cpu().numpy()))

@@ -162,9 +162,9 @@ def _mask_losses(
         points = torch.cat([points, uniform.to(points)], 1)
     truths = torch.cat(
         [
-            sample_target(target.masks[pairs.targets], coordinates, padded_size)
-            for target, pairs, coordinates, padded_size in zip(
-                targets, matches, points.split(counts), prediction.padded_sizes, strict=True
+            sample_target(target.masks[pairs.targets], coordinates, geometry.padded_size)
+            for target, pairs, coordinates, geometry in zip(
+                targets, matches, points.split(counts), prediction.geometries, strict=True
             )
         ]
     )

@@ -29,15 +29,22 @@ from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.base import Segmenter, Trained, check_trace
 from lexiseg.methods.catseg.config import CorrelationConfig
-from lexiseg.structures import ImageBatch, MaskTarget, PixelPrediction, Size, TextEmbeddings, Trace
+from lexiseg.structures import (
+    WHOLE,
+    Geometry,
+    ImageBatch,
+    MaskTarget,
+    PixelPrediction,
+    Size,
+    TextEmbeddings,
+    Trace,
+    UnitBox,
+)
 
 CANVAS, CROP, STRIDE = 640, 384, 256  # sides of the resized image and of a crop, and stride of the crops, in pixels
 MULTIPLE = 32  # the official code pads whole images to multiples of it
 LEVELS = 2  # number of early levels of CLIP that guide a decoder
 PAIRS = 1024  # greatest number of (image, class) pairs processed at once; bounds the memory of a batch
-
-UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) as fractions of the image's width and height
-WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class CorrelationSegmenter(Segmenter):
         check_trace(images, trace)
         pictures, chunk = list(images), max(1, PAIRS // len(text))
         maps = [self._probabilities(pictures[start : start + chunk], text, trace) for start in range(0, len(pictures), chunk)]
-        return PixelPrediction(maps[0] if len(maps) == 1 else torch.cat(maps), images.sizes, images.sizes, link="identity")
+        geometries = tuple(Geometry.unresized(size) for size in images.sizes)
+        return PixelPrediction(maps[0] if len(maps) == 1 else torch.cat(maps), geometries)
 
     def loss(
         self,

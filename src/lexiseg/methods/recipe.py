@@ -49,9 +49,9 @@ class Jitter:
 
     side: Annotated[int, Ge(32)] = 1024
     """Side of the crop, in pixels."""
-    least: PositiveFloat = 0.1
+    min_scale: PositiveFloat = 0.1
     """Minimum scale, relative to an image that fits the crop."""
-    most: PositiveFloat = 2.0
+    max_scale: PositiveFloat = 2.0
     """Maximum scale."""
     mirror: Unit = 0.5
     """Probability of a horizontal flip."""
@@ -63,8 +63,8 @@ class Jitter:
     """Whether to apply colour jitter (brightness, contrast, saturation, hue) as in SSD (Liu et al., 2016)."""
 
     def __post_init__(self) -> None:
-        if self.least > self.most:
-            raise UsageError(f"least = {self.least} is greater than most = {self.most}")
+        if self.min_scale > self.max_scale:
+            raise UsageError(f"min_scale = {self.min_scale} is greater than max_scale = {self.max_scale}")
 
 
 @options(frozen=True)

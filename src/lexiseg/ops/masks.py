@@ -1,4 +1,4 @@
-"""Masks as tensors: upsampling of low-resolution logits, and the measures that mask generators filter by.
+"""Masks as tensors: the measures that mask generators filter by.
 
 Boxes are (left, top, right, bottom) in pixels, all four inside the mask, as in SAM (Kirillov et al., 2023).
 """
@@ -6,7 +6,6 @@ Boxes are (left, top, right, bottom) in pixels, all four inside the mask, as in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
@@ -14,55 +13,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
 from torchvision.ops import nms
 
 from lexiseg.ops.memory import masks_at_once
-from lexiseg.structures import Size
-
-
-@dataclass(frozen=True)
-class GridGeometry:
-    """Geometry of a grid of mask logits on an image.
-
-    Attributes:
-        input_size: (height, width) of the network's input, which the whole grid covers.
-        resized: (height, width) of the image inside that input, in its top-left corner; the rest is padding.
-        size: (height, width) of the image itself.
-    """
-
-    input_size: Size
-    resized: Size
-    size: Size
-
-    @property
-    def padded_size(self) -> Size:
-        """(height, width) in image pixels of the area that the grid covers, including padding."""
-        high, wide = (
-            round(whole * pixels / inside)
-            for whole, pixels, inside in zip(self.input_size, self.size, self.resized, strict=True)
-        )
-        return high, wide
-
-    def upsample(self, logits: Tensor) -> Tensor:
-        """Upsample logits [N, h, w] of the grid to [N, H, W] of the image, in the official two steps.
-
-        Bilinear to the network's input, crop of the padding, bilinear to the image; ``align_corners=False``.
-        """
-        pixels = _resize(logits, self.input_size)[:, : self.resized[0], : self.resized[1]]
-        return _resize(pixels, self.size)
-
-    def cells(self, grid: Size) -> tuple[float, float]:
-        """Return the (height, width) of the image in cells of a grid of ``grid`` (height, width) cells."""
-        high, wide = (inside * cells / whole for inside, cells, whole in zip(self.resized, grid, self.input_size, strict=True))
-        return high, wide
-
-
-def _resize(logits: Tensor, size: Size) -> Tensor:
-    if logits.shape[-2:] == size or len(logits) == 0:
-        return logits.reshape(len(logits), *size)
-    return functional.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-
+from lexiseg.structures import Geometry, Size
 
 # --- measures of pixels -----------------------------------------------------------------------------------------------
 
@@ -155,7 +109,7 @@ def remove_small_regions(mask: Tensor, area: float, kind: Literal["holes", "isla
 # --- the same measures, estimated on the low-resolution grid ------------------------------------------------------------
 
 
-def grid_areas(logits: Tensor, geometry: GridGeometry, thresholds: Sequence[float]) -> Tensor:
+def grid_areas(logits: Tensor, geometry: Geometry, thresholds: Sequence[float]) -> Tensor:
     """Estimate areas above each of T thresholds in pixels, without upsampling, [N, h, w] -> [T, N].
 
     Along each row of the grid bilinear interpolation is a polyline, whose fraction above a threshold is exact; each row
@@ -179,7 +133,7 @@ def grid_areas(logits: Tensor, geometry: GridGeometry, thresholds: Sequence[floa
     return torch.stack(areas) * (geometry.size[0] * geometry.size[1] / (high * wide))
 
 
-def grid_boxes(logits: Tensor, geometry: GridGeometry) -> Tensor:
+def grid_boxes(logits: Tensor, geometry: Geometry) -> Tensor:
     """Estimate tight boxes of ``logits > 0`` in pixels, without upsampling, [N, h, w] -> [N, 4] integers.
 
     The outermost positive point of a bilinear surface lies on a line of samples, so the zero crossings beside the

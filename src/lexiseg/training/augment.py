@@ -36,7 +36,7 @@ def jittered(pixels: Pixels, truth: PanopticMap, jitter: Jitter, rng: np.random.
         image, ids = transforms.horizontal_flip(image), transforms.horizontal_flip(ids)
     height, width = image.shape[-2:]
     fitted = max(height, width) if jitter.fit == "longer" else min(height, width)
-    scale = (jitter.least + (jitter.most - jitter.least) * size) * jitter.side / fitted
+    scale = (jitter.min_scale + (jitter.max_scale - jitter.min_scale) * size) * jitter.side / fitted
     resized = [max(1, round(height * scale)), max(1, round(width * scale))]
     image = transforms.resize(image, resized, BILINEAR, antialias=True)
     ids = transforms.resize(ids, resized, NEAREST)

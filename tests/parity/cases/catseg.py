@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lexiseg.backbones.clip import ClipViT, assemble_clip
 from lexiseg.backbones.state_dicts import compiled, rename_all
-from lexiseg.layers.cost_aggregation import NEVER, CostAggregation, correlation, shifted_window_mask
+from lexiseg.layers.cost_aggregation import CostAggregation, correlation, shifted_window_mask
 from lexiseg.methods import MODELS
 from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.catseg.weights import AGGREGATION_RULES, dropped, from_official, to_official
 from lexiseg.postprocess import semantic_scores
-from lexiseg.structures import ImageBatch, PixelPrediction, TextEmbeddings
+from lexiseg.structures import OUTSIDE, Geometry, ImageBatch, PixelPrediction, TextEmbeddings
 from tests.parity.cases.clip import OPENAI, no_tokenizer
 from tests.parity.report import Row, load_case, max_difference
 
@@ -68,7 +68,7 @@ def aggregation(path: Path) -> list[Row]:
         Row(path.name, "two classes at once", max_difference(parts, logits), 1e-5),
     ]
     if "out.selected_classes_mask" in tensors:
-        selected = (logits > NEVER).flatten(2).any(-1)
+        selected = (logits > OUTSIDE).flatten(2).any(-1)
         rows.append(Row(path.name, "classes kept", max_difference(selected, tensors["out.selected_classes_mask"].bool()), 0))
     for name, mask in official.items():
         if dropped(name):
@@ -133,7 +133,7 @@ def end_to_end(path: Path) -> list[Row]:
             return into[-1]
 
         segmenter.decode = kept  # type: ignore[method-assign,assignment]
-        probability = segmenter(ImageBatch.of([image]), text).logits[0]
+        probability = segmenter(ImageBatch.of([image]), text).probabilities[0]
         segmenter.decode = decode  # type: ignore[method-assign]
         looked = torch.cat([*found[1:], found[0]])
         scores = at_size(probability, tuple(size))
@@ -202,7 +202,7 @@ def unit(rows: Tensor) -> Tensor:
 
 def at_size(probability: Tensor, size: tuple[int, int]) -> Tensor:
     """What post-processing makes of probabilities [K, h, w]."""
-    return next(semantic_scores(PixelPrediction(probability[None], (size,), (size,), link="identity")))
+    return next(semantic_scores(PixelPrediction(probability[None], (Geometry.unresized(size),))))
 
 
 CLIP = {

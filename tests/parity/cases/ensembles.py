@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexiseg.ensembles import class_ensemble, classify_vectors, geometric_mean, kept_masks, mask_ensemble
-from lexiseg.ops.masks import GridGeometry
 from lexiseg.postprocess import MASK2FORMER, Policy, Region, instances, panoptic, semantic_best, semantic_scores
-from lexiseg.structures import MaskPrediction, Size, TextEmbeddings
+from lexiseg.structures import Geometry, MaskPrediction, Size, TextEmbeddings
 from tests.parity.report import Row, load_case, max_difference
 
 TOLERANCE = 1e-5
@@ -35,7 +34,7 @@ def paper(path: Path) -> list[Row]:
     size = (int(masks.shape[-2]), int(masks.shape[-1]))
 
     def prediction(masks: Tensor, probabilities: Tensor) -> MaskPrediction:
-        return MaskPrediction(masks, probabilities.log(), False, (size,), (size,))
+        return MaskPrediction(masks, probabilities.log(), False, (Geometry.unresized(size),))
 
     rows = []
 
@@ -54,7 +53,7 @@ def paper(path: Path) -> list[Row]:
     row("out.final", torch.stack(list(semantic_scores(both, divide=False))))
     label = next(semantic_best(both))[1]
     rows.append(Row(path.name, "classes of out.final", max_difference(label, tensors["out.final"][0].argmax(0)), 0))
-    alone = replace(sam, masks=both.semantic[1].masks, valid=both.semantic[1].valid)
+    alone = replace(sam, masks=both.semantic_ensemble[1].masks, valid=both.semantic_ensemble[1].valid)
     row("out.sam_semantic", torch.stack(list(semantic_scores(alone, divide=False))))
     return rows
 
@@ -76,7 +75,7 @@ def official_class_ensemble(path: Path) -> list[Row]:
         pooled = tensors["pooled_projected"]
     scale = tensors["logit_scale"].exp().clamp(max=100)
     clip = classify_vectors(pooled, text, scale, tensors["void_embedding"][0])[..., :-1].log_softmax(-1)
-    detector = MaskPrediction(masks, tensors["pred_logits"].log_softmax(-1), True, (output,), (output,))
+    detector = MaskPrediction(masks, tensors["pred_logits"].log_softmax(-1), True, (Geometry.unresized(output),))
     weights = {"alpha": document["alpha"], "beta": document["beta"]}
     ensembled = class_ensemble(detector, clip, seen, **weights, behaviour="official", covered=covered)
     rows = []
@@ -86,7 +85,7 @@ def official_class_ensemble(path: Path) -> list[Row]:
 
     row("mask_cls", ensembled.classes[0])
     padded = (-(-size[0] // STRIDE) * STRIDE, -(-size[1] // STRIDE) * STRIDE)
-    resized = GridGeometry(padded, size, output).upsample(masks[0])
+    resized = Geometry(padded, size, output).upsample(masks[0])
     row("mask_pred_resized", resized[:, ::MASK_STEP, ::MASK_STEP])
     scores = next(semantic_scores(replace(ensembled, masks=resized[None]), divide=False))
     row("sem_seg", scores[:, ::SCORE_STEP, ::SCORE_STEP])
@@ -99,7 +98,7 @@ def official_inference(path: Path) -> list[Row]:
     masks = tensors["mask_pred"][None]
     size = (int(masks.shape[-2]), int(masks.shape[-1]))
     classes = tensors["mask_cls"][None].log_softmax(-1)  # the official functions begin with a softmax
-    prediction = MaskPrediction(masks, classes, True, (size,), (size,))
+    prediction = MaskPrediction(masks, classes, True, (Geometry.unresized(size),))
     seen = tensors["category_overlapping_mask"].bool()
     names = [1] * document["num_classes"]
     text = text_of(names, torch.eye(len(names)), seen, document["things_contiguous"])
@@ -175,7 +174,7 @@ def _sam(
     for name in ("mixed", "none_pass"):
         logits = tensors[f"sam_ensemble_{name}.sam_mask_cls_logits"]
         classes = logits.log_softmax(-1)
-        sam = MaskPrediction(tensors["sam_mask_pred"][None], classes, True, prediction.sizes, prediction.padded_sizes)
+        sam = MaskPrediction(tensors["sam_mask_pred"][None], classes, True, prediction.geometries)
         kept = kept_masks(sam, seen, behaviour="official")[0]
         rows.append(Row(case, f"{name}: kept", max_difference(kept, tensors[f"sam_ensemble_{name}.kept"]), 0))
         both = mask_ensemble(prediction, sam, seen, epsilon=document["alpha_mask"], behaviour="official")

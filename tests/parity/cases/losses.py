@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from lexiseg.losses.masks import uncertain_points
 from lexiseg.losses.matching import Costs, PointSource, match, matching_cost
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
-from lexiseg.structures import MaskPrediction, MaskTarget
+from lexiseg.structures import Geometry, MaskPrediction, MaskTarget
 from tests.parity.report import Row, load_case, max_difference
 
 TOLERANCE = 1e-5
@@ -30,9 +31,10 @@ def matcher_criterion(path: Path) -> list[Row]:
         tuple(tensors[f"{layer}.{name}"].clone().requires_grad_() for name in ("pred_masks", "pred_logits")) for layer in layers
     ]
     sizes = tuple((int(target.masks.shape[1]), int(target.masks.shape[2])) for target in targets)
-    padded_sizes = ((max(high for high, _ in sizes), max(wide for _, wide in sizes)),) * len(sizes)
-    main, *auxiliary = (MaskPrediction(masks, logits, True, sizes, padded_sizes) for masks, logits in leaves)
-    prediction = MaskPrediction(main.masks, main.classes, True, sizes, padded_sizes, auxiliary=tuple(auxiliary))
+    padded_size = (max(high for high, _ in sizes), max(wide for _, wide in sizes))
+    geometries = tuple(Geometry.unresized(size, padded_size) for size in sizes)
+    main, *auxiliary = (MaskPrediction(masks, logits, True, geometries) for masks, logits in leaves)
+    prediction = replace(main, auxiliary=tuple(auxiliary))
     options = _options(config)
     rows = []
 
@@ -46,9 +48,7 @@ def matcher_criterion(path: Path) -> list[Row]:
         matches = match(layer, targets, points=options.points, costs=options.costs, draw=in_turn(drawn, targets, layer))
         points, first = [], 0
         for image, (target, found) in enumerate(zip(targets, matches, strict=True)):
-            cost = matching_cost(
-                layer.masks[image], layer.classes[image], target, drawn[image][0], layer.padded_sizes[image], options.costs
-            )
+            cost = matching_cost(layer.masks[image], layer.classes[image], target, drawn[image][0], padded_size, options.costs)
             row(f"layer {number} image {image} cost", cost, tensors[f"matcher_cost.{number * len(targets) + image}"])
             row(f"layer {number} image {image} queries", found.queries, tensors[f"matched.{number}.{image}.src"], 0)
             row(f"layer {number} image {image} targets", found.targets, tensors[f"matched.{number}.{image}.tgt"], 0)

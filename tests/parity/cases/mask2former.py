@@ -12,7 +12,7 @@ from lexiseg.backbones.mask2former import MEAN, STD, Architecture, from_official
 from lexiseg.backbones.mask2former_weights import dropped, from_official, names_from_official, to_official
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.postprocess import MASK2FORMER, instances
-from lexiseg.structures import MaskPrediction
+from lexiseg.structures import Geometry, MaskPrediction
 from tests.parity.cases.ensembles import compare_panoptic, compare_scores, text_of
 from tests.parity.report import Row, load_case, max_difference
 
@@ -58,7 +58,7 @@ def results(path: Path) -> list[Row]:
     tensors, document = load_case(path)
     masks, size = tensors["in.mask_pred"][None], tuple(tensors["in.mask_pred"].shape[-2:])
     count = tensors["in.mask_cls"].shape[-1] - 1
-    prediction = MaskPrediction(masks, tensors["in.mask_cls"].log_softmax(-1)[None], True, (size,), (size,))
+    prediction = MaskPrediction(masks, tensors["in.mask_cls"].log_softmax(-1)[None], True, (Geometry.unresized(size),))
     text = text_of([1] * count, torch.eye(count), torch.zeros(count), document["things"])
     rows = compare_scores(path.name, "semantic", prediction, tensors["out.semantic"])
     for name, segments in document["segments"].items():

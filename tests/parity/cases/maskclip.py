@@ -22,7 +22,7 @@ from lexiseg.methods.maskclip.model import MaskClip, without_last
 from lexiseg.methods.maskclip.weights import relative_from_official, taken_apart
 from lexiseg.methods.weights import check
 from lexiseg.postprocess import semantic_scores
-from lexiseg.structures import MaskPrediction, TextEmbeddings
+from lexiseg.structures import Geometry, MaskPrediction, TextEmbeddings
 from tests.laws.builders import SomeProposals
 from tests.parity.cases.clip import no_tokenizer
 from tests.parity.cases.ensembles import compare_panoptic, text_of
@@ -99,7 +99,7 @@ def shipped(path: Path) -> list[Row]:
     tensors, document = load_case(path)
     logits, masks = tensors["in.mask_cls"], tensors["in.mask_pred"][None]
     size, count = (int(masks.shape[-2]), int(masks.shape[-1])), logits.shape[-1]
-    plain = MaskPrediction(masks, logits.log_softmax(-1)[None], False, (size,), (size,))
+    plain = MaskPrediction(masks, logits.log_softmax(-1)[None], False, (Geometry.unresized(size),))
     prediction = without_last(plain)
     text = text_of([1] * count, torch.eye(count), torch.zeros(count), document["things"])
     scores = next(semantic_scores(prediction, divide=False))

@@ -21,8 +21,8 @@ from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.weights import from_official, names_from_official
-from lexiseg.postprocess import MASK2FORMER, Placing, instances, panoptic, semantic_scores
-from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, TextEmbeddings
+from lexiseg.postprocess import MASK2FORMER, instances, panoptic, semantic_scores
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, MaskTarget, TextEmbeddings
 from lexiseg.text.embed import embed_names
 from lexiseg.text.templates import resolve_templates
 from tests.parity.cases.clip import TEMPLATES, fcclip_backbone
@@ -48,9 +48,7 @@ def full(path: Path) -> list[Row]:
     image = tensors["image"] / 255
     pixels, resized_size = segmenter.network_input(image)
     prediction = segmenter._segment(segmenter.encode_images([image]), text)
-    prediction = type(prediction)(
-        **{**vars(prediction), "sizes": (tuple(document["output_hw"]),), "resized_sizes": (resized_size,)}
-    )
+    prediction = replace(prediction, geometries=(replace(prediction.geometries[0], size=tuple(document["output_hw"])),))
     rows = [row("normalised input", segmenter.clip._normalised(pixels), tensors["record.normalized_padded_image"], 1e-5)]
     if "record.sam_embedding" in tensors:  # a megabyte, which our own copy leaves out
         assert isinstance(segmenter, Cmpf)
@@ -110,16 +108,16 @@ def extra(path: Path) -> list[Row]:
         return rows
     assert isinstance(segmenter, Cmpf)
     segmenter.clip.clip_model.logit_scale.fill_(SAM_RUNS_LOGIT_SCALE)
-    masks, resized_size = tensors["sam_mask_logits_original"], prediction.sizes[0]
-    place = Placing(output, output, output)
-    for name, size in (("sam_sem_only", resized_size), ("sam_panoptic_cfg", output)):
+    masks, geometry = tensors["sam_mask_logits_original"], prediction.geometries[0]
+    for name, size in (("sam_sem_only", geometry.size), ("sam_panoptic_cfg", output)):
         words = replace(text, seen=tensors[f"{name}.category_overlapping_mask"].bool())
-        classes, valid = segmenter.sam_classes(segmenter.encode_images([image]), masks, place, words)
+        classes, valid = segmenter.sam_classes(segmenter.encode_images([image]), masks, Geometry.unresized(output), words)
         reference = tensors[f"{name}.sam_mask_cls"].log_softmax(-1)[..., :-1]
         rows.append(Row(path.name, f"{name}.sam_mask_cls", max_difference(classes, reference), 1e-4))
-        one = replace(segmenter._segment(segmenter.encode_images([image]), words), sizes=(size,), resized_sizes=(resized_size,))
+        one = segmenter._segment(segmenter.encode_images([image]), words)
+        one = replace(one, geometries=(replace(geometry, size=size),))
         row(f"{name}.mask_cls", one.classes[0])
-        sam = MaskPrediction(masks[None], classes, False, (size,), (size,), valid)
+        sam = MaskPrediction(masks[None], classes, False, (Geometry.unresized(size),), valid)
         both = mask_ensemble(one, sam, tensors[f"{name}.category_overlapping_mask"].bool(), behaviour="official")
         row(f"{name}.sem_seg", scores(both) if size == output else resized_scores(both))
     return rows
@@ -142,7 +140,7 @@ def training(path: Path) -> list[Row]:
     calls = [tensors[f"rand_calls.{number}"] for number in range(count(tensors, "rand_calls."))]
     layers = len(segmenter.mask_decoder.layers) + 1
     a_layer, shape = len(calls) // layers, torch.empty(1, model["head"]["queries"])
-    stand_in = MaskPrediction(shape, shape, True, (), ())  # only its number of queries is asked for
+    stand_in = MaskPrediction(shape, shape, True, ())  # only its number of queries is asked for
     sources = [in_turn(calls[n * a_layer : (n + 1) * a_layer], targets, stand_in) for n in range(layers)]
     sizes = ((int(pixels.shape[-2]), int(pixels.shape[-1])),) * len(targets)
     options = SetLossOptions(points=document["num_points"])

@@ -23,9 +23,10 @@ from lexiseg.backbones.mask_generator import (
 from lexiseg.backbones.sam import SamFamily, Skips
 from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, from_official_state, sam_vit
 from lexiseg.backbones.sam_weights import check_keys, from_official, names_from_official, names_to_official
-from lexiseg.ops.masks import GridGeometry, box_nms, boxes_of_masks, near_crop_edge, remove_small_regions, stability_score
+from lexiseg.ops.masks import box_nms, boxes_of_masks, near_crop_edge, remove_small_regions, stability_score
 from lexiseg.ops.points import unit_grid
 from lexiseg.ops.rle import area_of_counts, compress, decompress, encode_masks
+from lexiseg.structures import Geometry
 from tests.parity.report import Row, load_case, max_difference
 
 TOLERANCE = 1e-5
@@ -110,7 +111,7 @@ def _prompted(backbone: SamFamily, embeddings: Tensor, tensors: dict[str, Tensor
     for key in [key for key in tensors if key.startswith(prefix)]:
         high, wide = (int(side) for side in key.removeprefix(prefix).split("x"))
         side = (backbone.image_size, backbone.image_size)
-        upsampled = GridGeometry(side, image_size, (high, wide)).upsample(results["multi.low_res"].flatten(0, 1))
+        upsampled = Geometry(side, image_size, (high, wide)).upsample(results["multi.low_res"].flatten(0, 1))
         rows.append(Row(case, key, max_difference(upsampled.reshape(tensors[key].shape), tensors[key]), TOLERANCE))
     return rows
 
@@ -126,7 +127,7 @@ def _predictor(backbone: SamFamily, tensors: dict[str, Tensor], case: str) -> li
     coordinates, box = expected["coords_transformed"], expected["box_transformed"]
     shape = expected["resized_input_image"].shape
     inputs = backbone.preprocess(image)
-    high, wide = backbone.geometry(size).resized
+    high, wide = backbone.geometry(size).resized_size
     if (high, wide) != tuple(shape[:2]):
         return [Row(case, "predictor.resized_input_image", float("inf"), TOLERANCE)]
     mean, std = inputs.new_tensor([123.675, 116.28, 103.53]), inputs.new_tensor([58.395, 57.12, 57.375])
@@ -223,10 +224,9 @@ def _run(case: str, name: str, run: dict[str, Any], logits: Tensor, pred_iou: Te
             logits[start : start + step],
             pred_iou[start : start + step],
             points[start : start + step],
-            geometry=GridGeometry(size, size, size),
+            geometry=Geometry.unresized(size),
             crop=(0, 0, size[1], size[0]),
-            size=size,
-            padded_size=size,
+            image=Geometry.unresized(size),
             options=options,
         )
         for start in range(0, len(logits), step)

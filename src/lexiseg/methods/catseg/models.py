@@ -36,8 +36,8 @@ TINY_SIZES: dict[str, Any] = {  # also those of SAM-MI
 TINY = CatSegConfig(**TINY_SIZES)
 BASE, LARGE = CatSegConfig(behaviour="official"), CatSegConfig(image_size=336, behaviour="official")
 COCO = Stage(80_000, lr=2e-4, lr_multipliers={"clip": 0.01}, cosine=True, weight_decay=1e-4, max_grad_norm=0.01)
-COCO_JITTER = Jitter(side=384, least=1.0, most=1.0, fit="shorter", colours=True)
-TINY_JITTER = Jitter(side=256, least=0.6, most=1.5)
+COCO_JITTER = Jitter(side=384, min_scale=1.0, max_scale=1.0, fit="shorter", colours=True)
+TINY_JITTER = Jitter(side=256, min_scale=0.6, max_scale=1.5)
 TINY_STAGE = Stage(2400, lr=1e-3, lr_multipliers={"clip": 0.05}, warmup=100, cosine=True, weight_decay=1e-4, max_grad_norm=0.01)
 
 

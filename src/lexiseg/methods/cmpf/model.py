@@ -25,10 +25,9 @@ from lexiseg.ensembles import classify_masks, classify_vectors, mask_ensemble
 from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.injectors import FeatureInjector, QueryInjector, SamInjection
 from lexiseg.methods.cmpf.sam_features import SamFeatures
-from lexiseg.methods.cmpf.sam_masks import SamMasks, cells_of, official_cells
+from lexiseg.methods.cmpf.sam_masks import SamMasks, official_cells
 from lexiseg.methods.fcclip.model import EncodedImages, FcClip
-from lexiseg.postprocess import Placing
-from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
 
 
 class Cmpf(FcClip):
@@ -104,7 +103,7 @@ class Cmpf(FcClip):
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> MaskPrediction:
-        """Predict as `FcClip.forward`; with the mask ensemble, ``semantic`` of the prediction is set.
+        """Predict as `FcClip.forward`; with the mask ensemble, ``semantic_ensemble`` of the prediction is set.
 
         A trace also receives ``sam`` [C, g, g], SAM's image embedding, and ``sam_features`` [C, h, w], the injected features.
         """
@@ -130,31 +129,20 @@ class Cmpf(FcClip):
         sam = self.sam if self.mask_sam is None else self.mask_sam
         predictions = []
         for generated, own in zip(generator.of(sam, images), encoded.split(), strict=True):
-            geometry, masks = sam.geometry(generated.size), generated.image_logits()
-            placing = Placing(geometry.input_size, geometry.resized, generated.size)
-            classes, valid = self.sam_classes(own, masks, placing, text)
-            predictions.append(
-                MaskPrediction(
-                    masks[None],
-                    classes,
-                    False,
-                    (placing.size,),
-                    (placing.padded_size,),
-                    valid,
-                    resized_sizes=(placing.resized_size,),
-                )
-            )
+            masks = generated.image_logits()
+            classes, valid = self.sam_classes(own, masks, generated.geometry, text)
+            predictions.append(MaskPrediction(masks[None], classes, False, (generated.geometry,), valid))
         return predictions
 
     def sam_classes(
-        self, encoded: EncodedImages, masks: Tensor, placing: Placing, text: TextEmbeddings
+        self, encoded: EncodedImages, masks: Tensor, geometry: Geometry, text: TextEmbeddings
     ) -> tuple[Tensor, Tensor]:
         """Classify masks of an image by CLIP.
 
         Args:
             encoded: a single image.
             masks: logits [N, m, m].
-            placing: position of the masks on the image.
+            geometry: of the masks.
             text: K classes.
 
         Returns:
@@ -162,12 +150,11 @@ class Cmpf(FcClip):
         """
         if len(masks) == 0:
             return masks.new_zeros((1, 0, len(text))), torch.zeros(1, 0, dtype=torch.bool, device=masks.device)
-        features, resized_size = encoded.features, encoded.resized_size
+        features = encoded.features
         if self.config.behaviour == "official":
-            return self._official_sam_classes(features, official_cells(masks, placing, features.grid), text)
-        covered = encoded.pixels.shape[-2] / resized_size[0], encoded.pixels.shape[-1] / resized_size[1]
-        cells = cells_of(masks, placing, features.grid, covered)
-        return classify_masks(self.clip, features, cells, text)  # Eq. (10)-(11)
+            return self._official_sam_classes(features, official_cells(masks, geometry, features.grid), text)
+        cells = geometry.sample(masks, features.grid, encoded.geometries[0].padded_box)
+        return classify_masks(self.clip, features, cells[None], text)  # Eq. (10)-(11)
 
     def _official_sam_classes(self, features: ClipFeatures, cells: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
         """The same by the official program: "no object" competes, and a ConvNeXt says something of nothing, too."""

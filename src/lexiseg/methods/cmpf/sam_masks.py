@@ -17,8 +17,7 @@ from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOption
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.ops.options import Depth, Positive, options
-from lexiseg.postprocess import Placing, resized
-from lexiseg.structures import OUTSIDE, Size
+from lexiseg.structures import Geometry, Size
 
 OFFICIAL_PADDING = 32  # the official code pads CLIP's cells, not pixels, to multiples of 32
 MASKS_AT_ONCE = 8  # masks resized to image size at once
@@ -71,33 +70,7 @@ class SamMasks:
 OFFICIAL = SamMasks(options=MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7, min_region_area=100), most=50)
 
 
-def cells_of(masks: Tensor, placing: Placing, grid: Size, covered: tuple[float, float]) -> Tensor:
-    """Sample mask logits at the cell centres of another grid over the same image.
-
-    Args:
-        masks: [N, m, m] logits.
-        placing: position of the masks on the image.
-        grid: (height, width) of the other grid, in cells.
-        covered: (height, width) that the other grid covers from the top-left corner, relative to the image; greater than 1
-            where the image is padded.
-
-    Returns:
-        [1, N, h, w]; cells with centres beyond the image are in no mask.
-    """
-    y, x = (
-        (torch.arange(cells, device=masks.device) + 0.5) / cells * extent for cells, extent in zip(grid, covered, strict=True)
-    )
-    high, wide = (
-        resized_size / padded_size for resized_size, padded_size in zip(placing.resized_size, placing.padded_size, strict=True)
-    )
-    points = torch.stack(torch.meshgrid(y * high * 2 - 1, x * wide * 2 - 1, indexing="ij")[::-1], -1)
-    sampled = functional.grid_sample(
-        masks.float()[None], points[None].float(), mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return sampled.masked_fill((y[:, None] > 1) | (x > 1), OUTSIDE)
-
-
-def official_cells(masks: Tensor, placing: Placing, grid: Size) -> Tensor:
+def official_cells(masks: Tensor, geometry: Geometry, grid: Size) -> Tensor:
     """Resample mask logits to the grid that the official code pools CLIP with.
 
     Nearest-neighbour resizing of the image to CLIP's grid, as if the grid had no padding; then zero padding, right and bottom,
@@ -105,12 +78,13 @@ def official_cells(masks: Tensor, placing: Placing, grid: Size) -> Tensor:
 
     Args:
         masks: [N, m, m] logits.
-        placing: position of the masks on the image.
+        geometry: of the masks.
         grid: (height, width) of CLIP's features in cells, padding included.
 
     Returns:
         [1, N, h', w'].
     """
-    chunks = [functional.interpolate(resized(some, placing)[None], grid, mode="nearest") for some in masks.split(MASKS_AT_ONCE)]
+    upsampled = (geometry.upsample(chunk)[None] for chunk in masks.split(MASKS_AT_ONCE))
+    chunks = [functional.interpolate(chunk, grid, mode="nearest") for chunk in upsampled]
     high, wide = (-cells % OFFICIAL_PADDING for cells in grid)
     return functional.pad(torch.cat(chunks, 1), (0, wide, 0, high))

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.layers.cost_aggregation import NEVER, nearest_classes
+from lexiseg.layers.cost_aggregation import nearest_classes
 from lexiseg.layers.memory import part_of
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, class_loss, class_masks, pixel_loss
@@ -33,7 +33,7 @@ from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLan
 from lexiseg.methods.escnet.config import EscNetConfig
 from lexiseg.methods.escnet.prompts import probabilities, pseudo_prompts
 from lexiseg.ops.options import NonNegative, options
-from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+from lexiseg.structures import OUTSIDE, ImageBatch, MaskTarget, TextEmbeddings, Trace
 
 LABELLED = PixelLossOptions(unlabelled="ignored")  # [decided]
 
@@ -142,7 +142,7 @@ class EscNet(CorrelationSegmenter):
             logits = self._decoded(
                 CostVolume(volume.dense[view], volume.classes[nearest], volume.cost[view, nearest], levels), trace=inner
             )
-            everything = logits.new_full((1, classes, *logits.shape[2:]), NEVER)
+            everything = logits.new_full((1, classes, *logits.shape[2:]), OUTSIDE)
             outputs.append(everything.index_copy(1, nearest, logits))
             if trace is not None:
                 trace |= {

@@ -29,7 +29,7 @@ from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
 from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.fcclip.config import FcClipConfig
-from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace, size_of
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace, size_of
 
 STRIDE = 32  # network inputs are padded to multiples of it
 
@@ -40,20 +40,18 @@ class EncodedImages:
 
     Attributes:
         pixels: network inputs [B, 3, H', W'].
-        resized_size: (height, width) of each resized image in them, without padding.
-        sizes: (height, width) of the original images.
+        geometries: of the network inputs on the original images.
         features: CLIP features of ``pixels``.
     """
 
     pixels: Tensor
-    resized_size: Size
-    sizes: tuple[Size, ...]
+    geometries: tuple[Geometry, ...]
     features: ClipFeatures
 
     def split(self) -> list[EncodedImages]:
         """Split into single images."""
-        parts = zip(self.pixels.split(1), self.sizes, self.features.split(), strict=True)
-        return [EncodedImages(pixels, self.resized_size, (size,), features) for pixels, size, features in parts]
+        parts = zip(self.pixels.split(1), self.geometries, self.features.split(), strict=True)
+        return [EncodedImages(pixels, (geometry,), features) for pixels, geometry, features in parts]
 
 
 class FcClip(Segmenter):
@@ -134,14 +132,16 @@ class FcClip(Segmenter):
         """
         features = self.clip_features(images.pixels)
         decoded = self.decode(images.pixels, images.sizes[0], features, text, auxiliary=True)
-        return set_loss(_prediction(decoded, images.sizes, None), targets, options or SetLossOptions(), draw)
+        geometries = tuple(Geometry.unresized(size, size_of(images.pixels)) for size in images.sizes)
+        return set_loss(_prediction(decoded, geometries), targets, options or SetLossOptions(), draw)
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Tensor]) -> EncodedImages:
         """Encode images [3, H, W] of equal `network_size` by CLIP."""
         pixels = torch.cat([self.network_input(image)[0] for image in images])
-        sizes = tuple(size_of(image) for image in images)
-        return EncodedImages(pixels, self.network_size(sizes[0]), sizes, self.clip_features(pixels))
+        sizes = [size_of(image) for image in images]
+        geometries = tuple(Geometry(size_of(pixels), self.network_size(size), size) for size in sizes)
+        return EncodedImages(pixels, geometries, self.clip_features(pixels))
 
     @torch.no_grad()
     def clip_features(self, pixels: Tensor) -> ClipFeatures:
@@ -195,14 +195,11 @@ class FcClip(Segmenter):
         return self._segment(self.encode_images(images), text, trace).split()
 
     def _segment(self, encoded: EncodedImages, text: TextEmbeddings, trace: Trace | None = None) -> MaskPrediction:
-        decoded = self.decode(encoded.pixels, encoded.resized_size, encoded.features, text, trace=trace)
+        geometry = encoded.geometries[0]
+        decoded = self.decode(encoded.pixels, geometry.resized_size, encoded.features, text, trace=trace)
         if trace is not None:
-            trace["clip"] = encoded.features.levels[-1][0]
-            trace.fraction = (
-                encoded.resized_size[0] / encoded.pixels.shape[-2],
-                encoded.resized_size[1] / encoded.pixels.shape[-1],
-            )
-        prediction = _prediction(decoded, encoded.sizes, (encoded.resized_size,) * len(encoded.sizes))
+            trace["clip"], trace.geometry = encoded.features.levels[-1][0], geometry
+        prediction = _prediction(decoded, encoded.geometries)
         names, covered = self._clip_classes(encoded.features, decoded.masks, text)
         known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
         return class_ensemble(
@@ -235,14 +232,11 @@ def shortest_side(size: Size, side: int, longest: int) -> Size:
     return high, wide
 
 
-def _prediction(decoded: DecodedMasks, sizes: tuple[Size, ...], resized_sizes: tuple[Size, ...] | None) -> MaskPrediction:
-    high, wide = (4 * cells for cells in decoded.masks.shape[-2:])
+def _prediction(decoded: DecodedMasks, geometries: tuple[Geometry, ...]) -> MaskPrediction:
     return MaskPrediction(
         masks=decoded.masks,
         classes=decoded.classes.float().log_softmax(-1),
         void=True,
-        sizes=sizes,
-        padded_sizes=((high, wide),) * len(sizes),
-        auxiliary=tuple(_prediction(earlier, sizes, resized_sizes) for earlier in decoded.auxiliary),
-        resized_sizes=resized_sizes,
+        geometries=geometries,
+        auxiliary=tuple(_prediction(earlier, geometries) for earlier in decoded.auxiliary),
     )

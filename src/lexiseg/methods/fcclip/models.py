@@ -77,7 +77,7 @@ def emoji(name: str, config: FcClipConfig) -> Recipe:
         (TINY_STAGE,),
         config,
         batch_size=8,
-        jitter=Jitter(side=384, least=0.6, most=1.5),
+        jitter=Jitter(side=384, min_scale=0.6, max_scale=1.5),
         loss=SetLossOptions(points=768),
         validation=("world:val", "world:style"),
         validate_every=1000,

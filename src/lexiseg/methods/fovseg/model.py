@@ -31,7 +31,7 @@ from lexiseg.methods.fovseg.config import FovSegConfig
 from lexiseg.methods.fovseg.teva import DistributionAdapter, MaskTargetAttention, bias_of
 from lexiseg.methods.maskclip.model import MaskClip, padded_to, touched
 from lexiseg.ops.options import NonNegative, options
-from lexiseg.structures import ImageBatch, MaskPrediction, MaskTarget, TextEmbeddings
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, MaskTarget, TextEmbeddings
 
 
 @options(frozen=True)
@@ -114,8 +114,8 @@ class FovSeg(MaskClip):
             proposals = self.proposer(images.pixels)
         features = self.encode_images(padded_to(images.pixels, proposals.padded_size, self.clip.mean))
         classes, masks = self.names(features, proposals.masks, text)
-        padded_sizes = (proposals.padded_size,) * len(images)
-        prediction = MaskPrediction(masks, classes, True, images.sizes, padded_sizes)
+        geometries = tuple(Geometry.unresized(size, proposals.padded_size) for size in images.sizes)
+        prediction = MaskPrediction(masks, classes, True, geometries)
         losses = {"class": set_loss(prediction, targets, options.classes, draw)["class"]}
         if isinstance(self.fiser, Fiser):
             chance = torch.stack([draw(number, 1, 1)[0, 0, 0] for number in range(len(images))])

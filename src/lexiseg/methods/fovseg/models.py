@@ -52,7 +52,7 @@ def tiny() -> Recipe:
         (TINY_STAGE,),
         replace(TINY, fiser_layers=2),
         batch_size=4,
-        jitter=Jitter(side=256, least=0.6, most=1.5),
+        jitter=Jitter(side=256, min_scale=0.6, max_scale=1.5),
         loss=FovSegLossOptions(classes=SetLossOptions(mask=0.0, dice=0.0, points=1024)),
         validation=("world:val", "world:style"),
         validate_every=500,
@@ -68,7 +68,7 @@ def _coco(name: str) -> Recipe:
         (PAPER,),
         FovSegConfig(fiser_layers=2),
         batch_size=16,
-        jitter=Jitter(side=1024, least=0.1, most=2.0),
+        jitter=Jitter(side=1024, min_scale=0.1, max_scale=2.0),
         loss=FovSegLossOptions(),
         validation=("ade20k-150-panoptic",),
     )

@@ -31,7 +31,7 @@ from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.fcclip.model import shortest_side
 from lexiseg.methods.maskclip.config import MaskClipConfig, MaskTokenConfig
 from lexiseg.methods.maskclip.relative import RelativeMaskAttention
-from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 TEMPERATURE = 0.01
 SURE = 20.0  # absolute logit of given binary masks
@@ -100,9 +100,9 @@ class MaskClip(Segmenter):
         masks = torch.where(regions, SURE, -SURE)[None]
         if len(regions) == 0:
             classes = image.new_zeros(1, 0, len(text))
-            return MaskPrediction(masks, classes, False, (size,), (size,))
+            return MaskPrediction(masks, classes, False, (Geometry.unresized(size),))
         classes, _ = self.names(self.encode_images(self.network_input(image)), masks, text)
-        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (size,), (size,))
+        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), (Geometry.unresized(size),))
 
     def names(self, features: ClipFeatures, masks: Tensor, text: TextEmbeddings) -> tuple[Tensor, Tensor]:
         """Classify masks: log-probabilities [B, Q, K], or [B, Q, K + 1] with "no object", and refined masks.
@@ -167,23 +167,21 @@ class MaskClip(Segmenter):
     def _segment(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> MaskPrediction:
         """Predict for images [3, H, W] of equal `network_size`."""
         pixels = torch.cat([self.network_input(image) for image in images])
-        resized_size, sizes = size_of(pixels), tuple(size_of(image) for image in images)
         proposals = self.proposer(pixels)
+        geometries = tuple(Geometry(proposals.padded_size, size_of(pixels), size_of(image)) for image in images)
         features = self.encode_images(padded_to(pixels, proposals.padded_size, self.clip.mean))
         classes, masks = self.names(features, proposals.masks, text)
         if trace is not None:
             trace["clip"] = self.clip.patch_tokens(features)[0].T.unflatten(-1, features.grid)
-            trace["masks"] = proposals.masks[0]
-            trace.fraction = resized_size[0] / proposals.padded_size[0], resized_size[1] / proposals.padded_size[1]
-        padded_sizes, resized_sizes = (proposals.padded_size,) * len(images), (resized_size,) * len(images)
-        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), sizes, padded_sizes, resized_sizes=resized_sizes)
+            trace["masks"], trace.geometry = proposals.masks[0], geometries[0]
+        return MaskPrediction(masks, classes, classes.shape[-1] > len(text), geometries)
 
 
 def without_last(prediction: MaskPrediction) -> MaskPrediction:
     """Exclude the last class of a prediction from semantic results."""
     classes = prediction.classes.clone()
     classes[..., -1] = -torch.inf
-    return replace(prediction, semantic=(replace(prediction, classes=classes),))
+    return replace(prediction, semantic_ensemble=(replace(prediction, classes=classes),))
 
 
 def touched(masks: Tensor, grid: Size) -> Tensor:

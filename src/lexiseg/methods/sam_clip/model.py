@@ -74,19 +74,20 @@ class SamClip(Segmenter):
 
     def _named(self, generated: GeneratedMasks, features: ClipFeatures, text: TextEmbeddings) -> MaskPrediction:
         """Prediction of one image: masks with log scores; a single invalid row if there are no masks."""
-        count = len(generated)
+        count, geometry = len(generated), generated.geometry.one_step()
         if count == 0:
             masks = generated.logits.new_full((1, 1, self.sam.mask_size, self.sam.mask_size), OUTSIDE)
             classes = masks.new_full((1, 1, len(text)), OUTSIDE)
         else:
-            high, wide = self.clip_size(generated.size)
-            weights = over_image(generated, (high // 4, wide // 4)).sigmoid()
+            high, wide = self.clip_size(geometry.size)
+            logits = generated.image_logits()
+            weights = geometry.sample(logits, (high // 4, wide // 4)).sigmoid()
             vectors = self.clip.embed_regions(features, (weights * (weights > 0.5))[None])  # Eq. (10)
             pred_iou = generated.pred_iou.float().clamp(LOWEST, 1).log()
             names = classify_vectors(vectors, text, self.clip.logit_scale)  # Eq. (11)
-            masks, classes = generated.image_logits()[None], names + pred_iou[:, None]
+            masks, classes = logits[None], names + pred_iou[:, None]
         valid = torch.full(masks.shape[:2], count > 0, device=masks.device)
-        return MaskPrediction(masks, classes, False, (generated.size,), (generated.padded_size,), valid)
+        return MaskPrediction(masks, classes, False, (geometry,), valid)
 
     def clip_size(self, size: Size) -> Size:
         """(height, width) of CLIP's input for an image, multiples of its coarsest stride."""
@@ -94,16 +95,3 @@ class SamClip(Segmenter):
         stride = self.clip.strides[-1]
         high, wide = (max(stride, round(length * scale / stride) * stride) for length in size)
         return high, wide
-
-
-def over_image(generated: GeneratedMasks, size: Size) -> Tensor:
-    """Resample mask logits to a grid [Q, h, w] over the image without SAM's padding."""
-    fractions = [length / padded for length, padded in zip(generated.size, generated.padded_size, strict=True)]
-    centres = [
-        ((torch.arange(cells) + 0.5) / cells * fraction * 2 - 1) for cells, fraction in zip(size, fractions, strict=True)
-    ]
-    y, x = torch.meshgrid(*centres, indexing="ij")
-    grid = torch.stack([x, y], -1).to(generated.logits).expand(1, *size, 2)
-    return functional.grid_sample(
-        generated.image_logits()[None], grid, mode="bilinear", padding_mode="border", align_corners=False
-    )[0]

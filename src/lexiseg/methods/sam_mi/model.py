@@ -32,13 +32,13 @@ from lexiseg.backbones.sam import SamFamily
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.catseg.model import POOLING, cost_aggregation, guide_upsampling, upsampled
-from lexiseg.methods.correlation import WHOLE, CorrelationSegmenter, CostVolume, UnitBox, ViewDecoder
+from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume, ViewDecoder
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.config import SamMiConfig
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
 from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, options
-from lexiseg.structures import ImageBatch, MaskTarget, TextEmbeddings, Trace
+from lexiseg.structures import WHOLE, ImageBatch, MaskTarget, TextEmbeddings, Trace, UnitBox
 
 BoxMasks = Callable[[UnitBox], Tensor]  # box of an image -> masks [N, s, s] bool in it
 
@@ -197,15 +197,7 @@ def _grouped(generated: GeneratedMasks, groups: Tensor, side: int, box: UnitBox)
 
 def in_box(generated: GeneratedMasks, box: UnitBox, side: int) -> Tensor:
     """Sample masks at the centres of ``side`` × ``side`` cells of a box of their image, [N, side, side] bool."""
-    left, top, right, bottom = box
-    steps = (torch.arange(side, device=generated.logits.device) + 0.5) / side
-    high, wide = (length / padded for length, padded in zip(generated.size, generated.padded_size, strict=True))
-    y, x = (top + steps * (bottom - top)) * high, (left + steps * (right - left)) * wide
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1) * 2 - 1
-    if len(generated) == 0:
-        return torch.zeros(0, side, side, dtype=torch.bool, device=generated.logits.device)
-    logits = generated.image_logits().float()[None]
-    return functional.grid_sample(logits, grid[None], padding_mode="border", align_corners=False)[0] > 0
+    return generated.geometry.one_step().sample(generated.image_logits(), (side, side), box) > 0
 
 
 def covered(masks: Tensor, factor: int) -> Tensor:
