@@ -199,7 +199,7 @@ def test_preprocessing_pads_after_normalising() -> None:
     image = torch.rand(3, 30, 45)
     inputs = backbone.preprocess(image)
     assert inputs.shape == (1, 3, 64, 64)
-    assert backbone.geometry((30, 45)).resized == (43, 64)  # 30 · 64 / 45 = 42.67
+    assert backbone.geometry((30, 45)).resized_size == (43, 64)  # 30 · 64 / 45 = 42.67
     assert torch.equal(inputs[:, :, 43:], torch.zeros(1, 3, 21, 64))
     mean = torch.tensor([123.675, 116.28, 103.53]) / 255
     assert torch.allclose(backbone.preprocess(mean[:, None, None].expand(3, 64, 64)), torch.zeros(1), atol=1e-5)
@@ -210,7 +210,7 @@ def test_any_image_size(backbone: SamFamily, size: tuple[int, int]) -> None:
     assert backbone.preprocess(torch.rand(3, *size)).shape == (1, 3, 64, 64)
     assert backbone.geometry(size).upsample(torch.randn(2, 16, 16)).shape == (2, *size)
     corner = backbone.scale_points(torch.tensor([[size[1], size[0]]]).double(), size)
-    expected = (64, 64) if isinstance(backbone, Sam2Backbone) else backbone.geometry(size).resized[::-1]
+    expected = (64, 64) if isinstance(backbone, Sam2Backbone) else backbone.geometry(size).resized_size[::-1]
     assert corner.tolist() == [list(map(float, expected))]
 
 
