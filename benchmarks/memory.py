@@ -41,7 +41,6 @@ def measured(name: str, task: str, path: str) -> dict[str, Any]:
     """The peaks of one model on the picture in a file, in this process."""
     from lexiseg.data.images import as_pixels
     from lexiseg.inference.pipeline import as_segmentation, load, regions_of
-    from lexiseg.postprocess import Policy
     from lexiseg.text.vocabulary import Vocabulary
 
     peaks: dict[str, float] = {}
@@ -56,7 +55,7 @@ def measured(name: str, task: str, path: str) -> dict[str, Any]:
     vocabulary, pipeline = Vocabulary.parse(CLASSES), load(name)
     text = stage("start", lambda: pipeline.embed(vocabulary))
     pixels = stage("read", lambda: as_pixels(path))
-    policy = Policy(overlap=pipeline.segmenter.config.overlap_threshold)
+    policy = pipeline.segmenter.policy
     prediction = stage("predict", lambda: pipeline.predict(pixels, text))
     regions = stage("post-process", lambda: regions_of(prediction, text, task, policy))
     result = stage("describe", lambda: as_segmentation(task, pixels, vocabulary, regions))

@@ -87,37 +87,34 @@ def test_weights_of_zero_and_one_are_exact():
     assert torch.equal(mixed, torch.where(SEEN, detector, clip))
 
 
-def test_paper_ensemble_switched_off_and_fully_on():
+@BEHAVIOURS
+def test_ensemble_switched_off_and_fully_on(behaviour):
     prediction, clip = random_prediction(), random_clip()
-    off = class_ensemble(prediction, clip, SEEN, alpha=0, beta=0)
-    assert torch.equal(off.classes, prediction.classes)
-    on = class_ensemble(prediction, clip, SEEN, alpha=1, beta=1)
-    assert torch.equal(on.per_class(), clip)
-    assert torch.equal(on.classes[..., -1], prediction.classes[..., -1])
-    bare = random_prediction(void=False)
-    assert torch.equal(class_ensemble(bare, clip, SEEN, alpha=1, beta=1).classes, clip)
-
-
-def test_official_ensemble_switched_off_and_fully_on():
-    prediction, clip = random_prediction(), random_clip()
-    off = class_ensemble(prediction, clip, SEEN, alpha=0, beta=0, behaviour="official")
+    off = class_ensemble(prediction, clip, SEEN, alpha=0, beta=0, behaviour=behaviour)
     assert_close(off.classes.exp(), prediction.classes.exp(), rtol=0, atol=1e-6)
-    on = class_ensemble(prediction, clip, SEEN, alpha=1, beta=1, behaviour="official")
+    on = class_ensemble(prediction, clip, SEEN, alpha=1, beta=1, behaviour=behaviour)
     present = 1 - prediction.classes[..., -1:].exp()
     assert_close(on.per_class().exp(), clip.exp() * present, rtol=0, atol=1e-6)
+    assert_close(on.classes[..., -1].exp(), prediction.classes[..., -1].exp(), rtol=0, atol=1e-6)
 
 
-def test_paper_and_official_differ_by_a_factor_of_each_query():
-    """Row 1 of the table: what the official code adds is a normalisation, which no class wins or loses by."""
+@BEHAVIOURS
+def test_the_ensemble_is_a_distribution_over_classes_and_no_object(behaviour):
+    """Eq. (7) of the two distributions over classes, normalised to what "no object" leaves, written out."""
     prediction, clip = random_prediction(), random_clip()
-    paper = class_ensemble(prediction, clip, SEEN).per_class().exp()
-    official = class_ensemble(prediction, clip, SEEN, behaviour="official").classes.exp()
-    assert_close(official.sum(-1), torch.ones(2, 7), rtol=0, atol=1e-6)
-    assert paper.sum(-1).sub(1).abs().min() > 1e-3
-    present = 1 - prediction.classes[..., -1:].exp()
-    share = (1 - torch.where(SEEN, 0.4, 0.8)) * present.log()  # the official detector is renormalised before the mean
-    expected = paper / share.exp()
-    assert_close(official[..., :-1], present * expected / expected.sum(-1, keepdim=True), rtol=1e-4, atol=1e-6)
+    found = class_ensemble(prediction, clip, SEEN, behaviour=behaviour).classes.exp()
+    assert_close(found.sum(-1), torch.ones(2, 7), rtol=0, atol=1e-6)
+    probability = prediction.classes.exp()
+    present = 1 - probability[..., -1:]
+    weight = torch.where(SEEN, 0.4, 0.8)
+    mean = (probability[..., :-1] / present) ** (1 - weight) * clip.exp() ** weight
+    assert_close(found[..., :-1], present * mean / mean.sum(-1, keepdim=True), rtol=1e-4, atol=1e-6)
+
+
+def test_without_no_object_the_ensemble_is_equation_7_as_written():
+    prediction, clip = random_prediction(void=False), random_clip()
+    mean = geometric_mean(prediction.classes, clip, SEEN, alpha=0.4, beta=0.8)
+    assert torch.equal(class_ensemble(prediction, clip, SEEN).classes, mean)
 
 
 @BEHAVIOURS

@@ -299,9 +299,8 @@ def _compare(stage: Stage, name: str, rows: Rows) -> None:
 
 def _results(pipeline: Any, pixels: Any, vocabulary: Any, prediction: Any, text: Any) -> dict[str, Any]:
     from lexiseg.inference.pipeline import as_segmentation, regions_of
-    from lexiseg.postprocess import Policy
 
-    policy = Policy(overlap=pipeline.segmenter.config.overlap_threshold)
+    policy = pipeline.segmenter.policy
     return {
         task: as_segmentation(task, pixels, vocabulary, regions_of(prediction, text, task, policy))
         for task in pipeline.segmenter.tasks

@@ -9,7 +9,7 @@ All computation is in log space, so that no probability underflows. Where the pa
 ``behaviour`` selects:
 
                        "paper"                                 "official"
-    class_ensemble     Eq. (7) as written                      the mean is normalised to 1 - p(no object), plus 1e-8
+    class_ensemble     as Eq. (7)                              plus 1e-8
     mask_ensemble      a SAM mask is kept if its best class    if its best unseen class is
     SAM's masks        inside or outside                       probabilities
 """
@@ -107,7 +107,11 @@ def class_ensemble(
     behaviour: Behaviour = "paper",
     covered: Tensor | None = None,
 ) -> MaskPrediction:
-    """Combine the class probabilities of detector and CLIP; "no object" keeps its probability.
+    """Combine the class probabilities of detector and CLIP.
+
+    With "no object", which keeps its probability p, both are distributions over the K classes, and the result is normalised to
+    1 - p: the paper calls p_i a "calibrated class distribution". Eq. (7) itself is not normalised, and without "no object",
+    where nothing competes with the classes, the result is the mean as written.
 
     Args:
         prediction: the detector's, of K classes, with "no object" or (paper only) without.
@@ -121,19 +125,22 @@ def class_ensemble(
         UsageError: weights outside 0..1; "official" without "no object".
     """
     _check_unit(alpha=alpha, beta=beta)
-    classes = prediction.per_class()
-    if behaviour == "official":
-        if not prediction.void:
-            raise UsageError("the official class ensemble needs a prediction with 'no object'; use behaviour='paper'")
-        present = classes.clamp(min=_lowest(classes)).logsumexp(-1, keepdim=True)
-        classes = classes.clamp(min=_lowest(classes)).log_softmax(-1)
+    if behaviour == "official" and not prediction.void:
+        raise UsageError("the official class ensemble needs a prediction with 'no object'; use behaviour='paper'")
+    detector = prediction.per_class()
+    if prediction.void:
+        detector = detector.clamp(min=_lowest(detector))
+        present = detector.logsumexp(-1, keepdim=True)  # log(1 - p)
+        detector = detector - present
     if covered is not None:
-        clip = torch.where(covered[..., None], clip, classes)
-    mean = geometric_mean(classes, clip, seen, alpha=alpha, beta=beta)
-    if behaviour == "paper":
-        return replace(prediction, classes=torch.cat([mean, prediction.classes[..., mean.shape[-1] :]], -1))
-    named = torch.cat([mean.log_softmax(-1) + present, prediction.classes[..., -1:]], -1)
-    return replace(prediction, classes=named.logaddexp(named.new_tensor(OFFICIAL_FLOOR)))
+        clip = torch.where(covered[..., None], clip, detector)
+    mean = geometric_mean(detector, clip, seen, alpha=alpha, beta=beta)  # Eq. (7)
+    if not prediction.void:
+        return replace(prediction, classes=mean)
+    classes = torch.cat([mean.log_softmax(-1) + present, prediction.classes[..., -1:]], -1)
+    if behaviour == "official":
+        classes = classes.logaddexp(classes.new_tensor(OFFICIAL_FLOOR))
+    return replace(prediction, classes=classes)
 
 
 # --- stage 2: masks ---------------------------------------------------------------------------------------------------

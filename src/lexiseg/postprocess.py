@@ -11,8 +11,9 @@ semantic scores are sums over queries, ours are divided by the number of overlap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Policy:
 
     Attributes:
         threshold: minimum score of a region or pixel, 0..1.
+        object_threshold: a query takes part in a panoptic result if its score exceeds this, 0..1.
         overlap: minimum fraction of its mask that a panoptic region must retain, 0..1.
         background: labels that compete like any class and become void where they win.
         detections: maximum number of instances per image.
@@ -46,6 +48,7 @@ class Policy:
     """
 
     threshold: float = 0.0
+    object_threshold: float = 0.0
     overlap: float = 0.8
     background: frozenset[int] = frozenset()
     detections: int = 100
@@ -53,13 +56,22 @@ class Policy:
     stuff_detections: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "overlap"):
+        for name in ("threshold", "object_threshold", "overlap"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise UsageError(f"{name} must be in 0..1, not {value}")
 
+    def document(self) -> dict[str, Any]:
+        """The policy as JSON values."""
+        return {**asdict(self), "background": sorted(self.background)}
 
-MASK2FORMER = Policy(generous_overlap=True, stuff_detections=True)
+
+def as_mask2former(policy: Policy) -> Policy:
+    """The same policy with the rules of Mask2Former's code where they differ from ours."""
+    return replace(policy, generous_overlap=True, stuff_detections=True)
+
+
+MASK2FORMER = as_mask2former(Policy())
 
 
 @dataclass(frozen=True)
@@ -82,9 +94,10 @@ def semantic(prediction: MaskPrediction | PixelPrediction, policy: Policy = Poli
 def semantic_scores(prediction: MaskPrediction | PixelPrediction, *, divide: bool = True) -> Iterator[Tensor]:
     """Class probabilities of the pixels of each image, [K, H, W].
 
-    For masks: sum over queries of class probability × mask probability, divided by the sum of mask probabilities where that
-    exceeds 1, so that a score is a probability even if masks overlap. [decided] For a mask ensemble
-    (``prediction.semantic_ensemble``): the sums of its parts are added, and divided by the largest sum of mask probabilities.
+    For masks: r, the sum over queries of class probability p × mask probability m (CMPF, Sec. 3.2.4), divided by the sum of
+    mask probabilities where that exceeds 1, so that a score is a probability even if masks overlap. [decided] For a mask
+    ensemble (``prediction.semantic_ensemble``): the sums of its parts are added, and divided by the largest sum of mask
+    probabilities.
 
     Args:
         prediction: of B images.
@@ -184,8 +197,8 @@ def panoptic(
 ) -> list[tuple[Tensor, list[Region]]]:
     """Panoptic map [H, W] int32 (0 is void, n is the n-th region) and regions of each image.
 
-    Every pixel is assigned to the query with the largest score × mask probability; queries that retain less than ``overlap``
-    of their mask are dropped; stuff regions of one class are merged.
+    Every pixel is assigned to the query with the largest score × mask probability, arg max p · m (CMPF, Sec. 3.2.4); queries
+    that retain less than ``overlap`` of their mask are dropped; stuff regions of one class are merged.
     """
     if isinstance(prediction, PixelPrediction):
         return [_panoptic_of_pixels(score, label, policy) for score, label in semantic_best(prediction)]
@@ -199,8 +212,8 @@ def _panoptic_of_masks(
     size = geometry.size
     score, label = prediction.classes[index].float().exp().max(-1)
     rows = _rows(prediction, index)
-    accepted = (label[rows] < prediction.per_class().shape[-1]) & (score[rows] > 0) & (score[rows] >= policy.threshold)
-    rows = rows[accepted]
+    accepted = (score[rows] > policy.object_threshold) & (score[rows] >= policy.threshold)
+    rows = rows[accepted & (label[rows] < prediction.per_class().shape[-1])]
     rows = rows[_may_win(prediction.masks[index, rows], score[rows], 2 if geometry.resized_size == size else 3)]
     own, kept, won, area = _owners(prediction.masks[index], rows, score[rows], geometry)
     counted = won if policy.generous_overlap else kept

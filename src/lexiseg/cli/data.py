@@ -1,4 +1,4 @@
-"""``lexiseg data list | check NAME | prepare NAME``."""
+"""``lexiseg data list | check NAME | prepare NAME | names NAME``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import json
 import sys
 from typing import Any
 
+from lexiseg.data import official_names
 from lexiseg.data.catalogue import Report, check, prepare, row_named, rows
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the data sets, check or prepare one. Exit code 1 if it is not ready afterwards."""
+    """List the data sets, check or prepare one, or fetch its official class list. Exit code 1 if it is not ready afterwards."""
     if arguments.action == "list":
         _list(as_json=arguments.json)
         return 0
     row = row_named(arguments.name)
+    if arguments.action == "names":
+        path = official_names.fetch(row.name)
+        print(json.dumps({"name": row.name, "names": str(path)}) if arguments.json else f"→ {path}")
+        return 0
     if arguments.action == "prepare":
         prepare(row, arguments.root)
     report = check(row, arguments.root)

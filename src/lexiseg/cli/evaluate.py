@@ -15,21 +15,22 @@ from typing import Any
 
 from torch import distributed
 
-from lexiseg.cli.segment import options_by_name, weights_by_part
+from lexiseg.cli.segment import OFFICIAL, options_by_name, training_list, weights_by_part
 from lexiseg.cli.streams import complain, tell
-from lexiseg.data import catalogue
+from lexiseg.data import catalogue, official_names
 from lexiseg.data.corrupt import parse
 from lexiseg.data.dataset import Dataset
 from lexiseg.errors import UsageError
 from lexiseg.inference import report, results
-from lexiseg.inference.evaluation import CHUNK, Protocol, Shard, collect, evaluate
+from lexiseg.inference.evaluation import CHUNK, Protocol, Shard, collect, evaluate, policy_of
 from lexiseg.inference.pipeline import Pipeline, load
+from lexiseg.methods.base import runtime_options
 from lexiseg.metrics.seen import seen_groups
 from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.ops.locks import locked
 from lexiseg.ops.names import result_name
 from lexiseg.text.hygiene import Hypernyms, forgiving
-from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.text.vocabulary import ClassList, Vocabulary
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def _run(names: Sequence[str], shard: Shard, arguments: argparse.Namespace) -> i
         weights=weights_by_part(arguments.weights),
         device=_device(arguments.device),
         dtype=arguments.dtype,
-        seen=None if arguments.seen is None else Vocabulary.load(arguments.seen),
+        seen=None if arguments.seen is None else training_list(arguments.seen),
         **options_by_name(arguments.set),
     )
     reports, failed, several = [], 0, len(names) > 1
@@ -85,7 +86,7 @@ def _evaluated(
     name: str, folder: Path, pipeline: Pipeline, shard: Shard, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Evaluate on a data set. Returns its report on rank 0, nothing on other ranks."""
-    dataset = _dataset(name, arguments)
+    dataset, pipeline = _dataset(name, arguments), pipeline.on(name)
     protocol = _protocol(name, dataset, pipeline, arguments)
     evaluate(
         pipeline,
@@ -136,14 +137,29 @@ def _dataset(name: str, arguments: argparse.Namespace) -> Dataset:
     )
     if arguments.names is None:
         return dataset
-    vocabulary = Vocabulary.load(arguments.names)
-    if len(vocabulary) != len(dataset.vocabulary):
+    official = arguments.names == OFFICIAL
+    return renamed(dataset, official_names.load(name) if official else ClassList.load(arguments.names, unique=False))
+
+
+def renamed(dataset: Dataset, names: ClassList) -> Dataset:
+    """A data set whose classes have other names, those of a list in its order.
+
+    A list whose entries have ids, as the official ones, is in their order, which is that of the data set's own ids.
+
+    Raises:
+        UsageError: the list has another number of classes.
+    """
+    if len(names.vocabulary) != len(dataset.vocabulary):
         raise UsageError(
-            f"--names {arguments.names} has {len(vocabulary)} classes, {name} {len(dataset.vocabulary)}: write one line per "
-            f"class, in the order of the data set"
+            f"--names has {len(names.vocabulary)} classes, {dataset.name} {len(dataset.vocabulary)}: write one line per class, "
+            "in the order of the data set"
         )
-    kinds = zip(vocabulary.classes, dataset.vocabulary.things, strict=True)
-    return replace(dataset, vocabulary=Vocabulary(tuple(replace(entry, thing=thing) for entry, thing in kinds)))
+    labels = range(len(dataset.vocabulary))
+    order = sorted(labels, key=dataset.category_ids.__getitem__) if names.numbered else list(labels)
+    entries = (names.vocabulary.classes[number] for number in sorted(labels, key=names.ids.__getitem__))
+    of_label = dict(zip(order, entries, strict=True))
+    classes = tuple(replace(of_label[label], thing=dataset.vocabulary.things[label]) for label in labels)
+    return replace(dataset, vocabulary=Vocabulary(classes))
 
 
 def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argparse.Namespace) -> Protocol:
@@ -154,7 +170,7 @@ def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argpar
         )
     groups = None
     if arguments.seen is not None:
-        groups = seen_groups(dataset.vocabulary.class_names, Vocabulary.load(arguments.seen).class_names)
+        groups = seen_groups(dataset.vocabulary.class_names, training_list(arguments.seen).class_names)
     forgiven = None
     if arguments.forgive_hypernyms:
         forgiven = forgiving(dataset.vocabulary, Hypernyms.builtin())
@@ -170,6 +186,12 @@ def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argpar
         recall=arguments.recall,
         groups=groups,
         forgiven=forgiven,
+        names=arguments.names,
+        seen=arguments.seen,
+        options=runtime_options(pipeline.segmenter.config),
+        policy=policy_of(pipeline, dataset, arguments.threshold).document(),
+        published=tuple(entry.source for entry in pipeline.segmenter.published_for(name) if entry.options),
+        given=tuple(arguments.set),
         exif=arguments.exif,
     )
 

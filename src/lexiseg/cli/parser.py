@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("segment", _segment, "segment pictures by words"),
         ("models", _models, "list the models and what they need"),
         ("vocabulary", _vocabulary, "list the built-in vocabularies, or show one"),
-        ("data", _data, "list, check or prepare data sets"),
+        ("data", _data, "list, check or prepare data sets, fetch official class lists"),
         ("evaluate", _evaluate, "measure a model on data sets, by the field's protocols"),
         ("train", _train, "train a model by its recipe; resumes an interrupted training"),
         ("metrics", _metrics, "score prediction files that any tool wrote"),
@@ -64,7 +64,10 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     )
     _options(parser)
     parser.add_argument(
-        "--seen", metavar="NAME|FILE", help="class names of the training, in place of those stored with the weights"
+        "--seen",
+        metavar="NAME|FILE|official",
+        help="class names of the training, in place of those stored with the weights; official: COCO's list that 'lexiseg data "
+        "names coco-panoptic' fetches",
     )
     parser.add_argument(
         "--threshold",
@@ -112,10 +115,12 @@ def _data(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="all data sets: tasks, pictures, and what they are")
     check = actions.add_parser("check", help="what is there, what is missing, and how to get it")
     prepare = actions.add_parser("prepare", help="convert a download to the format lexiseg reads; resumes if interrupted")
-    for action in (check, prepare):
+    names = actions.add_parser("names", help="fetch the class list of FC-CLIP's and FrozenSeg's programs, for --names official")
+    for action in (check, prepare, names):
         action.add_argument("name", metavar="NAME", help="see 'lexiseg data list'")
+    for action in (check, prepare):
         action.add_argument("--root", metavar="DIR", help=ROOT)
-    for action in (listing, check, prepare):
+    for action in (listing, check, prepare, names):
         action.add_argument("--json", action="store_true")
         _debug(action)
 
@@ -136,7 +141,12 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", metavar="NAME|FILE", help="the classes of your own label maps, if no classes.txt is there")
     parser.add_argument("--images", metavar="DIR", help="the pictures of your own data, if not found automatically")
     parser.add_argument("--labels", metavar="DIR", help="its label maps or panoptic PNGs, likewise")
-    parser.add_argument("--names", metavar="FILE", help="other names for the classes (synonyms, say), in the data set's order")
+    parser.add_argument(
+        "--names",
+        metavar="FILE|official",
+        help="other names for the classes (synonyms, say), in the data set's order; official: the list that 'lexiseg data "
+        "names' fetches",
+    )
     parser.add_argument(
         "--task", action="append", choices=TASKS, help="may be repeated (default: all that data and model have)"
     )
@@ -159,7 +169,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seen",
-        metavar="NAME|FILE",
+        metavar="NAME|FILE|official",
         help="class names of the training, in place of the weights' own; adds scores of seen and unseen classes",
     )
     parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that accepts 'animal' for a dog")

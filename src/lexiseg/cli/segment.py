@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lexiseg.cli import undisturbed
 from lexiseg.cli.streams import complain, one_line, printable, tell
+from lexiseg.data import official_names
 from lexiseg.data.images import find_images
 from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import load
@@ -23,10 +24,11 @@ from lexiseg.methods import DEFAULT
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import located, result_name
 from lexiseg.segmentation import Segmentation, result_files
-from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.text.vocabulary import ClassList, Vocabulary
 from lexiseg.visualise.lettering import notice, preferring
 
 DEFAULT_OUTPUT = "lexiseg-output"
+OFFICIAL = "official"  # of --names and --seen: the lists that `lexiseg data names` fetches
 FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', such as sam_clip-vit-b16"
 
 
@@ -47,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
         tell_of_boxes(vocabulary.names)
     weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
     model = arguments.model or DEFAULT
-    seen = None if arguments.seen is None else Vocabulary.load(arguments.seen)
+    seen = None if arguments.seen is None else training_list(arguments.seen)
     with undisturbed():
         segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
@@ -147,6 +149,13 @@ def options_by_name(pairs: list[str]) -> dict[str, str]:
         if "=" not in pair:
             raise UsageError(f"--set {pair}: write OPTION=VALUE, for example alpha=0.3")
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def training_list(name: str) -> Vocabulary:
+    """The classes of ``--seen``: a built-in list, a file, or those that the official programs are trained on."""
+    if name == OFFICIAL:
+        return official_names.load(official_names.TRAINING).vocabulary
+    return ClassList.load(name, unique=False).vocabulary
 
 
 def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task: str) -> None:

@@ -40,6 +40,11 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "squared-error": ("", "10^-3"),
 }
 
+# Names of data sets whose split a paper does not name, and the splits they may be.
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    name: tuple(f"{name}-{split}" for split in ("val", "testa", "testb")) for name in ("refcoco", "refcoco-plus")
+}
+
 WORDS = ("method", "variant", "backbone", "training")  # the columns that hold no numbers
 
 
@@ -56,13 +61,15 @@ class Figure:
         variant: distinguishes the row from others of the method; empty if there are none.
         backbone, training: as printed, spelled alike in all papers; empty if not printed.
         dataset: its name in the catalogue; empty if the number belongs to none. ``mess`` is the mean over the 22 data
-            sets of MESS, ``mess-paxray`` that over its four parts; ``refcoco`` and ``refcoco-plus`` are of an unnamed split.
+            sets of MESS, ``mess-paxray`` that over its four parts; ``refcoco`` and ``refcoco-plus`` are of an unnamed split
+            (`SPLITS`).
         metric: a key of `METRICS`.
         group: the classes measured, if not all: seen, unseen, rare.
         value: in the metric's unit; qualities are percentages.
         own: whether the method is the paper's own.
         ablation: whether the table varies the paper's own method, rather than compares methods.
         note: remark on the table; empty if none.
+        mask_ensemble: whether the tables tell that it contains CMPF's ensemble of SAM's masks.
     """
 
     paper: str
@@ -80,6 +87,7 @@ class Figure:
     own: bool
     ablation: bool
     note: str
+    mask_ensemble: bool
 
     @property
     def task(self) -> str:
@@ -91,7 +99,8 @@ def published(dataset: str, metric: str | None = None, task: str | None = None, 
     """Return the published numbers of a data set, paper by paper and row by row.
 
     Args:
-        dataset: its name in the catalogue; the result is empty if no paper measures it.
+        dataset: its name in the catalogue; the result is empty if no paper measures it. A split also has the numbers whose
+            split is not named.
         metric: only this key of `METRICS`.
         task: only metrics of this task, see `Figure.task`.
         ablations: include the tables in which a paper varies its own method.
@@ -99,7 +108,7 @@ def published(dataset: str, metric: str | None = None, task: str | None = None, 
     return [
         figure
         for figure in figures()
-        if figure.dataset == dataset
+        if dataset in SPLITS.get(figure.dataset, (figure.dataset,))
         and metric in (None, figure.metric)
         and task in (None, figure.task)
         and (ablations or not figure.ablation)
@@ -139,4 +148,5 @@ def _figures(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[Fig
                     own=own,
                     ablation=table.get("ablation", False),
                     note=table.get("note", ""),
+                    mask_ensemble=own and words["backbone"] == "ConvNeXt-L" and column in table.get("mask_ensemble", ()),
                 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,12 @@ class Protocol:
         recall: also compute the class-agnostic recall of all predicted masks.
         groups: named sets of labels with separate metrics ("seen", "unseen").
         forgiven: for each label, the predicted labels that also count as correct; None: no such metric.
+        names: source of the class names, if not the data set's own: a file, or "official".
+        seen: source of the names of the training's classes, likewise.
+        options: options of the model that may be changed after training.
+        policy: post-processing.
+        published: where the options published for the data set are, see `lexiseg.methods.base.Published`.
+        given: options given by the user, which are not replaced by those published for the data set.
         exif: whether ground truth refers to the "upright" image or to the pixels as "stored", if the image has an EXIF
             orientation and the sizes do not tell.
     """
@@ -81,6 +87,12 @@ class Protocol:
     recall: bool = False
     groups: Mapping[str, frozenset[int]] | None = None
     forgiven: tuple[frozenset[int], ...] | None = None
+    names: str | None = None
+    seen: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     exif: Literal["upright", "stored"] = "upright"
 
     def document(self) -> dict[str, Any]:
@@ -88,7 +100,8 @@ class Protocol:
         plain = {name: sorted(labels) for name, labels in (self.groups or {}).items()}
         forgiven = None if self.forgiven is None else digest([sorted(labels) for labels in self.forgiven])
         groups = {name: f"{len(labels)} classes, {digest(labels)}" for name, labels in plain.items()}
-        return {**asdict(self), "tasks": list(self.tasks), "groups": groups, "forgiven": forgiven}
+        lists = {name: list(getattr(self, name)) for name in ("tasks", "published", "given")}
+        return {**asdict(self), **lists, "groups": groups, "forgiven": forgiven}
 
 
 @dataclass(frozen=True)
@@ -310,11 +323,7 @@ def measure(
     sample, pixels, truths = read.sample, read.pixels, read.truths
     vocabulary = sample.vocabulary or dataset.vocabulary
     text = pipeline.embed(vocabulary)
-    policy = Policy(
-        threshold=protocol.threshold,
-        overlap=pipeline.segmenter.config.overlap_threshold,
-        detections=LVIS_DETECTIONS if dataset.federated else Policy.detections,
-    )
+    policy = policy_of(pipeline, dataset, protocol.threshold)
     segmentations: dict[str, Segmentation] = {
         task: as_segmentation(task, pixels, vocabulary, regions_of(prediction, text, task, policy)) for task in protocol.tasks
     }
@@ -329,6 +338,12 @@ def measure(
         else:
             metric.update(number, truths[name], results.measurable(segmentations[name]), sample.key)
     return metrics, segmentations
+
+
+def policy_of(pipeline: Pipeline, dataset: Dataset, threshold: float) -> Policy:
+    """Post-processing of a model on a data set, with the caller's minimum score of a region or pixel."""
+    policy = replace(pipeline.segmenter.policy, threshold=threshold)
+    return replace(policy, detections=LVIS_DETECTIONS) if dataset.federated else policy
 
 
 def _predictions(

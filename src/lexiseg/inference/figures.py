@@ -29,7 +29,7 @@ from lexiseg.errors import UsageError
 from lexiseg.inference.oracle import true_regions
 from lexiseg.inference.pipeline import Pipeline, as_segmentation, as_tensor, regions_of
 from lexiseg.ops.masks import boxes_of_masks
-from lexiseg.postprocess import Policy, Region
+from lexiseg.postprocess import Region
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Geometry, MaskPrediction, PixelPrediction, Size, Task, Trace, size_of
 from lexiseg.text.vocabulary import Vocabulary
@@ -281,7 +281,7 @@ def _segmented(
     pipeline: Pipeline, subject: Subject, task: Task, prediction: MaskPrediction | PixelPrediction | None = None
 ) -> Segmentation:
     """Segment an image with a model, or post-process the given prediction."""
-    text, policy = pipeline.embed(subject.vocabulary), Policy(overlap=pipeline.segmenter.config.overlap_threshold)
+    text, policy = pipeline.embed(subject.vocabulary), pipeline.segmenter.policy
     regions = regions_of(prediction or pipeline.predict(subject.pixels, text), text, task, policy)
     return as_segmentation(task, subject.pixels, subject.vocabulary, regions)
 

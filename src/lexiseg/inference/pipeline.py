@@ -118,6 +118,13 @@ class Pipeline:
         # Most recent vocabulary first. Read once per call and replaced as a whole, which keeps it thread-safe.
         self._texts: tuple[tuple[_Words, TextEmbeddings], ...] = ()
 
+    def on(self, data: str) -> Pipeline:
+        """The pipeline with the options published for a data set, see `Segmenter.on`; itself if there are none."""
+        segmenter = self.segmenter.on(data)
+        if segmenter is self.segmenter:
+            return self
+        return Pipeline(segmenter, device=self.device, dtype=self.dtype, cache=self.cache)
+
     @overload
     def __call__(
         self,
@@ -180,7 +187,7 @@ class Pipeline:
             hidden = frozenset({vocabulary.label(background.split(",")[0].split("|")[0])})
         else:
             hidden = frozenset()
-        policy = Policy(threshold=threshold, overlap=self.segmenter.config.overlap_threshold, background=hidden)
+        policy = replace(self.segmenter.policy, threshold=threshold, background=hidden)
         pictures = picture if isinstance(picture, list | tuple) else [picture]
         pixels = [as_pixels(source) for source in pictures]
         text = self.embed(vocabulary, progress=progress)

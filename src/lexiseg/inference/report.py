@@ -110,14 +110,34 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += [note, ""]
     if report["failed"]:
         lines += [f"{len(report['failed'])} pictures could not be read and are not counted; `metrics.json` names them.", ""]
-    changed = {key: report["protocol"][key] for key in ("limit", "oracle", "corrupt") if report["protocol"][key] is not None}
-    if changed:
-        settings = ", ".join(f"{key} {value}" for key, value in changed.items())
-        lines += [f"Not the published protocol: {settings}.", ""]
-    for task in report["protocol"]["tasks"]:
-        if figures := published(report["data"], task=task):
+    lines += ["## Protocol", "", *_protocol(report["protocol"]), ""]
+    recall = ["recall"] if report["protocol"]["recall"] else []
+    for task in [*report["protocol"]["tasks"], *recall, "referring"]:
+        if figures := published(report["data"], task=task, ablations=task == "referring"):
             lines += [f"## Published: {task}", "", *_published(figures), ""]
     return "\n".join(lines)
+
+
+def _protocol(protocol: Mapping[str, Any]) -> list[str]:
+    """A list of the settings that the numbers depend on."""
+    rows = {
+        "names": protocol["names"],
+        "seen": protocol["seen"],
+        "options": ", ".join(f"{name} {_setting(value)}" for name, value in protocol["options"].items()),
+        "post-processing": ", ".join(f"{name} {_setting(value)}" for name, value in protocol["policy"].items()),
+        **{f"published for {protocol['data']}": source for source in protocol["published"]},
+        "given": ", ".join(protocol["given"]),
+    }
+    lines = [f"* {name}: {value}" for name, value in rows.items() if value]
+    changed = {key: protocol[key] for key in ("limit", "oracle", "corrupt") if protocol[key] is not None}
+    if changed:
+        settings = ", ".join(f"{key} {value}" for key, value in changed.items())
+        lines += ["", f"Not the published protocol: {settings}."]
+    return lines
+
+
+def _setting(value: Any) -> str:
+    return f"'{value}'" if value == "" or (isinstance(value, str) and " " in value) else str(value)
 
 
 def summary(reports: Sequence[Mapping[str, Any]], groups: Mapping[str, str], parts: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -178,8 +198,12 @@ def _published(figures: Sequence[Figure]) -> list[str]:
                 "backbone": figure.backbone,
                 "trained on": figure.training,
             },
-        )[f"{figure.metric} {METRICS[figure.metric][1]}"] = f"{figure.value:g}"
-    return table(list(rows.values()))
+        )[" ".join(filter(None, (figure.metric, figure.group, METRICS[figure.metric][1])))] = (
+            f"{figure.value:g} †" if figure.mask_ensemble else f"{figure.value:g}"
+        )
+    notes = dict.fromkeys(f"{figure.paper}, {figure.table}: {figure.note}." for figure in figures if figure.note)
+    daggers = ["† with the ensemble of SAM's masks."] if any(figure.mask_ensemble for figure in figures) else []
+    return [*table(list(rows.values())), "", *daggers, *notes]
 
 
 def _cell(value: Any) -> str:

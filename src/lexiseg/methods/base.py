@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip import ClipBackbone
 from lexiseg.errors import UsageError
-from lexiseg.ops.options import Unit, options
+from lexiseg.ops.options import Unit, flat, options
+from lexiseg.postprocess import Policy
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Task, TextEmbeddings, Trace
 from lexiseg.text.templates import resolve_templates
 
@@ -27,11 +31,13 @@ class MethodConfig:
     It is saved with the weights (`lexiseg.methods.weights`), so that loading them rebuilds the same model.
     """
 
-    RUNTIME: ClassVar[frozenset[str]] = frozenset({"templates", "overlap_threshold"})
+    RUNTIME: ClassVar[frozenset[str]] = frozenset({"templates", "object_threshold", "overlap_threshold"})
     """Options that may be changed after training."""
 
     templates: str = "single"
     """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
+    object_threshold: Unit = 0.0
+    """Score that a query must exceed to be a panoptic segment (Mask2Former)."""
     overlap_threshold: Unit = 0.8
     """Minimum fraction of its mask that a panoptic segment must retain (Mask2Former)."""
 
@@ -43,6 +49,25 @@ def check_heads(width: int, heads: int, name: str) -> None:
     """Raise UsageError if ``heads`` does not divide ``width``, the channels of an attention."""
     if width % heads:
         raise UsageError(f"{name} = {heads} does not divide the {width} channels of the attention")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Options under which published results on some data sets were measured, where they differ from the config's.
+
+    Attributes:
+        data: names of data sets, or patterns of names.
+        options: values of options that may be changed after training (`MethodConfig.RUNTIME`).
+        source: paper and section, or the official program.
+    """
+
+    data: tuple[str, ...]
+    options: Mapping[str, Any]
+    source: str
+
+    def without(self, names: Collection[str]) -> Published:
+        """The same without the options ``names``."""
+        return replace(self, options={name: value for name, value in self.options.items() if name not in names})
 
 
 @dataclass(frozen=True)
@@ -76,6 +101,7 @@ class Segmenter(nn.Module, ABC):
         tasks: tasks that its prediction supports, best first.
         clip: CLIP that must compute the text embeddings.
         training_classes: names of the classes it was trained on (the seen classes); None if unknown.
+        published: options of published results by data set, see `on`.
         tunes_text: whether training also fine-tunes CLIP's text tower.
     """
 
@@ -88,6 +114,26 @@ class Segmenter(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.training_classes: TrainingClasses | None = None
+        self.published: tuple[Published, ...] = ()
+
+    @property
+    def policy(self) -> Policy:
+        """Post-processing of its predictions."""
+        return Policy(object_threshold=self.config.object_threshold, overlap=self.config.overlap_threshold)
+
+    def published_for(self, data: str) -> tuple[Published, ...]:
+        """Entries of ``published`` for a data set, by its name in the catalogue."""
+        return tuple(entry for entry in self.published if any(fnmatchcase(data, pattern) for pattern in entry.data))
+
+    def on(self, data: str) -> Self:
+        """The model with the options published for a data set: a copy with the same parameters, or itself if there are none."""
+        entries = self.published_for(data)
+        if not entries:
+            return self
+        changed = copy(self)  # shallow: modules and parameters are shared
+        for entry in entries:
+            changed.config = replace(changed.config, **entry.options)
+        return changed
 
     @property
     def saved_config(self) -> MethodConfig:
@@ -170,6 +216,13 @@ def check_trace(images: ImageBatch, trace: Trace | None) -> None:
     """Raise UsageError if a trace is requested for several images."""
     if trace is not None and len(images) != 1:
         raise UsageError(f"a trace needs a batch of one image; got {len(images)}")
+
+
+def runtime_options(config: MethodConfig) -> dict[str, Any]:
+    """Options that may be changed after training, by dotted name, as JSON values."""
+    values = {name: value for name, value in flat(config).items() if name.split(".")[0] in config.RUNTIME}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def check_runtime(config: MethodConfig, names: Mapping[str, Any], owner: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
-from lexiseg.methods.base import MethodConfig, Segmenter, check_runtime
+from lexiseg.methods.base import MethodConfig, Published, Segmenter, check_runtime
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.weights import SavedWeights, check_saved, digest_of, fill, read_card, read_weights
 from lexiseg.ops.options import from_document, readings, to_document, with_value
@@ -130,6 +130,7 @@ class Variant:
         training_classes: built-in vocabulary that the published weights were trained on.
         recipe: training recipe, if any.
         start: model whose trained weights initialise the training.
+        published: options under which the authors measured it on some data sets.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Variant:
     training_classes: str | None = None
     recipe: Callable[[], Recipe] | None = None
     start: Variant | None = field(default=None, repr=False)
+    published: tuple[Published, ...] = ()
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -200,7 +202,7 @@ class Variant:
         given, options = dict(weights or {}), options or {}
         self._check_names(given, self.weight_names)
         if self.source is None:
-            return self._build(self._backbones(given), self._changed(self.config, options))
+            return self._build(self._backbones(given), self._changed(self.config, options), options)
         path = given.pop(self.method.key, None) or self._published()
         saved = self._read(path)
         config = self._config_of(saved)
@@ -208,7 +210,7 @@ class Variant:
         self.check_tensors(saved)
         inside = frozenset() if saved.lean else saved.parts() - given.keys() - {name.split(".")[0] for name in saved.partial}
         self._check_origins(saved, given, inside)
-        segmenter = self._build(self._backbones(given, inside), self._changed(config, options))
+        segmenter = self._build(self._backbones(given, inside), self._changed(config, options), options)
         fill(segmenter, saved, elsewhere=frozenset(part.name for part in self.parts) - inside)
         segmenter.training_classes = saved.training_classes
         return segmenter
@@ -237,8 +239,13 @@ class Variant:
         """Origin of the weights of each backbone, for the card of a training with local ``weights``."""
         return {part.name: origin for part in self.parts if (origin := _origin(part, weights.get(part.name)))}
 
-    def _build(self, backbones: Mapping[str, nn.Module], config: MethodConfig) -> Segmenter:
-        return self.method(**backbones, config=config)
+    def _build(self, backbones: Mapping[str, nn.Module], config: MethodConfig, given: Collection[str] = ()) -> Segmenter:
+        """Build the model. Options that the caller gives, or that differ from the variant's, hold on every data set."""
+        segmenter = self.method(**backbones, config=config)
+        names = {name for entry in self.published for name in entry.options}
+        own = {name for name in names if name in given or getattr(config, name) != getattr(self.config, name)}
+        segmenter.published = tuple(entry.without(own) for entry in self.published)
+        return segmenter
 
     def _backbones(self, given: Mapping[str, str], inside: Collection[str] = ()) -> dict[str, nn.Module]:
         """Build the backbones with their weights; those in ``inside`` without, as a file that is read later holds them."""
@@ -293,8 +300,8 @@ class Variant:
     def _config_of(self, saved: SavedWeights) -> MethodConfig:
         if not isinstance(saved.card.get("config"), dict):
             raise WeightsError(f"the card in {saved.file} has no config; write the weights again with this version of lexiseg")
-        try:
-            return from_document(type(self.config), saved.card["config"])
+        try:  # options that the card does not name, as they are newer than it, are those of the variant
+            return from_document(type(self.config), to_document(self.config) | saved.card["config"])
         except UsageError as error:
             raise WeightsError(f"the config in the card of {saved.file} does not match {self.name}: {error}") from error
 

@@ -175,11 +175,13 @@ class ClassList:
         vocabulary: the K classes.
         ids: the id of each class: as stated, or else its label.
         void: ids of entries called ``void`` (`VOID`), whose pixels are ignored.
+        numbered: whether the ids are stated.
     """
 
     vocabulary: Vocabulary
     ids: tuple[int, ...]
     void: frozenset[int] = frozenset()
+    numbered: bool = False
 
     @classmethod
     def of(cls, entries: Sequence[ClassEntry], source: str = "", *, unique: bool = True) -> ClassList:
@@ -221,7 +223,7 @@ class ClassList:
             raise UsageError(f"{prefix}{position} has the id {max(ids)}; {LARGEST_ID} is void, ids of classes are smaller")
         if unique:
             _refuse_shared_names(classes, prefix)
-        return cls(Vocabulary(tuple(_named(entry) for entry in classes)), ids, void)
+        return cls(Vocabulary(tuple(_named(entry) for entry in classes)), ids, void, bool(numbered))
 
     @classmethod
     def from_file(cls, path: str | Path, *, unique: bool = True) -> ClassList:

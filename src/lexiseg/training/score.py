@@ -28,7 +28,6 @@ from lexiseg.inference.results import measurable
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.metrics import PanopticQuality, SemanticScores
 from lexiseg.ops.allocator import keep_freed_memory
-from lexiseg.postprocess import Policy
 from lexiseg.structures import PanopticMap, PanopticSegment, TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import crop_embeddings, region_embeddings
@@ -112,7 +111,7 @@ def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
         "stuff": frozenset(range(len(rows))) - things,
     }
     semantic, panoptic = SemanticScores(len(rows), groups), PanopticQuality(len(rows), vocabulary.things, groups)
-    text, policy = pipeline.embed(vocabulary), Policy(overlap=pipeline.segmenter.config.overlap_threshold)
+    text, policy = pipeline.embed(vocabulary), pipeline.segmenter.policy
     for number, scene in enumerate(tqdm(chosen, desc=f"{title}: whole", leave=False, disable=None)):
         prediction = pipeline.predict(scene.image, text)
         truth = PanopticMap(scene.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in scene.segments))

@@ -120,7 +120,8 @@ def compare_panoptic(
     expected: tuple[Tensor, list[dict[str, Any]]],
 ) -> list[Row]:
     """The panoptic map and its segments, of a least score and a least overlap."""
-    numbers, regions = panoptic(prediction, text, replace(MASK2FORMER, threshold=thresholds[0], overlap=thresholds[1]))[0]
+    policy = replace(MASK2FORMER, object_threshold=thresholds[0], overlap=thresholds[1])
+    numbers, regions = panoptic(prediction, text, policy)[0]
     found = [(number, region.label, bool(text.things[region.label])) for number, region in enumerate(regions, start=1)]
     segments = [(segment["id"], segment["category_id"], segment["isthing"]) for segment in expected[1]]
     return [

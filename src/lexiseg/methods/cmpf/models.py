@@ -8,6 +8,7 @@ lexiseg train cmpf-tiny model.query_layers=[] --output RUN   an ablation: withou
 from __future__ import annotations
 
 from lexiseg.methods import parts
+from lexiseg.methods.base import Published
 from lexiseg.methods.cmpf.config import CmpfConfig
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.cmpf.weights import CmpfCheckpoint
@@ -44,6 +45,8 @@ def tiny() -> Recipe:
     return fcclip.emoji("cmpf-tiny", TINY)
 
 
+BDD = Published(("bdd100k-panoptic",), {"object_threshold": 0.4}, "official program, configuration for BDD100K panoptic")
+
 # Official checkpoints of the authors.
 MODELS = (
     Variant(
@@ -74,6 +77,7 @@ MODELS = (
             CmpfCheckpoint(),
             "coco",
             recipe,
+            published=(fcclip.LARGER, BDD),
         )
         for name, architecture, tag, drive, recipe in (
             ("cmpf-convnext-l", "convnext_large_d_320", LAION, "1ThjVgY7nawm1AAP1LhrmGVlI3zr1EYMG", convnext_l),

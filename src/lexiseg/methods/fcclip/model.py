@@ -29,6 +29,7 @@ from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions, set_loss
 from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.fcclip.config import FcClipConfig
+from lexiseg.postprocess import Policy, as_mask2former
 from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, MaskTarget, Size, TextEmbeddings, Trace, size_of
 
 STRIDE = 32  # network inputs are padded to multiples of it
@@ -85,6 +86,11 @@ class FcClip(Segmenter):
             heads=config.num_heads,
             feedforward=config.ffn_dim,
         )
+
+    @property
+    def policy(self) -> Policy:
+        """Post-processing of its predictions; with "official" behaviour that of Mask2Former's code."""
+        return as_mask2former(super().policy) if self.config.behaviour == "official" else super().policy
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "pixel_decoder": self.pixel_decoder, "mask_decoder": self.mask_decoder}

@@ -10,6 +10,7 @@ from typing import Any
 
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods import parts
+from lexiseg.methods.base import Published
 from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.weights import FcClipCheckpoint
@@ -34,6 +35,11 @@ TINY_SIZES: dict[str, Any] = {  # of the tiny models, also those of CMPF
     "templates": "single",
 }
 TINY = FcClipConfig(**TINY_SIZES)
+LARGER = Published(
+    ("cityscapes", "mapillary-*"),
+    {"shortest_edge": 1024, "longest_edge": 2560},
+    "CMPF, Sec. 4.3, and FrozenSeg, Sec. 4.4; longest side of the official configurations",
+)
 COCO = Stage(368_750, lr=1e-4, milestones=(327_778, 355_092), weight_decay=0.05, max_grad_norm=0.01)
 TINY_STAGE = Stage(3400, lr=1e-3, warmup=200, cooldown=0.35, weight_decay=0.05, max_grad_norm=0.01)
 
@@ -108,6 +114,7 @@ MODELS = (
             FcClipCheckpoint(),
             "coco",
             recipe,
+            published=(LARGER,),
         )
         for name, architecture, tag, drive, recipe in (
             ("fcclip-convnext-l", "convnext_large_d_320", LAION, "1-91PIns86vyNaL3CzMmDD39zKGnPMtvj", convnext_l),

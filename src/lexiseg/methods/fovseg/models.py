@@ -14,7 +14,7 @@ from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods import parts
 from lexiseg.methods.fovseg.config import FovSegConfig
 from lexiseg.methods.fovseg.model import FovSeg, FovSegLossOptions
-from lexiseg.methods.maskclip.models import TINY_PROPOSER, TINY_SIZES
+from lexiseg.methods.maskclip.models import COCO, TINY_PROPOSER, TINY_SIZES
 from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded
 from lexiseg.methods.recipe import Jitter, Recipe, Stage
 from lexiseg.methods.variant import Part, Source, Variant
@@ -101,6 +101,7 @@ MODELS = (
             ),
             Source(f"{name}/model.safetensors", "your own", manual_url=f"lexiseg train {name}"),
             recipe=recipe,
+            published=(COCO,),
         )
         for name, architecture, recipe in (("fovseg-vit-b16", "ViT-B-16", vit_b16), ("fovseg-vit-l14", "ViT-L-14-336", vit_l14))
     ),

@@ -25,6 +25,12 @@ class MaskTokenConfig(MethodConfig):
     """Shorter side of the image in the mask proposer, in pixels; None does not resize."""
     longest_edge: Annotated[int, Ge(32), Le(65_535)] = 2560
     """Maximum longer side of it, in pixels."""
+    templates: str = "none"
+    """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``. Published: names alone."""
+    object_threshold: Unit = 0.3
+    """Score that a query must exceed to be a panoptic segment (official configuration for ADE20K)."""
+    overlap_threshold: Unit = 0.5
+    """Minimum fraction of its mask that a panoptic segment must retain (official configurations)."""
     masks_at_once: Positive | None = 25
     """Masks processed at once, which bounds the memory; the result is the same. None: all."""
 
@@ -35,8 +41,6 @@ class MaskClipConfig(MaskTokenConfig):
 
     RUNTIME: ClassVar[frozenset[str]] = MaskTokenConfig.RUNTIME | {"behaviour"}
 
-    overlap_threshold: Unit = 0.5
-    """Minimum fraction of its mask that a panoptic segment must retain (Mask2Former)."""
     relative_blocks: tuple[Natural, ...] = (5, 11, 17, 23)
     """Blocks with relative mask attention, from 0; an empty tuple is plain mask attention."""
     behaviour: Behaviour = "paper"

@@ -31,6 +31,7 @@ from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.fcclip.model import shortest_side
 from lexiseg.methods.maskclip.config import MaskClipConfig, MaskTokenConfig
 from lexiseg.methods.maskclip.relative import RelativeMaskAttention
+from lexiseg.postprocess import Policy, as_mask2former
 from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 TEMPERATURE = 0.01
@@ -63,6 +64,12 @@ class MaskClip(Segmenter):
         self.proposer: MaskProposer = proposer.requires_grad_(False).eval()
         width, patch = clip.channels[0], clip.strides[0]
         self.relative = nn.ModuleDict({str(number): RelativeMaskAttention(width, patch) for number in blocks})
+
+    @property
+    def policy(self) -> Policy:
+        """Post-processing of its predictions; with "official" behaviour that of Mask2Former's code."""
+        official = isinstance(self.config, MaskClipConfig) and self.config.behaviour == "official"
+        return as_mask2former(super().policy) if official else super().policy
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "proposer": self.proposer, "relative": self.relative}

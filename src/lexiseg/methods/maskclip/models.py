@@ -7,7 +7,7 @@ from typing import Any
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.mask2former import load_mask2former, mask2former
 from lexiseg.methods import parts
-from lexiseg.methods.base import Segmenter
+from lexiseg.methods.base import Published, Segmenter
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.models import DRIVE
 from lexiseg.methods.fcclip.models import MODELS as FCCLIP_MODELS
@@ -18,7 +18,15 @@ from lexiseg.methods.maskclip.weights import MaskClipCheckpoint
 from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded
 from lexiseg.methods.variant import Part, Source, Variant
 
-TINY_SIZES: dict[str, Any] = {"clip_image_size": 256, "shortest_edge": 256, "longest_edge": 512, "overlap_threshold": 0.4}
+TINY_SIZES: dict[str, Any] = {
+    "clip_image_size": 256,
+    "shortest_edge": 256,
+    "longest_edge": 512,
+    "object_threshold": 0.0,
+    "overlap_threshold": 0.4,
+    "templates": "single",
+}
+COCO = Published(("coco-panoptic*",), {"object_threshold": 0.5}, "MaskCLIP, official configuration for COCO")
 TINY = MaskClipConfig(**TINY_SIZES, relative_blocks=())
 _FCCLIP_TINY = next(variant for variant in FCCLIP_MODELS if variant.name == "fcclip-tiny")
 
@@ -56,5 +64,6 @@ MODELS = (
         Source("its checkpoint", MaskClipCheckpoint.licence, manual_url=f"{DRIVE}1fzf4y-l-BwhBkxambk_yS4yrCwHOKij7"),
         MaskClipCheckpoint(),
         "coco",
+        published=(COCO,),
     ),
 )
