@@ -181,7 +181,7 @@ def mask_ensemble(
     rest = math.log1p(-epsilon) if epsilon < 1 else _lowest(ours)
     ours = torch.where(seen, ours, (ours + rest).clamp(min=_lowest(ours)))  # Eq. (12), (1 - ε) r
     theirs = (theirs + math.log(epsilon)).masked_fill(seen, _lowest(theirs))  # Eq. (12), ε r'
-    masks = sam.masks.float() * STEEP if behaviour == "paper" else sam.masks
+    masks = sam.masks.float() * STEEP if behaviour == "paper" else sam.masks  # Eq. (12), binary masks m'
     parts = (
         replace(prediction, classes=ours, void=False, auxiliary=()),
         replace(sam, masks=masks, classes=theirs, void=False, valid=kept, auxiliary=()),

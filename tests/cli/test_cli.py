@@ -284,6 +284,8 @@ def test_describe_counts_the_parameters_of_full_size_models_without_weights(caps
     assert all(option["about"] and option["type"] for option in document["options"])
     counts = document["parameters"]
     assert counts["by_part"] == {"clip": 149_620_737, "sam": 93_735_728}  # OpenAI's ViT-B/16; SAM ViT-B's 93.74 M
+    assert all(sum(towers.values()) == counts["by_part"][part] for part, towers in counts["by_tower"].items())
+    assert counts["by_tower"]["clip"]["image tower"] == 86_192_640  # with the projection to the joint space
     assert counts["total"] == counts["trainable"] + counts["frozen"] == sum(counts["by_part"].values())
     assert counts["trainable"] == 0
     assert run(capsys, "models", "--describe", "clip")[0] == 2

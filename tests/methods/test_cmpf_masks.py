@@ -30,6 +30,7 @@ from tests.laws.builders import (
     tiny_clip,
     tiny_cmpf,
     tiny_cmpf_with_masks,
+    tiny_sam,
 )
 
 SEEN = torch.tensor([True, False, True, False, False])
@@ -199,8 +200,19 @@ def test_masks_come_from_the_cache_the_second_time(tmp_path, monkeypatch):
         assert torch.equal(first.classes, one.classes)
     with pytest.raises(TypeError):
         segmenter.sam_predictions([image], segmenter.encode_images([image]), text, replace(kept, identity="b"))
-    with pytest.raises(UsageError, match="give identity"):
-        SamMasks(cache=tmp_path)
+
+
+def test_masks_of_another_sam_are_not_taken_from_the_cache(tmp_path):
+    """Without identity, the parameters tell."""
+    images, kept, sam, other = [some_images((60, 80)).image(0)], replace(EVERY_MASK, cache=tmp_path), tiny_sam(), tiny_sam()
+    other.load_state_dict(sam.state_dict())
+    for each in (sam, other):
+        kept.of(each, images)
+        assert len(list(tmp_path.iterdir())) == 1
+    another = tiny_sam()
+    torch.nn.init.normal_(next(another.parameters()))
+    kept.of(another, images)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_only_the_largest_masks_are_kept():

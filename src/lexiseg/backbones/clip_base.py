@@ -98,6 +98,12 @@ class ClipBackbone(nn.Module, ABC):
             and isinstance(self.clip_model.text_projection, nn.Parameter)
         )
 
+    def num_parameters(self) -> dict[str, int]:
+        """Number of parameters of the image tower, and of the text tower with the logit scale."""
+        image = sum(parameter.numel() for parameter in self.clip_model.visual.parameters())
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return {"image tower": image, "text tower": total - image}
+
     @abstractmethod
     def features(self, images: Tensor) -> ClipFeatures:
         """Encode images [B, 3, H, W] into all levels; rows and columns that fill no cell are ignored."""

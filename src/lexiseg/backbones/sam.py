@@ -54,6 +54,12 @@ class SamFamily(nn.Module, ABC):
         self.channels = channels
         self.mask_size = 4 * self.grid
 
+    def num_parameters(self) -> dict[str, int]:
+        """Number of parameters of the image encoder, and of prompt encoder and mask decoder."""
+        image = sum(parameter.numel() for parameter in self.model.vision_encoder.parameters())
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return {"image encoder": image, "prompt encoder and mask decoder": total - image}
+
     @abstractmethod
     def geometry(self, size: Size) -> Geometry:
         """Return the geometry of the mask grid on an image of ``size`` (height, width)."""

@@ -67,6 +67,8 @@ def _describe(name: str, *, as_json: bool) -> int:
     print(f"  {counts['total']:,} parameters; its recipe trains {counts['trainable']:,} and keeps {counts['frozen']:,} frozen")
     for part, count in counts["by_part"].items():
         print(f"  {part:<18} {count:>14,}")
+        for tower, number in counts["by_tower"].get(part, {}).items():
+            print(f"    {tower:<32} {number:>14,}")
     print("\n  Options (* can be changed after training, with --set OPTION=VALUE; all by 'lexiseg train', model.OPTION=VALUE):")
     for option in options:
         print(f"  {'*' if option['after_training'] else ' '} {option['name']} = {option['value']!r}  ({option['type']})")

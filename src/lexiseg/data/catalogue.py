@@ -120,9 +120,18 @@ def open_dataset(
     row, folder = row_named(name), root_folder(root)
     if any(given is not None for given in (images, labels, vocabulary)):
         raise UsageError(f"{name} has fixed folders and classes; omit images, labels and vocabulary")
-    if absent := missing(folder, row.needs):
-        raise DataError(f"{folder}: {absent[0]} of {name} is missing; see `{_command('check', row, folder)}`")
+    if lacking := lacks(name, root):
+        raise DataError(lacking)
     return row.open(folder)
+
+
+def lacks(name_or_path: str | Path, root: str | Path | None = None) -> str:
+    """Say what a data set of the catalogue needs that is not on this machine; empty for nothing, and for the user's own."""
+    row = next((row for row in rows() if row.name == str(name_or_path)), None)
+    folder = root_folder(root)
+    if row is None or not (absent := missing(folder, row.needs)):
+        return ""
+    return f"{folder}: {absent[0]} of {row.name} is missing; see `{_command('check', row, folder)}`"
 
 
 def check(row: Row, root: str | Path | None = None) -> Report:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from lexiseg.errors import DataError, UsageError
@@ -129,6 +130,8 @@ def fetch(dataset: str) -> Path:
             text = official.read(answer.read(LARGEST).decode())
         classes = len(ClassList.of(entries_of_lines(text, official.address), official.address, unique=False).vocabulary)
     except (OSError, HTTPException, ValueError, SyntaxError, UsageError) as error:
+        if isinstance(error, HTTPError):
+            error.close()
         raise DataError(
             f"cannot fetch {official.address} ({' '.join(str(error).split())}); try again, or get the file by other means and "
             "give it, --names FILE"

@@ -46,6 +46,7 @@ from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPredict
 CHUNK = 16  # images
 LVIS_DETECTIONS = 300  # maximum number of instances per image with federated ground truth
 FORGIVING, RECALL = "semantic, hypernyms forgiven", "mask recall"  # metrics besides those of the tasks
+RECALLED = {"semantic": "regions of classes", "panoptic": "panoptic segments", "instance": "instances"}  # truths of the recall
 
 Metrics = dict[str, Metric[Any, Any]]
 Prediction = MaskPrediction | PixelPrediction
@@ -63,7 +64,7 @@ class Protocol:
         corrupt: corruption such as "blur:3", see `lexiseg.data.corrupt`.
         threshold: minimum score of a labelled region or pixel.
         absent: which classes mIoU averages over, see `lexiseg.metrics.semantic.ABSENT_CLASSES`.
-        recall: also compute the class-agnostic recall of all predicted masks.
+        recall: also compute the class-agnostic recall of all predicted masks, see `recall_truth`.
         groups: named sets of labels with separate metrics ("seen", "unseen").
         forgiven: for each label, the predicted labels that also count as correct; None: no such metric.
         names: source of the class names, if not the data set's own: a file, or "official".
@@ -230,7 +231,7 @@ def new_metrics(dataset: Dataset, protocol: Protocol) -> Metrics:
     if "instance" in protocol.tasks:
         metrics["instance"] = AveragePrecision(classes, groups, federated=dataset.federated)
     if protocol.recall:
-        metrics[RECALL] = MaskRecall(classes, groups)
+        metrics[f"{RECALL}, {RECALLED[recall_truth(dataset, protocol)]}"] = MaskRecall(classes, groups)
     return metrics
 
 
@@ -329,8 +330,8 @@ def measure(
     }
     metrics = new_metrics(dataset, protocol)
     for name, metric in metrics.items():
-        if name == RECALL:
-            metric.update(number, next(iter(truths.values())), all_masks(prediction), sample.key)
+        if isinstance(metric, MaskRecall):
+            metric.update(number, truths[recall_truth(dataset, protocol)], all_masks(prediction), sample.key)
         elif name == FORGIVING:
             assert protocol.forgiven is not None
             forgiven = forgive(truths["semantic"], segmentations["semantic"].semantic, protocol.forgiven)
@@ -357,6 +358,14 @@ def _predictions(
     if kind is None:
         return predictions
     return [oracle.apply(kind, prediction, truth) for prediction, truth in zip(predictions, truths, strict=True)]
+
+
+def recall_truth(dataset: Dataset, protocol: Protocol) -> str:
+    """The task whose true regions the recall is over: of the evaluated ones the first of `RECALLED`.
+
+    The official recall is that of the regions of classes in semantic truths.
+    """
+    return next(task for task in RECALLED if task in dataset.tasks and task in protocol.tasks)
 
 
 def best_truth(dataset: Dataset) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lexiseg.data.dataset import Dataset, Sample
 from lexiseg.inference.pipeline import Pipeline
+from lexiseg.methods.weights import digest_of_parameters
 from lexiseg.ops.options import to_document
 
 DIGITS = 16  # hexadecimal digits of a digest
@@ -25,12 +25,8 @@ DIGITS = 16  # hexadecimal digits of a digest
 
 def fingerprint(pipeline: Pipeline, samples: Sequence[Sample]) -> dict[str, str]:
     """Digests of weights, precision and image list, which a folder of results must match besides the protocol."""
-    weights = sha256()
-    for name, tensor in pipeline.segmenter.state_dict().items():
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return {
-        "weights": weights.hexdigest()[:DIGITS],
+        "weights": digest_of_parameters(pipeline.segmenter)[:DIGITS],
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "pictures": digest([sample.key for sample in samples]),
     }

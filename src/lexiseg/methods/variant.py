@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lexiseg.backbones.clip_base import ClipBackbone
+from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods.base import MethodConfig, Published, Segmenter, check_runtime
@@ -227,13 +229,16 @@ class Variant:
         check_saved(segmenter, saved, elsewhere=frozenset(part.name for part in self.parts) - saved.parts())
 
     def num_parameters(self, config: MethodConfig | None = None) -> dict[str, Any]:
-        """Parameter counts: ``total``, ``trainable`` (by its recipe), ``frozen``, and ``by_part``."""
+        """Parameter counts: ``total``, ``trainable`` (by its recipe), ``frozen``, ``by_part``; of CLIP and SAM ``by_tower``."""
         with torch.device("meta"):
             segmenter = self.empty(config)
-        by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in segmenter.parts().items()}
+        parts = segmenter.parts()
+        by_tower = {name: part.num_parameters() for name, part in parts.items() if isinstance(part, ClipBackbone | SamFamily)}
+        by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
         trainable = sum(entry.num_parameters for entry in segmenter.trained_parameters())
         total = sum(by_part.values())
-        return {"total": total, "trainable": trainable, "frozen": total - trainable, "by_part": by_part}
+        counts = {"total": total, "trainable": trainable, "frozen": total - trainable}
+        return {**counts, "by_part": by_part, "by_tower": by_tower}
 
     def origins(self, weights: Mapping[str, str]) -> dict[str, dict[str, str]]:
         """Origin of the weights of each backbone, for the card of a training with local ``weights``."""

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -298,6 +299,15 @@ def digest_of(file: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with Path(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digest_of_parameters(module: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, with their names, in hexadecimal."""
+    total = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _version() -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
-from lexiseg.data.catalogue import open_dataset
+from lexiseg.data.catalogue import lacks, open_dataset
 from lexiseg.data.dataset import Dataset
 from lexiseg.data.own import open_panoptic
 from lexiseg.errors import DataError
@@ -20,6 +21,7 @@ from lexiseg.training.dist import DistContext
 from lexiseg.training.examples import WORLD, world_parts
 from lexiseg.training.scenes import write_scenes
 
+_log = logging.getLogger(__name__)
 SEED = 20_000  # of validation scenes, apart from the seeds of trainings
 
 
@@ -40,7 +42,8 @@ class Validation:
     ) -> None:
         self.limit, self.folder, self.dist = limit, folder, dist
         self.training = [entry.names for entry in vocabulary.classes]
-        self.datasets = {name: self._open(name, root) for name in names}
+        opened = ((name, self._open(name, root)) for name in names)
+        self.datasets = {name: dataset for name, dataset in opened if dataset is not None}
 
     def __call__(self, segmenter: Segmenter, step: int) -> dict[str, float]:
         """Headline metrics as "data set/metric", also over seen and unseen classes; equal in all processes."""
@@ -69,8 +72,13 @@ class Validation:
                 numbers |= {f"{name}/{number} {group}": own[number] for group, own in result["groups"].items()}
         return {key: value for key, value in numbers.items() if value is not None}
 
-    def _open(self, name: str, root: Path | None) -> Dataset:
+    def _open(self, name: str, root: Path | None) -> Dataset | None:
+        """Open a data set; None, with a warning, if it is not on this machine."""
         if not name.startswith(WORLD):
+            if lacking := lacks(name, root):
+                if self.dist.is_main:
+                    _log.warning("no validation on %s: %s", name, lacking)
+                return None
             return open_dataset(name, root)
         split, side = world_parts(name)
         folder = self.folder / "scenes" / f"{split}-{side}-{self.limit}"

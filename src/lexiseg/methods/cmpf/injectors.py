@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lexiseg.ensembles import Behaviour
 from lexiseg.layers.mask_decoder import CrossAttention, Memory, mask_pool
 from lexiseg.layers.position import sine_positions
-from lexiseg.methods.cmpf.sam_features import Behaviour
 
 
 class QueryInjector(nn.Module):
     """Query Injector: add SAM features, pooled inside the mask of each query, to the query.
 
     Attributes:
-        layers: decoder layers, from 1, after which it is applied; the last layer has no effect.
+        layers: decoder layers, from 1, after which it is applied: the sum is the input of the next layer, so after the last
+            layer it has no effect.
     """
 
     def __init__(self, layers: Sequence[int] = (3, 6, 9), *, channels: int = 256, own_projection: int | None = None) -> None:
@@ -87,8 +88,8 @@ class SamInjection:
     """Both injectors with the SAM features of one batch, an `lexiseg.layers.mask_decoder.Injection`.
 
     Attributes:
-        embedding: [B, C_sam, g, g], SAM's image embedding, for the Query Injector.
-        context: [B, C, h, w], output of `SamFeatures`, for the Feature Injector; None without it.
+        embedding: F_sam of Eq. (5), [B, C_sam, g, g]: SAM's image embedding, for the Query Injector.
+        context: F_sam of Eq. (6), [B, C, h, w]: output of `SamFeatures`, for the Feature Injector; None without it.
         query, feature: the injectors; None disables one.
     """
 

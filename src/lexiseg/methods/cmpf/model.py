@@ -8,6 +8,19 @@ masks of SAM's mask generator, and they contribute to the semantic scores of uns
     Eq. (1)-(4)    `layers/mask_decoder.py`              Eq. (5), (6)     `methods/cmpf/injectors.py`
     Eq. (7)-(12)   `ensembles.py`                        SAM's features   `methods/cmpf/sam_features.py`
                                                          SAM's masks      `methods/cmpf/sam_masks.py`
+
+Where the paper and the official program differ, ``behaviour`` selects:
+
+                          "paper"                               "official"
+    SAM's features        an encoder of one level               built for three levels, fed one     `sam_features.py`
+    Feature Injector      keys keep their positions             the next layer's keys lose them     `injectors.py`
+    class ensemble        a distribution                        plus 1e-8                           `ensembles.py`
+    CLIP's classes        of empty masks: all equal             of a zero vector, with a ConvNeXt   `Cmpf.sam_classes`, `FcClip`
+    SAM's masks on CLIP   where they are                        moved and squeezed                  `sam_masks.py`
+    classes of those      softmax over the classes              "no object" competes                `Cmpf.sam_classes`
+    those kept            best class above ξ                    best unseen class above ξ           `ensembles.py`
+    masks of Eq. (12)     inside or outside                     probabilities                       `ensembles.py`
+    post-processing       ours                                  Mask2Former's                       `postprocess.py`
 """
 
 from __future__ import annotations

@@ -7,15 +7,12 @@ three levels but has one; its GPU operator then reads wrong values, and the rele
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from lexiseg.ensembles import Behaviour
 from lexiseg.layers.deformable import DeformableEncoder
 from lexiseg.layers.pixel_decoder import GROUPS
-
-Behaviour = Literal["paper", "official"]
 
 OFFICIAL_LEVELS = 3  # levels that the official encoder predicts points for
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from torch.nn import functional
 
 from lexiseg.backbones.mask_generator import GeneratedMasks, MaskGeneratorOptions, generate_cached, generate_each, grid_points
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.errors import UsageError
+from lexiseg.methods.weights import digest_of_parameters
 from lexiseg.ops.options import Depth, Positive, options
 from lexiseg.structures import Geometry, Size
 
 OFFICIAL_PADDING = 32  # the official code pads CLIP's cells, not pixels, to multiples of 32
 MASKS_AT_ONCE = 8  # masks resized to image size at once
+_IDENTITIES: WeakKeyDictionary[SamFamily, str] = WeakKeyDictionary()
 # Thresholds of the official script; the paper gives none. [decided]
 THRESHOLDS = MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7)
 
@@ -38,11 +40,7 @@ class SamMasks:
     cache: Path | None = None
     """Folder of a mask cache; None: no cache."""
     identity: str = ""
-    """Identifier of SAM's weights in the cache, such as the digest of their file."""
-
-    def __post_init__(self) -> None:
-        if self.cache is not None and not self.identity:
-            raise UsageError("a cache of SAM's masks needs SAM's identity: give identity, such as the sha-256 of its weights")
+    """Identifier of SAM's weights in the cache; empty: a digest of its parameters."""
 
     def of(self, sam: SamFamily, images: Sequence[Tensor]) -> list[GeneratedMasks]:
         """Generate the masks of images [3, H, W], float RGB in 0..1.
@@ -54,7 +52,7 @@ class SamMasks:
         if self.cache is None:
             generated = generate_each(sam, images, self.options, [prompter] * len(images))
         else:
-            folder, identity = self.cache, self.identity
+            folder, identity = self.cache, self.identity or _identity_of(sam)
             generated = [
                 generate_cached(sam, image, self.options, prompter, folder=folder, identity=identity) for image in images
             ]
@@ -68,6 +66,13 @@ class SamMasks:
 
 # As in the official script, but for RGB images: the script swaps red and blue by mistake.
 OFFICIAL = SamMasks(options=MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7, min_region_area=100), most=50)
+
+
+def _identity_of(sam: SamFamily) -> str:
+    """Digest of a frozen SAM's parameters, computed once."""
+    if sam not in _IDENTITIES:
+        _IDENTITIES[sam] = digest_of_parameters(sam)
+    return _IDENTITIES[sam]
 
 
 def official_cells(masks: Tensor, geometry: Geometry, grid: Size) -> Tensor:

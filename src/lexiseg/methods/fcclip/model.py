@@ -207,11 +207,11 @@ class FcClip(Segmenter):
             trace["clip"], trace.geometry = encoded.features.levels[-1][0], geometry
         prediction = _prediction(decoded, encoded.geometries)
         names, covered = self._clip_classes(encoded.features, decoded.masks, text)
-        known = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
+        seen = torch.zeros(len(text), dtype=torch.bool, device=names.device) if text.seen is None else text.seen
         return class_ensemble(
             prediction,
             names,
-            known,
+            seen,
             alpha=self.config.alpha,
             beta=self.config.beta,
             behaviour=self.config.behaviour,
@@ -241,7 +241,7 @@ def shortest_side(size: Size, side: int, longest: int) -> Size:
 def _prediction(decoded: DecodedMasks, geometries: tuple[Geometry, ...]) -> MaskPrediction:
     return MaskPrediction(
         masks=decoded.masks,
-        classes=decoded.classes.float().log_softmax(-1),
+        classes=decoded.classes.float().log_softmax(-1),  # P_d of Eq. (4) of CMPF, with "no object" as a further class
         void=True,
         geometries=geometries,
         auxiliary=tuple(_prediction(earlier, geometries) for earlier in decoded.auxiliary),

@@ -26,7 +26,7 @@ class MaskTokenConfig(MethodConfig):
     longest_edge: Annotated[int, Ge(32), Le(65_535)] = 2560
     """Maximum longer side of it, in pixels."""
     templates: str = "none"
-    """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``. Published: names alone."""
+    """Prompt templates of class names: a set of `lexiseg.text.templates`, or a sentence with ``{}``. Published: names alone."""
     object_threshold: Unit = 0.3
     """Score that a query must exceed to be a panoptic segment (official configuration for ADE20K)."""
     overlap_threshold: Unit = 0.5
