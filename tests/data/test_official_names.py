@@ -26,21 +26,9 @@ from lexiseg.metrics.seen import seen_classes
 from lexiseg.text.vocabulary import ClassList, Vocabulary
 from tests.data.miniatures import cityscapes
 from tests.inference.test_evaluation import Colours
+from tests.parity.cases.names import OFFICIAL
 
 RECORDED = json.loads((Path(__file__).parents[1] / "parity/data/05_dataset_overlap.json").read_text())
-OFFICIAL = {  # data set of the catalogue: of the official program, whose flags were recorded
-    "ade20k-150": "openvocab_ade20k_panoptic_val",
-    "ade20k-847": "openvocab_ade20k_full_sem_seg_val",
-    "bdd100k": "bdd10k_val_sem_seg",
-    "bdd100k-panoptic": "bdd10k_40_panoptic_val",
-    "cityscapes": "openvocab_cityscapes_fine_panoptic_val",
-    "coco-panoptic": "openvocab_coco_2017_val_panoptic_with_sem_seg",
-    "coco-stuff": "openvocab_coco_2017_train_stuff_sem_seg",
-    "pascal-context-459": "openvocab_pascal_ctx459_sem_seg_val",
-    "pascal-context-59": "openvocab_pascal_ctx59_sem_seg_val",
-    "voc-20": "openvocab_pascal20_sem_seg_val",
-    "voc-21": "openvocab_pascal21_sem_seg_val",
-}
 
 
 def entries(dataset: str) -> list[str]:

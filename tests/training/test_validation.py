@@ -37,3 +37,13 @@ def test_no_two_data_sets_are_measured_in_one_folder(tmp_path: Path, monkeypatch
     relative = [folder.relative_to(tmp_path / "validation").as_posix() for folder in folders]
     assert len({same_on_some_disk(folder) for folder in relative}) == len(names)
     assert all("/" not in relative_name(folder, "its folder") for folder in relative)
+
+
+def test_validation_data_that_is_not_there_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """COCO alone is enough to train on it; data that is there and damaged is an error as ever."""
+    dist = DistContext(0, 1, torch.device("cpu"))
+    measure = validation.Validation(("ade20k-150",), 1, Vocabulary.parse("grass"), tmp_path, tmp_path / "none", dist)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no validation on ade20k-150" in caplog.text
+    assert "lexiseg data check ade20k-150" in caplog.text
+    assert measure(next(iter(BUILDERS.values()))(), 5) == {}

@@ -245,7 +245,7 @@ class _Training:
             extra = {"lr": recipe.stages[self.stage].lr_at(recipe.stage_of(self.step - 1)[1]), **self._memory()}
             logger.write(self.step, {**self.window.means(recipe.batch_size), **extra})
             self.window = MetricWindow()
-        if recipe.validation and (self.step % recipe.validate_every == 0 or last):
+        if self.validation.datasets and (self.step % recipe.validate_every == 0 or last):
             with self._evaluated():
                 numbers = self.validation(self.segmenter, self.step)
                 logger.write(self.step, numbers)

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from lexiseg.errors import DataError
 from lexiseg.methods import model_named
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe, Trainable
-from lexiseg.structures import PanopticMap, PanopticSegment
+from lexiseg.structures import PanopticMap, PanopticSegment, TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.batches import batches, points_of
 from lexiseg.training.dist import DistContext
@@ -25,6 +28,18 @@ from lexiseg.training.text_sampler import TextSampler
 SEGMENTS = 10  # of a stand-in image, about as many as a COCO image has
 PROBES = (4, 2)  # memory is measured on images reduced by these factors and extrapolated linearly in their area
 GIB = 2**30
+_ATEN = torch.ops.aten
+_DRAWN = {_ATEN.normal_, _ATEN.uniform_}
+_PRODUCTS = {
+    _ATEN.addmm,
+    _ATEN.baddbmm,
+    _ATEN.bmm,
+    _ATEN.convolution,
+    _ATEN.mm,
+    _ATEN._scaled_dot_product_efficient_attention,
+    _ATEN._scaled_dot_product_flash_attention,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu,
+}
 
 
 def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -> dict[str, Any]:
@@ -36,7 +51,8 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -
         ``missing`` (data that is not available).
     """
     missing: list[str] = []
-    segmenter = model_named(recipe.name).empty(recipe.model).to(dist.device)
+    with ShapesOnly():
+        segmenter = model_named(recipe.name).empty(recipe.model).to(dist.device)
     try:
         examples = open_examples(recipe.data, root, seed=recipe.seed)
     except DataError as error:
@@ -74,7 +90,12 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
     assert isinstance(segmenter, Trainable)
     weights = {parameter.untyped_storage().data_ptr() for parameter in segmenter.parameters()}
     text_sampler = TextSampler(
-        segmenter, vocabulary, device, max_classes=recipe.max_classes_per_batch, seed=recipe.seed, cache=None
+        segmenter,
+        vocabulary,
+        device,
+        max_classes=recipe.max_classes_per_batch,
+        seed=recipe.seed,
+        text=stand_in_text(segmenter, vocabulary),
     )
     segmenter.train()
     measured = []
@@ -89,7 +110,7 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        with ShapesOnly(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             text, targets = text_sampler.sample(batch)
             losses = segmenter.loss(batch.images, text, targets, recipe.loss, points_of(batch.positions, 0, device))
         measured.append((jitter.side**2, sum(saved.values())))
@@ -97,6 +118,34 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
     (small_area, small_bytes), (large_area, large_bytes) = measured
     growth = (large_bytes - small_bytes) * (recipe.jitter.side**2 - small_area) / (large_area - small_area)
     return small_bytes + growth
+
+
+class ShapesOnly(TorchDispatchMode):
+    """Within it no product is computed and no random number drawn: their results are zeros of the same shape.
+
+    What a network saves for the backward pass has the same size, and a model of any size is built and run at little cost.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket in _DRAWN:
+            return args[0].zero_()
+        if func.overloadpacket not in _PRODUCTS:
+            return func(*args, **kwargs)
+        device = next(value.device for value in tree_iter(args) if isinstance(value, Tensor))
+        shapes = func(*tree_map_only(Tensor, _on_meta, args), **tree_map_only(Tensor, _on_meta, kwargs))
+        return tree_map_only(Tensor, lambda value: torch.zeros_like(value, device=device), shapes)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+def stand_in_text(segmenter: Segmenter, vocabulary: Vocabulary) -> TextEmbeddings:
+    """Text embeddings of the size of a vocabulary's, of no meaning."""
+    vectors = functional.normalize(torch.ones(len(vocabulary.all_names), segmenter.clip.width), dim=-1)
+    class_index, things = torch.tensor(vocabulary.class_index), torch.tensor(vocabulary.things)
+    return TextEmbeddings(vectors, class_index, vocabulary.names, things)
 
 
 def stand_in(side: int, vocabulary: Vocabulary) -> Examples:

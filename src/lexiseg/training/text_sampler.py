@@ -31,6 +31,7 @@ class TextSampler:
         max_classes: classes per batch: those in its images, filled up at random; 0: all.
         seed: seed of the training.
         cache: see `embed_vocabulary`.
+        text: embeddings of the vocabulary; None: computed.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class TextSampler:
         max_classes: int,
         seed: int,
         cache: str | Path | None = "default",
+        text: TextEmbeddings | None = None,
     ) -> None:
         self.segmenter, self.vocabulary, self.max_classes, self.seed = segmenter, vocabulary, max_classes, seed
-        self.text = training_text(segmenter, vocabulary, cache=cache).to(device)
+        self.text = (text or training_text(segmenter, vocabulary, cache=cache)).to(device)
 
     def sample(self, batch: Batch) -> tuple[TextEmbeddings, tuple[MaskTarget, ...]]:
         """Text embeddings for a batch, and its targets with labels that index them."""

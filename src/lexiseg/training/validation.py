@@ -58,7 +58,7 @@ class Validation:
             if self.dist.is_main:  # results left by an interrupted training, whose weights may differ on a GPU
                 shutil.rmtree(folder, ignore_errors=True)
             self.dist.barrier()
-            evaluate(pipeline, dataset, protocol, folder, shard=shard, progress=self.dist.is_main)
+            evaluate(pipeline.on(name), dataset, protocol, folder, shard=shard, progress=self.dist.is_main)
             self.dist.barrier()
             metrics, failed = collect(dataset, protocol, folder)
             self.dist.barrier()

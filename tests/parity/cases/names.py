@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lexiseg.data import official_names
 from lexiseg.data.sets.pascal import context_table
 from lexiseg.metrics.seen import seen_classes
 from lexiseg.text.templates import fill, resolve_templates
@@ -30,6 +31,21 @@ LISTS = {
     "openvocab_pascal21_sem_seg_*": ("voc21", 0),
     "bdd10k_40_panoptic_val": ("bdd100k-40", 2),
     "bdd10k_val_sem_seg": ("cityscapes", 3),
+}
+
+
+OFFICIAL = {  # data set of the catalogue: of the official program
+    "ade20k-150": "openvocab_ade20k_panoptic_val",
+    "ade20k-847": "openvocab_ade20k_full_sem_seg_val",
+    "bdd100k": "bdd10k_val_sem_seg",
+    "bdd100k-panoptic": "bdd10k_40_panoptic_val",
+    "cityscapes": "openvocab_cityscapes_fine_panoptic_val",
+    "coco-panoptic": "openvocab_coco_2017_val_panoptic_with_sem_seg",
+    "coco-stuff": "openvocab_coco_2017_train_stuff_sem_seg",
+    "pascal-context-459": "openvocab_pascal_ctx459_sem_seg_val",
+    "pascal-context-59": "openvocab_pascal_ctx59_sem_seg_val",
+    "voc-20": "openvocab_pascal20_sem_seg_val",
+    "voc-21": "openvocab_pascal21_sem_seg_val",
 }
 
 
@@ -69,6 +85,20 @@ def dataset_overlap(path: Path) -> list[Row]:
             rows.append(Row(path.name, f"{official}: things", _different(things, sorted(recorded["thing_contiguous"])), 0))
         flags = recorded["category_overlapping_mask"]
         rows.append(Row(path.name, f"{official}: seen, by our own lists", _different(seen, flags), allowed))
+    return [*rows, *_by_official_lists(path.name, document)]
+
+
+def _by_official_lists(case: str, document: dict[str, Any]) -> list[Row]:
+    """The flags by the official lists, those of them that `lexiseg data names` has fetched to this machine."""
+    if not official_names.path_of(official_names.TRAINING).is_file():
+        return []
+    training = official_names.load(official_names.TRAINING).vocabulary.class_names
+    rows = []
+    for name, official in OFFICIAL.items():
+        if official_names.path_of(name).is_file():
+            seen = seen_classes(official_names.load(name).vocabulary.class_names, training).astype(int).tolist()
+            flags = document[official]["category_overlapping_mask"]
+            rows.append(Row(case, f"{official}: seen, by the official lists", _different(seen, flags), 0))
     return rows
 
 

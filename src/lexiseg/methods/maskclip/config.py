@@ -39,10 +39,12 @@ class MaskTokenConfig(MethodConfig):
 class MaskClipConfig(MaskTokenConfig):
     """Options of `MaskClip`; the defaults are the published values (Sec. 4.2 and the official configuration)."""
 
-    RUNTIME: ClassVar[frozenset[str]] = MaskTokenConfig.RUNTIME | {"behaviour"}
+    RUNTIME: ClassVar[frozenset[str]] = MaskTokenConfig.RUNTIME | {"behaviour", "mask2former_rules"}
 
     relative_blocks: tuple[Natural, ...] = (5, 11, 17, 23)
     """Blocks with relative mask attention, from 0; an empty tuple is plain mask attention."""
+    mask2former_rules: bool = False
+    """Whether post-processing follows Mask2Former's code where that differs from ours (`postprocess.Policy`)."""
     behaviour: Behaviour = "paper"
     """"official" excludes the last class from semantic results, as the official code, which mistakes it for "no object". (The
     same mistake shifts labels of its instances; that is not repeated.)"""

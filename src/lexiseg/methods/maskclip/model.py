@@ -67,9 +67,9 @@ class MaskClip(Segmenter):
 
     @property
     def policy(self) -> Policy:
-        """Post-processing of its predictions; with "official" behaviour that of Mask2Former's code."""
-        official = isinstance(self.config, MaskClipConfig) and self.config.behaviour == "official"
-        return as_mask2former(super().policy) if official else super().policy
+        """Post-processing of its predictions; with ``mask2former_rules`` that of Mask2Former's code."""
+        rules = isinstance(self.config, MaskClipConfig) and self.config.mask2former_rules
+        return as_mask2former(super().policy) if rules else super().policy
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"clip": self.clip, "proposer": self.proposer, "relative": self.relative}

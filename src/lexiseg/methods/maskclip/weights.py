@@ -100,7 +100,7 @@ class MaskClipCheckpoint(Official):
     """Official checkpoint. Its config has behaviour "paper", as the official treatment of the last class is a mistake."""
 
     licence: ClassVar[str] = "unknown"
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, Any]] = {"mask2former_rules": True}
     partial: ClassVar[tuple[str, ...]] = (f"{OUR_CLIP}visual.",)  # the text tower is CLIP's own
 
     def dropped(self, keys: Iterable[str]) -> dict[str, str]:
