@@ -126,6 +126,9 @@ class ShapesOnly(TorchDispatchMode):
     What a network saves for the backward pass has the same size, and a model of any size is built and run at little cost.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.overloadpacket in _DRAWN:
