@@ -20,7 +20,7 @@ from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.models import LARGER
 from lexiseg.ops.options import from_document
-from lexiseg.structures import ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 from tests.data.miniatures import cityscapes
 from tests.laws.builders import tiny_clip
 
@@ -38,7 +38,7 @@ class Recorder(FcClip):
         assert trace is None
         self.network_sizes += [self.network_size(size_of(image)) for image in images]
         masks, classes = torch.zeros(len(images), 0, 1, 1), torch.zeros(len(images), 0, len(text) + 1)
-        return MaskPrediction(masks, classes, True, images.sizes, images.sizes)
+        return MaskPrediction(masks, classes, True, tuple(map(Geometry.unresized, images.sizes)))
 
 
 @pytest.fixture
