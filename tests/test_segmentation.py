@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from lexiseg.errors import DataError, OutputError
+from lexiseg.formats import result_files
 from lexiseg.ops.names import result_name
-from lexiseg.segmentation import Segmentation, result_files
+from lexiseg.segmentation import Segmentation
 
 
 def result(source: Path | None, task: str = "semantic") -> Segmentation:

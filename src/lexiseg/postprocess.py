@@ -126,29 +126,65 @@ def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tupl
 
     The maximum of `semantic_scores` over the classes, computed in bands of rows to avoid K × H × W values.
     """
+    for size, scores in _scores_of_rows(prediction):
+        yield _best_by_bands(size, scores)
+
+
+def semantic_maps(prediction: MaskPrediction | PixelPrediction) -> Iterator[Tensor]:
+    """`semantic_scores` of each image in half precision, on the CPU, [K, H, W] float16.
+
+    Raises:
+        MemoryError: there is not enough memory for them.
+    """
+    for size, scores in _scores_of_rows(prediction):
+        yield _maps_by_bands(size, scores)
+
+
+RowScores = Callable[[int, int], Tensor]  # first pixel row, row after the last -> class probabilities [K, rows, W]
+
+
+def _scores_of_rows(prediction: MaskPrediction | PixelPrediction) -> Iterator[tuple[Size, RowScores]]:
+    """Size of each image, and the function that computes `semantic_scores` of some of its rows."""
     if isinstance(prediction, PixelPrediction):
         for probabilities, geometry in zip(prediction.probabilities, prediction.geometries, strict=True):
-            yield _best_by_bands(geometry.size, partial(geometry.upsample_rows, probabilities))
+            yield geometry.size, partial(geometry.upsample_rows, probabilities)
         return
     parts = _parts(prediction)
     for index, geometry in enumerate(prediction.geometries):
         masks = [_of_rows(part.masks, part, index) for part in parts]
         classes = [_of_rows(part.per_class(), part, index).float().exp() for part in parts]
         geometries = [part.geometries[index] for part in parts]
-        yield _best_by_bands(geometry.size, partial(_mask_scores, masks, classes, geometries))
+        yield geometry.size, partial(_mask_scores, masks, classes, geometries)
 
 
-def _best_by_bands(size: Size, scores: Callable[[int, int], Tensor]) -> tuple[Tensor, Tensor]:
-    """Maximum over classes, and its int32 index, of ``scores`` (first pixel row, row after the last -> [K, rows, W])."""
-    height, width = size
-    high = max(1, PIXELS // width)
+def _bands(size: Size, scores: RowScores) -> Iterator[tuple[slice, Tensor]]:
+    """Scores of an image in bands of rows, about `PIXELS` pixels at a time."""
+    high = max(1, PIXELS // size[1])
+    for top in range(0, size[0], high):
+        bottom = min(top + high, size[0])
+        yield slice(top, bottom), scores(top, bottom)
+
+
+def _best_by_bands(size: Size, scores: RowScores) -> tuple[Tensor, Tensor]:
+    """Maximum over classes of ``scores``, and its int32 index."""
     best: list[tuple[Tensor, Tensor]] = []
-    for top in range(0, height, high):
-        score, label = scores(top, min(top + high, height)).max(0)
+    for rows, band in _bands(size, scores):
+        score, label = band.max(0)
         if not best:
             best.append((score.new_empty(size), label.new_empty(size, dtype=torch.int32)))
-        best[0][0][top : top + high], best[0][1][top : top + high] = score, label
+        best[0][0][rows], best[0][1][rows] = score, label
     return best[0]
+
+
+def _maps_by_bands(size: Size, scores: RowScores) -> Tensor:
+    """``scores`` of all rows, [K, H, W] float16 on the CPU."""
+    maps: list[Tensor] = []
+    for rows, band in _bands(size, scores):
+        if not maps:
+            require_memory(len(band) * size[0] * size[1] * 2, f"scores of {len(band)} classes")
+            maps.append(torch.empty((len(band), *size), dtype=torch.float16))
+        maps[0][:, rows] = band.to(device="cpu", dtype=torch.float16)
+    return maps[0]
 
 
 def _mask_scores(

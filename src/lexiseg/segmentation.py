@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lexiseg.errors import OutputError
-from lexiseg.exports import coco, labels, panoptic_png
-from lexiseg.ops.files import write_json, write_png
-from lexiseg.ops.names import below, is_file_of, result_name
+from lexiseg import formats as known
+from lexiseg.exports import objects, records
+from lexiseg.ops.names import result_name
+from lexiseg.ops.outlines import Ring, polygons_of_mask
 from lexiseg.structures import Segment, Task
 from lexiseg.visualise.lettering import preferring
 from lexiseg.visualise.overlay import overlay
-
-TASKS = ("panoptic", "semantic", "instance")
-MAPS = {"semantic": ".labels.png", "panoptic": ".panoptic.png"}  # suffix of each task's map
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Segmentation:
         segments: the N predicted regions; for ``semantic`` one per class that occurs.
         masks: [N, H, W] bool, one per segment. Disjoint, except for ``instance``.
         source: the file of the image, if any.
+        scores: [K, H, W] float16, the probability of each class at each pixel, if the model was called with ``keep_scores``.
     """
 
     task: Task
@@ -43,6 +42,7 @@ class Segmentation:
     segments: tuple[Segment, ...]
     masks: NDArray[np.bool_] = field(repr=False)
     source: str | None = None
+    scores: NDArray[np.float16] | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -89,6 +89,47 @@ class Segmentation:
         """Open the overlay in the system's picture viewer."""
         self.overlay().show()
 
+    @property
+    def void(self) -> float:
+        """Fraction of the pixels in no region, to four digits."""
+        return round(float((self.panoptic == 0).mean()), 4)
+
+    def polygons(self) -> list[list[list[Ring]]]:
+        """Outlines of the N segments: of each its polygons, of a polygon its exterior and then its holes, [corners, 2] x and y.
+
+        They run along the borders of pixels, from (0, 0) to (W, H), and are exact: a pixel is in the mask if its centre is
+        inside.
+        """
+        return [polygons_of_mask(mask) for mask in self.masks]
+
+    def to_supervision(self) -> Any:
+        """Return the segments as `supervision.Detections`, with masks, scores, labels and names.
+
+        Raises:
+            UsageError: supervision is not installed.
+        """
+        return objects.to_supervision(self.masks, self.segments)
+
+    def to_fiftyone(self) -> Any:
+        """Return the segments as `fiftyone.Detections`, with instance masks and scores.
+
+        Raises:
+            UsageError: fiftyone is not installed.
+        """
+        return objects.to_fiftyone(self.masks, self.segments)
+
+    def to_pandas(self) -> Any:
+        """Return the segments as a `pandas.DataFrame`, a row each.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        return objects.to_pandas(self.segments)
+
+    def record(self, stem: str) -> records.ResultRecord:
+        """Return the result with its masks as run lengths; ``stem`` is the prefix of its files."""
+        return records.encoded(stem, self.source, self.task, self.names, self.things, self.segments, self.masks)
+
     def document(self) -> dict[str, Any]:
         """Return the result as plain values, without masks."""
         height, width = self.size
@@ -97,22 +138,30 @@ class Segmentation:
             "task": self.task,
             "height": height,
             "width": width,
-            "void": round(float((self.panoptic == 0).mean()), 4),
-            "segments": [
-                {**asdict(segment), "score": round(segment.score, 4), "box": list(segment.box)} for segment in self.segments
-            ],
+            "void": self.void,
+            "segments": [records.plain_segment(segment) for segment in self.segments],
         }
 
-    def save(self, folder: str | Path, stem: str | None = None, *, font: str | Path | None = None) -> list[Path]:
-        """Write the overlay and the masks into ``folder``; every file appears whole or not at all.
+    def save(
+        self,
+        folder: str | Path,
+        stem: str | None = None,
+        *,
+        formats: Sequence[str] = known.DEFAULT,
+        font: str | Path | None = None,
+    ) -> list[Path]:
+        """Write the result into ``folder``; every file appears whole or not at all.
 
-        ``STEM.overlay.png``, ``STEM.json`` (the segments, with their masks as COCO run lengths), and ``STEM.labels.png``
-        (class numbers) or ``STEM.panoptic.png`` (COCO's colour-coded ids).
+        By default ``STEM.overlay.png``, ``STEM.json`` (the segments, with their masks as COCO run lengths), and
+        ``STEM.labels.png`` (class numbers) or ``STEM.panoptic.png`` (COCO's colour-coded ids). Files of whole folders, as of
+        the format "coco", are written anew by each call, with all results in the folder. For many pictures call
+        `lexiseg.formats.write_result` for each and `lexiseg.formats.write_folder` once.
 
         Args:
             folder: created if missing.
             stem: prefix of the file names; None: `result_name` of the source, unique per picture, or ``image`` for a picture
                 without a file.
+            formats: names of `lexiseg.formats.FORMATS`.
             font: as for `overlay`.
 
         Returns:
@@ -121,32 +170,10 @@ class Segmentation:
         Raises:
             DataError: the stem is not the name of a file in the folder or below it.
             OutputError: the folder or a file cannot be written, or a file would overwrite the picture.
-            UsageError: the font file is not a font.
+            UsageError: the font file is not a font, a format is unknown, or it cannot hold the result.
         """
         stem = stem or (result_name(self.source) if self.source else "image")
-        paths = result_files(Path(folder), stem, self.task)
-        if self.source and (taken := [path for path in paths if is_file_of(path, self.source)]):
-            raise OutputError(f"{taken[0]}: is the picture itself; choose another folder or another stem")
-        write_png(paths[0], np.asarray(self.overlay(font)))
-        annotations = coco.instance_annotations(self.masks, self.segments, image_id=0)
-        rows = [
-            {**row, "segmentation": annotation["segmentation"]}
-            for row, annotation in zip(self.document()["segments"], annotations, strict=True)
-        ]
-        document = {**self.document(), "classes": list(self.names), "segments": rows}
-        write_json(paths[1], document, indent=1)
-        if self.task == "semantic":
-            labels.write_labels(paths[2], self.semantic, len(self.names))
-        if self.task == "panoptic":
-            panoptic_png.write_panoptic_png(paths[2], self.panoptic)
-        return paths
-
-
-def result_files(folder: Path, stem: str, task: str) -> list[Path]:
-    """Return the paths of one picture's result: overlay, segments, and, unless the task is "instance", the map.
-
-    Raises:
-        DataError: the stem is not the name of a file in the folder or below it.
-    """
-    endings = [".overlay.png", ".json", *([MAPS[task]] if task in MAPS else [])]
-    return [below(folder, f"{stem}{ending}", f"results in {folder}") for ending in endings]
+        names = known.parse_formats(formats)
+        with preferring(font):
+            written = known.write_result(self, Path(folder), stem, names)
+        return written + known.write_folder(Path(folder), names)

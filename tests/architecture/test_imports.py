@@ -19,7 +19,7 @@ FACE = "lexiseg"  # the public face itself, src/lexiseg/__init__.py
 # A room is a module or folder directly under src/lexiseg. What it may import is said below, and nowhere else.
 FOUNDATION = {"structures", "errors", "ops"}
 ASIDE = {"data", "metrics", "exports", "visualise", "world"}  # they know only the foundation, and not each other
-RESULT = {"segmentation"}  # the result object, which saves and shows itself
+RESULT = {"segmentation", "formats"}  # the result object, which saves and shows itself
 ENCODERS = {"text", "backbones", "layers"}
 HEADS = {"losses", "ensembles", "postprocess"}
 METHODS = {"methods"}

@@ -58,9 +58,14 @@ def _colours(*_: Any, **__: Any) -> Pipeline:
     return Pipeline(Colours())
 
 
-def _segment(data: Path) -> None:
+def _segment(data: Path, *options: str) -> None:
     cli_segment.load = _colours
-    _called("segment", str(data / "images"), "--classes", "; ".join(NAMES.names), "--model", "any", "--output", str(OUTPUT))
+    names = "; ".join(NAMES.names)
+    _called("segment", str(data / "images"), "--classes", names, "--model", "any", "--output", str(OUTPUT), *options)
+
+
+def _formats(data: Path) -> None:
+    _segment(data, "--format", "coco,coco-polygons,coco-panoptic,yolo,label-studio,cvat,geojson,html")
 
 
 def _evaluate(data: Path, *options: str) -> None:
@@ -97,6 +102,7 @@ class Command:
 
 COMMANDS = {
     "segment": Command(_segment),
+    "formats": Command(_formats),
     "evaluate": Command(_evaluate),
     "predictions": Command(_predictions, _evaluate),
     "train": Command(_train),

@@ -8,6 +8,7 @@ import json
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from PIL import Image
@@ -65,13 +66,15 @@ def read(path: Path) -> Any:
     """
     data = path.read_bytes()
     match path.suffix:
-        case ".json":
+        case ".json" | ".geojson":
             document = json.loads(data)
             if path.name == "card.json":
                 return {**document, "sha256": None}
         case ".jsonl":  # lines are appended; the last one may be cut short
             rows = [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
             return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+        case ".xml":
+            ElementTree.fromstring(data)
         case ".png" | ".jpg":
             Image.open(io.BytesIO(data)).load()
         case ".safetensors":  # the library puts what is told of the tensors in any order
@@ -84,7 +87,7 @@ def read(path: Path) -> Any:
             rows_of_table = list(csv.reader(data.decode().splitlines(), strict=True))
             if len({len(row) for row in rows_of_table}) != 1 or not data.endswith(b"\n"):
                 raise ValueError("its rows differ in length")
-        case ".md" | ".txt" | "":
+        case ".md" | ".txt" | ".yaml" | ".html" | "":
             if not data.endswith(b"\n"):
                 raise ValueError("it ends within a line")
         case _:

@@ -8,6 +8,10 @@ from collections.abc import Callable
 from lexiseg import __version__
 
 TASKS = ("panoptic", "semantic", "instance")
+FORMATS = (
+    *("overlay", "json", "map", "palette", "scores", "confidence", "coco", "coco-polygons", "coco-panoptic", "yolo"),
+    *("labelme", "label-studio", "cvat", "geojson", "html"),
+)
 BATCH = "pictures per batch, limited by memory"
 ROOT = "folder of the data sets (default: $DETECTRON2_DATASETS, else ./datasets)"
 
@@ -81,6 +85,12 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument(
         "--output", metavar="DIR", help="folder for overlays, masks and segments (default: lexiseg-output; with --json: none)"
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        metavar="NAME",
+        help=f"{', '.join(FORMATS)}; several between commas, or repeated (default: overlay,json,map)",
     )
     parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help=f"{BATCH} (default: 1)")

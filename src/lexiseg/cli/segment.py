@@ -19,11 +19,14 @@ from lexiseg.cli.streams import complain, one_line, printable, tell
 from lexiseg.data import official_names
 from lexiseg.data.images import find_images
 from lexiseg.errors import UsageError
+from lexiseg.formats import DEFAULT as DEFAULT_FORMATS
+from lexiseg.formats import folder_files, needs_scores, parse_formats, result_files, write_folder, write_result
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import DEFAULT
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import located, result_name
-from lexiseg.segmentation import Segmentation, result_files
+from lexiseg.segmentation import Segmentation
+from lexiseg.structures import Task
 from lexiseg.text.vocabulary import ClassList, Vocabulary
 from lexiseg.visualise.lettering import notice, preferring
 
@@ -42,9 +45,11 @@ def _run(arguments: argparse.Namespace) -> int:
     files = find_images(arguments.pictures)
     names = {file: result_name(file) for file in files}
     vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
-    folder = Path(arguments.output) if arguments.output else None if arguments.json else Path(DEFAULT_OUTPUT)
+    formats = parse_formats(arguments.format) if arguments.format else DEFAULT_FORMATS
+    printed_only = arguments.json and not arguments.format
+    folder = Path(arguments.output) if arguments.output else None if printed_only else Path(DEFAULT_OUTPUT)
     if folder is not None:
-        _spare_pictures(files, names, folder, arguments.task)
+        _spare_pictures(files, names, folder, arguments.task, formats)
         make_writable(folder)
         tell_of_boxes(vocabulary.names)
     weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
@@ -53,7 +58,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with undisturbed():
         segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
-    segment_batch = partial(segment, classes=vocabulary, progress=True, **options)
+    keep_scores = folder is not None and needs_scores(formats)
+    segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, progress=True, **options)
     failed, batch = 0, 1 if "-" in files else arguments.batch  # standard input cannot be read a second time
     batches = (files[start : start + batch] for start in range(0, len(files), batch))
     segmented = chain.from_iterable(_segmented(segment_batch, chunk) for chunk in batches)
@@ -61,7 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             if isinstance(result, Exception):
                 raise result
-            written = [] if folder is None else result.save(folder, names[file])
+            written = [] if folder is None else write_result(result, folder, names[file], formats)
         except UsageError:
             raise  # it would be raised for all images
         except Exception as error:
@@ -76,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         else:
             tqdm.write(table(result, written, arguments.threshold, arguments.background), file=sys.stdout)
+    for path in [] if folder is None else write_folder(folder, formats):
+        print(one_line(f"→ {path}"), file=sys.stderr if arguments.json else sys.stdout)
     if failed:
         complain(f"{failed} of {len(files)} pictures failed")
     elif arguments.model is None and not arguments.json:
@@ -158,7 +166,7 @@ def training_list(name: str) -> Vocabulary:
     return ClassList.load(name, unique=False).vocabulary
 
 
-def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task: str) -> None:
+def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task: Task, formats: Sequence[str]) -> None:
     """Check that no result would overwrite an input image.
 
     Raises:
@@ -166,7 +174,7 @@ def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task:
     """
     pictures = {path: file for file in files if file != "-" for path in (Path(os.path.realpath(file)), located(file))}
     for file, name in names.items():
-        for path in result_files(folder, name, task):
+        for path in [*result_files(folder, name, task, formats), *folder_files(folder, formats)]:
             if taken := pictures.get(located(path)):
                 raise UsageError(
                     f"{taken} is a result of {file} and would be overwritten; leave it out, or choose another --output"

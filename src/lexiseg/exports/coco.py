@@ -1,4 +1,4 @@
-"""Instances in COCO's JSON: annotations with compressed run-length masks, predictions and ground truth.
+"""Instances in COCO's JSON: annotations with compressed run-length masks or polygons, predictions and ground truth.
 
 Format: https://cocodataset.org/#format-data and #format-results. Category ids default to label + 1, since many readers take
 0 for the background.
@@ -6,7 +6,7 @@ Format: https://cocodataset.org/#format-data and #format-results. Category ids d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from lexiseg.errors import UsageError
+from lexiseg.exports.records import Classes, ResultRecord, picture_names
 from lexiseg.ops.files import write_json
-from lexiseg.ops.rle import compress, encode_masks
+from lexiseg.ops.outlines import bridged
+from lexiseg.ops.rle import Counts, compress, decode_counts, encode_masks
 from lexiseg.structures import Segment, Size
 
 Record = dict[str, Any]
@@ -68,14 +70,32 @@ def instance_annotations(
     """
     if len(masks) != len(segments):
         raise UsageError(f"{len(masks)} masks for {len(segments)} segments: give one mask per segment")
+    high, wide = masks.shape[1:]
     return [
-        {
-            **segment_record(segment, category_ids),
-            "image_id": image_id,
-            "segmentation": {"size": list(masks.shape[1:]), "counts": compress(counts)},
-        }
+        annotation(segment, run_lengths(counts, (high, wide)), image_id, category_ids)
         for counts, segment in zip(encode_masks(torch.from_numpy(masks)), segments, strict=True)
     ]
+
+
+def annotation(
+    segment: Segment, segmentation: object, image_id: int | str, category_ids: Sequence[int] | None = None
+) -> Record:
+    """Return the COCO annotation of a segment, its mask as `run_lengths` or `polygons`."""
+    return {**segment_record(segment, category_ids), "image_id": image_id, "segmentation": segmentation}
+
+
+def run_lengths(counts: Counts, size: Size) -> Record:
+    """Return a mask as COCO's compressed run lengths."""
+    return {"size": list(size), "counts": compress(counts)}
+
+
+def polygons(mask: NDArray[np.bool_]) -> list[list[int]]:
+    """Return a mask [H, W] as COCO's polygons, one per region, along the borders of pixels.
+
+    COCO's polygons know no holes: a hole is joined to the outline around it by a bridge of no width. COCO's tools rasterise the
+    polygons to the same mask.
+    """
+    return [ring.ravel().tolist() for ring in bridged(mask, "borders")]
 
 
 def write_predictions(path: str | Path, annotations: Iterable[Mapping[str, Any]]) -> None:
@@ -88,7 +108,7 @@ def write_predictions(path: str | Path, annotations: Iterable[Mapping[str, Any]]
         OutputError: if the file cannot be written.
     """
     kept = ("image_id", "category_id", "segmentation", "score")
-    write_json(path, [{key: annotation[key] for key in kept} for annotation in annotations])
+    write_json(path, [{key: row[key] for key in kept} for row in annotations])
 
 
 def write_ground_truth(
@@ -109,5 +129,40 @@ def write_ground_truth(
     Raises:
         OutputError: if the file cannot be written.
     """
-    numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
+    numbered = [{**row, "id": number} for number, row in enumerate(annotations, start=1)]
     write_json(path, {"images": list(images), "annotations": numbered, "categories": list(classes)})
+
+
+def write_folder(path: Path, records: Sequence[ResultRecord]) -> None:
+    """Write the results of a folder as a COCO instances JSON: things and stuff, with scores, masks as run lengths.
+
+    Args:
+        path: the JSON file.
+        records: the results; images are numbered from 1 in their order.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    _write_folder(path, records, run_lengths)
+
+
+def write_folder_of_polygons(path: Path, records: Sequence[ResultRecord]) -> None:
+    """Write the results of a folder as `write_folder` does, masks as `polygons`.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    _write_folder(path, records, lambda counts, size: polygons(decode_counts(counts, size).numpy()))
+
+
+def _write_folder(path: Path, records: Sequence[ResultRecord], segmentation: Callable[[Counts, Size], object]) -> None:
+    classes = Classes.of(records)
+    images, annotations = [], []
+    for number, (record, name) in enumerate(zip(records, picture_names(records), strict=True), start=1):
+        images.append(image_record(number, name, record.size))
+        category_ids = [label + 1 for label in classes.labels(record)]
+        annotations += [
+            annotation(segment, segmentation(counts, record.size), number, category_ids)
+            for segment, counts in zip(record.segments, record.counts, strict=True)
+        ]
+    write_ground_truth(path, images, annotations, categories(classes.names, classes.things))

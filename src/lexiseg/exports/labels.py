@@ -28,13 +28,16 @@ def void_value(classes: int) -> int:
     return 255 if classes <= 255 else 65535
 
 
-def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], classes: int) -> None:
+def write_labels(
+    path: str | Path, labels: NDArray[np.integer[Any]], classes: int, colours: NDArray[np.uint8] | None = None
+) -> None:
     """Write a label map.
 
     Args:
         path: the PNG file.
         labels: [H, W], 0 to K - 1, or negative for void.
         classes: K.
+        colours: [K, 3], shown in place of greys where the map has 8 bits; a PNG of 16 bits has no palette. Void is black.
 
     Raises:
         UsageError: if a label is not below K, or K is above 65535.
@@ -44,7 +47,11 @@ def write_labels(path: str | Path, labels: NDArray[np.integer[Any]], classes: in
     if labels.size and labels.max() >= classes:
         raise UsageError(f"label {labels.max()} in a map of {classes} classes: labels go to {classes - 1}")
     values = np.where(labels < 0, void, labels).astype(np.uint8 if void == 255 else np.uint16)
-    write_png(path, values)
+    palette = None
+    if colours is not None and void == 255:
+        palette = np.zeros((256, 3), np.uint8)
+        palette[:classes] = colours
+    write_png(path, values, palette)
 
 
 def read_labels(path: str | Path) -> NDArray[np.int32]:

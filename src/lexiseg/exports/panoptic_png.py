@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.errors import UsageError
-from lexiseg.exports.coco import Record, segment_record
+from lexiseg.exports.coco import Record, categories, image_record, segment_record
+from lexiseg.exports.records import Classes, ResultRecord, picture_names
 from lexiseg.ops.colours import ids_of_picture
-from lexiseg.ops.files import write_json, write_png
+from lexiseg.ops.files import path_exists, write_json, write_png
 from lexiseg.ops.pictures import opened_picture
 from lexiseg.structures import Segment
+
+ENDING = ".panoptic.png"
 
 
 def ids_to_colours(ids: NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
@@ -86,3 +89,23 @@ def write_panoptic_json(
     """
     document = {"images": list(images), "annotations": list(annotations), "categories": list(classes)}
     write_json(path, document)
+
+
+def write_folder(path: Path, records: Sequence[ResultRecord]) -> None:
+    """Write the COCO panoptic JSON of the results whose panoptic PNG is in the JSON's folder.
+
+    Args:
+        path: the JSON file.
+        records: the results; images are numbered from 1 in their order.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    shown = [record for record in records if path_exists(path.parent / f"{record.stem}{ENDING}")]
+    classes = Classes.of(shown)
+    images, annotations = [], []
+    for number, (record, name) in enumerate(zip(shown, picture_names(shown), strict=True), start=1):
+        images.append(image_record(number, name, record.size))
+        category_ids = [label + 1 for label in classes.labels(record)]
+        annotations.append(panoptic_annotation(number, f"{record.stem}{ENDING}", record.segments, category_ids))
+    write_panoptic_json(path, images, annotations, categories(classes.names, classes.things))

@@ -134,6 +134,7 @@ class Pipeline:
         task: Task | None = None,
         threshold: float = 0.0,
         background: str | None = None,
+        keep_scores: bool = False,
         progress: bool = False,
     ) -> Segmentation: ...
 
@@ -146,6 +147,7 @@ class Pipeline:
         task: Task | None = None,
         threshold: float = 0.0,
         background: str | None = None,
+        keep_scores: bool = False,
         progress: bool = False,
     ) -> list[Segmentation]: ...
 
@@ -157,6 +159,7 @@ class Pipeline:
         task: Task | None = None,
         threshold: float = 0.0,
         background: str | None = None,
+        keep_scores: bool = False,
         progress: bool = False,
     ) -> Segmentation | list[Segmentation]:
         """Segment one or several images by class names.
@@ -169,6 +172,7 @@ class Pipeline:
             task: "panoptic", "semantic" or "instance"; default: the first task of the method.
             threshold: minimum score in 0..1; regions and pixels below it get no class.
             background: an additional class that competes with the others; its regions are removed.
+            keep_scores: also keep the probability of each class at each pixel, 2 bytes each (`Segmentation.scores`).
             progress: show a progress bar while many names are embedded.
 
         Returns:
@@ -194,6 +198,8 @@ class Pipeline:
         results = []
         for source, image, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
             result = as_segmentation(task, image, vocabulary, regions_of(prediction, text, task, policy))
+            if keep_scores:
+                result = replace(result, scores=next(postprocess.semantic_maps(prediction)).numpy())
             results.append(replace(result, source=str(source)) if isinstance(source, str | Path) else result)
         return results if pictures is picture else results[0]
 

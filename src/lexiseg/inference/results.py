@@ -16,7 +16,7 @@ from lexiseg.exports.labels import write_labels
 from lexiseg.ops.files import removed, write_json
 from lexiseg.ops.names import below, same_on_some_disk
 from lexiseg.ops.rle import encode_masks
-from lexiseg.segmentation import MAPS, Segmentation
+from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Instance, Instances, PanopticMap, PanopticSegment
 
 ByTask = Mapping[str, Segmentation]
@@ -77,7 +77,7 @@ def write_chunk(
     with_result = {id(sample) for sample, _ in predicted}
     for sample in samples:
         if id(sample) not in with_result:
-            for task in MAPS:
+            for task in ("semantic", "panoptic"):
                 removed(below(folder / task, f"{sample.key}.png", f"{sample.image}, its key"))
     records: dict[str, Any] = {"images": [], "panoptic": [], "instance": [], "inputs": inputs}
     for sample, by_task in predicted:

@@ -203,12 +203,20 @@ def write_json(path: str | Path, document: object, indent: int | None = None) ->
     write_atomically(path, json.dumps(document, ensure_ascii=False, indent=indent).encode(errors="backslashreplace"))
 
 
-def write_png(path: str | Path, values: NDArray[Any]) -> None:
+def write_png(path: str | Path, values: NDArray[Any], palette: NDArray[np.uint8] | None = None) -> None:
     """Write a picture [H, W, 3] uint8, or one channel [H, W] uint8 or uint16.
+
+    Args:
+        path: the file.
+        values: the picture.
+        palette: colours [N, 3] of the values 0 to N - 1 of one channel of uint8; without it they are greys.
 
     Raises:
         OutputError: as `write_atomically`.
     """
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(values)).save(buffer, "PNG")
+    picture = Image.fromarray(np.ascontiguousarray(values))
+    if palette is not None:
+        picture.putpalette(palette.tobytes())
+    picture.save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())

@@ -17,7 +17,7 @@ _MOST = 200  # characters of a lock file shown in messages
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, wait: float = 0) -> Iterator[None]:
     """Create a folder and lock it against other processes within the block.
 
     The operating system releases the lock when the process ends for any reason; the file `LOCK`, which names the holder, is
@@ -25,6 +25,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
     Args:
         folder: folder of the results of a command.
+        wait: seconds to wait for another process.
 
     Raises:
         OutputError: another process holds the lock, or the folder cannot be written.
@@ -34,7 +35,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     is_new = not Path(folder).exists()
     make_writable(folder)
     path = Path(folder) / LOCK
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=wait)
     try:
         lock.acquire()
     except Timeout:
