@@ -167,14 +167,15 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """Embeddings of a vocabulary in CLIP's joint space. Text is an argument of every method, never part of its state.
+    """Names of a vocabulary and their embeddings. Text is an argument of every method, never part of its state.
 
     Attributes:
-        vectors: [S, D] unit vectors, one per name.
+        vectors: [S, D] unit vectors in CLIP's joint space, one per name; D = 0 for methods that read the names themselves.
         class_index: [S] class of each row, ascending.
         names: names of the K classes.
         things: [K] True for things, False for stuff.
         seen: [K] True for classes the method was trained on; None if not determined.
+        all_names: the S names, one per row, synonyms included; empty if only vectors are known.
     """
 
     vectors: Tensor
@@ -182,6 +183,7 @@ class TextEmbeddings:
     names: tuple[str, ...]
     things: Tensor
     seen: Tensor | None = None
+    all_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -209,12 +211,14 @@ class TextEmbeddings:
         order = torch.as_tensor(classes, device=self.class_index.device)
         rows = [torch.nonzero(self.class_index == label).flatten() for label in order]
         class_index = torch.cat([torch.full_like(members, number) for number, members in enumerate(rows)])
+        numbers = torch.cat(rows)
         return TextEmbeddings(
-            self.vectors[torch.cat(rows)],
+            self.vectors[numbers],
             class_index,
             tuple(self.names[int(label)] for label in order),
             self.things[order],
             None if self.seen is None else self.seen[order],
+            tuple(self.all_names[number] for number in numbers.tolist()) if self.all_names else (),
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextEmbeddings:

@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from transformers import SamConfig
+from transformers import BertConfig, GroundingDinoConfig, MMGroundingDinoConfig, SamConfig, SwinConfig
 
 from lexiseg.backbones.clip import ClipBackbone, ClipViT, assemble_clip
+from lexiseg.backbones.grounding_dino import GroundingDino, build_grounding_dino
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
 from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.backbones.sam import SamFamily
@@ -26,6 +27,8 @@ from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fovseg.config import FovSegConfig
 from lexiseg.methods.fovseg.model import FovSeg
+from lexiseg.methods.grounded_sam.config import GroundedSamConfig
+from lexiseg.methods.grounded_sam.model import GroundedSam
 from lexiseg.methods.maskclip.config import MaskClipConfig
 from lexiseg.methods.maskclip.model import MaskClip
 from lexiseg.methods.sam_clip.config import SamClipConfig
@@ -79,6 +82,41 @@ def tiny_sam_clip(kind: str) -> SamClip:
     generator = MaskGeneratorOptions(pred_iou_threshold=0.0, stability_threshold=0.0, box_nms_threshold=0.9)
     config = SamClipConfig(shortest_edge=64, points_per_side=3, generator=generator)
     return SamClip(tiny_clip(kind), tiny_sam(), config).eval()
+
+
+def tiny_dino_config(family: str = "grounding-dino", **options: Any) -> Any:
+    """A Grounding DINO of 12 queries and prompts of 40 tokens."""
+    swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2, out_indices=[2, 3, 4])
+    bert = BertConfig(
+        vocab_size=1030, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    sizes = {
+        "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 12, "max_text_len": 40,
+    }  # fmt: skip
+    config_class = GroundingDinoConfig if family == "grounding-dino" else MMGroundingDinoConfig
+    return config_class(backbone_config=swin, text_config=bert, **{**sizes, **options})
+
+
+def tiny_dino(family: str = "grounding-dino", **options: Any) -> GroundingDino:
+    """Random in all its parameters: as transformers makes them, boxes and fusion do not depend on the picture or the text."""
+    torch.manual_seed(5)
+    detector = build_grounding_dino(tiny_dino_config(family, **options))
+    with torch.no_grad():
+        for name, parameter in detector.named_parameters():
+            if parameter.dim() == 0:
+                parameter.zero_()  # MM-Grounding-DINO's first opinion is that no box has a name
+            elif "norm" not in name:
+                parameter.add_(0.15 * torch.randn_like(parameter))
+    return detector.eval()
+
+
+def tiny_grounded_sam(family: str = "grounding-dino", **options: Any) -> GroundedSam:
+    """The five names of `some_text` make two prompts."""
+    detector = tiny_dino(family)
+    given = {"shortest_edge": 64, "longest_edge": 128, "box_threshold": 0.1, "text_threshold": 0.1, "boxes_per_batch": 5}
+    return GroundedSam(detector, loud_sam(), GroundedSamConfig(**{**given, **options})).eval()
 
 
 SIZES: dict[str, Any] = {
@@ -223,6 +261,10 @@ def _finding(segmenter: Model) -> Model:
 
 BUILDERS: dict[str, Callable[[], Segmenter]] = {
     **{f"sam_clip ({kind})": partial(tiny_sam_clip, kind) for kind in VISION},
+    "grounded_sam": tiny_grounded_sam,
+    "grounded_sam (MM, names alone, several masks)": partial(
+        tiny_grounded_sam, "mm-grounding-dino", names_per_prompt=1, name_score="max", multimask=True
+    ),
     **{f"fcclip ({kind})": partial(tiny_fcclip, kind) for kind in ("convnext", "efficientnet", "resnet")},
     **{f"cmpf ({kind})": partial(tiny_cmpf, kind) for kind in ("convnext", "efficientnet", "resnet")},
     **{f"cmpf with masks ({kind})": partial(tiny_cmpf_with_masks, kind) for kind in ("convnext", "resnet")},
@@ -247,7 +289,8 @@ def some_text(classes: int = 5, width: int = 24) -> TextEmbeddings:
     class_index = torch.tensor(sorted([*range(classes), min(1, classes - 1)]))
     vectors = torch.nn.functional.normalize(torch.randn(len(class_index), width, generator=generator), dim=-1)
     names = tuple(f"class {number}" for number in range(classes))
-    return TextEmbeddings(vectors, class_index, names, torch.arange(classes) % 2 == 0)
+    all_names = tuple(f"name {number}" for number in range(len(class_index)))
+    return TextEmbeddings(vectors, class_index, names, torch.arange(classes) % 2 == 0, all_names=all_names)
 
 
 def some_images(*sizes: tuple[int, int]) -> ImageBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lexiseg.methods.base import Segmenter
 from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.correlation import CorrelationSegmenter
 from lexiseg.methods.fovseg.model import FovSeg
+from lexiseg.methods.grounded_sam.model import GroundedSam
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, TextEmbeddings, Trace
@@ -69,10 +71,9 @@ def test_a_batch_is_its_images_one_by_one(segmenter, some_images, some_text):
 
 def test_images_of_one_size_go_through_the_encoders_together(segmenter, some_images, some_text, monkeypatch):
     images, text = some_images((60, 80), (72, 48), (60, 80), (40, 40)), some_text()
-    clip, sam, features, encode = [], [], segmenter.clip.features, SamBackbone.encode_with_skips
-    monkeypatch.setattr(
-        segmenter.clip, "features", lambda pixels, *rest: (clip.append(len(pixels)), features(pixels, *rest))[1]
-    )
+    encoder: Any = segmenter.detector if isinstance(segmenter, GroundedSam) else segmenter.clip
+    clip, sam, features, encode = [], [], encoder.features, SamBackbone.encode_with_skips
+    monkeypatch.setattr(encoder, "features", lambda pixels, *rest: (clip.append(len(pixels)), features(pixels, *rest))[1])
     monkeypatch.setattr(SamBackbone, "encode_with_skips", lambda own, pixels: (sam.append(len(pixels)), encode(own, pixels))[1])
     segmenter(images, text)
     if isinstance(segmenter, CorrelationSegmenter):  # views have one size, whatever the images'
@@ -82,7 +83,7 @@ def test_images_of_one_size_go_through_the_encoders_together(segmenter, some_ima
     if isinstance(segmenter, Cmpf):  # SAM sees what CLIP does, and the images once more for the ensemble of masks
         assert sam == [count for count in clip for _ in range(1 if segmenter.masks is None else 2)]
     else:  # its input has one size, whatever the images'
-        assert sam == [4] * isinstance(segmenter, SamClip | SamMi)
+        assert sam == [4] * isinstance(segmenter, SamClip | SamMi | GroundedSam)
 
 
 def test_permuting_classes_permutes_the_prediction(segmenter, some_images, some_text):
@@ -98,7 +99,7 @@ def test_a_trace_changes_nothing(segmenter, some_images, some_text):
     traced, plain = segmenter(images, text, trace=trace), segmenter(images, text)
     assert torch.equal(traced.per_class(), plain.per_class())
     assert all(torch.equal(*pair) for pair in zip(scores(traced), scores(plain), strict=True))
-    assert {"clip"} <= set(trace)
+    assert ("detector" if segmenter.reads_names else "clip") in trace
     assert all(value.isfinite().all() for value in trace.values())
 
 
@@ -120,6 +121,7 @@ def test_naming_a_class_twice_the_same_changes_nothing(segmenter, some_images, s
         text,
         vectors=torch.cat([text.vectors[first], text.vectors]),
         class_index=torch.cat([text.class_index[first], text.class_index]),
+        all_names=(text.all_names[0], *text.all_names),
     )
     assert_close(segmenter(images, doubled).per_class(), segmenter(images, text).per_class(), atol=1e-6, rtol=1e-5)
 
@@ -130,10 +132,16 @@ def test_a_synonym_never_lowers_its_class(segmenter, some_images, some_text):
     if isinstance(segmenter, FovSeg):
         segmenter.teva = torch.nn.ModuleList()  # its masks ask all names before they are named
     images, text = some_images((60, 80)), some_text()
+    if isinstance(segmenter, GroundedSam):  # names of one prompt see each other; of several prompts, other boxes are best
+        segmenter.config = replace(segmenter.config, names_per_prompt=1)
     extra = torch.nn.functional.normalize(torch.randn(1, text.vectors.shape[1]), dim=-1).to(text.vectors)
     classes = torch.cat([text.class_index, text.class_index.new_tensor([4])])
-    richer = replace(text, vectors=torch.cat([text.vectors, extra]), class_index=classes)
+    richer = replace(
+        text, vectors=torch.cat([text.vectors, extra]), class_index=classes, all_names=(*text.all_names, "synonym")
+    )
     before, after = segmenter(images, text).per_class(), segmenter(images, richer).per_class()
+    if isinstance(segmenter, GroundedSam):
+        before, after = before.amax(1), after.amax(1)
     assert (after[..., 4] >= before[..., 4] - 1e-5).all()
 
 

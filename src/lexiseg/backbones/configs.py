@@ -66,6 +66,28 @@ def read_vocabulary(folder: Path, name: object, config: Path) -> bytes:
     return packed
 
 
+def read_pieces(path: Path) -> dict[str, int]:
+    """Read a WordPiece vocabulary: piece -> id.
+
+    Args:
+        path: ``vocab.txt``, a piece a line, or ``tokenizer.json`` of the tokenizers library, of which only this is used.
+
+    Raises:
+        WeightsError: missing, too large, or not such a vocabulary.
+    """
+    content = _read(path, VOCABULARY_BYTES, "a WordPiece vocabulary")
+    try:
+        if path.suffix != ".json":
+            lines = content.decode().removesuffix("\n").split("\n")
+            return {piece.removesuffix("\r"): number for number, piece in enumerate(lines)}
+        vocabulary = json.loads(content)["model"]["vocab"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is not a WordPiece vocabulary ({error!r:.100}); fetch it again") from error
+    if not isinstance(vocabulary, dict) or not all(_whole(_WORDS, 0)(number) for number in vocabulary.values()):
+        raise WeightsError(f"{path} is not a WordPiece vocabulary: model.vocab must map pieces to ids; fetch it again")
+    return vocabulary
+
+
 def file_named(folder: Path, name: object, config: Path, key: str) -> Path:
     """Resolve the path of a file that the config of a CLIP names under ``lexiseg``.
 
@@ -316,6 +338,37 @@ def own_options(config_class: type[Any], options: object, source: str | Path, **
         if not _plain(value, most) or (most == 1 and not _number(1)(value)) or (_COUNT.search(key) and _negative(value)):
             raise WeightsError(f"{source}: {key} must not be {reprlib.repr(value)}; configs may only set sizes")
     return values | parts
+
+
+def agreed_options(options: object, values: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """Return ``values``, which the options may leave out or repeat, but not change.
+
+    Raises:
+        WeightsError: another value in the options.
+    """
+    for key, value in values.items():
+        if isinstance(options, Mapping) and options.get(key, value) not in (value, None):
+            raise WeightsError(
+                f"{where}: {key} must be {reprlib.repr(value)}, not {reprlib.repr(options[key])}; fetch it again"
+            )
+    return values
+
+
+def check_bounds(config: Any, bounds: Mapping[str, tuple[int, int]], where: str | Path) -> None:
+    """Check attributes of a configuration that no weight determines.
+
+    Args:
+        config: configuration of transformers.
+        bounds: name -> least and greatest whole number.
+        where: name of the file, or of a part of it, in messages.
+
+    Raises:
+        WeightsError: not a whole number, or out of bounds.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(config, name)
+        if not _whole(most, least)(value):
+            raise WeightsError(f"{where}: {name} must be a whole number in {least}..{most}, not {reprlib.repr(value)}")
 
 
 def _negative(value: object) -> bool:

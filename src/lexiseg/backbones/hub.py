@@ -23,7 +23,16 @@ from lexiseg.errors import OutputError, WeightsError
 from lexiseg.ops.files import write_json
 from lexiseg.text.embed import cache_folder
 
-FETCHED = frozenset({"config.json", "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"})
+FETCHED = frozenset(
+    {
+        "config.json",
+        "model.safetensors",
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.bin",
+        "vocab.txt",
+        "tokenizer.json",
+    }
+)
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _log = logging.getLogger(__name__)

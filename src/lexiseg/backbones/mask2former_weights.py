@@ -102,32 +102,14 @@ _RULES: tuple[tuple[str, str], ...] = (
     (f"{_MASKS}class_embed.", "class_predictor."),
 )
 
-# Earlier names in transformers, as in the files on the hub: (earlier, current), of the whole Swin, then of its blocks.
-_EARLIER = (
-    (
-        (f"{_ENCODER}embeddings.", f"{_ENCODER}swin.embeddings."),
-        (f"{_ENCODER}encoder.layers.", _SWIN),
-        ("", ""),  # all other keys are unchanged
-    ),
-    (
-        *(
-            (f"{_SWIN}{stage}.blocks.<n>.{earlier}", f"{_SWIN}{stage}.blocks.<n>.{current}")
-            for stage in range(4)
-            for earlier, current in (
-                ("attention.self.query.", "attention.q_proj."),
-                ("attention.self.key.", "attention.k_proj."),
-                ("attention.self.value.", "attention.v_proj."),
-                (
-                    "attention.self.relative_position_bias_table",
-                    "attention.relative_position_bias.relative_position_bias_table",
-                ),
-                ("attention.output.dense.", "attention.o_proj."),
-                ("intermediate.dense.", "mlp.fc1."),
-                ("output.dense.", "mlp.fc2."),
-            )
-        ),
-        ("", ""),
-    ),
+_EARLIER_BLOCK = (  # of a Swin, in transformers: (earlier, current)
+    ("attention.self.query.", "attention.q_proj."),
+    ("attention.self.key.", "attention.k_proj."),
+    ("attention.self.value.", "attention.v_proj."),
+    ("attention.self.relative_position_bias_table", "attention.relative_position_bias.relative_position_bias_table"),
+    ("attention.output.dense.", "attention.o_proj."),
+    ("intermediate.dense.", "mlp.fc1."),
+    ("output.dense.", "mlp.fc2."),
 )
 
 # Keys of either side that are not parameters of the network: a pattern of the whole key, and why.
@@ -139,7 +121,6 @@ DROPPED = {
 _COUNTER = ".num_batches_tracked"  # of transformers' ResNets, used only in training
 
 _TO_OURS, _TO_OFFICIAL = compiled(_RULES, 0), compiled(_RULES, 1)
-_TO_CURRENT = tuple(compiled(rules, 0) for rules in _EARLIER)
 
 
 def reason_to_drop(key: str) -> str | None:
@@ -202,10 +183,28 @@ def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a state dictionary of any version of transformers to the current keys."""
-    kept = {name: tensor for name, tensor in state.items() if not dropped(name)}
-    for rules in _TO_CURRENT:
-        kept = {current: kept[name] for name, current in rename_all(kept, rules, "transformers'").items()}
-    return kept
+    return with_current_swin({name: tensor for name, tensor in state.items() if not dropped(name)}, _ENCODER)
+
+
+def with_current_swin(state: Mapping[str, Tensor], encoder: str) -> dict[str, Tensor]:
+    """Rename the Swin in a state dictionary of any version of transformers, such as a file on the hub, to the current keys.
+
+    Args:
+        state: key -> tensor.
+        encoder: prefix of the Swin's keys.
+    """
+    layers = f"{encoder}swin.encoder.layers."
+    whole = ((f"{encoder}embeddings.", f"{encoder}swin.embeddings."), (f"{encoder}encoder.layers.", layers))
+    blocks = tuple(
+        (f"{layers}{stage}.blocks.<n>.{earlier}", f"{layers}{stage}.blocks.<n>.{current}")
+        for stage in range(4)
+        for earlier, current in _EARLIER_BLOCK
+    )
+    renamed = dict(state)
+    for rules in (whole, blocks):
+        patterns = compiled((*rules, ("", "")), 0)  # all other keys are unchanged
+        renamed = {current: renamed[name] for name, current in rename_all(renamed, patterns, "transformers'").items()}
+    return renamed
 
 
 def mask2former_config(

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lexiseg.backbones.sam import SamFamily, Skips
+from lexiseg.backbones.sam import SamFamily, Skips, of_image
 from lexiseg.errors import UsageError
 from lexiseg.ops.files import write_atomically
 from lexiseg.ops.masks import (
@@ -237,13 +237,9 @@ def generate_each(
     plans = [_plan(image, options, prompter) for image, prompter in zip(images, prompters, strict=True)]
     embeddings, skips = backbone.encode_with_skips(torch.cat([backbone.preprocess(image) for image in images]))
     return [
-        _generate(backbone, image, options, plan, (embeddings[index : index + 1], _of_image(skips, index)))
+        _generate(backbone, image, options, plan, (embeddings[index : index + 1], of_image(skips, index)))
         for index, (image, plan) in enumerate(zip(images, plans, strict=True))
     ]
-
-
-def _of_image(skips: Skips, index: int) -> Skips:
-    return tuple(maps[index : index + 1] for maps in skips)
 
 
 def _plan(image: Tensor, options: MaskGeneratorOptions, prompter: Prompter) -> list[tuple[Box, Tensor]]:

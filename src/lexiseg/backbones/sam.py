@@ -325,6 +325,11 @@ class Sam2Backbone(SamFamily):
         )
 
 
+def of_image(skips: Skips, index: int) -> Skips:
+    """Select the skip connections of image ``index`` of a batch."""
+    return tuple(maps[index : index + 1] for maps in skips)
+
+
 def _upscale(decoder: Any, image: Tensor) -> Tensor:
     """Upsample image features [N, C, g, g] to [N, C / 8, m, m]."""
     middle = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))

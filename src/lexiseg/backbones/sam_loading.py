@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lexiseg.backbones import sam2_weights
-from lexiseg.backbones.configs import check_timm_arguments, own_options, read_config, timm_name
+from lexiseg.backbones.configs import agreed_options, check_timm_arguments, own_options, read_config, timm_name
 from lexiseg.backbones.hub import fetched
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
@@ -257,7 +257,7 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
     def part(key: str, name: str, agreed: Mapping[str, object] | None = None, **ours: object) -> Any:
         config_class, values = getattr(transformers, f"{family}{name}Config"), options.get(key, {})
         where = f"{config_file}, {key}"
-        return config_class(**own_options(config_class, values, where, **_agreed(values, agreed or {}, where), **ours))
+        return config_class(**own_options(config_class, values, where, **agreed_options(values, agreed or {}, where), **ours))
 
     if family in {"Sam", "SamHQ"}:
         vision = part("vision_config", "Vision")
@@ -297,7 +297,7 @@ def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
     """Build the configuration of the encoder in ``vision_config``."""
     options = vision.get("backbone_config", {}) if isinstance(vision, Mapping) else {}
     where = f"{config_file}, vision_config.backbone_config"
-    trunk = config_class(**own_options(config_class, options, where, **_agreed(options, _STRIDES, where)))
+    trunk = config_class(**own_options(config_class, options, where, **agreed_options(options, _STRIDES, where)))
     channels, heads, windows = trunk.embed_dim_per_stage, trunk.num_attention_heads_per_stage, trunk.window_size_per_stage
     counts = [*heads, *windows] if isinstance(heads, list) and isinstance(windows, list) else [0]
     if not all(isinstance(count, int) and count > 0 for count in counts) or any(
@@ -308,16 +308,6 @@ def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
             f"{reprlib.repr(heads)} and {reprlib.repr(windows)}"
         )
     return trunk
-
-
-def _agreed(options: object, values: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """Return ``values``, which the options may leave out or repeat, but not change."""
-    for key, value in values.items():
-        if isinstance(options, Mapping) and options.get(key, value) not in (value, None):
-            raise WeightsError(
-                f"{where}: {key} must be {reprlib.repr(value)}, not {reprlib.repr(options[key])}; fetch it again"
-            )
-    return values
 
 
 def _timm_trunk(vision: object, config_file: Path) -> Any:

@@ -24,7 +24,6 @@ from lexiseg.ops.masks import areas_of_masks, boxes_of_masks
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, Task, TextEmbeddings, Trace
-from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.templates import resolve_templates
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -217,8 +216,8 @@ class Pipeline:
         return next((text for known, text in self._texts if known == words), None)
 
     def _embed(self, vocabulary: Vocabulary, progress: bool) -> TextEmbeddings:
-        segmenter, templates = self.segmenter, self.segmenter.config.templates
-        text = embed_vocabulary(segmenter.clip, vocabulary, templates, cache=self.cache, progress=progress)
+        segmenter = self.segmenter
+        text = segmenter.embed_text(vocabulary, cache=self.cache, progress=progress)
         if segmenter.training_classes is not None:
             seen = seen_classes(vocabulary.class_names, segmenter.training_classes)
             text = replace(text, seen=torch.from_numpy(seen))

@@ -9,6 +9,7 @@ from lexiseg.methods.cmpf import models as cmpf
 from lexiseg.methods.escnet import models as escnet
 from lexiseg.methods.fcclip import models as fcclip
 from lexiseg.methods.fovseg import models as fovseg
+from lexiseg.methods.grounded_sam import models as grounded_sam
 from lexiseg.methods.maskclip import models as maskclip
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import models as sam_clip
@@ -18,7 +19,7 @@ from lexiseg.structures import Task
 
 MODELS: dict[str, Variant] = {
     variant.name: variant
-    for method in (sam_clip, fcclip, cmpf, catseg, sam_mi, escnet, maskclip, fovseg)
+    for method in (sam_clip, grounded_sam, fcclip, cmpf, catseg, sam_mi, escnet, maskclip, fovseg)
     for variant in method.MODELS
 }
 RECIPES: dict[str, Callable[[], Recipe]] = {

@@ -8,8 +8,10 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from copy import copy
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip import ClipBackbone
@@ -17,7 +19,9 @@ from lexiseg.errors import UsageError
 from lexiseg.ops.options import Unit, flat, options
 from lexiseg.postprocess import Policy
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Task, TextEmbeddings, Trace
+from lexiseg.text.embed import embed_vocabulary, with_vectors
 from lexiseg.text.templates import resolve_templates
+from lexiseg.text.vocabulary import Vocabulary
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,7 +103,8 @@ class Segmenter(nn.Module, ABC):
     Attributes:
         key: name of the trained weights in ``--weights KEY=FILE``.
         tasks: tasks that its prediction supports, best first.
-        clip: CLIP that must compute the text embeddings.
+        clip: CLIP that must compute the text embeddings; absent if it ``reads_names``.
+        reads_names: whether it reads the names themselves (`TextEmbeddings.all_names`) instead of their embeddings.
         training_classes: names of the classes it was trained on (the seen classes); None if unknown.
         published: options of published results by data set, see `on`.
         tunes_text: whether training also fine-tunes CLIP's text tower.
@@ -108,6 +113,7 @@ class Segmenter(nn.Module, ABC):
     key: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]]
     tunes_text: ClassVar[bool] = False
+    reads_names: ClassVar[bool] = False
     clip: ClipBackbone
 
     def __init__(self, config: MethodConfig) -> None:
@@ -148,9 +154,20 @@ class Segmenter(nn.Module, ABC):
 
         Args:
             images: B images of any sizes; images with network inputs of equal size are processed together.
-            text: embeddings of K classes by `clip`.
+            text: embeddings of K classes by `embed_text`.
             trace: receives intermediate maps; requires a batch of one image.
         """
+
+    def embed_text(self, vocabulary: Vocabulary, *, cache: str | Path | None = None, progress: bool = False) -> TextEmbeddings:
+        """Return a vocabulary as `forward` takes it, on the CPU: embedded by `clip`, or names alone if it `reads_names`.
+
+        Args:
+            vocabulary: K classes.
+            cache, progress: see `embed_vocabulary`.
+        """
+        if self.reads_names:
+            return with_vectors(vocabulary, torch.zeros(len(vocabulary.all_names), 0))
+        return embed_vocabulary(self.clip, vocabulary, self.config.templates, cache=cache, progress=progress)
 
     @abstractmethod
     def parts(self) -> Mapping[str, nn.Module]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from lexiseg.backbones import grounding_dino as detectors
 from lexiseg.backbones.clip import ClipBackbone, ClipMeanPooled, ClipResNet, build_clip, load_clip
 from lexiseg.backbones.clip_vit import ClipViT
-from lexiseg.backbones.sam_loading import Architecture, load_sam, sam_vit
+from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.sam_loading import Architecture, build_sam, load_sam, sam_vit
 from lexiseg.errors import UsageError
 from lexiseg.methods.variant import ASSETS, Part, Source
 
@@ -31,6 +33,12 @@ _SAM_REPOSITORIES: dict[Architecture, str] = {
     "b": "facebook/sam-vit-base",
     "l": "facebook/sam-vit-large",
     "h": "facebook/sam-vit-huge",
+}
+_SAM2_REPOSITORY = "facebook/sam2.1-hiera-tiny"
+_DETECTOR_REPOSITORIES: dict[tuple[str, str], str] = {
+    ("grounding-dino", "swin-t"): "IDEA-Research/grounding-dino-tiny",
+    ("grounding-dino", "swin-b"): "IDEA-Research/grounding-dino-base",
+    ("mm-grounding-dino", "swin-t"): "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_v3det",
 }
 
 
@@ -57,6 +65,30 @@ def sam(architecture: Architecture) -> Part:
     repository = _SAM_REPOSITORIES[architecture]
     source = Source("model.safetensors", APACHE, repository)
     return Part("sam", partial(sam_vit, architecture), lambda given: load_sam(given or repository), source)
+
+
+def sam2() -> Part:
+    """Part for the smallest published SAM 2.1."""
+    source = Source("model.safetensors", APACHE, _SAM2_REPOSITORY)
+    return Part("sam", _empty_sam2, lambda given: load_sam(given or _SAM2_REPOSITORY), source)
+
+
+def _empty_sam2() -> SamFamily:
+    from transformers import Sam2Config  # heavy
+
+    return build_sam(Sam2Config())  # the defaults are those of Hiera-T
+
+
+def grounding_dino(architecture: detectors.Architecture, family: detectors.Family = "grounding-dino") -> Part:
+    """Part for a published Grounding DINO or MM-Grounding-DINO."""
+    repository = _DETECTOR_REPOSITORIES[family, architecture]
+    source = Source("model.safetensors", APACHE, repository)
+    return Part(
+        "detector",
+        partial(detectors.grounding_dino, architecture, family),
+        lambda given: detectors.load_grounding_dino(given or repository),
+        source,
+    )
 
 
 def tiny_sam() -> Part:

@@ -78,7 +78,13 @@ def embed_vocabulary(
         rows = embed_names(clip, names, sentences, chunk=chunk, progress=progress).cpu()
         if path is not None:
             _keep(path, rows)
-    return TextEmbeddings(rows, torch.tensor(vocabulary.class_index), vocabulary.names, torch.tensor(vocabulary.things))
+    return with_vectors(vocabulary, rows)
+
+
+def with_vectors(vocabulary: Vocabulary, vectors: Tensor) -> TextEmbeddings:
+    """Return a vocabulary with the embeddings [S, D] of its names, on the CPU."""
+    class_index, things = torch.tensor(vocabulary.class_index), torch.tensor(vocabulary.things)
+    return TextEmbeddings(vectors, class_index, vocabulary.names, things, all_names=vocabulary.all_names)
 
 
 def embed_names(

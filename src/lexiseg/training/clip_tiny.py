@@ -367,7 +367,7 @@ def learn_bpe(path: Path, vocabulary: int) -> None:
 
     The committed file was learnt with the ImageNet prompts in the corpus too, so the result is similar, not equal.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # of the extra [train]
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # heavy
 
     tokenizer: Any = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

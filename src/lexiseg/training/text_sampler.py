@@ -9,7 +9,7 @@ import torch
 
 from lexiseg.methods.base import Segmenter
 from lexiseg.structures import MaskTarget, TextEmbeddings
-from lexiseg.text.embed import embed_names, embed_vocabulary
+from lexiseg.text.embed import embed_names
 from lexiseg.text.templates import resolve_templates
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.batches import CLASSES, Batch, seed_of
@@ -18,7 +18,7 @@ from lexiseg.training.batches import CLASSES, Batch, seed_of
 def training_text(segmenter: Segmenter, vocabulary: Vocabulary, *, cache: str | Path | None = "default") -> TextEmbeddings:
     """Embed the vocabulary of a training; the text cache is used only if the text tower is frozen."""
     cache = None if segmenter.tunes_text else cache
-    return embed_vocabulary(segmenter.clip, vocabulary, segmenter.config.templates, cache=cache, progress=True)
+    return segmenter.embed_text(vocabulary, cache=cache, progress=True)
 
 
 class TextSampler:
