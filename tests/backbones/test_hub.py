@@ -26,11 +26,12 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip import build_clip, load_clip
+from lexiseg.backbones.grounding_dino import load_grounding_dino
 from lexiseg.backbones.hub import FETCHED, fetched
 from lexiseg.backbones.mask2former import load_mask2former
 from lexiseg.backbones.sam_loading import load_sam
 from lexiseg.errors import WeightsError
-from tests.backbones import test_mask2former, test_sam
+from tests.backbones import test_grounding_dino, test_mask2former, test_sam
 from tests.backbones.stand_in_hub import StandInHub, digest, is_large, stand_in_hub
 
 CLIP = {
@@ -88,6 +89,7 @@ def files() -> dict[str, dict[str, bytes]]:
         "sam": published(test_sam.tiny("sam").model),
         "mask2former": published(test_mask2former.tiny("swin").model),
         "clip": {"open_clip_model.safetensors": save(open_clip.CLIP(**CLIP).state_dict())},
+        "detector": test_grounding_dino.published("grounding-dino"),
     }
 
 
@@ -122,6 +124,7 @@ def part_on(hub: StandInHub, name: str, files: dict[str, dict[str, bytes]], monk
         "sam": lambda: load_sam("someone/sam").model,
         "mask2former": lambda: load_mask2former("someone/mask2former").model,
         "clip": lambda: load_clip("lexiseg-test-hub", "tag").clip_model,
+        "detector": lambda: load_grounding_dino("someone/detector").model,
     }
     return Part(name, files[name], load[name])
 
@@ -152,13 +155,13 @@ def offline(monkeypatch: pytest.MonkeyPatch, *, yes: bool = True) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", yes)
 
 
-@pytest.mark.parametrize("name", ["clip", "sam", "mask2former"])
+@pytest.mark.parametrize("name", ["clip", "sam", "mask2former", "detector"])
 def test_what_is_fetched_once_is_used_without_a_request(
     hub: StandInHub, name: str, files: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is fetched but the files that are named, whatever else a stranger has put there."""
     part = part_on(hub, name, files, monkeypatch)
-    strange = ("modeling.py", "config.py", "pytorch_model.bin", "tokenizer.json", "model.safetensors.index.json")
+    strange = ("modeling.py", "config.py", "pytorch_model.bin", "tokenizer_config.json", "model.safetensors.index.json")
     hub.files[part.repository] |= dict.fromkeys(strange, b"{}")
     assert_loads(part)
     assert sorted(hub.fetched()) == sorted(part.files)
@@ -168,6 +171,19 @@ def test_what_is_fetched_once_is_used_without_a_request(
     offline(monkeypatch)
     assert_loads(part)
     assert hub.requests == []
+
+
+def test_a_vocabulary_may_be_of_the_tokenizers_library(
+    hub: StandInHub, files: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a repository has no vocab.txt."""
+    part = part_on(hub, "detector", files, monkeypatch)
+    words = part.files["vocab.txt"].decode().splitlines()
+    document = {"model": {"type": "WordPiece", "vocab": {word: number for number, word in enumerate(words)}}}
+    hub.files[part.repository] = {**part.files, "tokenizer.json": json.dumps(document).encode()}
+    del hub.files[part.repository]["vocab.txt"]
+    assert_loads(part)
+    assert "tokenizer.json" in hub.fetched()
 
 
 def test_a_name_that_is_not_listed_is_not_fetched(hub: StandInHub) -> None:

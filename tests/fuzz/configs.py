@@ -1,4 +1,5 @@
-"""Configs beside weights: CLIP's, SAM's, SAM 2's, EdgeTAM's and Mask2Former's, of the tiniest models, which are then loaded."""
+"""Configs beside weights: CLIP's, SAM's, SAM 2's, EdgeTAM's, Mask2Former's and Grounding DINO's, of the tiniest models, which
+are then loaded."""
 
 from __future__ import annotations
 
@@ -14,13 +15,15 @@ import safetensors.torch
 import torch
 
 from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, load_clip
+from lexiseg.backbones.grounding_dino import load_grounding_dino
 from lexiseg.backbones.mask2former import load_mask2former
 from lexiseg.backbones.sam_loading import load_sam
-from tests.backbones import test_mask2former, test_sam
+from tests.backbones import test_grounding_dino, test_mask2former, test_sam
 from tests.fuzz.mutations import mutated_bytes, mutated_json, paths
 from tests.fuzz.watched import watched
 
 SUFFIX = ".config"
+DETECTORS = "grounding-dino", "mm-grounding-dino"
 CLIP_FILES = CONFIG_FILE, WEIGHTS_FILE, "bpe.txt.gz"
 CLIP_CONFIG: dict[str, Any] = {
     "model_cfg": {
@@ -64,7 +67,7 @@ _NAMES = (
     "someone/model", "hf-hub:someone/model", "local-dir:.", "../x", "vit_huge_patch14_224", "vit_giant_patch14_clip_224",
     "resnet50",
     "gelu", "relu", "silu", "no_such", "sam", "sam2", "sam_hq", "edgetam", "mobile_sam", "mask2former", "swin", "resnet",
-    "bottleneck", "basic",
+    "bottleneck", "basic", "grounding-dino", "mm-grounding-dino", "bert", "sine", "learned",
 )  # fmt: skip
 _KEYS = {
     "trust_remote_code": True, "auto_map": {"AutoModel": "code.Model"}, "attn_implementation": "someone/kernel",
@@ -95,6 +98,8 @@ def inputs(random: np.random.Generator) -> bytes:
     kind = kinds[int(random.integers(len(kinds)))]
     if kind == "clip" and random.random() < 0.2:
         return f"clip/{CLIP_FILES[2]}\n".encode() + _vocabulary(random)
+    if kind in DETECTORS and random.random() < 0.2:
+        return f"{kind}/vocab.txt\n".encode() + mutated_bytes(folders()[kind]["vocab.txt"], random)
     file = CLIP_FILES[0] if kind == "clip" else "config.json"
     document = json.loads(folders()[kind][file])
     if random.random() < 0.4:
@@ -137,6 +142,10 @@ def _used(kind: str, folder: Path) -> None:
         clip.encode_text(clip.tokenize(["a house", "x" * 99, ""]))
         if clip.image_size <= 64:
             clip.dense(torch.rand(1, 3, clip.image_size, clip.image_size))
+    elif kind in DETECTORS:
+        detector = load_grounding_dino(folder)
+        tokens = [101, *detector.tokenize("a house")[:16], 1012, 102]
+        detector.detect(detector.features(detector.preprocess(torch.rand(3, 40, 60), 64, 128)), tokens[: detector.max_tokens])
     elif kind.startswith("mask2former"):
         load_mask2former(folder)(torch.rand(1, 3, 64, 64))
     else:
@@ -186,4 +195,4 @@ def folders() -> dict[str, dict[str, bytes]]:
             "config.json": model.model.config.to_json_string(use_diff=False).encode(),
             "model.safetensors": safetensors.torch.save(weights),
         }
-    return found
+    return found | {name: test_grounding_dino.published(name) for name in DETECTORS}

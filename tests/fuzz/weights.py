@@ -25,11 +25,12 @@ from torch import Tensor
 from lexiseg.backbones import sam_weights
 from lexiseg.backbones.array_pickles import read_arrays
 from lexiseg.backbones.clip import load_clip
+from lexiseg.backbones.grounding_dino import load_grounding_dino
 from lexiseg.backbones.mask2former import load_mask2former
 from lexiseg.backbones.sam_loading import load_sam
 from lexiseg.backbones.state_dicts import read_state
 from tests.backbones import test_mask2former
-from tests.fuzz.configs import CLIP_FILES, folders, prepare  # noqa: F401, it is of this area, too
+from tests.fuzz.configs import CLIP_FILES, DETECTORS, folders, prepare  # noqa: F401, it is of this area, too
 from tests.fuzz.mutations import ODD, mutated_bytes, mutated_document
 from tests.fuzz.watched import MARKER, watched
 
@@ -92,6 +93,7 @@ def attempt(path: Path) -> None:
     place.write_bytes(content)
     load: Callable[[Path], object] = {
         "state": read_state, "arrays": read_arrays, "clip": load_clip, "mask2former": load_mask2former,
+        **dict.fromkeys(DETECTORS, load_grounding_dino),
     }.get(kind, load_sam)  # fmt: skip
     folder = file.startswith(("open_clip", "model."))
     watched(lambda: load(place.parent if folder else place))

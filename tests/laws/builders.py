@@ -118,7 +118,9 @@ def tiny_grounded_sam(family: str = "grounding-dino", **options: Any) -> Grounde
     given = {"shortest_edge": 64, "longest_edge": 128, "box_threshold": 0.1, "text_threshold": 0.1, "boxes_per_batch": 5}
     sam = loud_sam(gain=4)  # a louder one turns the rounding of boxes into other masks
     with torch.no_grad():
-        sam.model.mask_decoder.iou_prediction_head.proj_out.bias.add_(torch.tensor([0.0, 0.05, 0.1, -0.05]))  # or rounding chooses
+        sam.model.mask_decoder.iou_prediction_head.proj_out.bias.add_(
+            torch.tensor([0.0, 0.05, 0.1, -0.05])
+        )  # or rounding chooses
     return GroundedSam(detector, sam, GroundedSamConfig(**{**given, **options})).eval()
 
 

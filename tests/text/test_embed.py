@@ -45,6 +45,9 @@ def reference(name: str, templates: tuple[str, ...]) -> Tensor:
 @pytest.mark.parametrize("templates", ["none", "vild14", "imagenet"])
 def test_rows_are_the_normalised_template_means(templates: str) -> None:
     embeddings = embed_vocabulary(HashedClip(), VOCABULARY, templates)
+    assert embeddings.all_names == VOCABULARY.all_names
+    order = list(reversed(range(len(VOCABULARY))))
+    assert embeddings.select(order).all_names == VOCABULARY.select(order).all_names
     expected = torch.stack([reference(name, resolve_templates(templates)) for name in VOCABULARY.all_names])
     torch.testing.assert_close(embeddings.vectors.double(), expected, atol=1e-6, rtol=0)
     assert embeddings.class_index.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 4, 4]

@@ -38,6 +38,7 @@ DELIMITERS = {CLS: 101, SEP: 102, STOP: 1012, "?": 1029}
 UNKNOWN = "[UNK]"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
 STRIDE = 8  # of the finest map
+GROUPS = 32  # of the norm of each map
 
 Architecture = Literal["swin-t", "swin-b"]
 Family = Literal["grounding-dino", "mm-grounding-dino"]
@@ -133,9 +134,9 @@ class GroundingDino(nn.Module):
         select as many queries as there are cells.
         """
         high, wide = size_of(inputs)
-        columns = -(-wide // STRIDE)
-        below = max(0, STRIDE * math.ceil(self.num_queries / columns) - high) if high <= wide else 0
-        right = max(0, STRIDE * math.ceil(self.num_queries / -(-high // STRIDE)) - wide) if high > wide else 0
+        short, long = min(high, wide), max(high, wide)
+        missing = max(0, STRIDE * math.ceil(self.num_queries / math.ceil(long / STRIDE)) - short)
+        below, right = (missing, 0) if high <= wide else (0, missing)
         pixels = functional.pad(inputs, (0, right, 0, below))
         mask = functional.pad(inputs.new_ones(len(inputs), high, wide, dtype=torch.long), (0, right, 0, below))
         maps, positions = self.model.model.backbone(pixels, mask)
@@ -331,6 +332,8 @@ def _config(name: str, options: Mapping[str, Any], config_file: Path) -> Any:
     check_bounds(bert, {"max_position_embeddings": (config.max_text_len, 2**15)}, where)
     if config.encoder_attention_heads % 2:
         raise WeightsError(f"{config_file}: encoder_attention_heads must be even, not {config.encoder_attention_heads}")
+    if config.d_model < 2 * GROUPS or config.d_model % GROUPS:  # a group of a map of one cell has two values or more
+        raise WeightsError(f"{config_file}: d_model must be a multiple of {GROUPS} above it, not {config.d_model}")
     return config
 
 

@@ -30,7 +30,7 @@ from lexiseg.methods.grounded_sam.prompts import Prompt, phrase_of, prompts_of
 from lexiseg.ops.masks import box_nms
 from lexiseg.structures import OUTSIDE, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
-FAR = -1e4  # logit of cells far outside of a mask, whose probability is exactly 0
+NEVER = -1e4  # logit or log-probability of what has probability 0, not only nearly, as `OUTSIDE`
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class GroundedSam(Segmenter):
         else:
             masks = only_near(self._masks(size, detections.boxes, *encoded))[None]
             scores = detections.scores
-            classes = torch.where(scores > 0, scores.log(), OUTSIDE)[None]
+            classes = torch.where(scores > 0, scores.log(), NEVER)[None]
         valid = torch.full(masks.shape[:2], encoded is not None, device=masks.device)
         return MaskPrediction(masks, classes, False, (size,), (self.sam.geometry(size).padded_size,), valid)
 
@@ -202,7 +202,7 @@ def phrase_scores(probabilities: Tensor, spans: Tensor, threshold: float, kind: 
 
 
 def only_near(masks: Tensor) -> Tensor:
-    """Set cells of mask logits [N, h, w] without a positive cell around them to `FAR`.
+    """Set cells of mask logits [N, h, w] without a positive cell around them to `NEVER`.
 
     [decided] The mask is unchanged: bilinear interpolation is positive only between cells that touch a positive one. But what
     is far from every mask has probability 0, and so no class, instead of the class of the least improbable mask.
@@ -210,7 +210,7 @@ def only_near(masks: Tensor) -> Tensor:
     if len(masks) == 0:
         return masks
     near = functional.max_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0] > 0
-    return masks.masked_fill(~near, FAR)
+    return masks.masked_fill(~near, NEVER)
 
 
 def _trace(trace: Trace, features: DetectorFeatures, size: Size) -> None:
