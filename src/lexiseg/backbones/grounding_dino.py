@@ -48,9 +48,8 @@ _SWIN: dict[Architecture, dict[str, Any]] = {
 }
 _CLASSES: dict[str, str] = {"grounding-dino": "GroundingDino", "mm-grounding-dino": "MMGroundingDino"}
 _BACKBONE = "model.backbone.conv_encoder.model."
-_TRANSFORMERS = ("two_stage", "embedding_init_target", "position_embedding_type", "query_dim")
-# Common to all published models. The code of transformers needs the first two together.
-_AGREED = dict(zip(_TRANSFORMERS, (True, True, "sine", 4), strict=True))
+# Common to all published models; transformers' code needs the first two together.
+_AGREED = {"two_stage": True, "embedding_init_target": True, "position_embedding_type": "sine", "query_dim": 4}
 _STAGES = ([2, 3, 4], [1, 2, 3, 4])  # possible ``out_indices``
 MOST_TOKENS = 512  # of a prompt
 # Values that no weight determines: least and greatest.
