@@ -28,7 +28,7 @@ from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.grounded_sam.config import GroundedSamConfig
 from lexiseg.methods.grounded_sam.prompts import Prompt, phrase_of, prompts_of
 from lexiseg.ops.masks import box_nms
-from lexiseg.structures import OUTSIDE, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
+from lexiseg.structures import OUTSIDE, Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 NEVER = -1e4  # logit or log-probability of what has probability 0, not only nearly, as `OUTSIDE`
 
@@ -90,7 +90,8 @@ class GroundedSam(Segmenter):
         def detected(group: Sequence[Tensor]) -> list[Detections]:
             features = self.detector.features(torch.cat([self.detector.preprocess(image, *sizes) for image in group]))
             if trace is not None:
-                _trace(trace, features, input_size(size_of(group[0]), *sizes))
+                trace["detector"], size = features.maps[-1][0][0], size_of(group[0])
+                trace.geometry = Geometry(size_of(features.pixels), input_size(size, *sizes), size)
             return self._detected(features, prompts, [size_of(image) for image in group])
 
         order = text_order(of_name, text.class_index)
@@ -150,7 +151,7 @@ class GroundedSam(Segmenter):
             scores = detections.scores
             classes = torch.where(scores > 0, scores.log(), NEVER)[None]
         valid = torch.full(masks.shape[:2], encoded is not None, device=masks.device)
-        return MaskPrediction(masks, classes, False, (size,), (self.sam.geometry(size).padded_size,), valid)
+        return MaskPrediction(masks, classes, False, (self.sam.geometry(size).one_step(),), valid)
 
     def _masks(self, size: Size, boxes: Tensor, embeddings: Tensor, skips: Skips) -> Tensor:
         """Mask logits [N, m, m] of boxes [N, 4]."""
@@ -211,9 +212,3 @@ def only_near(masks: Tensor) -> Tensor:
         return masks
     near = functional.max_pool2d(masks[:, None], 3, stride=1, padding=1)[:, 0] > 0
     return masks.masked_fill(~near, NEVER)
-
-
-def _trace(trace: Trace, features: DetectorFeatures, size: Size) -> None:
-    trace["detector"] = features.maps[-1][0][0]
-    high, wide = size_of(features.pixels)
-    trace.fraction = (size[0] / high, size[1] / wide)
