@@ -327,4 +327,4 @@ def test_a_model_loads_by_name(weights: dict[str, str]) -> None:
     assert isinstance(segment.segmenter, GroundedSam)
     assert segment.segmenter.config.max_boxes == 3
     images = ImageBatch.of([torch.rand(3, 32, 48)])
-    assert segment.segmenter(images, segment.embed(Vocabulary.parse("dog"))).sizes == ((32, 48),)
+    assert segment.segmenter(images, segment.embed(Vocabulary.parse("dog"))).geometries[0].size == (32, 48)
