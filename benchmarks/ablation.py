@@ -9,7 +9,7 @@ scenes are equal.
     cmpf     Tables 6 and 7; the row without modules is FC-CLIP. Its ensemble of masks needs no training: it is switched on
              in rows that are there
     escnet   Tables 2 and 3
-    fovseg   Table IV a and f
+    fovseg   Table IV a, c, f and g, and readings of Eq. (7) and (9)
 """
 
 from __future__ import annotations
@@ -97,10 +97,22 @@ STUDIES = {
         "fovseg-tiny",
         600,
         {
-            "none": ("queries of CLIP alone", ("model.teva=False", "model.adapter_layers=0", "model.fiser_layers=0")),
+            "none": ("queries of CLIP alone", ("model.teva=False", "model.adapter_layers=0", "fiser.weight=0.0")),
             "fiser": ("FiSeR", ("model.teva=False", "model.adapter_layers=0")),
-            "teva": ("TeVA", ("model.fiser_layers=0",)),
+            "teva": ("TeVA", ("fiser.weight=0.0",)),
             "both": ("FiSeR and TeVA", ()),
+            "add": ("both, class embeddings added to the mask token", ("model.teva_update=add",)),
+            "replace": ("both, class embeddings in place of the query", ("model.teva_update=replace",)),
+            "shared": ("both, one g_q, g_k, g_v for all blocks", ("model.teva_shared=True",)),
+            "vector": ("both, a learned vector of no object", ("model.void=vector", "loss.void=0.1")),
+            "k": ("both, tuned f_k", ("model.tuned=['f_k']",)),
+            "v": ("both, tuned f_v", ("model.tuned=['f_v']",)),
+            "qk": ("both, tuned f_q and f_k", ("model.tuned=['f_q', 'f_k']",)),
+            "qv": ("both, tuned f_q and f_v", ("model.tuned=['f_q', 'f_v']",)),
+            "qkv": ("both, tuned f_q, f_k and f_v", ("model.tuned=['f_q', 'f_k', 'f_v']",)),
+            "mlp": ("both, tuned MLP", ("model.tuned=['mlp']",)),
+            "all": ("both, tuned all of the tower", ("model.tuned=['all']",)),
+            "lora": ("both, LoRA of rank 64", ("model.tuned=[]", "model.lora_rank=64")),
             "a0": ("both, no adapter", ("model.adapter_layers=0",)),
             "a1": ("both, adapter of 1 layer", ("model.adapter_layers=1",)),
             "a3": ("both, adapter of 3 layers", ("model.adapter_layers=3",)),

@@ -8,7 +8,9 @@ from importlib.resources import files
 
 import open_clip
 import pytest
+import timm
 import torch
+from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close
@@ -17,6 +19,7 @@ from lexiseg.backbones.clip import (
     ClipBackbone,
     ClipConvNeXt,
     ClipEfficientNet,
+    ClipEva,
     ClipMeanPooled,
     ClipResNet,
     ClipViT,
@@ -25,7 +28,7 @@ from lexiseg.backbones.clip import (
     region_weights,
     split_projections,
 )
-from lexiseg.backbones.clip_vit import resized_positions
+from lexiseg.backbones.clip_vit import projected, resized_positions
 from lexiseg.errors import UsageError
 
 TEXT = {"context_length": 16, "vocab_size": 2048, "width": 32, "heads": 2, "layers": 2}
@@ -34,9 +37,19 @@ VISION = {
     "efficientnet": {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
     "resnet": {"layers": [1, 1, 2, 1], "width": 8, "patch_size": None, "image_size": 64},
     "vit": {"layers": 3, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 64},
+    "eva": {"timm_model_name": "lexiseg_test_eva", "timm_pool": "token", "timm_proj": None, "image_size": 64},
 }
-ADAPTERS = {"convnext": ClipConvNeXt, "efficientnet": ClipEfficientNet, "resnet": ClipResNet, "vit": ClipViT}
+ADAPTERS = {
+    "convnext": ClipConvNeXt, "efficientnet": ClipEfficientNet, "resnet": ClipResNet, "vit": ClipViT, "eva": ClipEva
+}  # fmt: skip
 BPE = str(files("lexiseg") / "assets/clip-tiny-bpe.txt.gz")
+
+
+@timm.models.register_model
+def lexiseg_test_eva(**options: object) -> Eva:
+    """EVA-01 as timm's ``eva_giant_patch14_224``, three blocks deep."""
+    sizes = {"img_size": 64, "patch_size": 16, "embed_dim": 64, "depth": 3, "num_heads": 2, "mlp_ratio": 6144 / 1408}
+    return Eva(**{**sizes, "num_classes": options["num_classes"], "global_pool": options["global_pool"]})
 
 
 @lru_cache
@@ -44,7 +57,7 @@ def tiny(tower: str) -> ClipBackbone:
     """A random CLIP whose parameters are all in use: constructors leave layer scales and last norms near zero."""
     torch.manual_seed(0)
     tokenizer = open_clip.SimpleTokenizer(BPE, context_length=TEXT["context_length"])
-    config = {"embed_dim": 24, "vision_cfg": VISION[tower], "text_cfg": TEXT}
+    config = {"embed_dim": 24, "vision_cfg": VISION[tower], "text_cfg": TEXT, "custom_text": tower == "eva"}
     clip = assemble_clip(config, tokenizer, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25)).eval().requires_grad_(False)
     for name, parameter in clip.named_parameters():
         if "logit_scale" not in name:
@@ -110,7 +123,7 @@ def test_whole_images_are_embedded_as_open_clip_does(clip: ClipBackbone) -> None
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (128, 32)])
-@pytest.mark.parametrize("tower", ["convnext", "efficientnet", "vit"])
+@pytest.mark.parametrize("tower", ["convnext", "efficientnet", "vit", "eva"])
 def test_region_of_everything_is_the_image(tower: str, size: tuple[int, int]) -> None:
     clip, images = tiny(tower), random_images(size=size)
     regions = clip.embed_regions(clip.features(images), torch.ones(2, 1, 16, 16))
@@ -289,10 +302,11 @@ def test_official_regions_without_cells_are_finite(tower: str) -> None:
     assert clip.embed_regions_official(features, nothing).isfinite().all()
 
 
-def test_vit_mask_tokens_are_extra_tokens_nobody_sees() -> None:
-    clip, images, masks = tiny("vit"), random_images(), random_masks()
+@pytest.mark.parametrize("tower", ["vit", "eva"])
+def test_vit_mask_tokens_are_extra_tokens_nobody_sees(tower: str) -> None:
+    clip, images, masks = tiny(tower), random_images(), random_masks()
     features = clip.features(images)
-    tower, (high, wide), regions = clip.clip_model.visual, features.grid, masks.shape[1]
+    visual, (high, wide), regions = clip.clip_model.visual, features.grid, masks.shape[1]
     share = functional.adaptive_avg_pool2d(masks, (high, wide)).flatten(2)
     seen = share >= 0.1 * share.amax(-1, keepdim=True)
     assert 0 < seen.float().mean() < 1
@@ -302,10 +316,49 @@ def test_vit_mask_tokens_are_extra_tokens_nobody_sees() -> None:
     blocked[:, :, :regions] = True
     blocked[:, :regions, regions + 1 :] = ~seen
     bias = torch.zeros(blocked.shape).masked_fill(blocked, -torch.inf).repeat_interleave(2, dim=0)
-    for block in tower.transformer.resblocks:
-        tokens = block(tokens, attn_mask=bias)
-    assert_close(clip.embed_regions(features, masks), tower.ln_post(tokens[:, :regions]) @ tower.proj, atol=1e-5, rtol=1e-5)
-    assert_close(tower.ln_post(tokens[:, regions]) @ tower.proj, clip.encode_image(images), atol=1e-5, rtol=1e-5)
+    if tower == "vit":
+        for block in visual.transformer.resblocks:
+            tokens = block(tokens, attn_mask=bias)
+        embedded = visual.ln_post(tokens) @ visual.proj
+    else:
+        for block in visual.trunk.blocks:
+            tokens = block(tokens, attn_mask=bias.unflatten(0, (2, 2)))
+        embedded = visual.trunk.head(visual.trunk.norm(tokens))
+    assert_close(clip.embed_regions(features, masks), embedded[:, :regions], atol=1e-5, rtol=1e-5)
+    assert_close(embedded[:, regions], clip.encode_image(images), atol=1e-5, rtol=1e-5)
+
+
+def test_words_are_the_tokens_between_start_and_end(clip: ClipBackbone) -> None:
+    """The outputs of the text tower before pooling; of masked words only their number is left."""
+    tokens = clip.tokenize(["cat", "a red house"])
+    words = clip.encode_words(tokens)
+    assert [len(row) for row in words] == [int(row.argmax()) - 1 for row in tokens]
+    alone = clip.encode_words(tokens[1:])
+    assert_close(alone[0], words[1], atol=1e-6, rtol=1e-5)
+    covered = torch.randn(clip.token_width, generator=torch.Generator().manual_seed(6))
+    same = clip.tokenize(["cat", "dog"])
+    assert same[0].argmax() == same[1].argmax()
+    first, second = clip.encode_words(same, covered=covered)
+    assert_close(first, second)
+    assert (first - clip.encode_words(same)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("tower", ["vit", "eva"])
+def test_rows_of_a_projection_are_what_changes_it(tower: str) -> None:
+    """Changing the rows of f_q changes queries and nothing else, and so on."""
+    clip = deepcopy(tiny(tower))
+    assert isinstance(clip, ClipViT)
+    tokens = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(7))
+    for kind, index in (("f_q", 0), ("f_k", 1), ("f_v", 2)):
+        before = projected(clip.blocks[1].attn, tokens, tokens)
+        for _, parameter, frozen in clip.projection_rows((kind,)):
+            kept = parameter.detach().clone()
+            parameter.data.add_(0.1)
+            for rows in frozen:
+                parameter.data[rows] = kept[rows]
+        after = projected(clip.blocks[1].attn, tokens, tokens)
+        changed = [bool((new != old).any()) for new, old in zip(after, before, strict=True)]
+        assert changed == [number == index for number in range(3)], kind
 
 
 def test_vit_dense_is_not_the_plain_tokens() -> None:

@@ -284,6 +284,7 @@ BUILDERS: dict[str, Callable[[], Segmenter]] = {
     "maskclip": tiny_maskclip,
     "maskclip (plain attention)": partial(tiny_maskclip, relative_blocks=(), masks_at_once=None),
     "fovseg": tiny_fovseg,
+    "fovseg (other readings, no object)": partial(tiny_fovseg, teva_update="add", void="vector", class_token="empty"),
     "catseg (whole pictures, all classes)": partial(tiny_catseg, sliding=False, max_classes=0, classes_at_once=None),
 }
 

@@ -137,6 +137,32 @@ def test_of_two_equal_queries_one_answers_for_the_target():
     assert losses["dice"] < 5 * 0.2, "points on the border itself are half inside"
 
 
+def test_no_object_of_weight_zero_is_a_class_that_nothing_is():
+    """Only matched queries have a class loss; without the column they have it among the classes alone."""
+    prediction, target = random_prediction(5), random_target(2)
+    (pairs,) = match(prediction, [target], points=16, draw=fixed_points)
+    named = prediction.classes[0, pairs.queries].log_softmax(-1)
+    expected = -2 * named.gather(1, target.labels[pairs.targets][:, None]).mean()
+    without = replace(OPTIONS, void=0.0)
+    assert_close(set_loss(prediction, [target], without, fixed_points)["class"], expected)
+    bare = replace(prediction, classes=prediction.classes[..., :-1].log_softmax(-1), void=False)
+    (pairs,) = match(bare, [target], points=16, draw=fixed_points)
+    expected = -2 * bare.classes[0, pairs.queries].gather(1, target.labels[pairs.targets][:, None]).mean()
+    for options in (OPTIONS, without):
+        assert_close(set_loss(bare, [target], options, fixed_points)["class"], expected)
+    classes = bare.classes.requires_grad_()
+    nothing = set_loss(replace(bare, classes=classes), [NONE], without)["class"]
+    assert nothing == 0
+    assert (torch.autograd.grad(nothing, classes)[0] == 0).all()
+
+
+def test_masks_without_weight_have_no_loss():
+    prediction, target = random_prediction(5), random_target(2)
+    alone = set_loss(prediction, [target], replace(OPTIONS, mask=0.0, dice=0.0), fixed_points)
+    assert alone.keys() == {"class"}
+    assert_close(alone["class"], set_loss(prediction, [target], OPTIONS, fixed_points)["class"])
+
+
 def test_rows_that_pad_a_batch_have_no_loss():
     prediction, target = random_prediction(5), random_target(2)
     valid = torch.tensor([[True, True, True, False, False]])
@@ -180,16 +206,14 @@ def test_two_processes_have_the_loss_of_both_batches_in_one(monkeypatch: pytest.
 
 def test_what_does_not_fit_is_refused():
     prediction = random_prediction(3)
-    with pytest.raises(UsageError, match="no object"):
-        set_loss(replace(prediction, void=False), [NONE])
     with pytest.raises(UsageError, match="2 targets for 1 images"):
         set_loss(prediction, [NONE, NONE])
     with pytest.raises(UsageError, match=r"labels \[3\], the prediction classes 0 to 2"):
         set_loss(prediction, [MaskTarget(torch.ones(1, *SIZE, dtype=torch.bool), torch.tensor([3]))])
     with pytest.raises(UsageError, match="1 masks and 2 labels"):
         set_loss(prediction, [MaskTarget(torch.ones(1, *SIZE, dtype=torch.bool), torch.tensor([0, 1]))])
-    with pytest.raises(UsageError, match="void must be float > 0"):
-        SetLossOptions(void=0)
+    with pytest.raises(UsageError, match="void must be float ≥ 0"):
+        SetLossOptions(void=-1.0)
     with pytest.raises(UsageError, match="importance"):
         SetLossOptions(importance=1.5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +13,15 @@ from torch.testing import assert_close
 from lexiseg.backbones.clip_vit import attended, visible
 from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.errors import UsageError
+from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.maskclip.model import SURE, touched
 from lexiseg.methods.maskclip.weights import relative_from_official
+from lexiseg.methods.recipe import Stage, with_overrides
 from lexiseg.postprocess import semantic_scores
-from lexiseg.structures import Geometry, ImageBatch, Trace
+from lexiseg.structures import Geometry, ImageBatch, MaskTarget, Trace
+from lexiseg.training.batches import points_of
+from lexiseg.training.loop import train
+from lexiseg.training.optimiser import optimiser_of
 from tests.laws.builders import some_images, some_text, tiny_clip, tiny_maskclip
 
 
@@ -25,9 +32,21 @@ def features_of(segmenter: Any) -> Any:
 def test_a_patch_is_touched_by_a_single_pixel() -> None:
     masks = torch.full((1, 2, 16, 16), -1.0)
     masks[0, 0, 5, 9] = 0.0
-    found = touched(masks, (4, 4))
+    found = touched(masks, (4, 4), 4)
     assert found[0, 0].nonzero().tolist() == [[1, 2]]
     assert not found[0, 1].any()
+
+
+@pytest.mark.parametrize("cells", [(16, 16), (50, 68), (7, 9)])
+def test_patches_are_touched_by_pixels_and_not_by_mask_cells(cells: tuple[int, int]) -> None:
+    """As in the official code: masks are resized to the pixels of the patches, and any positive pixel counts (Eq. 11)."""
+    torch.manual_seed(0)
+    masks = torch.nn.functional.interpolate(torch.randn(1, 40, 4, 5) - 1, cells, mode="bicubic")
+    pixels = torch.nn.functional.interpolate(masks, (6 * 14, 8 * 14), mode="bilinear", align_corners=False).sigmoid() >= 0.5
+    expected = torch.stack(
+        [pixels[0, :, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14].flatten(1).any(1) for y in range(6) for x in range(8)], 1
+    )
+    assert torch.equal(touched(masks, (6, 8), 14)[0].flatten(1), expected)
 
 
 def test_attention_is_clips_own() -> None:
@@ -125,6 +144,49 @@ def test_only_what_is_relative_learns() -> None:
     assert tiny_maskclip(relative_blocks=()).trained_parts() == frozenset()
     with pytest.raises(UsageError, match="block 23, but this CLIP has blocks 0 to 1"):
         tiny_maskclip(relative_blocks=(1, 23))
+
+
+def test_it_learns_classes_and_masks() -> None:
+    """Relative attention alone brings the class loss and the mask losses down."""
+    segmenter, text, images = tiny_maskclip(clip_image_size=64).train(), some_text(), some_images((64, 64))
+    half = torch.zeros(2, 64, 64, dtype=torch.bool)
+    half[0, :, :40], half[1, :, 40:] = True, True
+    targets = [MaskTarget(half, torch.tensor([0, 2]))]
+    segmenter.proposer = Halves()
+    optimiser = optimiser_of(segmenter, Stage(60, lr=3e-3))
+    draw, options = points_of((0,), 0, torch.device("cpu")), replace(segmenter.loss_options, points=256)
+    losses = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        parts = segmenter.loss(images, text, targets, options, draw)
+        sum(parts.values()).backward()
+        optimiser.step()
+        losses.append({name: float(value.detach()) for name, value in parts.items()})
+    assert losses[0].keys() == {"class", "mask", "dice"}
+    assert losses[-1]["class"] < 0.5 * losses[0]["class"]
+    assert losses[-1]["mask"] + losses[-1]["dice"] < 0.9 * (losses[0]["mask"] + losses[0]["dice"])
+
+
+def test_the_recipe_is_the_official_configuration() -> None:
+    recipe = recipe_named("maskclip-vit-l14").to_dict()
+    expected = {
+        "stages.0.steps": 10_000, "stages.0.lr": 1e-4, "stages.0.warmup": 10, "stages.0.weight_decay": 0.05,
+        "stages.0.max_grad_norm": 0.01, "batch_size": 8, "precision": "float16", "jitter.side": 1024, "loss.classes": 2.0,
+        "loss.mask": 5.0, "loss.dice": 5.0, "loss.void": 0.0, "loss.points": 12_544, "model.void": "word",
+        "model.templates": "none",
+    }  # fmt: skip
+    assert {name: recipe[name] for name in expected} == expected
+    assert MODELS["maskclip-vit-l14"].num_parameters()["trainable"] == 5_817_104
+
+
+def test_the_tiny_recipe_trains_and_its_weights_load(tmp_path: Path) -> None:
+    settings = ["steps=2", "batch_size=1", "validation=()", "model.clip_image_size=64", "loss.points=64", "fiser.weight=1.0"]
+    folder = train(with_overrides(recipe_named("maskclip-tiny"), settings), tmp_path, device="cpu", workers=0)
+    loaded: Any = MODELS["maskclip-tiny"].load({"maskclip": str(folder)})
+    assert sorted(loaded.relative) == ["2", "5"]
+    assert loaded.config.clip_image_size == 64
+    plain: Any = MODELS["maskclip-tiny"].load()
+    assert len(plain.relative) == 0
 
 
 def test_official_names_are_ours() -> None:

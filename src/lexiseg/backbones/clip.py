@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip_base import ClipBackbone, ClipFeatures, Colour, Tokenizer, region_weights
+from lexiseg.backbones.clip_eva import ClipEva
 from lexiseg.backbones.clip_mean_pooled import ClipConvNeXt, ClipEfficientNet, ClipMeanPooled
 from lexiseg.backbones.clip_resnet import ClipResNet
 from lexiseg.backbones.clip_vit import ClipViT, pack_projections, split_projections
@@ -42,6 +43,7 @@ __all__ = [
     "ClipBackbone",
     "ClipConvNeXt",
     "ClipEfficientNet",
+    "ClipEva",
     "ClipFeatures",
     "ClipMeanPooled",
     "ClipResNet",
@@ -262,6 +264,7 @@ def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
     from timm.models.convnext import ConvNeXt
     from timm.models.efficientnet import EfficientNet
+    from timm.models.eva import Eva
 
     tower: Any = clip_model.visual
     if isinstance(tower, TimmModel):
@@ -269,6 +272,8 @@ def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
             return ClipConvNeXt
         if isinstance(tower.trunk, EfficientNet):
             return ClipEfficientNet
+        if isinstance(tower.trunk, Eva) and tower.trunk.rope is None and tower.trunk.num_prefix_tokens == 1:
+            return ClipEva
         raise UsageError(f"no adapter for the image tower {type(tower.trunk).__name__} of timm; {SUPPORTED}")
     if isinstance(tower, ModifiedResNet):
         return ClipResNet

@@ -81,8 +81,6 @@ class ClipBackbone(nn.Module, ABC):
             mean, std: colour normalisation for values in 0..1.
             architecture: text that identifies the architecture and the tokenizer; part of `identity`.
         """
-        from open_clip import CLIP  # heavy
-
         super().__init__()
         self.clip_model = clip_model
         self.context_length = self.clip_model.context_length
@@ -90,13 +88,6 @@ class ClipBackbone(nn.Module, ABC):
         self._tokenizer = tokenizer
         self._architecture = architecture
         self._identity: tuple[tuple[tuple[int, int], ...], str] | None = None
-        # Whether the text tower is CLIP's own: causal and pooled at the end token, which has the largest id.
-        self._causal_text = (
-            isinstance(self.clip_model, CLIP)
-            and self.clip_model.attn_mask is not None
-            and self.clip_model.text_pool_type == "argmax"
-            and isinstance(self.clip_model.text_projection, nn.Parameter)
-        )
 
     def num_parameters(self) -> dict[str, int]:
         """Number of parameters of the image tower, and of the text tower with the logit scale."""
@@ -153,8 +144,12 @@ class ClipBackbone(nn.Module, ABC):
 
     @property
     def token_width(self) -> int:
-        """Width of the text tower's tokens."""
-        width: int = self.clip_model.token_embedding.embedding_dim
+        """Width of the text tower's tokens.
+
+        Raises:
+            UsageError: the text tower is not CLIP's own.
+        """
+        width: int = self._own_text_tower().token_embedding.embedding_dim
         return width
 
     def encode_text(self, tokens: Tensor, *, covered: Tensor | None = None) -> Tensor:
@@ -167,23 +162,58 @@ class ClipBackbone(nn.Module, ABC):
         Raises:
             UsageError: ``covered`` is given for a text tower that is not CLIP's own.
         """
-        model = self.clip_model
-        tokens = tokens.to(model.logit_scale.device)
-        if not self._causal_text:
-            if covered is not None:
-                raise UsageError("only CLIP's own text tower can replace token embeddings; use another CLIP")
-            return functional.normalize(model.encode_text(tokens), dim=-1)
+        tokens = tokens.to(self.clip_model.logit_scale.device)
+        if covered is None and self._text_tower() is None:
+            return functional.normalize(self.clip_model.encode_text(tokens), dim=-1)
+        hidden, end = self._text_hidden(tokens, covered)
+        hidden = hidden[torch.arange(len(tokens), device=tokens.device), end]
+        return functional.normalize(hidden @ self._own_text_tower().text_projection, dim=-1)
+
+    def encode_words(self, tokens: Tensor, *, covered: Tensor | None = None) -> list[Tensor]:
+        """Encode tokens [S, L] as unit embeddings [N, D] of the N tokens between start and end of each text.
+
+        Args:
+            tokens: output of `tokenize`.
+            covered: see `encode_text`.
+
+        Raises:
+            UsageError: the text tower is not CLIP's own.
+        """
+        hidden, end = self._text_hidden(tokens.to(self.clip_model.logit_scale.device), covered)
+        projected = functional.normalize(hidden @ self._own_text_tower().text_projection, dim=-1)
+        return [row[1:stop] for row, stop in zip(projected, end.tolist(), strict=True)]
+
+    def _text_hidden(self, tokens: Tensor, covered: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Outputs of CLIP's own text tower [S, N, C] for the first N tokens, and the positions [S] of the end tokens."""
+        tower = self._own_text_tower()
         # Attention is causal, so tokens after the last end token have no effect and are not computed.
         end = tokens.argmax(-1)
         longest = int(end.max()) + 1
-        words = model.token_embedding(tokens[:, :longest])
+        words = tower.token_embedding(tokens[:, :longest])
         if covered is not None:
             position = torch.arange(longest, device=end.device)
             words = torch.where(((position > 0) & (position < end[:, None])).unsqueeze(-1), covered, words)
-        hidden = words + model.positional_embedding[:longest]
-        hidden = model.transformer(hidden, attn_mask=model.attn_mask[:longest, :longest])
-        hidden = model.ln_final(hidden)[torch.arange(len(tokens), device=tokens.device), end]
-        return functional.normalize(hidden @ model.text_projection, dim=-1)
+        hidden = words + tower.positional_embedding[:longest]
+        hidden = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask[:longest, :longest]))
+        return hidden, end
+
+    def _text_tower(self) -> Any | None:
+        """The text tower if it is CLIP's own: causal, and pooled at the end token, which has the largest id."""
+        from open_clip import CLIP  # heavy
+        from open_clip.transformer import TextTransformer
+
+        model = self.clip_model
+        tower = model if isinstance(model, CLIP) else model.text
+        if not isinstance(tower, CLIP | TextTransformer) or tower.attn_mask is None:
+            return None
+        pool = tower.text_pool_type if isinstance(tower, CLIP) else tower.pool_type
+        extra = isinstance(tower, TextTransformer) and tower.cls_emb is not None
+        return tower if pool == "argmax" and isinstance(tower.text_projection, nn.Parameter) and not extra else None
+
+    def _own_text_tower(self) -> Any:
+        if (tower := self._text_tower()) is None:
+            raise UsageError("only CLIP's own text tower can encode word by word; use another CLIP")
+        return tower
 
     @property
     def logit_scale(self) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -16,8 +18,22 @@ from lexiseg.structures import Size
 # -> attention output for the mask tokens [B, Q, C], mask logits
 Attend = Callable[[int, Any, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Interpolation = Literal["bicubic", "bilinear"]
+Projection = Literal["f_q", "f_k", "f_v"]
 
 OPEN_FRACTION = 0.1  # a mask token attends to patches with at least this weight, see `region_weights`  # [decided]
+
+
+@dataclass
+class ImageTokens:
+    """Image tokens that a ClipViT computed, see `ClipViT.recorded`.
+
+    Attributes:
+        features: outputs of `ClipViT.features`, in order.
+        masks: outputs of `ClipViT.mask_tokens` [B, Q, D], in order.
+    """
+
+    features: list[ClipFeatures] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
 
 
 class ClipViT(ClipBackbone):
@@ -47,24 +63,48 @@ class ClipViT(ClipBackbone):
                 guide CAT-Seg's decoder.
         """
         super().__init__(clip_model, tokenizer, mean=mean, std=std, architecture=architecture)
-        tower = self.clip_model.visual
-        self.depth = len(tower.transformer.resblocks)
+        self.depth = len(self.blocks)
         self.level_blocks = tuple(level_blocks or sorted({max(self.depth * third // 3 - 1, 0) for third in (1, 2, 3)}))
-        self.strides = (tower.patch_size[0],) * len(self.level_blocks)
-        self.channels = (tower.conv1.out_channels,) * len(self.level_blocks)
-        self.width = tower.proj.shape[1]
-        self.image_size = tower.image_size[0]
+        patch, channels, self.width, self.image_size = self._sizes()
+        self.strides, self.channels = (patch,) * len(self.level_blocks), (channels,) * len(self.level_blocks)
+        self._record: ImageTokens | None = None
 
-    def features(self, images: Tensor, interpolation: Interpolation = "bicubic") -> ClipFeatures:
-        """See `ClipBackbone.features`; positions are resized by ``interpolation`` for other patch grids than CLIP's own."""
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """The transformer blocks of the image tower, with the attributes of open_clip's ``ResidualAttentionBlock``."""
+        blocks: Sequence[Any] = self.clip_model.visual.transformer.resblocks
+        return blocks
+
+    def features(self, images: Tensor, interpolation: Interpolation = "bicubic", *, last_block: bool = True) -> ClipFeatures:
+        """See `ClipBackbone.features`; positions are resized by ``interpolation`` for other patch grids than CLIP's own.
+
+        Args:
+            images: [B, 3, H, W].
+            interpolation: of the position embeddings.
+            last_block: whether the last block is run; without it the levels end before it, as mask tokens need no more.
+        """
         tokens, grid = self._embed_patches(images, interpolation)
-        inputs, levels = [], []
-        for index, block in enumerate(self.clip_model.visual.transformer.resblocks):
+        inputs, levels = list[Tensor](), list[Tensor]()
+        for index, block in enumerate(self.blocks):
             inputs.append(tokens)
+            if index + 1 == self.depth and levels and not last_block:
+                break
             tokens = block(tokens)
             if index in self.level_blocks:
                 levels.append(tokens[:, 1:].mT.unflatten(-1, grid))
-        return ClipFeatures(tuple(levels), torch.stack(inputs, dim=1))
+        features = ClipFeatures(tuple(levels), torch.stack(inputs, dim=1))
+        if self._record is not None:
+            self._record.features.append(features)
+        return features
+
+    @contextmanager
+    def recorded(self) -> Iterator[ImageTokens]:
+        """Yield a record of all image tokens that `features` and `mask_tokens` compute meanwhile, with their gradients."""
+        self._record = ImageTokens()
+        try:
+            yield self._record
+        finally:
+            self._record = None
 
     def project(self, features: ClipFeatures) -> Tensor:
         """Compute CAT-Seg's dense features: the last block outputs its values without attention.
@@ -76,24 +116,20 @@ class ClipViT(ClipBackbone):
 
     def project_tokens(self, features: ClipFeatures) -> Tensor:
         """Compute the tokens of `project`, the class token first, [B, 1 + h·w, D]."""
-        tower = self.clip_model.visual
-        block, tokens = tower.transformer.resblocks[-1], features.last[:, -1]
+        block, tokens = self.blocks[-1], features.last[:, -1]
         attention = block.attn
         _, _, weight = attention.in_proj_weight.chunk(3)
         _, _, bias = attention.in_proj_bias.chunk(3)
         values = attention.out_proj(functional.linear(block.ln_1(tokens), weight, bias))
         hidden = tokens[:, :1] + block.ls_1(values)
         hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-        embedded: Tensor = tower.ln_post(hidden) @ tower.proj
-        return embedded
+        return self._head(hidden)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        tower = self.clip_model.visual
         tokens, _ = self._embed_patches(images)
-        for block in tower.transformer.resblocks:
+        for block in self.blocks:
             tokens = block(tokens)
-        embedded: Tensor = tower.ln_post(tokens[:, 0]) @ tower.proj
-        return embedded
+        return self._head(tokens[:, 0])
 
     def _embed_cells(self, features: ClipFeatures, weights: Tensor) -> Tensor:
         """Embed regions by mask tokens that attend to patches of weight `OPEN_FRACTION` or more."""
@@ -116,20 +152,47 @@ class ClipViT(ClipBackbone):
         Returns:
             Embeddings [B, Q, D], not normalised, and the masks after the last block.
         """
-        tower = self.clip_model.visual
         tokens = features.last[:, 0, :1].expand(-1, masks.shape[1], -1)
-        for index, block in enumerate(tower.transformer.resblocks):
+        for index, block in enumerate(self.blocks):
             update, masks = attend(index, block, tokens, block.ln_1(features.last[:, index]), masks)
             tokens = tokens + block.ls_1(update)
             tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-        embedded: Tensor = tower.ln_post(tokens) @ tower.proj
+        embedded = self._head(tokens)
+        if self._record is not None:
+            self._record.masks.append(embedded)
         return embedded, masks
 
     def patch_tokens(self, features: ClipFeatures) -> Tensor:
         """Compute the patch tokens after the whole last block in the joint space, [B, h · w, D], unlike `project`."""
+        return self._head(self.blocks[-1](features.last[:, -1])[:, 1:])
+
+    def projection_rows(self, projections: Collection[Projection]) -> Iterator[tuple[str, nn.Parameter, tuple[slice, ...]]]:
+        """Yield weights and biases of some of the projections f_q, f_k, f_v of all blocks of the image tower.
+
+        Yields:
+            Name in this module, the packed parameter, and its rows of other projections.
+        """
+        for name, parameter in self.named_parameters():
+            if name.startswith("clip_model.visual.") and ".attn.in_proj_" in name:
+                rows = dict(zip(("f_q", "f_k", "f_v"), thirds(len(parameter)), strict=True))
+                yield name, parameter, tuple(part for letter, part in rows.items() if letter not in projections)
+
+    def attention_weights(self) -> Iterator[tuple[nn.Module, str, int]]:
+        """Yield the weights of the attention projections: module, attribute, and number of projections it packs."""
+        for block in self.blocks:
+            yield block.attn, "in_proj_weight", 3
+            yield block.attn.out_proj, "weight", 1
+
+    def _head(self, tokens: Tensor) -> Tensor:
+        """Project tokens [..., C] after the last block to the joint space, [..., D]."""
         tower = self.clip_model.visual
-        embedded: Tensor = tower.ln_post(tower.transformer.resblocks[-1](features.last[:, -1])[:, 1:]) @ tower.proj
+        embedded: Tensor = tower.ln_post(tokens) @ tower.proj
         return embedded
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Side of a patch, channels, width of the joint space, side of the training images."""
+        tower = self.clip_model.visual
+        return tower.patch_size[0], tower.conv1.out_channels, tower.proj.shape[1], tower.image_size[0]
 
     def _embed_patches(self, images: Tensor, interpolation: Interpolation = "bicubic") -> tuple[Tensor, Size]:
         """Compute the input of the first block, [B, 1 + h·w, C], and the patch grid (h, w)."""
@@ -142,9 +205,22 @@ class ClipViT(ClipBackbone):
         return tower.ln_pre(tokens + positions), (height, width)
 
 
-def visible(patches: Tensor) -> Tensor:
-    """Build the attention mask [B, Q, 1 + h·w] bool of the class token and the given patches [B, Q, h, w] bool."""
-    return functional.pad(patches.flatten(2), (1, 0), value=True)
+def thirds(rows: int) -> tuple[slice, slice, slice]:
+    """Rows of queries, keys and values in a packed projection."""
+    third = rows // 3
+    return slice(0, third), slice(third, 2 * third), slice(2 * third, 3 * third)
+
+
+def visible(patches: Tensor, *, class_token: bool = True) -> Tensor:
+    """Build the attention mask [B, Q, 1 + h·w] bool of the class token and the given patches [B, Q, h, w] bool.
+
+    Args:
+        patches: patches that a token attends to.
+        class_token: whether every token attends to the class token; False: only those that attend to no patch.
+    """
+    flat = patches.flatten(2)
+    first = torch.ones_like(flat[..., :1]) if class_token else ~flat.any(-1, keepdim=True)
+    return torch.cat([first, flat], dim=-1)
 
 
 def attended(block: Any, tokens: Tensor, image: Tensor, attn_mask: Tensor, bias: Tensor | None = None) -> Tensor:

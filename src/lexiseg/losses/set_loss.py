@@ -30,10 +30,10 @@ from lexiseg.losses.matching import (
     sample_target,
     uniform_points,
 )
-from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, Unit, options
+from lexiseg.ops.options import NonNegative, Positive, Unit, options
 from lexiseg.structures import MaskPrediction, MaskTarget
 
-UNANSWERED = -100  # label of invalid rows: no loss
+UNANSWERED = -100  # label of rows without loss
 
 
 @options(frozen=True)
@@ -46,8 +46,8 @@ class SetLossOptions:
     """Weight of the binary cross-entropy of the masks."""
     dice: NonNegative = 5.0
     """Weight of the dice loss of the masks."""
-    void: PositiveFloat = 0.1
-    """Weight of "no object" in the class loss."""
+    void: NonNegative = 0.1
+    """Weight of "no object" in the class loss; 0: unmatched queries have no class loss."""
     points: Positive = 12_544
     """Number of points on which masks are compared."""
     oversample: Annotated[float, Ge(1)] = 3.0
@@ -66,18 +66,22 @@ def set_loss(
 ) -> dict[str, Tensor]:
     """The weighted losses "class", "mask" and "dice", and "class_0", … of the auxiliary layers; their sum is the loss.
 
+    If the weights of "mask" and "dice" are 0, both are left out.
+
     Args:
-        prediction: of B images, with "no object".
+        prediction: of B images; without "no object", unmatched queries have no class loss.
         targets: one per image, on the prediction's device.
         options: see `SetLossOptions`.
         draw: source of the points. Called, layer by layer, for the matching of each image, then for the candidates of each
             image, then for the uniform points of each image; images without pairs are left out.
 
     Raises:
-        UsageError: the prediction has no "no object", or the targets do not match it.
+        UsageError: the targets do not match the prediction.
     """
     _check(prediction, targets)
     draw = draw or uniform_points(prediction.masks.device)
+    if not prediction.void:
+        options = replace(options, void=0.0)
     weight, count = _normalisers(prediction, targets, options)
     dtype = torch.promote_types(prediction.masks.dtype, torch.float32)
     targets = [replace(target, masks=target.masks.to(dtype)) for target in targets]  # once, not for every layer
@@ -85,16 +89,16 @@ def set_loss(
     layers = [("", prediction), *((f"_{number}", layer) for number, layer in enumerate(prediction.auxiliary))]
     for suffix, layer in layers:
         matches = match(layer, targets, points=options.points, costs=options.costs, draw=draw)
-        entropy, dice = _mask_losses(layer, targets, matches, options, draw)
         losses[f"class{suffix}"] = options.classes * _class_loss(layer, targets, matches, options.void) / weight
+        if not (options.mask or options.dice):
+            continue
+        entropy, dice = _mask_losses(layer, targets, matches, options, draw)
         losses[f"mask{suffix}"] = options.mask * entropy.sum() / count
         losses[f"dice{suffix}"] = options.dice * dice.sum() / count
     return losses
 
 
 def _check(prediction: MaskPrediction, targets: Sequence[MaskTarget]) -> None:
-    if not prediction.void:
-        raise UsageError("a set loss needs predictions whose last class is 'no object'")
     if len(targets) != len(prediction.masks):
         raise UsageError(f"{len(targets)} targets for {len(prediction.masks)} images")
     classes = prediction.per_class().shape[-1]
@@ -120,21 +124,23 @@ def _normalisers(prediction: MaskPrediction, targets: Sequence[MaskTarget], opti
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(totals)
         processes = distributed.get_world_size()
-    weight_sum, count = totals.clamp(min=totals.new_tensor([options.void, 1.0])) / processes
+    weight_sum, count = totals.clamp(min=totals.new_tensor([options.void or 1.0, 1.0])) / processes
     return weight_sum, count
 
 
 def _class_loss(prediction: MaskPrediction, targets: Sequence[MaskTarget], matches: Sequence[Match], void: float) -> Tensor:
-    """Σ weight × cross-entropy over all queries."""
+    """Σ weight × cross-entropy over all queries, or over the matched ones if ``void`` is 0."""
     classes = in_full_precision(prediction.classes)
     nothing = classes.shape[-1] - 1
-    labels = torch.full(classes.shape[:2], nothing, dtype=torch.int64, device=classes.device)
+    rest = nothing if void else UNANSWERED
+    labels = torch.full(classes.shape[:2], rest, dtype=torch.int64, device=classes.device)
     if prediction.valid is not None:
         labels[~prediction.valid] = UNANSWERED
     for index, (target, pairs) in enumerate(zip(targets, matches, strict=True)):
         labels[index, pairs.queries] = target.labels[pairs.targets]
     weights = classes.new_ones(nothing + 1)
-    weights[-1] = void
+    if void:
+        weights[-1] = void
     return functional.cross_entropy(classes.flatten(0, 1), labels.flatten(), weights, ignore_index=UNANSWERED, reduction="sum")
 
 

@@ -81,17 +81,17 @@ class Trained:
     Attributes:
         name: ``part.name``.
         parameter: the whole parameter.
-        frozen_rows: rows that are not trained; None if all rows are.
+        frozen_rows: rows that are not trained.
     """
 
     name: str
     parameter: nn.Parameter
-    frozen_rows: slice | None = None
+    frozen_rows: tuple[slice, ...] = ()
 
     @property
     def num_parameters(self) -> int:
         """Number of trainable values."""
-        return self.parameter.numel() - (0 if self.frozen_rows is None else self.parameter[self.frozen_rows].numel())
+        return self.parameter.numel() - sum(self.parameter[rows].numel() for rows in self.frozen_rows)
 
 
 class Segmenter(nn.Module, ABC):
@@ -141,11 +141,6 @@ class Segmenter(nn.Module, ABC):
             changed.config = replace(changed.config, **entry.options)
         return changed
 
-    @property
-    def saved_config(self) -> MethodConfig:
-        """Config that rebuilds the model from its saved weights."""
-        return self.config
-
     @abstractmethod
     def forward(
         self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None
@@ -175,10 +170,6 @@ class Segmenter(nn.Module, ABC):
 
     def trained_parts(self) -> frozenset[str]:
         """Names of the parts that its recipe trains; the others are frozen."""
-        return frozenset()
-
-    def dropped_parts(self) -> frozenset[str]:
-        """Names of the parts used in training only: they are in checkpoints, but not in saved weights."""
         return frozenset()
 
     def trainable(self) -> Iterator[Trained]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.clip_vit import ClipViT, thirds
 from lexiseg.ensembles import Behaviour
 from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import correlation
@@ -98,8 +98,8 @@ class CorrelationSegmenter(Segmenter):
             if not entry.name.startswith("clip."):
                 yield entry
             elif entry.name.endswith("attn.in_proj_weight"):
-                width = len(entry.parameter) // 3
-                yield replace(entry, frozen_rows=slice(width, 2 * width))
+                _, keys, _ = thirds(len(entry.parameter))
+                yield replace(entry, frozen_rows=(keys,))
 
     @torch.no_grad()
     def forward(self, images: ImageBatch, text: TextEmbeddings, *, trace: Trace | None = None) -> PixelPrediction:

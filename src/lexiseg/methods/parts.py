@@ -13,7 +13,7 @@ from lexiseg.errors import UsageError
 from lexiseg.methods.variant import ASSETS, Part, Source
 
 TINY_CLIP, TINY_VIT, TINY_SAM = "clip-tiny-efficientnet", "clip-tiny-vit", "sam-tiny"
-OPENAI, LAION = "openai", "laion2b_s29b_b131k_ft_soup"
+OPENAI, LAION, EVA = "openai", "laion2b_s29b_b131k_ft_soup", "merged2b_s11b_b114k"
 APACHE, MIT = "Apache-2.0", "MIT"
 
 SAM_BASE: Architecture = "b"
@@ -27,6 +27,7 @@ _CLIP_REPOSITORIES = {
     ("ViT-B-16", OPENAI): "timm/vit_base_patch16_clip_224.openai",
     ("ViT-L-14-336", OPENAI): "timm/vit_large_patch14_clip_336.openai",
     ("RN50x64", OPENAI): "timm/resnet50x64_clip.openai",
+    ("EVA01-g-14-plus", EVA): "timm/eva_giant_patch14_plus_clip_224.merged2b_s11b_b114k",
     ("convnext_large_d_320", LAION): "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup",
 }
 _SAM_REPOSITORIES: dict[Architecture, str] = {

@@ -15,6 +15,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from lexiseg.errors import UsageError
+from lexiseg.losses.fiser import FiserOptions
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods.base import MethodConfig
@@ -90,7 +91,8 @@ class Stage:
     weight_decay: NonNegative = 0.05
     """Weight decay of all parameters but norms and embeddings."""
     max_grad_norm: NonNegative = 0.01
-    """Maximum norm of the gradient of all parameters (gradient clipping); 0 disables clipping."""
+    """Maximum norm of the gradient of all parameters (gradient clipping), that of FiSeR's predictor apart; 0 disables
+    clipping."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0 within the stage."""
@@ -124,6 +126,9 @@ class Recipe:
     """Data augmentation."""
     loss: Any = field(default_factory=SetLossOptions)
     """Options of the method's ``loss``."""
+    fiser: FiserOptions = FiserOptions()
+    """Options of FiSeR, an auxiliary loss for any method that trains a vision transformer CLIP or mask tokens of one; on if
+    ``fiser.weight`` is not 0."""
     precision: Precision = "float32"
     """float32, or the dtype of automatic mixed precision."""
     ema_decay: Annotated[float, Ge(0), Lt(1)] = 0.0

@@ -161,7 +161,7 @@ class Variant:
     @property
     def weight_names(self) -> tuple[str, ...]:
         """All valid NAMEs of ``--weights NAME=FILE``."""
-        own = () if self.source is None else (self.method.key,)
+        own = () if self.source is None and self.recipe is None else (self.method.key,)
         return (*own, *(part.name for part in self.parts))
 
     def empty(self, config: MethodConfig | None = None) -> Segmenter:
@@ -203,7 +203,7 @@ class Variant:
         """
         given, options = dict(weights or {}), options or {}
         self._check_names(given, self.weight_names)
-        if self.source is None:
+        if self.source is None and self.method.key not in given:
             return self._build(self._backbones(given), self._changed(self.config, options), options)
         path = given.pop(self.method.key, None) or self._published()
         saved = self._read(path)

@@ -112,12 +112,12 @@ def save_segmenter(
         UsageError: nothing is trained, and ``all_parts`` is False.
         OutputError: the folder cannot be written.
     """
-    wanted = (frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()) - segmenter.dropped_parts()
+    wanted = frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()
     if not wanted:
         raise UsageError("this model has no trained parts to save; pass all_parts=True to save the frozen ones")
     about = {
         **card,
-        "config": to_document(segmenter.saved_config),
+        "config": to_document(segmenter.config),
         "training_classes": segmenter.training_classes,
     }
     return write_weights(_state(segmenter, wanted), folder, about, half=half)

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lexiseg.errors import RunError, UsageError, WeightsError
-from lexiseg.losses.matching import PointSource
 from lexiseg.methods import model_named
-from lexiseg.methods.base import Segmenter
 from lexiseg.methods.recipe import Recipe, Trainable
 from lexiseg.methods.weights import check, save_segmenter
 from lexiseg.ops.files import write_json
@@ -40,7 +38,8 @@ from lexiseg.training.checkpoint import (
 from lexiseg.training.dist import DistContext, distributed
 from lexiseg.training.examples import open_examples
 from lexiseg.training.logger import MetricLogger, MetricWindow
-from lexiseg.training.optimiser import optimiser_of, set_lr
+from lexiseg.training.objective import Objective, fiser_of
+from lexiseg.training.optimiser import clip_gradients, optimiser_of, set_lr
 from lexiseg.training.text_sampler import TextSampler
 from lexiseg.training.validation import Validation
 
@@ -108,6 +107,9 @@ class _Training:
         self.segmenter = model.untrained(weights, recipe.model).to(dist.device)
         if not isinstance(self.segmenter, Trainable):
             raise UsageError(f"{recipe.name} cannot be trained: it has no loss")
+        self.fiser = fiser_of(self.segmenter, recipe.fiser)
+        if self.fiser is not None:
+            self.fiser.to(dist.device)
         self.segmenter.training_classes = self.examples.vocabulary.class_names
         self.text_sampler = TextSampler(
             self.segmenter, self.examples.vocabulary, dist.device, max_classes=recipe.max_classes_per_batch, seed=recipe.seed
@@ -182,9 +184,9 @@ class _Training:
         number, step = self.recipe.stage_of(self.step)
         if number != self.stage:
             self.stage = number
-            self.optimiser = optimiser_of(self.segmenter, self.recipe.stages[number])
+            self.optimiser = optimiser_of(self.segmenter, self.recipe.stages[number], self.fiser)
             self.segmenter.train()
-            self.objective: nn.Module = _Objective(self.segmenter, self.text_sampler, self.recipe.loss)
+            self.objective: nn.Module = Objective(self.segmenter, self.text_sampler, self.recipe, self.fiser)
             if self.dist.world_size > 1:
                 self.objective = DistributedDataParallel(self.objective, broadcast_buffers=False)
         set_lr(self.optimiser, self.recipe.stages[number].lr_at(step))
@@ -205,10 +207,8 @@ class _Training:
         if not bool(total.isfinite().all()):
             self._fail(batch, dict(zip(losses, total.tolist(), strict=True)))
         losses.update(zip(losses, total, strict=True))
-        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         self.scaler.unscale_(self.optimiser)
-        max_norm = self.recipe.stages[self.stage].max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf))
+        norm = clip_gradients(self.optimiser, self.recipe.stages[self.stage].max_grad_norm or math.inf)
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             self._fail(batch, {"the norm of the gradient": norm})
         self.scaler.step(self.optimiser)
@@ -277,6 +277,7 @@ class _Training:
             state = {
                 "step": self.step,
                 "segmenter": trained_state(self.segmenter),
+                "fiser": {} if self.fiser is None else self.fiser.state_dict(),
                 "average": self.average,
                 "optimiser": self.optimiser.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -290,6 +291,9 @@ class _Training:
         self.step, self.best, self.window = state["step"], state["best"], MetricWindow(**state["window"])
         path = self.folder / CHECKPOINT
         fill_trained(self.segmenter, state["segmenter"], path)
+        if self.fiser is not None:
+            check(state["fiser"], self.fiser.state_dict(), path)
+            self.fiser.load_state_dict(state["fiser"])
         if self.average:
             check(state["average"], self.average, path)
         self.average = {name: value.to(self.dist.device) for name, value in state["average"].items()}
@@ -315,19 +319,6 @@ class _Training:
             "recipe": self.recipe.to_dict(),
             "validation": dict(numbers),
         }
-
-
-class _Objective(nn.Module):
-    """The losses of a batch as a module's forward, as `DistributedDataParallel` requires."""
-
-    def __init__(self, segmenter: Segmenter, text_sampler: TextSampler, options: object) -> None:
-        super().__init__()
-        self.segmenter, self.text_sampler, self.options = segmenter, text_sampler, options
-
-    def forward(self, batch: Batch, draw: PointSource) -> dict[str, Tensor]:
-        assert isinstance(self.segmenter, Trainable)
-        text, targets = self.text_sampler.sample(batch)
-        return self.segmenter.loss(batch.images, text, targets, self.options, draw)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +29,15 @@ def trained_parts(segmenter: Segmenter, stage: Stage) -> tuple[str, ...]:
     return tuple(name for name in known if name in wanted)
 
 
-def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
+def optimiser_of(segmenter: Segmenter, stage: Stage, auxiliary: nn.Module | None = None) -> torch.optim.AdamW:
     """Create AdamW for a stage, and freeze all parameters that the stage does not train.
 
     No weight decay on norms and embeddings; all else, biases included, decays.
+
+    Args:
+        segmenter: method.
+        stage: stage of a recipe.
+        auxiliary: module of the loss that is trained as well; its groups have the key "auxiliary".
 
     Raises:
         UsageError: the stage trains nothing, or names a part that the segmenter does not have.
@@ -42,20 +48,15 @@ def optimiser_of(segmenter: Segmenter, stage: Stage) -> torch.optim.AdamW:
     groups: list[dict[str, Any]] = []
     for name in wanted:
         owned = [(owner, parameter) for owner, parameter in _owned(parts[name]) if id(parameter) in trainable]
-        decayed = [parameter.requires_grad_() for owner, parameter in owned if not isinstance(owner, UNDECAYED)]
-        others = [parameter.requires_grad_() for owner, parameter in owned if isinstance(owner, UNDECAYED)]
-        multiplier = stage.lr_multipliers.get(name, 1.0)
-        groups += [
-            {"params": members, "weight_decay": decay, "multiplier": multiplier}
-            for members, decay in ((decayed, stage.weight_decay), (others, 0.0))
-            if members
-        ]
+        groups += _groups(owned, stage, {"multiplier": stage.lr_multipliers.get(name, 1.0), "auxiliary": False})
     if not groups:
         raise UsageError(f"a stage with parts={stage.parts} trains no parameter; the model has {', '.join(parts)}")
+    if auxiliary is not None:
+        groups += _groups(list(_owned(auxiliary)), stage, {"multiplier": 1.0, "auxiliary": True})
     optimiser = torch.optim.AdamW(groups, lr=stage.lr)
     for entry in trainable.values():
-        if entry.frozen_rows is not None and entry.parameter.requires_grad:
-            _freeze_rows(entry.parameter, entry.frozen_rows, optimiser)
+        for rows in entry.frozen_rows if entry.parameter.requires_grad else ():
+            _freeze_rows(entry.parameter, rows, optimiser)
     return optimiser
 
 
@@ -63,6 +64,33 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate, times the multiplier of each group."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["multiplier"]
+
+
+def clip_gradients(optimiser: torch.optim.Optimizer, max_norm: float) -> float:
+    """Clip the gradients of the model and of an auxiliary module, each to ``max_norm``; infinite: none.
+
+    [decided] A predictor that begins from nothing has large gradients, which would scale down those of the model.
+
+    Returns:
+        The norm of the gradient of the model before clipping; not finite if that of the auxiliary module is not.
+    """
+    norms = []
+    for auxiliary in (False, True):
+        groups = [group["params"] for group in optimiser.param_groups if group["auxiliary"] == auxiliary]
+        members = [parameter for group in groups for parameter in group]
+        norms.append(float(nn.utils.clip_grad_norm_(members, max_norm)) if members else 0.0)
+    return norms[0] if math.isfinite(norms[1]) else norms[1]
+
+
+def _groups(owned: Sequence[tuple[nn.Module, nn.Parameter]], stage: Stage, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parameter groups with and without weight decay, with the keys of ``about``; the parameters require gradients."""
+    decayed = [parameter.requires_grad_() for owner, parameter in owned if not isinstance(owner, UNDECAYED)]
+    others = [parameter.requires_grad_() for owner, parameter in owned if isinstance(owner, UNDECAYED)]
+    return [
+        {"params": members, "weight_decay": decay, **about}
+        for members, decay in ((decayed, stage.weight_decay), (others, 0.0))
+        if members
+    ]
 
 
 def _freeze_rows(parameter: nn.Parameter, rows: slice, optimiser: torch.optim.Optimizer) -> None:

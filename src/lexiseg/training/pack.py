@@ -29,7 +29,7 @@ from lexiseg.training.sam_tiny import tiny_sam
 
 ENCODERS = ("clip-tiny-efficientnet", "clip-tiny-vit", "sam-tiny")
 TEXT = "clip-tiny-text.safetensors"  # the text tower, which all tiny CLIPs share
-SEGMENTERS = tuple(name for name in RECIPES if name.endswith("-tiny"))
+SEGMENTERS = tuple(name for name in RECIPES if name.endswith("-tiny") and MODELS[name].source is not None)
 DATA = "scenes of the emoji world, styles noto and fluent with their drawings varied, all names; the style twemoji is held out"
 
 

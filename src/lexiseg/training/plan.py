@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from lexiseg.errors import DataError
 from lexiseg.methods import model_named
 from lexiseg.methods.base import Segmenter
-from lexiseg.methods.recipe import Recipe, Trainable
+from lexiseg.methods.recipe import Recipe
 from lexiseg.structures import PanopticMap, PanopticSegment, TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.batches import batches, points_of
 from lexiseg.training.dist import DistContext
 from lexiseg.training.examples import Examples, open_examples
+from lexiseg.training.objective import Objective, fiser_of
 from lexiseg.training.optimiser import optimiser_of
 from lexiseg.training.text_sampler import TextSampler
 
@@ -87,8 +88,6 @@ def plan(recipe: Recipe, *, root: str | Path | None = None, dist: DistContext) -
 
 def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabulary, device: torch.device) -> float:
     """Bytes of activations saved for the backward pass per image, in float32."""
-    assert isinstance(segmenter, Trainable)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in segmenter.parameters()}
     text_sampler = TextSampler(
         segmenter,
         vocabulary,
@@ -97,6 +96,9 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
         seed=recipe.seed,
         text=stand_in_text(segmenter, vocabulary),
     )
+    fiser = fiser_of(segmenter, recipe.fiser)
+    objective = Objective(segmenter, text_sampler, recipe, None if fiser is None else fiser.to(device))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in objective.parameters()}
     segmenter.train()
     measured = []
     for factor in PROBES:
@@ -111,8 +113,7 @@ def kept_of_an_image(recipe: Recipe, segmenter: Segmenter, vocabulary: Vocabular
             return tensor
 
         with ShapesOnly(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-            text, targets = text_sampler.sample(batch)
-            losses = segmenter.loss(batch.images, text, targets, recipe.loss, points_of(batch.positions, 0, device))
+            losses = objective(batch, points_of(batch.positions, 0, device))
         measured.append((jitter.side**2, sum(saved.values())))
         del losses
     (small_area, small_bytes), (large_area, large_bytes) = measured

@@ -1,4 +1,4 @@
-"""FOV-Seg's TeVA: Eq. (7)-(11), bare, as computed slowly from the paper alone."""
+"""FOV-Seg's TeVA: Eq. (7)-(11), bare and literal, as computed slowly from the paper alone; computed here by `FovSeg` itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lexiseg.backbones.clip_vit import attended
 from lexiseg.methods.fovseg.teva import MaskTargetAttention
+from tests.laws.builders import tiny_fovseg
 from tests.parity.report import Row, load_case, max_difference
 
 
@@ -26,8 +26,14 @@ def teva(path: Path) -> list[Row]:
     for layer, name, factor in ((target.query, "g_q", unscaled), (target.key, "g_k", 1.0), (target.value, "g_v", 1.0)):
         layer.weight.copy_(tensors[f"in.{name}"].T * factor)
         layer.bias.zero_()
-    asked = target(tensors["in.mask_tokens"][None], tensors["in.target_tokens"])
-    taken = attended(_clip_block(tensors, unscaled), asked, tensors["in.image_tokens"][None], tensors["in.allowed"][None])
+    segmenter = tiny_fovseg(teva_update="replace", teva_shared=True)
+    segmenter.teva[0] = target
+    tokens, names, image, allowed = (
+        tensors[f"in.{name}"] for name in ("mask_tokens", "target_tokens", "image_tokens", "allowed")
+    )
+    asked = target(tokens[None], names)
+    block = _clip_block(tensors, unscaled)
+    taken = segmenter.attend_by_names(0, block, tokens[None], image[None], names, allowed[None])
     return [
         Row(path.name, "mask-target attention", max_difference(asked[0], tensors["out.targeted_mask_tokens"]), 1e-5),
         Row(path.name, "TeVA", max_difference(taken[0], tensors["out.teva"]), 1e-5),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from lexiseg.methods.maskclip.config import MaskTokenConfig
+from lexiseg.methods.maskclip.config import MaskTokenConfig, Tuned
 from lexiseg.ops.options import Positive, Width, options
 
 
@@ -28,7 +28,14 @@ class FovSegConfig(MaskTokenConfig):
     """Whether mask tokens attend to the class embeddings, Eq. (9) and (10)."""
     teva_bottleneck: Width = 64
     """Channels of that attention."""
+    teva_update: Literal["query", "replace", "add"] = "query"
+    """Where class embeddings enter: "query" adds them to the mask token in the query of the mask-image attention only, Eq. (7);
+    "replace" makes them that query, Eq. (9) literally; "add" adds them to the mask token for good."""
+    teva_shared: bool = False
+    """Whether all blocks use the same g_q, g_k, g_v."""
+    class_token: Literal["always", "empty"] = "always"
+    """Which mask tokens also attend to the class token: all (MaskCLIP), or those of masks that touch no patch, Eq. (11)."""
     adapter_layers: Annotated[int, Ge(0), Le(3)] = 2
     """Convolutions of the distribution adapter (Table IV); 0: no adapter."""
-    fiser_layers: Annotated[int, Ge(0), Le(1000)] = 0
-    """Layers of FiSeR's predictor, Eq. (1) to (6), in training; 0: no FiSeR, as at inference."""
+    tuned: tuple[Tuned, ...] = ("f_q",)
+    """See `MaskTokenConfig`; the paper's choice."""

@@ -16,24 +16,26 @@ HIDDEN = 16  # channels between the adapter's convolutions  # [decided]
 
 
 class MaskTargetAttention(nn.Module):
-    """Cross-attention of mask tokens to target classes, in a bottleneck; zero at initialisation.  # [decided]
+    """Cross-attention of mask tokens to target classes, in a bottleneck.  # [decided]
 
     Args:
         width: C.
         joint: D.
         bottleneck: channels of queries, keys and values (g_q, g_k, g_v); a multiple of ``heads``.
         heads: attention heads.
+        zero: whether the output is zero at initialisation.
     """
 
-    def __init__(self, width: int, joint: int, bottleneck: int = 64, heads: int = 4) -> None:
+    def __init__(self, width: int, joint: int, bottleneck: int = 64, heads: int = 4, *, zero: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, bottleneck)  # g_q
         self.key, self.value = nn.Linear(joint, bottleneck), nn.Linear(joint, bottleneck)  # g_k, g_v
         self.output = nn.Linear(bottleneck, width)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        if zero:
+            nn.init.zeros_(self.output.weight)
+            nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Compute the update of tokens [B, m, C] from targets [t, D]."""

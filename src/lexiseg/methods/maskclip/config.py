@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from lexiseg.ensembles import Behaviour
+from lexiseg.errors import UsageError
 from lexiseg.methods.base import MethodConfig
 from lexiseg.ops.options import Natural, Positive, Unit, options
+
+Tuned = Literal["f_q", "f_k", "f_v", "mlp", "all"]
 
 
 @options(frozen=True)
@@ -33,6 +36,19 @@ class MaskTokenConfig(MethodConfig):
     """Minimum fraction of its mask that a panoptic segment must retain (official configurations)."""
     masks_at_once: Positive | None = 25
     """Masks processed at once, which bounds the memory; the result is the same. None: all."""
+    tuned: tuple[Tuned, ...] = ()
+    """What is trained of CLIP's image tower: query, key or value projections of all blocks, the MLPs, or all of it (Table IV c
+    of FOV-Seg)."""
+    lora_rank: Annotated[int, Ge(0), Le(2**16)] = 0
+    """Rank of low-rank updates of the attention projections (LoRA), trained in place of ``tuned`` (Table IV g); 0: none."""
+    void: Literal["none", "word", "vector"] = "word"
+    """"No object": "word" is CLIP's embedding of "other", a further class in training only, as in the official code; "vector"
+    is a learned vector, a further class in training and at inference."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_rank and self.tuned:
+            raise UsageError(f"lora_rank = {self.lora_rank} trains in place of tuned; set tuned=()")
 
 
 @options(frozen=True)
