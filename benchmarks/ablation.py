@@ -112,7 +112,7 @@ STUDIES = {
             "qkv": ("both, tuned f_q, f_k and f_v", ("model.tuned=['f_q', 'f_k', 'f_v']",)),
             "mlp": ("both, tuned MLP", ("model.tuned=['mlp']",)),
             "all": ("both, tuned all of the tower", ("model.tuned=['all']",)),
-            "lora": ("both, LoRA of rank 64", ("model.tuned=[]", "model.lora_rank=64")),
+            "lora": ("both, LoRA of rank 64", ("model.lora_rank=64",)),
             "a0": ("both, no adapter", ("model.adapter_layers=0",)),
             "a1": ("both, adapter of 1 layer", ("model.adapter_layers=1",)),
             "a3": ("both, adapter of 3 layers", ("model.adapter_layers=3",)),

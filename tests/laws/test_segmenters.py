@@ -73,7 +73,9 @@ def test_images_of_one_size_go_through_the_encoders_together(segmenter, some_ima
     images, text = some_images((60, 80), (72, 48), (60, 80), (40, 40)), some_text()
     encoder: Any = segmenter.detector if isinstance(segmenter, GroundedSam) else segmenter.clip
     clip, sam, features, encode = [], [], encoder.features, SamBackbone.encode_with_skips
-    monkeypatch.setattr(encoder, "features", lambda pixels, *rest: (clip.append(len(pixels)), features(pixels, *rest))[1])
+    monkeypatch.setattr(
+        encoder, "features", lambda pixels, *rest, **named: (clip.append(len(pixels)), features(pixels, *rest, **named))[1]
+    )
     monkeypatch.setattr(SamBackbone, "encode_with_skips", lambda own, pixels: (sam.append(len(pixels)), encode(own, pixels))[1])
     segmenter(images, text)
     if isinstance(segmenter, CorrelationSegmenter):  # views have one size, whatever the images'

@@ -200,7 +200,7 @@ CASES: dict[str, tuple[tuple[Part, ...], Callable[[], Segmenter]]] = {  # with v
     "maskclip": ((VIT, PROPOSER), partial(tiny_maskclip, relative_blocks=(0,), behaviour="official", overlap_threshold=0.3)),
     "fovseg": (
         (VIT, PROPOSER),
-        partial(tiny_fovseg, adapter_layers=1, lora_rank=2, tuned=(), void="vector", masks_at_once=None),
+        partial(tiny_fovseg, adapter_layers=1, lora_rank=2, void="vector", masks_at_once=None),
     ),
 }
 CLASSES = (("dog", "puppy"), ("sky",))

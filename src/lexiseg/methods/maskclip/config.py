@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from lexiseg.ensembles import Behaviour
-from lexiseg.errors import UsageError
 from lexiseg.methods.base import MethodConfig
 from lexiseg.ops.options import Natural, Positive, Unit, options
 
@@ -40,15 +39,11 @@ class MaskTokenConfig(MethodConfig):
     """What is trained of CLIP's image tower: query, key or value projections of all blocks, the MLPs, or all of it (Table IV c
     of FOV-Seg)."""
     lora_rank: Annotated[int, Ge(0), Le(2**16)] = 0
-    """Rank of low-rank updates of the attention projections (LoRA), trained in place of ``tuned`` (Table IV g); 0: none."""
+    """Rank of low-rank updates of the attention projections (LoRA), which are trained in place of ``tuned`` (Table IV g); 0: no
+    updates."""
     void: Literal["none", "word", "vector"] = "word"
     """"No object": "word" is CLIP's embedding of "other", a further class in training only, as in the official code; "vector"
     is a learned vector, a further class in training and at inference."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lora_rank and self.tuned:
-            raise UsageError(f"lora_rank = {self.lora_rank} trains in place of tuned; set tuned=()")
 
 
 @options(frozen=True)
