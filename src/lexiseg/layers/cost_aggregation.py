@@ -41,7 +41,7 @@ TINY = 1e-6  # avoids division by zero in linear attention
 def correlation(image: Tensor, text: Tensor) -> Tensor:
     """Cosines [B, K, h, w] of image features [B, D, h, w] and class embeddings [K, D] or [B, K, D] of any length."""
     text = functional.normalize(text, dim=-1).expand(len(image), -1, -1)
-    return torch.einsum("bdhw,bkd->bkhw", functional.normalize(image, dim=1), text)
+    return torch.einsum("bdhw,bkd->bkhw", functional.normalize(image, dim=1), text)  # Eq. (1), of ESC-Net, too
 
 
 def nearest_classes(costs: Tensor, max_classes: int) -> Tensor | None:
@@ -92,26 +92,33 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class GuidedAttention(nn.Module):
-    """Multi-head attention whose queries and keys (not values) are computed from the volume concatenated with a guide."""
+    """Multi-head attention whose queries and keys are computed from the volume concatenated with a guide.
 
-    def __init__(self, width: int, guide: int, heads: int) -> None:
+    Args:
+        width: C.
+        guide: G.
+        heads: number of heads.
+        guide_values: whether the values are computed from both, too, and not from the volume alone.
+    """
+
+    def __init__(self, width: int, guide: int, heads: int, *, guide_values: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.guide_values = heads, guide_values
         self.query, self.key = nn.Linear(width + guide, width), nn.Linear(width + guide, width)
-        self.value = nn.Linear(width, width)
+        self.value = nn.Linear(width + guide if guide_values else width, width)
 
     def projected(self, tokens: Tensor, guide: Tensor) -> list[Tensor]:
         """Project tokens [N, L, C] and guide [N, L, G] to query, key and value [N, heads, L, C / heads]."""
         guided = torch.cat([tokens, guide], dim=-1)
-        parts = self.query(guided), self.key(guided), self.value(tokens)
+        parts = self.query(guided), self.key(guided), self.value(guided if self.guide_values else tokens)
         return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
 
 class WindowAttention(GuidedAttention):
     """Guided attention within windows."""
 
-    def __init__(self, width: int, guide: int, heads: int) -> None:
-        super().__init__(width, guide, heads)
+    def __init__(self, width: int, guide: int, heads: int, *, guide_values: bool = False) -> None:
+        super().__init__(width, guide, heads, guide_values=guide_values)
         self.output = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, guide: Tensor, attn_mask: Tensor | None) -> Tensor:
@@ -126,11 +133,11 @@ class WindowAttention(GuidedAttention):
 class SwinBlock(nn.Module):
     """Window attention and an MLP, pre-norm with residuals; no position bias."""
 
-    def __init__(self, width: int, guide: int, heads: int, window: int, shift: int) -> None:
+    def __init__(self, width: int, guide: int, heads: int, window: int, shift: int, *, guide_values: bool = False) -> None:
         super().__init__()
         self.window, self.shift = window, shift
         self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = WindowAttention(width, guide, heads)
+        self.attention = WindowAttention(width, guide, heads, guide_values=guide_values)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, cells: Tensor, guide: Tensor) -> Tensor:
@@ -150,16 +157,28 @@ class SwinBlock(nn.Module):
 
 
 class SpatialAggregation(nn.Module):
-    """Aggregation over space, of each class separately, guided by image features."""
+    """Aggregation over space, of each class separately, guided by image features.
 
-    def __init__(self, width: int, guide: int, heads: int, window: int) -> None:
+    Args:
+        width: C.
+        guide: G.
+        heads, window: of the Swin blocks.
+        blocks: number of Swin blocks, of which every other one has shifted windows.
+        guide_values: see `GuidedAttention`.
+    """
+
+    def __init__(self, width: int, guide: int, heads: int, window: int, *, blocks: int = 2, guide_values: bool = False) -> None:
         super().__init__()
         self.guide_norm = nn.LayerNorm(guide)
-        self.blocks = nn.ModuleList(SwinBlock(width, guide, heads, window, shift) for shift in (0, window // 2))
+        shifts = (window // 2 if number % 2 else 0 for number in range(blocks))
+        self.blocks = nn.ModuleList(
+            SwinBlock(width, guide, heads, window, shift, guide_values=guide_values) for shift in shifts
+        )
 
     def forward(self, volume: Tensor, appearance: Tensor) -> Tensor:
-        """Aggregate volume [B, K, h, w, C] with guide [B, h, w, G]."""
-        guide = self.guide_norm(appearance).unsqueeze(1).expand(*volume.shape[:4], -1).flatten(0, 1)
+        """Aggregate a volume [B, K, h, w, C] with a guide [B, h, w, G] for all classes, or [B, K, h, w, G]."""
+        guide = self.guide_norm(appearance if appearance.ndim == volume.ndim else appearance.unsqueeze(1))
+        guide = guide.expand(*volume.shape[:4], -1).flatten(0, 1)
         cells = volume.flatten(0, 1)
         for block in self.blocks:
             cells = block(cells, guide)

@@ -4,7 +4,8 @@
     `VisionLanguageFusion`  aggregation of correlations over space, then over classes         Sec. 3.5, Fig. 4
     `UNetDecoder`           upsampling by four, with early features of CLIP as skips          Sec. 3.6
 
-Letters: B images, K classes, E channels of the embedded correlations, C channels of SAM, D joint width, h × w cells.
+Letters: B images, K classes, k of them in a part, E channels of the embedded correlations, C channels of SAM, D joint width,
+h × w cells; F_v, F_l, C_e, C_v as in the paper.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.layers.cost_aggregation import SpatialAggregation, double_conv, linear_attention
-from lexiseg.methods.escnet.prompts import PromptEncoder, PseudoPrompts
+from lexiseg.methods.escnet.prompts import MaskPrompts, PromptEncoder, PseudoPrompts
 
 
 class SamBlock(nn.Module):
@@ -36,16 +37,22 @@ class SamBlock(nn.Module):
         self.block = deepcopy(layers[number % len(layers)])
 
     def forward(self, tokens: Tensor, cells: Tensor, positions: Tensor) -> Tensor:
-        """Refine cells [N, h · w, C] with positions [h · w, C] by prompt tokens [N, P, C]."""
-        _, refined, _ = self.block(
-            queries=tokens[None],
-            keys=cells[None],
-            query_point_embedding=tokens[None],
-            key_point_embedding=positions[None, None],
-            attention_similarity=None,
-        )
-        output: Tensor = refined[0]
-        return output
+        """Refine cells [N, h · w, C] with positions [h · w, C] by prompt tokens [N, P, C], Eq. (2), first line."""
+        block, prompts = self.block, tokens[None]  # transformers takes [1, N, P, C]
+        queries, keys, key_positions = prompts, cells[None], positions[None, None]
+        # SA(.), of the prompts
+        if block.skip_first_layer_pe:
+            queries = block.layer_norm1(block.self_attn(queries, queries, queries)[0])
+        else:
+            queries = block.layer_norm1(queries + block.self_attn(queries + prompts, queries + prompts, queries)[0])
+        # BCA(., .), of the prompts to the image
+        attended, _ = block.cross_attn_token_to_image(queries + prompts, keys + key_positions, keys)
+        queries = block.layer_norm2(queries + attended)
+        queries = block.layer_norm3(queries + block.mlp(queries))
+        # BCA(., .), of the image to the prompts
+        attended, _ = block.cross_attn_image_to_token(keys + key_positions, queries + prompts, queries)
+        refined: Tensor = block.layer_norm4(keys + attended)
+        return refined[0]
 
 
 class PromptedBlocks(nn.Module):
@@ -54,13 +61,15 @@ class PromptedBlocks(nn.Module):
     Args:
         sam: SAM to copy from.
         blocks: number of blocks; those of SAM are repeated.
-        prompts: see `PromptEncoder`.
+        prompts, masks: see `PromptEncoder`.
         random: reset the parameters (Table 2 b).
     """
 
-    def __init__(self, sam: SamFamily, blocks: int, prompts: Collection[str], *, random: bool = False) -> None:
+    def __init__(
+        self, sam: SamFamily, blocks: int, prompts: Collection[str], masks: MaskPrompts, *, random: bool = False
+    ) -> None:
         super().__init__()
-        self.prompts = PromptEncoder(sam, prompts)
+        self.prompts = PromptEncoder(sam, prompts, masks)
         self.blocks = nn.ModuleList(SamBlock(sam, number) for number in range(blocks))
         self.requires_grad_(True)
         for module in self.modules():
@@ -104,18 +113,32 @@ class TextAttention(nn.Module):
 
 
 class VisionLanguageFusion(nn.Module):
-    """Aggregation of embedded correlations, guided by the refined image features (Fig. 4 a), then by the text (b)."""
+    """Aggregation of embedded correlations, guided by the refined image features (Fig. 4 a), then by the text (b).
 
-    def __init__(self, width: int, joint: int, heads: int, window: int) -> None:
+    Args:
+        joint: D.
+        width: E.
+        heads, window: of the Swin blocks.
+        swin_blocks: their number.
+        guide_values: see `GuidedAttention`.
+    """
+
+    def __init__(self, joint: int, width: int, heads: int, window: int, *, swin_blocks: int, guide_values: bool) -> None:
         super().__init__()
-        self.appearance = nn.Linear(joint, width)
-        self.spatial = SpatialAggregation(width, width, heads, window)
+        self.appearance = nn.Linear(joint, width)  # of F'_v, from D to E channels  # [decided]
+        self.spatial = SpatialAggregation(width, width, heads, window, blocks=swin_blocks, guide_values=guide_values)
         self.text = TextAttention(width, joint, heads)
 
-    def forward(self, volume: Tensor, features: Tensor, text: Tensor) -> Tensor:
-        """Fuse a volume [B, k, h, w, E] of some classes with features [B, D, h, w] and unit text vectors [K, D] of all."""
-        guide = self.appearance(features.movedim(1, -1))
-        output: Tensor = self.text(self.spatial(volume, guide), text)
+    def forward(self, C_e: Tensor, guide: Tensor, F_l: Tensor) -> Tensor:
+        """Fuse embedded correlations of k classes with the image features and with the texts.
+
+        Args:
+            C_e: [B, k, h, w, E].
+            guide: F'_v of all classes [B, h, w, E], or of each [B, k, h, w, E], after `appearance`.
+            F_l: [K, D], unit vectors of all classes.
+        """
+        C_v = self.spatial(C_e, guide)  # Fig. 4 (a)
+        output: Tensor = self.text(C_v, F_l)  # Fig. 4 (b)
         return output
 
 

@@ -23,7 +23,8 @@ from lexiseg.errors import UsageError
 from lexiseg.ops.kmeans import clusters_of
 from lexiseg.ops.points import unit_grid
 
-Probability = Literal["classes", "space"]
+Probability = Literal["classes", "space", "both"]
+MaskPrompts = Literal["union", "mean"]
 
 KINDS = ("points", "boxes", "masks")
 MASK_LOGIT = 10.0  # maximum absolute logit of mask prompts, about that of SAM's masks  # [decided]
@@ -49,35 +50,49 @@ class PseudoPrompts:
     valid: Tensor
 
 
-def probabilities(maps: Tensor, scale: Tensor | float, over: Probability = "classes") -> Tensor:
-    """Class probabilities of cells, normalised per class to 0..1 over the cells, Fig. 3 (b).
+def probabilities(C_vl: Tensor, scale: Tensor | float, over: Probability = "classes", *, normalise: bool = True) -> Tensor:
+    """Class probabilities of cells [B, K, h, w], Fig. 3 (b).
 
     Args:
-        maps: correlations [B, K, h, w].
+        C_vl: correlation maps [B, K, h, w].
         scale: CLIP's logit scale, 1 / τ.
-        over: axis of the softmax. Normalisation makes a threshold independent of K.  # [decided]
+        over: axis of the softmax; "both" is the product of the two.
+        normalise: whether each class is normalised to 0..1 over the cells, so that a threshold means the same for any K.
     """
-    logits = maps * scale
-    spread = logits.softmax(1) if over == "classes" else logits.flatten(2).softmax(-1).view_as(logits)
-    low, high = spread.amin((-2, -1), keepdim=True), spread.amax((-2, -1), keepdim=True)
-    even = high - low <= torch.finfo(spread.dtype).tiny  # K = 1: all cells are equally probable
-    return torch.where(even, torch.ones_like(spread), (spread - low) / (high - low).masked_fill(even, 1))
+    logits = C_vl * scale
+    probability = torch.ones_like(logits)
+    if over != "space":
+        probability = probability * logits.softmax(1)
+    if over != "classes":
+        probability = probability * logits.flatten(2).softmax(-1).view_as(logits)
+    if not normalise:
+        return probability
+    low, high = probability.amin((-2, -1), keepdim=True), probability.amax((-2, -1), keepdim=True)
+    even = high - low <= torch.finfo(probability.dtype).tiny  # K = 1: all cells are equally probable
+    return torch.where(even, torch.ones_like(probability), (probability - low) / (high - low).masked_fill(even, 1))
 
 
-def pseudo_prompts(probability: Tensor, regions: int, threshold: float) -> PseudoPrompts:
+def pseudo_prompts(
+    probability: Tensor, regions: int, threshold: float, *, ranking: Tensor | None = None, never_empty: bool = True
+) -> PseudoPrompts:
     """Compute pseudo prompts of all classes, Fig. 3 (c) to (e).
 
     Args:
         probability: [N, h, h], see `probabilities`.
         regions: O.
-        threshold: alpha; the most probable cell of a class is always in its mask.
+        threshold: α.
+        ranking: [N, h, h], the probability whose highest cell in each region is its point; default is ``probability``.
+        never_empty: whether the most probable cell of a class is always in its mask.
     """
     side, flat = probability.shape[-1], probability.detach().flatten(1)
+    order = flat if ranking is None else ranking.detach().flatten(1)
     cells = unit_grid(side).to(flat) * side  # centres, in cells
     best = flat.argmax(1)
-    inside = (flat > threshold).scatter(1, best[:, None], True)  # (c)
+    inside = flat > threshold  # (c)
+    if never_empty:
+        inside = inside.scatter(1, best[:, None], True)
     members = clusters_of(cells, inside, best, regions)  # (d)
-    points = cells[(flat.unsqueeze(1) * members).masked_fill(~members, -1).argmax(-1)]  # (e)
+    points = cells[(order.unsqueeze(1) * members).masked_fill(~members, -1).argmax(-1)]  # (e)
     valid = members.any(-1)
     each = torch.where(members.unsqueeze(-1), cells, points.unsqueeze(2))  # [N, O, h · w, 2]
     boxes = torch.cat([each.amin(2) - 0.5, each.amax(2) + 0.5], dim=-1)
@@ -91,12 +106,14 @@ class PromptEncoder(nn.Module):
     Args:
         sam: SAM to copy from.
         kinds: kinds of prompts, of `KINDS`.
+        masks: whether SAM embeds the union of a class's pseudo masks, or each of them, of which the mean is taken.
     """
 
     frequencies: Tensor  # [2, C / 2]
 
-    def __init__(self, sam: SamFamily, kinds: Collection[str] = ("points", "masks")) -> None:
+    def __init__(self, sam: SamFamily, kinds: Collection[str] = ("points", "masks"), masks: MaskPrompts = "union") -> None:
         super().__init__()
+        self.mask_prompts = masks
         if unknown := sorted(set(kinds) - set(KINDS)):
             raise UsageError(f"unknown prompts '{unknown[0]}'; choose from {', '.join(KINDS)}")
         if not set(kinds) & {"points", "boxes"}:
@@ -110,9 +127,9 @@ class PromptEncoder(nn.Module):
         self.no_mask = None if "masks" in kinds else deepcopy(encoder.no_mask_embed)
 
     def forward(self, prompts: PseudoPrompts) -> tuple[Tensor, Tensor]:
-        """Encode prompts to sparse tokens [N, P, C] and dense embeddings [N, C, h, h], the mean over the regions of a class.
+        """Encode prompts to P_sparse [N, P, C] and P_dense [N, C, h, h].
 
-        Invalid regions are encoded as SAM's "not a point" token, and left out of the mean.
+        Invalid regions are encoded as SAM's "not a point" token, and left out of a mean of masks.
         """
         padding, tokens = self.nothing.weight, []
         valid = prompts.valid.unsqueeze(-1)
@@ -139,11 +156,19 @@ class PromptEncoder(nn.Module):
         if self.masks is None:
             assert self.no_mask is not None
             return self.no_mask.weight[..., None, None].expand(len(prompts.valid), -1, *prompts.regions.shape[-2:])
-        logits = MASK_LOGIT * (2 * prompts.regions.flatten(0, 1).unsqueeze(1) - 1)
+        if self.mask_prompts == "union":  # regions of a class are disjoint
+            return self._embedded(prompts.regions.sum(1, keepdim=True))
+        each = self._embedded(prompts.regions.flatten(0, 1).unsqueeze(1)).unflatten(0, prompts.valid.shape)
+        weights = prompts.valid.to(each.dtype)
+        return torch.einsum("nochw,no->nchw", each, weights / weights.sum(1, keepdim=True).clamp(min=1))
+
+    def _embedded(self, masks: Tensor) -> Tensor:
+        """SAM's embedding [M, C, h, h] of pseudo masks [M, 1, h, h] in 0..1."""
+        assert self.masks is not None
+        logits = MASK_LOGIT * (2 * masks - 1)
         fine = functional.interpolate(logits, scale_factor=FINER, mode="bilinear", align_corners=False)
-        embedded = self.masks(fine).unflatten(0, prompts.valid.shape)
-        weights = prompts.valid.to(embedded.dtype)
-        return torch.einsum("nochw,no->nchw", embedded, weights / weights.sum(1, keepdim=True))
+        embedded: Tensor = self.masks(fine)
+        return embedded
 
 
 def _point_kind(encoder: Any, kind: int) -> nn.Embedding:
