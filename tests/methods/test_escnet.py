@@ -20,7 +20,7 @@ from lexiseg.losses.pixel_loss import class_loss
 from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.escnet.blocks import PromptedBlocks, SamBlock, TextAttention
 from lexiseg.methods.escnet.config import EscNetConfig
-from lexiseg.methods.escnet.model import EscNet, EscNetLossOptions
+from lexiseg.methods.escnet.model import EscBlock, EscNet, EscNetLossOptions
 from lexiseg.methods.escnet.prompts import (
     FINER,
     MASK_LOGIT,
@@ -43,18 +43,26 @@ SMALL = EscNetConfig(image_size=64, hidden_dim=16, window_size=2, decoder_channe
 @pytest.mark.parametrize("over", ["classes", "space"])
 def test_probabilities_go_from_nothing_to_one(over: Any) -> None:
     maps = torch.randn(2, 5, 6, 6)
-    found = probabilities(maps, 7.0, over)
+    found = probabilities(maps, 7.0, over, normalise=True)
     assert_close(found.amax((-2, -1)), torch.ones(2, 5))
     assert_close(found.amin((-2, -1)), torch.zeros(2, 5))
     order = torch.tensor([3, 0, 4, 2, 1])
-    assert_close(probabilities(maps[:, order], 7.0, over), found[:, order])
+    assert_close(probabilities(maps[:, order], 7.0, over, normalise=True), found[:, order])
+    plain = probabilities(maps, 7.0, over)
+    assert_close(
+        plain.sum(1 if over == "classes" else (-2, -1)), torch.ones(2, 6, 6) if over == "classes" else torch.ones(2, 5)
+    )
+    low, high = plain.amin((-2, -1), keepdim=True), plain.amax((-2, -1), keepdim=True)
+    assert_close(found, (plain - low) / (high - low))
     each = (maps * 7).softmax(1) if over == "classes" else maps
     assert torch.equal(found.flatten(2).argsort(-1), each.flatten(2).argsort(-1)), "the order of cells stays"
 
 
 def test_one_class_among_one_is_everywhere() -> None:
-    found = probabilities(torch.randn(2, 1, 4, 4), 100.0)
+    maps = torch.randn(2, 1, 4, 4)
+    found = probabilities(maps, 100.0)
     assert (found == 1).all()
+    assert torch.equal(probabilities(maps, 100.0, normalise=True), found)
     assert pseudo_prompts(found[0], 3, 0.5).valid.all()
 
 
@@ -80,13 +88,27 @@ def test_each_object_has_a_point_a_box_and_a_mask() -> None:
 
 def test_a_higher_threshold_leaves_less_and_never_nothing() -> None:
     maps = torch.rand(4, 8, 8)
-    areas = [(pseudo_prompts(maps, 3, threshold).regions > 0).sum((1, 2, 3)) for threshold in (0.2, 0.6, 0.9, 2.0)]
+    areas = [
+        (pseudo_prompts(maps, 3, threshold, never_empty=True).regions > 0).sum((1, 2, 3)) for threshold in (0.2, 0.6, 0.9, 2.0)
+    ]
     assert all((one >= other).all() for one, other in pairwise(areas))
     assert (areas[-1] == 1).all()
-    last = pseudo_prompts(maps, 3, 2.0)
+    last = pseudo_prompts(maps, 3, 2.0, never_empty=True)
     assert last.valid.tolist() == [[True, False, False]] * 4
     best = maps.flatten(1).argmax(1)
     assert_close(last.points[:, 0] * 8, torch.stack([best % 8, best // 8], -1) + 0.5)
+
+
+def test_a_class_below_the_threshold_has_no_prompts() -> None:
+    """Neither points nor a mask: SAM gets "not a point" and the embedding of a mask that is empty."""
+    sam, nothing = loud_sam(mask_channels=16), pseudo_prompts(0.4 * torch.rand(2, 4, 4), 3, 0.5)
+    assert not nothing.valid.any()
+    assert not nothing.members.any()
+    for masks in ("union", "mean"):
+        sparse, dense = PromptEncoder(sam, masks=masks)(nothing)  # type: ignore[arg-type]
+        assert_close(sparse, sam.model.prompt_encoder.not_a_point_embed.weight.expand(2, 4, -1))
+        empty = sam.model.prompt_encoder(None, None, None, torch.full((1, 1, 16, 16), -MASK_LOGIT))[1]
+        assert_close(dense, empty.expand_as(dense) if masks == "union" else torch.zeros_like(dense))
 
 
 def test_gradients_pass_through_the_masks_only() -> None:
@@ -183,7 +205,7 @@ def test_blocks_of_sam_2_learn_as_sams_do(name: str) -> None:
 def test_masks_are_those_of_sam() -> None:
     sam, prompts = loud_sam(mask_channels=16), some_prompts()
     one = replace(prompts, valid=torch.tensor([[True, False], [False, True], [True, True]]))
-    _, dense = PromptEncoder(sam, ("points", "masks"))(one)
+    _, dense = PromptEncoder(sam, masks="mean")(one)
     logits = torch.nn.functional.interpolate(
         MASK_LOGIT * (2 * one.regions - 1), scale_factor=FINER, mode="bilinear", align_corners=False
     )
@@ -191,6 +213,11 @@ def test_masks_are_those_of_sam() -> None:
     assert_close(dense[0], each[0][0])
     assert_close(dense[1], each[1][1])
     assert_close(dense[2], (each[0][2] + each[1][2]) / 2)
+    _, union = PromptEncoder(sam)(prompts)
+    together = torch.nn.functional.interpolate(
+        MASK_LOGIT * (2 * prompts.regions.sum(1, keepdim=True) - 1), scale_factor=FINER, mode="bilinear", align_corners=False
+    )
+    assert_close(union, sam.model.prompt_encoder(None, None, None, together)[1])
 
 
 def test_a_region_that_is_not_there_is_no_point() -> None:
@@ -235,6 +262,22 @@ def test_a_block_is_sams(number: int) -> None:
     queries = own.layer_norm3(queries + own.mlp(queries))
     seen = own.layer_norm4(cells + attend(own.cross_attn_image_to_token, cells + positions, queries + tokens, queries))
     assert_close(block(tokens, cells, positions), seen, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sam", "sam2", "edgetam"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_block_is_that_of_transformers(name: str, number: int) -> None:
+    sam = small_sam(name).requires_grad_(False)
+    own, width = sam.model.mask_decoder.transformer.layers[number], sam.channels
+    tokens, cells, positions = torch.randn(3, 4, width), torch.randn(3, 9, width), torch.randn(9, width)
+    expected = own(
+        queries=tokens[None],
+        keys=cells[None],
+        query_point_embedding=tokens[None],
+        key_point_embedding=positions[None, None],
+        attention_similarity=None,
+    )[1][0]
+    assert_close(SamBlock(sam, number)(tokens, cells, positions), expected)
 
 
 def test_blocks_are_copies_in_turns() -> None:
@@ -308,7 +351,93 @@ def test_memory_is_that_of_the_part_beside_the_volume() -> None:
     assert largest(160, 160) > 4 * many
 
 
-def test_classes_meet_in_the_mean_and_in_the_texts() -> None:
+def by_loops(segmenter: EscNet, text: TextEmbeddings) -> Tensor:
+    """The logits by the equations, one picture, one block, one class at a time."""
+    config, clip = segmenter.config, segmenter.clip
+    volume = segmenter.encode(some_images((64, 64), (64, 64)).pixels, text)
+    F_l = torch.nn.functional.normalize(volume.classes, dim=-1)
+    output = []
+    for image in range(2):
+        F_v, levels = volume.dense[image].movedim(0, -1), [level[[image]] for level in volume.levels]
+        each = [torch.cosine_similarity(F_v, vector[None, None], dim=-1) for vector in text.vectors]  # Eq. (1), of each name
+        C_vl = torch.stack([torch.stack([each[int(i)] for i in (text.class_index == n).nonzero()]).amax(0) for n in range(5)])
+        C_e = [segmenter.embedding(C_vl[n, ..., None]) for n in range(len(F_l))]
+        for number, block in enumerate(segmenter.blocks):
+            assert isinstance(block, EscBlock)
+            logits = C_vl * clip.logit_scale
+            P = logits.softmax(0) if config.probability == "classes" else logits.flatten(1).softmax(1).view_as(logits)
+            weights = torch.full_like(C_vl, 1 / len(F_l)) if config.guidance == "mean" else logits.softmax(0)
+            refined = []
+            for n in range(len(F_l)):
+                mask = P[n]
+                if config.normalise:
+                    mask = (mask - mask.min()) / (mask.max() - mask.min())
+                prompts = pseudo_prompts(mask[None], config.num_regions, config.threshold, never_empty=config.normalise)
+                tokens, dense = segmenter.sam.prompts(prompts)  # type: ignore[union-attr, operator]
+                tokens = torch.cat([block.text_to_sam(F_l[n])[None, None], tokens], dim=1)
+                cells = block.image_to_sam(F_v) + dense[0].movedim(0, -1)
+                positions = segmenter.sam.prompts.grid(4)  # type: ignore[union-attr, operator]
+                F_vn = segmenter.sam.blocks[number](tokens, cells.flatten(0, 1)[None], positions)  # type: ignore[index, operator]
+                refined.append(F_vn[0].unflatten(0, (4, 4)))  # Eq. (2), first line
+            whole = sum(weights[n, ..., None] * refined[n] for n in range(len(F_l)))
+            guides = []
+            for n in range(len(F_l)):
+                F_new = block.sam_to_image(refined[n] if config.guidance == "class" else whole)  # Eq. (2), second line
+                guides.append(F_v + F_new if config.bypass else F_new)
+            for n in range(len(F_l)):
+                guide = block.fusion.appearance(guides[n])
+                C_v = block.fusion.spatial(C_e[n][None, None], guide[None])
+                C_e[n] = block.fusion.text(C_v, F_l)[0, 0]
+            if config.guidance != "class":
+                F_v = guides[0]
+            if block.map is not None:
+                C_vl = torch.stack([C_vl[n] + block.map(C_e[n])[..., 0] for n in range(len(F_l))])
+        skips = segmenter.decoder.guides(levels[::-1])
+        output.append(torch.cat([segmenter.decoder(each[None, None], skips) for each in C_e], dim=1))
+    return torch.cat(output)
+
+
+READINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"bypass": True, "normalise": True},
+    {"mask_prompts": "mean", "normalise": True, "guide_values": False, "num_swin_blocks": 1},
+    {"guidance": "cell", "bypass": True},
+    {"guidance": "mean", "bypass": True, "mask_prompts": "mean", "normalise": True, "guide_values": False},
+    {"guidance": "mean"},
+    {"probability": "space", "threshold": 0.05},
+)
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=lambda reading: ",".join(f"{k}={v}" for k, v in reading.items()) or "default")
+@torch.no_grad()
+def test_every_reading_is_its_loops(reading: dict[str, Any]) -> None:
+    text = some_text(5)
+    expected = by_loops(tiny_escnet(**reading), text)
+    for at_once in (None, 2):
+        assert_close(logits(tiny_escnet(**reading, classes_at_once=at_once), text), expected, atol=1e-4, rtol=1e-4)
+    order = torch.tensor([4, 2, 0, 3, 1])
+    assert_close(logits(tiny_escnet(**reading), text.select(order)), expected[:, order], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("guidance", "alone"), [("class", True), ("mean", False), ("cell", False)])
+def test_whom_the_prompts_of_a_class_reach(guidance: Any, alone: bool) -> None:
+    """With guidance of each class, its prompts change its own logits and no others; with one map for all, everybody's."""
+    segmenter, text = tiny_escnet(guidance=guidance, num_blocks=1, classes_at_once=None, threshold=0.2), some_text(5)
+    before = logits(segmenter, text)
+
+    def other_prompts(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        *rest, prompts = given
+        points, regions = prompts.points.clone(), prompts.regions.clone()
+        points[[2, 7]], regions[[2, 7]] = 1 - points[[2, 7]], 1 - regions[[2, 7]]  # class 2 of both pictures
+        return (*rest, replace(prompts, points=points, regions=regions))
+
+    segmenter.sam.register_forward_pre_hook(other_prompts)
+    changed = (logits(segmenter, text) - before).abs().amax((0, 2, 3))
+    assert changed[2] > 1e-3
+    assert bool((changed[[0, 1, 3, 4]] < 1e-6).all()) == alone
+
+
+def test_classes_meet_in_the_probabilities_and_in_the_texts() -> None:
     """Without SAM and with texts that have nothing to say, a class does not know of others."""
     segmenter, text = tiny_escnet(sam_blocks="none"), some_text()
     with torch.no_grad():
@@ -320,7 +449,7 @@ def test_classes_meet_in_the_mean_and_in_the_texts() -> None:
 
 def test_without_sam_the_image_stays_as_it_is() -> None:
     segmenter = tiny_escnet(sam_blocks="none")
-    assert not any("sam" in name or ".map." in name for name, _ in segmenter.named_parameters())
+    assert not any("sam" in name for name, _ in segmenter.named_parameters())
     pretrained, again, random = (tiny_escnet(sam_blocks=which) for which in ("pretrained", "pretrained", "random"))
     text = some_text()
     assert torch.equal(logits(pretrained, text), logits(again, text))
@@ -333,7 +462,11 @@ TABLE_3 = (("points",), ("boxes",), ("points", "boxes"), ("boxes", "masks"), ("p
 
 def test_every_setting_makes_a_difference() -> None:
     text = some_text()
-    others = ({"num_regions": 1}, {"threshold": 0.9}, {"probability": "space"}, {"num_blocks": 2})
+    others = (
+        {"num_regions": 1}, {"threshold": 0.3}, {"probability": "space"}, {"num_blocks": 2}, {"normalise": True},
+        {"mask_prompts": "mean"}, {"guidance": "cell"}, {"guidance": "mean"}, {"bypass": True}, {"guide_values": False},
+        {"num_swin_blocks": 1},
+    )  # fmt: skip
     settings: list[dict[str, Any]] = [{}, *({"prompts": kinds} for kinds in TABLE_3), *others]
     found = [logits(tiny_escnet(**options), text) for options in settings]
     for number, one in enumerate(found):
@@ -412,8 +545,8 @@ def test_correlations_between_blocks_answer_for_their_classes() -> None:
     segmenter, (images, targets) = tiny_escnet().train(), halves()
     losses = segmenter.loss(images, some_text(), targets, EscNetLossOptions(maps=0.5))
     assert_close(losses["maps"], 5 * segmenter.loss(images, some_text(), targets, EscNetLossOptions(maps=0.1))["maps"])
-    assert set(segmenter.loss(images, some_text(), targets, EscNetLossOptions(maps=0.0))) == {"pixels"}
-    assert set(tiny_escnet(sam_blocks="none").loss(images, some_text(), targets)) == {"pixels"}
+    assert segmenter.loss(images, some_text(), targets, EscNetLossOptions(maps=0.0))["maps"] == 0
+    assert set(tiny_escnet(sam_blocks="none").loss(images, some_text(), targets)) == {"pixels", "maps"}, "Table 2 compares SAM"
     losses["maps"].backward()
     heads = [block.map for block in segmenter.blocks if isinstance(block.map, torch.nn.Linear)]
     assert len(heads) == 3
@@ -474,7 +607,7 @@ def test_full_size_cells_fit_into_windows(name: str, cells: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "total", "trainable"),
-    [("escnet-vit-b16", 161_247_649, 32_074_144), ("escnet-vit-l14", 440_862_369, 77_405_600)],
+    [("escnet-vit-b16", 161_378_721, 32_205_216), ("escnet-vit-l14", 440_993_441, 77_536_672)],
 )
 def test_the_full_size(name: str, total: int, trainable: int) -> None:
     """Near the paper's 451.3 M for ViT-L/14; docs/methods/escnet.md says what may be missing."""

@@ -21,7 +21,7 @@ class EscNetConfig(CorrelationConfig):
     docs/methods/escnet.md compares and prefers."""
 
     RUNTIME: ClassVar[frozenset[str]] = CorrelationConfig.RUNTIME | {
-        "num_regions", "threshold", "probability", "point_probability", "normalise",
+        "num_regions", "threshold", "probability", "normalise",
     }  # fmt: skip
 
     image_size: Annotated[int, Ge(16), Le(65_535)] = 336
@@ -43,13 +43,11 @@ class EscNetConfig(CorrelationConfig):
     in the singular); "mean", the mean of the embeddings of its O pseudo masks ("N_o pseudo masks are generated").
     # [decided]"""
     probability: Probability = "classes"
-    """Axis of the softmax whose probabilities are binarised, clustered, and the pseudo masks (Sec. 3.3: "a softmax operation to
-    the correlation map C_vl^n ∈ R^(1×H×W)"): "classes", "space", or "both", their product.  # [decided]"""
-    point_probability: Probability = "classes"
-    """The same of the probabilities whose "highest probability areas" are the pseudo points.  # [decided]"""
-    normalise: bool = True
-    """Whether each class's probabilities are normalised to 0..1 over the cells. If not, a class below the "predefined threshold
-    value α" everywhere has no points and an empty mask.  # [decided]"""
+    """Axis of the softmax of the pseudo prompts' probabilities: "classes" or "space" (Sec. 3.3: "a softmax operation to the
+    correlation map C_vl^n ∈ R^(1×H×W) for each n-th class").  # [decided]"""
+    normalise: bool = False
+    """Whether each class's probabilities are normalised to 0..1 over the cells. If not ("a predefined threshold value α"), a
+    class that is below α everywhere has no points and an empty mask.  # [decided]"""
     guidance: Guidance = "class"
     """F'_v of Eq. (2), which a concatenation of all classes would tie to their number: "class", each class is guided by its own
     (F_v^n)' (Sec. 3.5: "batch-level parallel operations for all classes, similar to the SAM block"); "cell", all by one map,

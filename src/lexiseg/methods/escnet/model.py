@@ -200,8 +200,8 @@ class EscNet(CorrelationSegmenter):
         """ESC block ``number`` (Fig. 2): the next block's F_v [B, h, w, D], and C'_e [B, K, h, w, E]."""
         if not isinstance(self.sam, PromptedBlocks):
             return F_v, self._in_parts(partial(block.fusion, guide=block.fusion.appearance(F_v), F_l=F_l), C_e)
-        P, ranking = self._probability(C_vl)
-        prompted = P, ranking, block.text_to_sam(F_l).expand(len(P), -1, -1)
+        P = self._probability(C_vl)
+        prompted = P, block.text_to_sam(F_l).expand(len(P), -1, -1)
         prompt = partial(self._prompted, number, block.image_to_sam(F_v))
         if self.config.guidance != "class":  # Eq. (2), second line: one map for all classes
             F_v = block.merged(F_v, self._mean(prompt, self._weights(C_vl), prompted))
@@ -212,30 +212,25 @@ class EscNet(CorrelationSegmenter):
 
         return F_v, self._in_parts(fuse, C_e, *prompted)
 
-    def _probability(self, C_vl: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities [B, K, h, w] of masks and of points (Fig. 3 b)."""
-        over = self.config.probability, self.config.point_probability
-        P, *others = (
-            probabilities(C_vl, self.clip.logit_scale, axis, normalise=self.config.normalise) for axis in dict.fromkeys(over)
-        )
-        return P, others[0] if others else P
+    def _probability(self, C_vl: Tensor) -> Tensor:
+        """Class probabilities P [B, K, h, w] of the cells (Fig. 3 b)."""
+        return probabilities(C_vl, self.clip.logit_scale, self.config.probability, normalise=self.config.normalise)
 
-    def _prompts(self, P: Tensor, ranking: Tensor) -> PseudoPrompts:
-        """Pseudo prompts of N classes from their probabilities [N, h, w] (Sec. 3.3)."""
-        config = self.config
-        return pseudo_prompts(P, config.num_regions, config.threshold, ranking=ranking, never_empty=config.normalise)
+    def _prompts(self, P: Tensor) -> PseudoPrompts:
+        """Pseudo prompts of N classes from their probabilities [N, h, w] (Fig. 3 c to e)."""
+        return pseudo_prompts(P, self.config.num_regions, self.config.threshold, never_empty=self.config.normalise)
 
-    def _prompted(self, number: int, cells: Tensor, P: Tensor, ranking: Tensor, names: Tensor) -> Tensor:
+    def _prompted(self, number: int, cells: Tensor, P: Tensor, names: Tensor) -> Tensor:
         """Eq. (2), first line: (F_v^n)' [B, k, h, w, C] of k classes, by SAM block ``number``.
 
         Args:
             number: index of the block.
             cells: F_v [B, h, w, C] in SAM's width.
-            P, ranking: probabilities [B, k, h, w] of masks and of points.
+            P: probabilities [B, k, h, w].
             names: F_l [B, k, C] in SAM's width.
         """
         images, classes, *size = P.shape
-        prompts = self._prompts(P.flatten(0, 1), ranking.flatten(0, 1))
+        prompts = self._prompts(P.flatten(0, 1))
         cells = cells.flatten(1, 2).repeat_interleave(classes, dim=0)
         F_vn: Tensor = self.sam(number, names.flatten(0, 1), cells, prompts)
         return F_vn.view(images, classes, *size, -1)
@@ -265,9 +260,9 @@ class EscNet(CorrelationSegmenter):
         for number, C_vl in enumerate(maps, start=1):
             traced[f"correlation_{number}"] = C_vl[0]
             if isinstance(self.sam, PromptedBlocks):
-                P, ranking = (probability[0] for probability in self._probability(C_vl))
+                P = self._probability(C_vl)[0]
                 traced[f"probability_{number}"] = P
-                traced[f"regions_{number}"] = (self._prompts(P, ranking).members * numbers).sum(1).to(P.dtype)
+                traced[f"regions_{number}"] = (self._prompts(P).members * numbers).sum(1).to(P.dtype)
         return traced
 
     def _in_parts(self, work: Callable[..., Tensor], C_e: Tensor, *others: Tensor) -> Tensor:

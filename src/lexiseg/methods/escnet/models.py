@@ -29,7 +29,7 @@ TINY = EscNetConfig(
 )
 BASE, LARGE = EscNetConfig(window_size=7), EscNetConfig()  # 21 × 21 and 24 × 24 cells
 PAPER = replace(COCO, lr_multipliers={"clip": 0.01, "sam": 0.01})  # steps, batch, decay and crops as CAT-Seg's  # [decided]
-STAGE = replace(TINY_STAGE, lr_multipliers={"clip": 0.05, "sam": 0.05})
+STAGE = replace(TINY_STAGE, lr_multipliers={"clip": 0.05, "sam": 0.2})
 
 
 def vit_b16() -> Recipe:

@@ -23,7 +23,7 @@ from lexiseg.errors import UsageError
 from lexiseg.ops.kmeans import clusters_of
 from lexiseg.ops.points import unit_grid
 
-Probability = Literal["classes", "space", "both"]
+Probability = Literal["classes", "space"]
 MaskPrompts = Literal["union", "mean"]
 
 KINDS = ("points", "boxes", "masks")
@@ -50,21 +50,17 @@ class PseudoPrompts:
     valid: Tensor
 
 
-def probabilities(C_vl: Tensor, scale: Tensor | float, over: Probability = "classes", *, normalise: bool = True) -> Tensor:
+def probabilities(C_vl: Tensor, scale: Tensor | float, over: Probability = "classes", *, normalise: bool = False) -> Tensor:
     """Class probabilities of cells [B, K, h, w], Fig. 3 (b).
 
     Args:
         C_vl: correlation maps [B, K, h, w].
         scale: CLIP's logit scale, 1 / τ.
-        over: axis of the softmax; "both" is the product of the two.
+        over: axis of the softmax.
         normalise: whether each class is normalised to 0..1 over the cells, so that a threshold means the same for any K.
     """
     logits = C_vl * scale
-    probability = torch.ones_like(logits)
-    if over != "space":
-        probability = probability * logits.softmax(1)
-    if over != "classes":
-        probability = probability * logits.flatten(2).softmax(-1).view_as(logits)
+    probability = logits.softmax(1) if over == "classes" else logits.flatten(2).softmax(-1).view_as(logits)
     if not normalise:
         return probability
     low, high = probability.amin((-2, -1), keepdim=True), probability.amax((-2, -1), keepdim=True)
@@ -72,27 +68,23 @@ def probabilities(C_vl: Tensor, scale: Tensor | float, over: Probability = "clas
     return torch.where(even, torch.ones_like(probability), (probability - low) / (high - low).masked_fill(even, 1))
 
 
-def pseudo_prompts(
-    probability: Tensor, regions: int, threshold: float, *, ranking: Tensor | None = None, never_empty: bool = True
-) -> PseudoPrompts:
+def pseudo_prompts(probability: Tensor, regions: int, threshold: float, *, never_empty: bool = False) -> PseudoPrompts:
     """Compute pseudo prompts of all classes, Fig. 3 (c) to (e).
 
     Args:
         probability: [N, h, h], see `probabilities`.
         regions: O.
         threshold: α.
-        ranking: [N, h, h], the probability whose highest cell in each region is its point; default is ``probability``.
         never_empty: whether the most probable cell of a class is always in its mask.
     """
     side, flat = probability.shape[-1], probability.detach().flatten(1)
-    order = flat if ranking is None else ranking.detach().flatten(1)
     cells = unit_grid(side).to(flat) * side  # centres, in cells
     best = flat.argmax(1)
     inside = flat > threshold  # (c)
     if never_empty:
         inside = inside.scatter(1, best[:, None], True)
     members = clusters_of(cells, inside, best, regions)  # (d)
-    points = cells[(order.unsqueeze(1) * members).masked_fill(~members, -1).argmax(-1)]  # (e)
+    points = cells[(flat.unsqueeze(1) * members).masked_fill(~members, -1).argmax(-1)]  # (e)
     valid = members.any(-1)
     each = torch.where(members.unsqueeze(-1), cells, points.unsqueeze(2))  # [N, O, h · w, 2]
     boxes = torch.cat([each.amin(2) - 0.5, each.amax(2) + 0.5], dim=-1)
