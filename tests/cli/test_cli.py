@@ -11,12 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from lexiseg.cli import main
 from lexiseg.exports.panoptic_png import read_panoptic_png
+from lexiseg.methods import MODELS
 from lexiseg.ops.names import result_name
 from lexiseg.ops.rle import decode_counts, decompress
+from lexiseg.structures import ImageBatch, TextEmbeddings
 from lexiseg.world import scenes, world_classes
 
 WORDS = "dog, puppy; pizza; grass; sky"
@@ -289,6 +294,28 @@ def test_describe_counts_the_parameters_of_full_size_models_without_weights(caps
     assert counts["total"] == counts["trainable"] + counts["frozen"] == sum(counts["by_part"].values())
     assert counts["trainable"] == 0
     assert run(capsys, "models", "--describe", "clip")[0] == 2
+
+
+def test_describe_counts_operations(capsys, monkeypatch):
+    """Those of a picture on the CPU, with attention as products of matrices; of methods that propose masks none are counted."""
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+    code, out, _ = run(capsys, "models", "--describe", "escnet-tiny", "--flops", "--classes", "5", "--json")
+    flops = json.loads(out)["flops"]
+    assert code == 0
+    assert (flops["image"], flops["classes"]) == ([640, 640], 5)
+    segmenter = MODELS["escnet-tiny"].empty().eval()
+    vectors = torch.nn.functional.normalize(torch.randn(5, segmenter.clip.width), dim=-1)
+    text = TextEmbeddings(vectors, torch.arange(5), tuple("abcde"), torch.ones(5, dtype=torch.bool))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        segmenter(ImageBatch(torch.rand(1, 3, 640, 640), ((640, 640),)), text)
+    assert flops["total"] == pytest.approx(counter.get_total_flops(), rel=0.01)
+    more = run(capsys, "models", "--describe", "escnet-tiny", "--flops", "--classes", "40")[1]
+    assert "GFLOPs" in more
+    assert "one image of 640 × 640, 40 classes" in more
+    assert run(capsys, "models", "--flops")[0] == 2
+    code, _, errors = run(capsys, "models", "--describe", "fcclip-tiny", "--flops")
+    assert code == 2
+    assert "depend on the image" in errors
 
 
 def test_vocabulary_lists_and_shows(capsys):

@@ -8,15 +8,21 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
+from lexiseg.errors import UsageError
 from lexiseg.methods import MODELS, model_named
+from lexiseg.methods.flops import count_flops
 from lexiseg.methods.variant import Source
 from lexiseg.ops.options import describe
+
+SIDE = 640  # of the image whose operations are counted, in pixels
 
 
 def run(arguments: argparse.Namespace) -> int:
     """List the models, or show the parameter counts and options of one."""
     if arguments.describe:
-        return _describe(arguments.describe, as_json=arguments.json)
+        return _describe(arguments.describe, arguments.classes if arguments.flops else None, as_json=arguments.json)
+    if arguments.flops:
+        raise UsageError("--flops needs a model: --describe NAME --flops")
     rows = [_row(name) for name in MODELS]
     if arguments.json:
         print(json.dumps(rows))
@@ -54,12 +60,15 @@ def _where(source: Source) -> str:
     return "in the package" if source.repository is None else f"Hugging Face hub, {source.repository}, {source.file}"
 
 
-def _describe(name: str, *, as_json: bool) -> int:
+def _describe(name: str, classes: int | None, *, as_json: bool) -> int:
+    """Show one model; its operations if a number of classes is given."""
     model = model_named(name)
     counts = model.num_parameters()
     runtime = model.config.RUNTIME
     options = [{**asdict(option), "after_training": option.name.split(".")[0] in runtime} for option in describe(model.config)]
     document = {"name": name, "tasks": list(model.tasks), "parameters": counts, "options": options}
+    if classes is not None:
+        document["flops"] = {"image": [SIDE, SIDE], "classes": classes, "total": count_flops(model, classes, (SIDE, SIDE))}
     if as_json:
         print(json.dumps(document, default=str))
         return 0
@@ -69,6 +78,10 @@ def _describe(name: str, *, as_json: bool) -> int:
         print(f"  {part:<18} {count:>14,}")
         for tower, number in counts["by_tower"].get(part, {}).items():
             print(f"    {tower:<32} {number:>14,}")
+    if classes is not None:
+        flops = document["flops"]["total"]
+        print(f"\n  {flops / 1e9:,.1f} GFLOPs, or {flops / 2e9:,.1f} GMACs (a MAC is two FLOPs):")
+        print(f"  one image of {SIDE} × {SIDE}, {classes} classes, without the text tower")
     print("\n  Options (* can be changed after training, with --set OPTION=VALUE; all by 'lexiseg train', model.OPTION=VALUE):")
     for option in options:
         print(f"  {'*' if option['after_training'] else ' '} {option['name']} = {option['value']!r}  ({option['type']})")

@@ -109,6 +109,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--describe", metavar="NAME", help="parameter counts and options of one model; needs no weights")
+    parser.add_argument("--flops", action="store_true", help="with --describe: also the operations for one image")
+    parser.add_argument(
+        "--classes", type=_positive, default=150, metavar="N", help="with --flops: number of classes (default: 150)"
+    )
     parser.add_argument("--json", action="store_true")
 
 

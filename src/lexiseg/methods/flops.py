@@ -25,7 +25,7 @@ def count_flops(model: Variant, classes: int, size: Size) -> int:
         UsageError: what the model computes depends on the image, so that it cannot be counted without one.
     """
     with torch.device("meta"):
-        segmenter = model.empty().eval()
+        segmenter = model.empty().to("meta").eval()  # transformers leaves some tensors on the CPU
     vectors = torch.empty(classes, segmenter.clip.width, device="meta")
     text = TextEmbeddings(
         vectors,
