@@ -8,7 +8,7 @@ scenes are equal.
 
     cmpf     Tables 6 and 7; the row without modules is FC-CLIP. Its ensemble of masks needs no training: it is switched on
              in rows that are there
-    escnet   Tables 2 and 3
+    escnet   Tables 2 and 3, and other readings of Sec. 3.3 to 3.5
     fovseg   Table IV a, c, f and g, and readings of Eq. (7) and (9)
 """
 
@@ -91,6 +91,14 @@ STUDIES = {
             "points_boxes": ("points and boxes", ("model.prompts=['points', 'boxes']",)),
             "boxes_masks": ("boxes and masks", ("model.prompts=['boxes', 'masks']",)),
             "all": ("points, boxes and masks", ("model.prompts=['points', 'boxes', 'masks']",)),
+            "mean": ("one map for all classes, their mean", ("model.guidance=mean", "model.bypass=True")),
+            "cell": ("one map, weighted per cell", ("model.guidance=cell", "model.bypass=True")),
+            "bypass": ("F_v added to F'_v", ("model.bypass=True",)),
+            "each_mask": ("mean of five embedded masks", ("model.mask_prompts=mean",)),
+            "normalised": ("each class's probabilities normalised", ("model.normalise=True",)),
+            "space": ("softmax over space", ("model.probability=space", "model.normalise=True")),
+            "queries": ("guide in queries and keys only", ("model.guide_values=False",)),
+            "swin1": ("one Swin block", ("model.num_swin_blocks=1",)),
         },
     ),
     "fovseg": Study(

@@ -71,6 +71,19 @@ def test_every_way_to_ask_sam_is_measured():
     assert all(row["put_together"] >= 0 and 0 <= row["mIoU"] <= 1 for row in rows.values())
 
 
+def test_prompts_are_exchanged_on_the_same_scenes():
+    command = [sys.executable, "benchmarks/prompts_matter.py", "--scenes", "2", "--probe", "1", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    rows = {row["prompts"]: row for row in document["rows"]}
+    assert list(rows) == ["own", "shuffled", "noise", "removed"]
+    assert rows["own"]["difference"] == rows["own"]["low"] == rows["own"]["high"] == 0
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in rows.values())
+    assert rows["shuffled"]["difference"] < 0
+    assert all(0 < precision <= 1 for precision in document["probe"].values())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a process had at its most")
 def test_a_pixel_takes_no_more_memory_than_is_said():
     command = [sys.executable, "benchmarks/memory.py", "--models", "fcclip-tiny", "--megapixels", "4", "16", "--json"]
