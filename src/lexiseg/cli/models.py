@@ -66,7 +66,7 @@ def _describe(name: str, classes: int | None, *, as_json: bool) -> int:
     counts = model.num_parameters()
     runtime = model.config.RUNTIME
     options = [{**asdict(option), "after_training": option.name.split(".")[0] in runtime} for option in describe(model.config)]
-    document = {"name": name, "tasks": list(model.tasks), "parameters": counts, "options": options}
+    document: dict[str, Any] = {"name": name, "tasks": list(model.tasks), "parameters": counts, "options": options}
     if classes is not None:
         document["flops"] = {"image": [SIDE, SIDE], "classes": classes, "total": count_flops(model, classes, (SIDE, SIDE))}
     if as_json:
