@@ -52,6 +52,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/methods.py --tiny
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/classes.py
+	$(BIN)/python benchmarks/prompts_matter.py
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/memory.py --megapixels 1 25
 
