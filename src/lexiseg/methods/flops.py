@@ -26,13 +26,9 @@ def count_flops(model: Variant, classes: int, size: Size) -> int:
     """
     with torch.device("meta"):
         segmenter = model.empty().to("meta").eval()  # transformers leaves some tensors on the CPU
-    vectors = torch.empty(classes, segmenter.clip.width, device="meta")
-    text = TextEmbeddings(
-        vectors,
-        torch.arange(classes, device="meta"),
-        tuple(f"class {number}" for number in range(classes)),
-        torch.ones(classes, dtype=torch.bool, device="meta"),
-    )
+    vectors = torch.empty(classes, 0 if segmenter.reads_names else segmenter.clip.width, device="meta")
+    names, things = tuple(f"class {number}" for number in range(classes)), torch.ones(classes, dtype=torch.bool, device="meta")
+    text = TextEmbeddings(vectors, torch.arange(classes, device="meta"), names, things, all_names=names)
     images = ImageBatch(torch.empty(1, 3, *size, device="meta"), (size,))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         try:
