@@ -156,7 +156,7 @@ def full_size(path: Path) -> list[Row]:
     ours = {key: tuple(tensor.shape) for key, tensor in to_official(segmenter.state_dict()).items()}
     differing = [key for key in official.keys() | ours.keys() if official.get(key) != ours.get(key)]
     trained = list(segmenter.trained_parameters())
-    tensors = sum(1 if one.frozen_rows is None else 2 for one in trained)  # queries and values in one
+    tensors = sum(2 if one.frozen_rows else 1 for one in trained)  # queries and values in one
     return [
         Row(path.name, "names and shapes that differ", len(differing), 0),
         Row(path.name, "trained numbers", abs(sum(one.num_parameters for one in trained) - document["trainable_params"]), 0),
