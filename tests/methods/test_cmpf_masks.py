@@ -219,9 +219,9 @@ def test_only_the_largest_masks_are_kept():
     sam, image = loud_sam(), some_images((60, 80)).image(0)
     [every] = EVERY_MASK.of(sam, [image])
     assert len(every) > 3
-    [two] = replace(EVERY_MASK, most=2).of(sam, [image])
+    [two] = replace(EVERY_MASK, max_masks=2).of(sam, [image])
     assert two.areas.tolist() == sorted(every.areas.tolist(), reverse=True)[:2]
-    assert len(replace(EVERY_MASK, most=1000).of(sam, [image])[0]) == len(every)
+    assert len(replace(EVERY_MASK, max_masks=1000).of(sam, [image])[0]) == len(every)
 
 
 # --- published models -------------------------------------------------------------------------------------------------

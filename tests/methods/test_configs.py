@@ -69,11 +69,11 @@ def others(option: Option) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, bool) or value is None:
         values = [not value, 64]
     elif isinstance(value, int):
-        values = [2 * value, value + 1, 3]
+        values = [2 * value, value + 1, 3, value - 1]
     elif isinstance(value, float):
         values = [value / 2, 0.25]
     elif isinstance(value, tuple):
-        values = [tuple(2 * number for number in value), value[:1], (1,)]
+        values = [value[:1], (1,), tuple(2 * number for number in value)]
     elif isinstance(value, str):
         values = ["vild14", "catseg"]
     else:
@@ -138,6 +138,27 @@ def test_a_model_of_other_sizes_is_built(name: str) -> None:
     assert other.config == replace(variant.config, **ARCHITECTURES[name])
     assert shapes(other) != shapes(usual)
     assert variant.num_parameters(other.config)["total"] == sum(parameter.numel() for parameter in other.parameters())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_is_planned_with_every_option_changed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All options that decide the weights are changed at once; a tiny training is planned by the command, others are built."""
+    variant, settings = MODELS[name], list[str]()
+
+    def change(setting: Sequence[str]) -> Mapping[str, Any]:
+        return flat(with_overrides(RECIPES[name](), [*settings, f"model.{setting[0]}"]).model)
+
+    for option in describe(RECIPES[name]().model):
+        if option.type != "'paper'" and option.name not in variant.config.RUNTIME:
+            settings.append(f"model.{option.name}={with_another(option, change)[1]}")
+    if name.endswith("-tiny"):
+        assert main(["train", name, *settings, "--dry-run", "--json"]) == 0
+        planned = json.loads(capsys.readouterr().out)["settings"]
+        assert {setting.split("=")[0] for setting in settings} <= planned.keys()
+    else:
+        config = with_overrides(RECIPES[name](), settings).model
+        with torch.device("meta"):
+            assert variant.empty(config).config == config
 
 
 def shapes(segmenter: nn.Module) -> dict[str, torch.Size]:

@@ -61,7 +61,7 @@ def test_all_files_without_ids_mean_the_same(form: str, name: str, tmp_path: Pat
 def test_all_files_with_ids_mean_the_same(form: str, tmp_path: Path) -> None:
     path = written(tmp_path, NUMBERED[form])
     void = {0, 254} if "void" in form else set()
-    assert ClassList.load(path) == ClassList(Vocabulary(CLASSES), IDS, frozenset(void))
+    assert ClassList.load(path) == ClassList(Vocabulary(CLASSES), IDS, frozenset(void), numbered=True)
     for vocabulary in (Vocabulary.load(path), Vocabulary.parse(path), Vocabulary.parse(str(path)), load(path)):
         assert vocabulary.classes == CLASSES
 

@@ -107,13 +107,13 @@ def describe(node: Any, prefix: str = "") -> Iterator[Option]:
 
 
 def flat(node: Any) -> dict[str, Any]:
-    """Return all values of an instance by dotted name; keys of mappings are part of the name."""
+    """Return all values of an instance by dotted name; keys of mappings are part of the name, and paths are strings."""
     rows: dict[str, Any] = {}
     for option in describe(node):
         if isinstance(option.value, Mapping) and option.value:
             rows |= {f"{option.name}.{key}": value for key, value in option.value.items()}
         else:
-            rows[option.name] = option.value
+            rows[option.name] = str(option.value) if isinstance(option.value, Path) else option.value
     return rows
 
 

@@ -35,7 +35,7 @@ class SamMasks:
     """Points per side of the grid of point prompts."""
     options: MaskGeneratorOptions = THRESHOLDS
     """Options of the mask generator."""
-    most: Positive | None = None
+    max_masks: Positive | None = None
     """Maximum number of masks, the largest ones are kept; None keeps all."""
     cache: Path | None = None
     """Folder of a mask cache; None: no cache."""
@@ -59,13 +59,15 @@ class SamMasks:
         return [self._largest(masks) for masks in generated]
 
     def _largest(self, masks: GeneratedMasks) -> GeneratedMasks:
-        if self.most is None or len(masks) <= self.most:
+        if self.max_masks is None or len(masks) <= self.max_masks:
             return masks
-        return masks.select(masks.areas.argsort(descending=True, stable=True)[: self.most])
+        return masks.select(masks.areas.argsort(descending=True, stable=True)[: self.max_masks])
 
 
 # As in the official script, but for RGB images: the script swaps red and blue by mistake.
-OFFICIAL = SamMasks(options=MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7, min_region_area=100), most=50)
+OFFICIAL = SamMasks(
+    options=MaskGeneratorOptions(pred_iou_threshold=0.8, stability_threshold=0.7, min_region_area=100), max_masks=50
+)
 
 
 def _identity_of(sam: SamFamily) -> str:
