@@ -221,3 +221,20 @@ def test_a_config_of_more_than_the_weights_takes_no_memory(saved: tuple[Any, Cal
     with pytest.raises(WeightsError, match="does not fit the model"):
         load(config.parent)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("window_size_per_stage", [4, 4, 1, 4]),  # the next stage pools two cells by two
+        ("window_size_per_stage", [4, 4, 0, 4]),
+        ("num_attention_heads_per_stage", [1, 1, 5, 2]),
+    ],
+)
+def test_windows_and_heads_that_do_not_fit_the_trunk_of_sam2_are_refused(key: str, values: list[int], tmp_path: Path) -> None:
+    document = test_sam.CONFIGS["sam2"]().to_dict()
+    document["vision_config"]["backbone_config"][key] = values
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"backbone_config: .*(windows|num_attention_heads_per_stage)"):
+        load_sam(tmp_path)

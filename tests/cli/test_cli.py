@@ -215,6 +215,17 @@ def test_missing_weights_say_what_where_and_what_works_offline(capsys, picture):
         assert word in err
 
 
+@pytest.mark.parametrize(
+    ("model", "part"), [("sam_clip-tiny", "sam"), ("sam_clip-tiny", "clip"), ("maskclip-tiny", "proposer")]
+)
+def test_weights_whose_name_no_disk_takes_are_missing_weights(capsys, picture, model, part):
+    name = "x" * 300
+    code, _, err = run(capsys, "segment", picture, "--classes", "dog", "--model", model, "--weights", f"{part}={name}")
+    assert code in (1, 2)
+    assert name in err
+    assert "unexpected" not in err
+
+
 def test_an_unwritable_output_is_found_before_the_work(capsys, picture, tmp_path):
     (tmp_path / "file").touch()
     code, out, err = run(capsys, "segment", picture, "--classes", "dog", "--output", tmp_path / "file" / "below")

@@ -17,7 +17,16 @@ from safetensors.torch import load_file
 from lexiseg.errors import OutputError
 from lexiseg.methods.weights import write_safetensors
 from lexiseg.ops import files
-from lexiseg.ops.files import find_files, make_writable, remove_litter, replacing, write_atomically, write_json
+from lexiseg.ops.files import (
+    find_files,
+    is_file,
+    is_folder,
+    make_writable,
+    remove_litter,
+    replacing,
+    write_atomically,
+    write_json,
+)
 
 
 def test_files_are_found_in_sub_folders_whatever_their_case_unless_hidden(tmp_path: Path) -> None:
@@ -200,3 +209,12 @@ def test_a_folder_that_cannot_be_written_is_known_before_the_work(tmp_path: Path
     for folder in (tmp_path / "file", tmp_path / "file/below", Path("/proc/nowhere")):
         with pytest.raises(OutputError, match=f"cannot write to {folder}: .+; choose another folder"):
             make_writable(folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "null \0 character"])
+def test_a_name_that_no_disk_takes_is_neither_file_nor_folder(name: str, tmp_path: Path) -> None:
+    assert not is_file(tmp_path / name)
+    assert not is_folder(tmp_path / name)
+    (tmp_path / "file").touch()
+    assert is_file(tmp_path / "file")
+    assert is_folder(tmp_path)

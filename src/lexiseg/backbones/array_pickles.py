@@ -20,6 +20,7 @@ from torch import Tensor
 from lexiseg.backbones.pickles import ForeignNameError, check_pickle
 from lexiseg.backbones.state_dicts import check_sizes, finished, unwrapped
 from lexiseg.errors import WeightsError
+from lexiseg.ops.files import is_file
 
 _KINDS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"}  # NumPy's codes of the allowed dtypes
 _NAMES = re.compile(
@@ -49,7 +50,7 @@ def read_arrays(path: str | Path) -> dict[str, Tensor]:
         WeightsError: missing, damaged, with other Python objects, not a dictionary of arrays, or with non-finite values.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(f"the weights {path} do not exist; give the path of the checkpoint as published")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -38,6 +38,7 @@ from lexiseg.backbones.configs import check_clip_config, check_preprocessing, fi
 from lexiseg.backbones.hub import failure, fetched
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
+from lexiseg.ops.files import is_file, is_folder
 
 __all__ = [
     "ClipBackbone",
@@ -85,11 +86,11 @@ def load_clip(name: str | Path, weights: str | Path | None = None, device: torch
             raise UsageError(f"the CLIP {name} needs weights: a file, or one of the tags {_tags(source.name)}")
         return _with_weights(source, _weights_in(source.folder)).to(device).eval()
     file, is_tag = Path(weights), bool(_known_tag(source, str(weights)))  # a tag takes precedence over a file of that name
-    if file.is_dir() and not is_tag:
+    if is_folder(file) and not is_tag:
         own = _folder_source(file)
         source = replace(own, name=source.name, model=source.model | {"quick_gelu": own.model.get("quick_gelu", False)})
         return _with_weights(source, _weights_in(file)).to(device).eval()
-    if (file.is_file() or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}) and not is_tag:
+    if (is_file(file) or file.suffix in {".safetensors", ".pt", ".pth", ".bin"}) and not is_tag:
         return _with_weights(source, file).to(device).eval()
     tag = _tag(source, str(weights))
     source = replace(source, model=source.model | {"quick_gelu": tag.get("quick_gelu", False)}, preprocessing=tag)
@@ -145,7 +146,7 @@ def _source(name: str | Path) -> _Source:
     import open_clip  # heavy
 
     folder = Path(name)
-    if folder.is_dir():
+    if is_folder(folder):
         return _folder_source(folder)
     known = str(name).replace("/", "-")
     model = open_clip.get_model_config(known) if known in open_clip.list_models() else None
@@ -173,7 +174,7 @@ def _folder_source(folder: Path) -> _Source:
 
 def _weights_in(folder: Path) -> Path:
     """Return the weights file in a folder; the first of `WEIGHTS_FILES` if there is none."""
-    return next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), folder / WEIGHTS_FILE)
+    return next((folder / name for name in WEIGHTS_FILES if is_file(folder / name)), folder / WEIGHTS_FILE)
 
 
 @contextmanager
@@ -286,7 +287,7 @@ def _adapter(clip_model: nn.Module) -> type[ClipBackbone]:
 
 
 def _with_weights(source: _Source, file: Path) -> ClipBackbone:
-    if not file.is_file():
+    if not is_file(file):
         raise WeightsError(f"the CLIP weights {file} do not exist; give the path of a weights file of {source.name}. {OFFLINE}")
     state = read_state(file)
     if source.text is not None:

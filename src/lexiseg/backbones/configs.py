@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lexiseg.errors import WeightsError
+from lexiseg.ops.files import is_file
 
 CONFIG_BYTES, VOCABULARY_BYTES = 2**20, 2**24  # maximum sizes; of vocabularies packed and unpacked
 ASSETS = Path(str(files("lexiseg") / "assets"))
@@ -109,7 +110,7 @@ def file_named(folder: Path, name: object, config: Path, key: str) -> Path:
         raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which is not a valid path ({error})") from error
     if not inside:
         raise WeightsError(f"{config}: lexiseg.{key} is {name!r}, which is outside the folder; copy that file into it")
-    if not path.is_file():
+    if not is_file(path):
         content = {"bpe": "the byte-pair vocabulary", "text": "the text tower"}[key]
         raise WeightsError(f"{folder / name} is missing, {content} that {config} names")
     return path

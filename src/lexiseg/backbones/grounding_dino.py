@@ -27,6 +27,7 @@ from lexiseg.backbones.mask2former_weights import with_current_swin
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
+from lexiseg.ops.files import is_file, is_folder
 from lexiseg.structures import Size, size_of
 
 if TYPE_CHECKING:
@@ -263,9 +264,9 @@ def load_grounding_dino(source: str | Path) -> GroundingDino:
         WeightsError: missing, unreadable, or weights of another model.
     """
     path, name = Path(source), str(source)
-    if path.is_dir() or path.is_file():
-        folder = path if path.is_dir() else path.parent
-        weights = _file_in(folder, "model.safetensors", "pytorch_model.bin") if path.is_dir() else path
+    if is_folder(path) or is_file(path):
+        folder = path if is_folder(path) else path.parent
+        weights = _file_in(folder, "model.safetensors", "pytorch_model.bin") if is_folder(path) else path
         return _from_files(_file_in(folder, "config.json"), weights, _file_in(folder, "vocab.txt", "tokenizer.json"), name)
     if path.suffix in {".pth", ".pt", ".bin", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
@@ -393,7 +394,7 @@ def _completed(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict
 
 def _file_in(folder: Path, *names: str) -> Path:
     for name in names:
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return folder / name
     raise WeightsError(
         f"{folder} has no {' or '.join(names)}; a folder with a Grounding DINO needs config.json, model.safetensors and "

@@ -30,6 +30,7 @@ from lexiseg.backbones.proposals import MaskProposer, Proposals
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.backbones.state_dicts import has_names, read_state
 from lexiseg.errors import UsageError, WeightsError
+from lexiseg.ops.files import is_file, is_folder
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
@@ -161,9 +162,9 @@ def load_mask2former(source: str | Path) -> Mask2Former:
         WeightsError: missing, unreadable, or weights of another model.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_folder(path):
         return _from_folder(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
-    if path.is_file():
+    if is_file(path):
         if has_names(path, _TRANSFORMERS):
             return _from_folder(_file_in(path.parent, "config.json"), path, str(path))
         read = read_arrays if path.suffix == ".pkl" else read_state
@@ -245,7 +246,7 @@ def _filled(settings: Mask2FormerConfig, state: Mapping[str, Tensor], source: st
 
 
 def _file_in(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
+    if not is_file(folder / name):
         raise WeightsError(f"{folder} has no {name}; a folder with Mask2Former weights needs config.json and model.safetensors")
     return folder / name
 

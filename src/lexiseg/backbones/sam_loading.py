@@ -22,6 +22,7 @@ from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, Ti
 from lexiseg.backbones.sam_weights import MOBILE_KEY, TIED, check_keys, from_official
 from lexiseg.backbones.state_dicts import has_names, read_state
 from lexiseg.errors import UsageError, WeightsError
+from lexiseg.ops.files import is_file, is_folder
 
 if TYPE_CHECKING:
     from transformers import SamConfig, SamHQConfig
@@ -180,9 +181,9 @@ def load_sam(source: str | Path) -> SamFamily:
         WeightsError: missing, unreadable, or weights of another model.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_folder(path):
         return _from_transformers(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
-    if path.is_file():
+    if is_file(path):
         if has_names(path, _TRANSFORMERS):
             return _from_transformers(_file_in(path.parent, "config.json"), path, str(path))
         return from_official_state(read_state(path), str(path))
@@ -307,6 +308,10 @@ def _trunk(config_class: type[Any], vision: object, config_file: Path) -> Any:
             f"{where}: num_attention_heads_per_stage must divide embed_dim_per_stage, and windows have a cell or more, not "
             f"{reprlib.repr(heads)} and {reprlib.repr(windows)}"
         )
+    if any(side < max(trunk.query_stride) for side in windows[:-1]):  # the next stage pools within them
+        raise WeightsError(
+            f"{where}: windows of all stages but the last have {trunk.query_stride} cells or more, not {windows}"
+        )
     return trunk
 
 
@@ -371,7 +376,7 @@ def _only_for_video(key: str) -> bool:
 
 
 def _file_in(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
+    if not is_file(folder / name):
         raise WeightsError(f"{folder} has no {name}; a folder with SAM weights needs config.json and model.safetensors")
     return folder / name
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from lexiseg.backbones.eight_bits import from_eight_bits
 from lexiseg.backbones.pickles import ForeignNameError, check_pickle
 from lexiseg.errors import WeightsError
+from lexiseg.ops.files import is_file
 
 # First bytes of files: a pickle, the first pickle in a file of old PyTorch, a zip archive of PyTorch.
 _PICKLE, _BEFORE_ZIP, _ZIP = b"\x80", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"PK\x03\x04"
@@ -60,7 +61,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         WeightsError: missing, damaged, with Python objects, not a dictionary of tensors, or with non-finite values.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise WeightsError(f"the weights {path} do not exist; give the path of the checkpoint as published")
     try:
         document = load_file(path) if path.suffix == ".safetensors" else _load(path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from lexiseg.errors import ImageError, UsageError
-from lexiseg.ops.files import find_files
+from lexiseg.ops.files import find_files, is_file, is_folder
 from lexiseg.ops.memory import require_memory
 from lexiseg.ops.names import is_result, located
 from lexiseg.ops.pictures import MAX_PIXELS, check_side, decoding, opened_picture
@@ -42,7 +42,7 @@ def find_images(patterns: Iterable[str]) -> list[str]:
     for pattern in patterns:
         names = _matches(pattern)
         if not names:
-            what = "picture in the folder" if Path(pattern).is_dir() else "file matches"
+            what = "picture in the folder" if is_folder(Path(pattern)) else "file matches"
             raise UsageError(f"no {what} '{pattern}'")
         for name in names:
             files.setdefault(located(name) if name != "-" else Path("-"), name)
@@ -53,11 +53,11 @@ def find_images(patterns: Iterable[str]) -> list[str]:
 
 def _matches(pattern: str) -> list[str]:
     path = Path(pattern)
-    if pattern != "-" and path.is_dir():
+    if pattern != "-" and is_folder(path):
         return [str(file) for file in find_files(path, SUFFIXES) if not is_result(file.name)]
     if pattern == "-" or path.exists() or not glob.has_magic(pattern):
         return [pattern]
-    return sorted(name for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207 - absolute patterns
+    return sorted(name for name in glob.glob(pattern, recursive=True) if is_file(Path(name)))  # noqa: PTH207 - absolute patterns
 
 
 def read_image(source: str | Path) -> Pixels:

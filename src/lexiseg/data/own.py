@@ -34,7 +34,7 @@ from lexiseg.data.readers import (
 )
 from lexiseg.errors import DataError
 from lexiseg.ops.coco import CocoTruth, place_of, png_folder, read_coco
-from lexiseg.ops.files import find_files
+from lexiseg.ops.files import find_files, is_file, is_folder
 from lexiseg.ops.label_table import LabelTable
 from lexiseg.text.vocabulary import ClassList, Vocabulary
 
@@ -74,9 +74,9 @@ def open_own(
     """
     path = Path(path)
     given_images, given_labels = (None if folder is None else Path(folder) for folder in (images, labels))
-    if path.is_file():
+    if is_file(path):
         return _open_json(path, given_images, given_labels)
-    if not path.is_dir():
+    if not is_folder(path):
         raise DataError(f"{path}: no such file or folder; give a folder with pictures and truths, or a COCO JSON")
     if given_labels is None and (source := _json_in(path)):
         return _open_json(source, given_images, None)
@@ -124,7 +124,7 @@ def _classes(folder: Path, vocabulary: str | Path | None) -> tuple[Vocabulary, L
     if vocabulary is not None:
         return read_classes(vocabulary)
     for path in (folder / CLASSES, folder.parent / CLASSES):
-        if path.is_file():
+        if is_file(path):
             return read_classes(path)
     raise DataError(
         f"{folder}: no {CLASSES} in it or beside it; write one with one class a line ('dog, puppy', the first line is id 0;"
@@ -134,7 +134,7 @@ def _classes(folder: Path, vocabulary: str | Path | None) -> tuple[Vocabulary, L
 
 def _json_in(folder: Path) -> Path | None:
     """Return the COCO JSON of a folder: ``panoptic.json``, or its only JSON besides our ``classes.json``."""
-    if (folder / "panoptic.json").is_file():
+    if is_file(folder / "panoptic.json"):
         return folder / "panoptic.json"
     documents = sorted(path for path in folder.glob("*.json") if path.name != "classes.json" and path.name[0] != ".")
     if len(documents) > 1:
@@ -149,7 +149,7 @@ def _pair(folder: Path, images: Path | None, labels: Path | None) -> tuple[Path,
         return images, labels
     for image_name, label_name in PAIRS:
         pair = images or folder / image_name, labels or folder / label_name
-        if all(path.is_dir() for path in pair):
+        if all(is_folder(path) for path in pair):
             return pair
     pairs = ", ".join(f"{image_name}/ + {label_name}/" for image_name, label_name in PAIRS)
     raise DataError(
@@ -188,7 +188,7 @@ def _images_of(document: CocoTruth) -> Path:
     near, first = document.source.parent, document.images[0]
     names = sorted({image_name for image_name, _ in PAIRS})
     for folder in [near, *(near / name for name in names), *(near.parent / name for name in names)]:
-        if (folder / picture_of(first, folder, place_of(document.source, first))).is_file():
+        if is_file(folder / picture_of(first, folder, place_of(document.source, first))):
             return folder
     file = picture_of(first, near, place_of(document.source, first))
     raise DataError(

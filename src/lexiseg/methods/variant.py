@@ -24,6 +24,7 @@ from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods.base import MethodConfig, Published, Segmenter, check_runtime
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.weights import SavedWeights, check_saved, digest_of, fill, read_card, read_weights
+from lexiseg.ops.files import is_file
 from lexiseg.ops.options import from_document, readings, to_document, with_value
 from lexiseg.structures import Task
 from lexiseg.text.vocabulary import Vocabulary
@@ -331,13 +332,13 @@ def _origin(part: Part, given: str | None) -> dict[str, str] | None:
     if given is None:
         return None if part.source is None else part.source.origin()
     file = weights_file(Path(given))
-    return {"file": file.name, "sha256": digest_of(file)} if file.is_file() else {"repository": given}
+    return {"file": file.name, "sha256": digest_of(file)} if is_file(file) else {"repository": given}
 
 
 def weights_file(path: Path) -> Path:
     """Weights file in the folder of a backbone; a file is returned as is."""
     names = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin")
-    return next((path / name for name in names if (path / name).is_file()), path)
+    return next((path / name for name in names if is_file(path / name)), path)
 
 
 def _described(origin: Mapping[str, str]) -> str:

@@ -29,7 +29,7 @@ from lexiseg.backbones.eight_bits import STEP
 from lexiseg.backbones.state_dicts import read_state, some
 from lexiseg.errors import OutputError, UsageError, WeightsError
 from lexiseg.methods.base import Segmenter, TrainingClasses
-from lexiseg.ops.files import replacing, write_json
+from lexiseg.ops.files import is_file, is_folder, replacing, write_json
 from lexiseg.ops.options import to_document
 
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
@@ -182,7 +182,7 @@ def read_card(path: str | Path) -> dict[str, Any] | None:
         WeightsError: the file is missing or damaged, or its card is invalid.
     """
     file = _file(path)
-    if not file.is_file():
+    if not is_file(file):
         raise WeightsError(f"the weights {file} do not exist; give a checkpoint as published, or what 'lexiseg convert' wrote")
     if file.suffix != ".safetensors":
         return None
@@ -319,9 +319,9 @@ def _version() -> str:
 
 def _file(path: str | Path) -> Path:
     folder = Path(path)
-    if not folder.is_dir():
+    if not is_folder(folder):
         return folder
-    if not (folder / MODEL_FILE).is_file():
+    if not is_file(folder / MODEL_FILE):
         raise WeightsError(f"{folder} has no {MODEL_FILE}; give the folder that 'lexiseg convert' or a training wrote")
     return folder / MODEL_FILE
 

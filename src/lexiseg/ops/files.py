@@ -31,6 +31,16 @@ def path_exists(path: Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; False for a name that no disk takes, where `Path.is_file` may raise."""
+    return path_exists(path) and path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder; False for a name that no disk takes."""
+    return path_exists(path) and path.is_dir()
+
+
 def find_files(folder: Path, endings: str | Iterable[str]) -> list[Path]:
     """Find the files below a folder whose names have one of these endings, case-insensitively, sorted.
 
