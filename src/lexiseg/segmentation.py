@@ -132,15 +132,7 @@ class Segmentation:
 
     def document(self) -> dict[str, Any]:
         """Return the result as plain values, without masks."""
-        height, width = self.size
-        return {
-            "source": self.source,
-            "task": self.task,
-            "height": height,
-            "width": width,
-            "void": self.void,
-            "segments": [records.plain_segment(segment) for segment in self.segments],
-        }
+        return records.summary(self.source, self.task, self.size, self.void, self.segments)
 
     def save(
         self,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.configs import agreed_options, check_bounds, own_options, read_config, read_pieces
-from lexiseg.backbones.hub import fetched
+from lexiseg.backbones.hub import ModelFiles
 from lexiseg.backbones.mask2former_weights import with_current_swin
 from lexiseg.backbones.sam_weights import check_keys
 from lexiseg.backbones.state_dicts import read_state
@@ -32,6 +32,8 @@ from lexiseg.structures import Size, size_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+FILES = ModelFiles("a folder with a Grounding DINO", "config.json, model.safetensors and vocab.txt")
 
 # Ids of BERT's vocabulary that transformers' code of Grounding DINO counts on.
 CLS, SEP, STOP = "[CLS]", "[SEP]", "."
@@ -266,17 +268,19 @@ def load_grounding_dino(source: str | Path) -> GroundingDino:
     path, name = Path(source), str(source)
     if is_folder(path) or is_file(path):
         folder = path if is_folder(path) else path.parent
-        weights = _file_in(folder, "model.safetensors", "pytorch_model.bin") if is_folder(path) else path
-        return _from_files(_file_in(folder, "config.json"), weights, _file_in(folder, "vocab.txt", "tokenizer.json"), name)
+        weights = FILES.in_folder(folder, "model.safetensors", "pytorch_model.bin") if is_folder(path) else path
+        return _from_files(
+            FILES.in_folder(folder, "config.json"), weights, FILES.in_folder(folder, "vocab.txt", "tokenizer.json"), name
+        )
     if path.suffix in {".pth", ".pt", ".bin", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
             f"no Grounding DINO at {name}; give a folder with config.json, model.safetensors and vocab.txt, or a hub id such "
             "as IDEA-Research/grounding-dino-tiny"
         )
     return _from_files(
-        _from_hub(name, "config.json"),
-        _from_hub(name, "model.safetensors"),
-        _from_hub(name, "vocab.txt", "tokenizer.json"),
+        FILES.from_hub(name, "config.json"),
+        FILES.from_hub(name, "model.safetensors"),
+        FILES.from_hub(name, "vocab.txt", "tokenizer.json"),
         name,
     )
 
@@ -390,19 +394,3 @@ def _completed(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict
         if stated is not None:
             state |= {name: state[stated] for name in same if name not in state}
     return state
-
-
-def _file_in(folder: Path, *names: str) -> Path:
-    for name in names:
-        if is_file(folder / name):
-            return folder / name
-    raise WeightsError(
-        f"{folder} has no {' or '.join(names)}; a folder with a Grounding DINO needs config.json, model.safetensors and "
-        "vocab.txt"
-    )
-
-
-def _from_hub(name: str, *files: str) -> Path:
-    return fetched(
-        name, *files, advice=f"put config.json, model.safetensors and vocab.txt of {name} in a folder and give that folder"
-    )

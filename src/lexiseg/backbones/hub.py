@@ -17,10 +17,11 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from lexiseg.errors import OutputError, WeightsError
-from lexiseg.ops.files import write_json
+from lexiseg.ops.files import is_file, write_json
 from lexiseg.text.embed import cache_folder
 
 FETCHED = frozenset(
@@ -36,6 +37,38 @@ FETCHED = frozenset(
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Files of one kind of model, which lie in a folder or in a repository of the hub.
+
+    Attributes:
+        folder: such a folder, for messages: "a folder with SAM weights".
+        files: what it needs, for messages: "config.json and model.safetensors".
+        alternative: what may be given besides a folder, for messages.
+    """
+
+    folder: str
+    files: str
+    alternative: str = ""
+
+    def in_folder(self, folder: Path, *names: str) -> Path:
+        """Return the first of the files ``names`` that a folder has.
+
+        Raises:
+            WeightsError: it has none of them.
+        """
+        for name in names:
+            if is_file(folder / name):
+                return folder / name
+        raise WeightsError(f"{folder} has no {' or '.join(names)}; {self.folder} needs {self.files}")
+
+    def from_hub(self, repository: str, *names: str) -> Path:
+        """Return the first of the files ``names`` that a repository has, see `fetched`."""
+        alternative = f", or give {self.alternative}" if self.alternative else ""
+        advice = f"put {self.files} of {repository} in a folder and give that folder{alternative}"
+        return fetched(repository, *names, advice=advice)
 
 
 def fetched(repository: str, *files: str, advice: str) -> Path:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lexiseg.backbones.array_pickles import read_arrays
 from lexiseg.backbones.configs import own_options, read_config
-from lexiseg.backbones.hub import fetched
+from lexiseg.backbones.hub import ModelFiles
 from lexiseg.backbones.mask2former_weights import (
     STAGES,
     from_official,
@@ -34,6 +34,10 @@ from lexiseg.ops.files import is_file, is_folder
 
 if TYPE_CHECKING:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
+FILES = ModelFiles(
+    "a folder with Mask2Former weights", "config.json and model.safetensors", "an official file (model_final_94dc52.pkl)"
+)
 
 _TRANSFORMERS = "model.pixel_level_module."  # prefix in transformers' names; official names have backbone and sem_seg_head
 STRIDES = (4, 8, 16, 32)  # of the backbone's maps
@@ -163,10 +167,10 @@ def load_mask2former(source: str | Path) -> Mask2Former:
     """
     path = Path(source)
     if is_folder(path):
-        return _from_folder(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
+        return _from_folder(FILES.in_folder(path, "config.json"), FILES.in_folder(path, "model.safetensors"), str(path))
     if is_file(path):
         if has_names(path, _TRANSFORMERS):
-            return _from_folder(_file_in(path.parent, "config.json"), path, str(path))
+            return _from_folder(FILES.in_folder(path.parent, "config.json"), path, str(path))
         read = read_arrays if path.suffix == ".pkl" else read_state
         return from_official_state(read(path), str(path))
     name = str(source)
@@ -175,7 +179,7 @@ def load_mask2former(source: str | Path) -> Mask2Former:
             f"no Mask2Former weights at {name}; give a file as published (model_final_94dc52.pkl), a folder with config.json "
             "and model.safetensors, or a hub id such as facebook/mask2former-swin-tiny-coco-panoptic"
         )
-    return _from_folder(_from_hub(name, "config.json"), _from_hub(name, "model.safetensors"), name)
+    return _from_folder(FILES.from_hub(name, "config.json"), FILES.from_hub(name, "model.safetensors"), name)
 
 
 def from_official_state(state: Mapping[str, Tensor], source: str) -> Mask2Former:
@@ -243,18 +247,3 @@ def _filled(settings: Mask2FormerConfig, state: Mapping[str, Tensor], source: st
     floats = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     backbone.model.load_state_dict(floats, assign=True)
     return backbone
-
-
-def _file_in(folder: Path, name: str) -> Path:
-    if not is_file(folder / name):
-        raise WeightsError(f"{folder} has no {name}; a folder with Mask2Former weights needs config.json and model.safetensors")
-    return folder / name
-
-
-def _from_hub(name: str, file: str) -> Path:
-    return fetched(
-        name,
-        file,
-        advice=f"put config.json and model.safetensors of {name} in a folder and give that folder, or give an official "
-        "file (model_final_94dc52.pkl)",
-    )

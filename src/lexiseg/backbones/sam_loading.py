@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lexiseg.backbones import sam2_weights
 from lexiseg.backbones.configs import agreed_options, check_timm_arguments, own_options, read_config, timm_name
-from lexiseg.backbones.hub import fetched
+from lexiseg.backbones.hub import ModelFiles
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
 from lexiseg.backbones.sam_weights import MOBILE_KEY, TIED, check_keys, from_official
@@ -26,6 +26,8 @@ from lexiseg.ops.files import is_file, is_folder
 
 if TYPE_CHECKING:
     from transformers import SamConfig, SamHQConfig
+
+FILES = ModelFiles("a folder with SAM weights", "config.json and model.safetensors", "an official file (sam_vit_b_01ec64.pth)")
 
 _TRANSFORMERS = "vision_encoder."  # prefix in transformers' and our names; official names have image_encoder
 DECODER_NORM_EPS = 1e-5  # of the official two-way transformer; transformers' default, 1e-6, moves logits by 2e-4
@@ -182,10 +184,10 @@ def load_sam(source: str | Path) -> SamFamily:
     """
     path = Path(source)
     if is_folder(path):
-        return _from_transformers(_file_in(path, "config.json"), _file_in(path, "model.safetensors"), str(path))
+        return _from_transformers(FILES.in_folder(path, "config.json"), FILES.in_folder(path, "model.safetensors"), str(path))
     if is_file(path):
         if has_names(path, _TRANSFORMERS):
-            return _from_transformers(_file_in(path.parent, "config.json"), path, str(path))
+            return _from_transformers(FILES.in_folder(path.parent, "config.json"), path, str(path))
         return from_official_state(read_state(path), str(path))
     name = str(source)
     if path.suffix in {".pth", ".pt", ".safetensors"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -193,7 +195,7 @@ def load_sam(source: str | Path) -> SamFamily:
             f"no SAM weights at {name}; give a file as published (sam_vit_b_01ec64.pth), a folder with config.json and "
             "model.safetensors, or a hub id such as facebook/sam-vit-base"
         )
-    return _from_transformers(_from_hub(name, "config.json"), _from_hub(name, "model.safetensors"), name)
+    return _from_transformers(FILES.from_hub(name, "config.json"), FILES.from_hub(name, "model.safetensors"), name)
 
 
 def from_official_state(state: Mapping[str, Tensor], source: str, config: Any | None = None) -> SamFamily:
@@ -373,18 +375,3 @@ _VIDEO_KEYS = re.compile(
 def _only_for_video(key: str) -> bool:
     """Whether a key of a SAM 2 checkpoint belongs to the video tracker."""
     return _VIDEO_KEYS.match(key) is not None
-
-
-def _file_in(folder: Path, name: str) -> Path:
-    if not is_file(folder / name):
-        raise WeightsError(f"{folder} has no {name}; a folder with SAM weights needs config.json and model.safetensors")
-    return folder / name
-
-
-def _from_hub(name: str, file: str) -> Path:
-    return fetched(
-        name,
-        file,
-        advice=f"put config.json and model.safetensors of {name} in a folder and give that folder, or give an official "
-        "file (sam_vit_b_01ec64.pth)",
-    )

@@ -6,7 +6,7 @@ Format: https://cocodataset.org/#format-data and #format-results. Category ids d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +158,16 @@ def write_folder_of_polygons(path: Path, records: Sequence[ResultRecord]) -> Non
 def _write_folder(path: Path, records: Sequence[ResultRecord], segmentation: Callable[[Counts, Size], object]) -> None:
     classes = Classes.of(records)
     images, annotations = [], []
-    for number, (record, name) in enumerate(zip(records, picture_names(records), strict=True), start=1):
-        images.append(image_record(number, name, record.size))
-        category_ids = [label + 1 for label in classes.labels(record)]
+    for record, image, category_ids in images_of(records, classes):
+        images.append(image)
         annotations += [
-            annotation(segment, segmentation(counts, record.size), number, category_ids)
+            annotation(segment, segmentation(counts, record.size), image["id"], category_ids)
             for segment, counts in zip(record.segments, record.counts, strict=True)
         ]
     write_ground_truth(path, images, annotations, categories(classes.names, classes.things))
+
+
+def images_of(records: Sequence[ResultRecord], classes: Classes) -> Iterator[tuple[ResultRecord, Record, list[int]]]:
+    """Yield each result with its entry of ``images``, numbered from 1, and the category ids of its labels."""
+    for number, (record, name) in enumerate(zip(records, picture_names(records), strict=True), start=1):
+        yield record, image_record(number, name, record.size), [label + 1 for label in classes.labels(record)]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.errors import UsageError
-from lexiseg.exports.coco import Record, categories, image_record, segment_record
-from lexiseg.exports.records import Classes, ResultRecord, picture_names
+from lexiseg.exports.coco import Record, categories, images_of, segment_record
+from lexiseg.exports.records import Classes, ResultRecord
 from lexiseg.ops.colours import ids_of_picture
 from lexiseg.ops.files import path_exists, write_json, write_png
 from lexiseg.ops.pictures import opened_picture
@@ -104,8 +104,7 @@ def write_folder(path: Path, records: Sequence[ResultRecord]) -> None:
     shown = [record for record in records if path_exists(path.parent / f"{record.stem}{ENDING}")]
     classes = Classes.of(shown)
     images, annotations = [], []
-    for number, (record, name) in enumerate(zip(shown, picture_names(shown), strict=True), start=1):
-        images.append(image_record(number, name, record.size))
-        category_ids = [label + 1 for label in classes.labels(record)]
-        annotations.append(panoptic_annotation(number, f"{record.stem}{ENDING}", record.segments, category_ids))
+    for record, image, category_ids in images_of(shown, classes):
+        images.append(image)
+        annotations.append(panoptic_annotation(image["id"], f"{record.stem}{ENDING}", record.segments, category_ids))
     write_panoptic_json(path, images, annotations, categories(classes.names, classes.things))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, cast, get_args
@@ -83,25 +83,22 @@ def document(record: ResultRecord, void: float) -> dict[str, Any]:
         record: the result.
         void: fraction of the pixels in no region.
     """
-    height, width = record.size
+    plain = summary(record.source, record.task, record.size, void, record.segments)
+    masks = ({"size": list(record.size), "counts": compress(counts)} for counts in record.counts)
+    segments = [{**segment, "segmentation": mask} for segment, mask in zip(plain["segments"], masks, strict=True)]
+    return {**plain, "segments": segments, "classes": list(record.names), "things": list(record.things)}
+
+
+def summary(source: str | None, task: Task, size: Size, void: float, segments: Iterable[Segment]) -> dict[str, Any]:
+    """Return a result as plain values, without masks; scores are rounded to four digits."""
     return {
-        "source": record.source,
-        "task": record.task,
-        "height": height,
-        "width": width,
+        "source": source,
+        "task": task,
+        "height": size[0],
+        "width": size[1],
         "void": void,
-        "segments": [
-            {**plain_segment(segment), "segmentation": {"size": [height, width], "counts": compress(counts)}}
-            for segment, counts in zip(record.segments, record.counts, strict=True)
-        ],
-        "classes": list(record.names),
-        "things": list(record.things),
+        "segments": [{**asdict(segment), "score": round(segment.score, 4), "box": list(segment.box)} for segment in segments],
     }
-
-
-def plain_segment(segment: Segment) -> dict[str, Any]:
-    """Return a segment as plain values, its score to four digits."""
-    return {**asdict(segment), "score": round(segment.score, 4), "box": list(segment.box)}
 
 
 def read_records(folder: Path) -> list[ResultRecord]:
