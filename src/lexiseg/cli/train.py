@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+from functools import partial
 from typing import Any
 
 from lexiseg.cli.segment import weights_by_part
@@ -39,12 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(as_json: bool) -> None:
-    descriptions = {name: inspect.getdoc(make) or "" for name, make in RECIPES.items()}
+    functions = {name: make.func if isinstance(make, partial) else make for name, make in RECIPES.items()}
+    descriptions = {name: inspect.getdoc(function) or "" for name, function in functions.items()}
     if as_json:
         print(json.dumps({name: {"about": text, "settings": RECIPES[name]().to_dict()} for name, text in descriptions.items()}))
         return
+    longest = max(map(len, descriptions))
     for name, text in descriptions.items():
-        print(f"{name:18s}  {' '.join(text.split('``')[0].split())}")
+        print(f"{name:{longest}}  {' '.join(text.split('``')[0].split())}")
 
 
 def _summary(size: dict[str, Any]) -> str:
