@@ -89,11 +89,11 @@ class Geometry:
         return _interpolated(_lerp(wide, above - first, below - first, weight), (bottom - top, self.size[1]))
 
     def sample(self, maps: Tensor, size: Size, box: UnitBox = WHOLE, *, outside: float = OUTSIDE) -> Tensor:
-        """Sample maps [N, h, w] bilinearly at the centres of ``size`` (height, width) cells of a box, [N, *size].
+        """Sample maps [N, h, w] bilinearly at the centres of cells of a box, [N, height, width].
 
         Args:
             maps: on the grid.
-            size: number of cells.
+            size: (height, width) of the output, in cells.
             box: box of the image, which may extend beyond it.
             outside: value of cells with centres beyond the image.
         """
