@@ -87,7 +87,7 @@ def measured(name: str, device: str, repeat: int) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and say by the exit status whether both ways agree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tiny = [name for name in MODELS if name.endswith("-tiny")]
@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3, help="runs each, of which the shortest counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     rows = []
     if not arguments.json:
         threads = torch.get_num_threads()

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +62,7 @@ def measured(name: str, classes: int, at_once: int) -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure each row in a process of its own, and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="escnet-vit-b16")
@@ -69,7 +70,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, nargs="+", default=[32])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.here:
         print(json.dumps(measured(arguments.model, arguments.classes[0], arguments.at_once[0])))
         return 0

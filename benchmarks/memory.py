@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,7 +65,7 @@ def measured(name: str, task: str, path: str) -> dict[str, Any]:
     return {"regions": len(regions), "megapixels": height * width / 1e6, "MB": peaks}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure each row in a process of its own, and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--picture", choices=("grey", "scene"), default="grey")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.here:
         print(json.dumps(measured(arguments.models[0], arguments.task, arguments.here)))
         return 0

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
@@ -64,6 +63,8 @@ def match(
         costs: see `Costs`.
         draw: source of the points; called once per image with targets, with N = 1.
     """
+    from scipy.optimize import linear_sum_assignment  # heavy, and only trainings match
+
     draw = draw or uniform_points(prediction.masks.device)
     matches = []
     for index, target in enumerate(targets):

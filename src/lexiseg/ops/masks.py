@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import nms
 
 from lexiseg.ops.memory import masks_at_once
 from lexiseg.structures import Geometry, Size
@@ -78,6 +77,8 @@ def box_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
         scores: [N].
         threshold: IoU with a better box above which a box is removed.
     """
+    from torchvision.ops import nms  # heavy: it imports torch's compiler
+
     kept: Tensor = nms(boxes.float(), scores.float(), threshold)
     return kept
 
