@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,9 +24,9 @@ from lexiseg.ops.locks import LOCK
 from tests.data.miniatures_prepared import BUILDERS
 from tests.inference.test_evaluation import Colours
 from tests.kills import contents
+from tests.processes import Command
 from tests.training.recipes import recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 3
 WORDS = ("--classes", "red; green; blue", "--model", "fcclip-tiny")
 PREPARED = "mess-kvasir-instrument"
@@ -172,18 +169,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(*arguments: str | Path) -> subprocess.Popen[str]:
-    """A command in a process of its own."""
-    command = [sys.executable, "-m", "lexiseg", *map(str, arguments)]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, **streams)
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said = process.communicate()[1]
-    return process.returncode, said
-
-
 @pytest.mark.parametrize("command", ["evaluate", "render"])
 def test_the_second_of_two_processes_in_a_folder_is_refused_and_the_first_ends_well(scenes, tmp_path, command) -> None:
     output = tmp_path / "out"
@@ -191,35 +176,35 @@ def test_the_second_of_two_processes_in_a_folder_is_refused_and_the_first_ends_w
         "evaluate": ("evaluate", "--data", scenes, "--model", "fcclip-tiny", "--output", output, "--device", "cpu"),
         "render": ("world", "render", "--count", "20", "--size", "64", "--output", output),
     }[command]
-    first = started(*arguments)
+    first = Command(*arguments)
     try:
         while not (output / LOCK).exists() or not (output / LOCK).read_text().endswith("\n"):
-            assert first.poll() is None, "it ended before it began"
+            assert first.running, "it ended before it began"
             time.sleep(0.002)
-        first.send_signal(signal.SIGSTOP)
-        code, said = ended(started(*arguments))
+        first.send(signal.SIGSTOP)
+        code, said = Command(*arguments).end()
         assert code == 1
         assert said.startswith(f"lexiseg: {output} is in use by process {first.pid} on ")
         assert len(said.splitlines()) == 1
     finally:
-        first.send_signal(signal.SIGCONT)
-    assert ended(first)[0] == 0
+        first.send(signal.SIGCONT)
+    assert first.end()[0] == 0
     assert contents.damaged(output) == []
     if command == "evaluate":
-        assert ended(started(*arguments)) == (0, "")
+        assert Command(*arguments).end() == (0, "")
     else:
-        second = started(*arguments)
+        second = Command(*arguments)
         time.sleep(0.1)
-        second.kill()
-        ended(second)
-        assert ended(started(*arguments))[0] == 0, "a dead one keeps nobody out"
+        second.send(signal.SIGKILL)
+        second.end()
+        assert Command(*arguments).end()[0] == 0, "a dead one keeps nobody out"
 
 
 def test_two_processes_that_segment_into_one_folder_write_what_one_would(scenes, tmp_path) -> None:
     arguments = ("segment", scenes / "images", "--classes", "dog; grass; sky", "--model", "fcclip-tiny", "--device", "cpu")
-    both = [started(*arguments, "--output", tmp_path / "two") for _ in range(2)]
-    assert [ended(process) for process in both] == [(0, ""), (0, "")]
-    assert ended(started(*arguments, "--output", tmp_path / "one")) == (0, "")
+    both = [Command(*arguments, "--output", tmp_path / "two") for _ in range(2)]
+    assert [process.end() for process in both] == [(0, ""), (0, "")]
+    assert Command(*arguments, "--output", tmp_path / "one").end() == (0, "")
     assert contents.digests(tmp_path / "two") == contents.digests(tmp_path / "one") != {}
     assert contents.temporary(tmp_path / "two") == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests import processes
 from tests.kills import contents
 from tests.kills.commands import COMMANDS, OUTPUT, prepare
 
@@ -145,9 +145,7 @@ def _carried_out(
         after: seconds until it is killed; None: it is not.
         operation: before which file operation it is killed; -1: before none.
     """
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.kills.commands"])  # Python and torch are started once
-    process = processes.Process(target=_child, args=(command, str(data), str(place), before, operation))
+    process = processes.context().Process(target=_child, args=(command, str(data), str(place), before, operation))
     process.start()
     process.join(after)
     process.kill()

@@ -9,14 +9,21 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, torch
+import ctypes, resource
 from lexiseg.ops.allocator import keep_freed_memory
+libc, size = ctypes.CDLL(None), 2**27
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def used_and_freed():
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+
 print(keep_freed_memory())
-for _ in range(10):
-    torch.empty(2**25).fill_(1)  # 128 MB; some rounds until freed blocks lie together
+used_and_freed()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    torch.empty(2**25).fill_(1)
+    used_and_freed()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() // 2**20)
 """
 
