@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lexiseg.cli import undisturbed
 from lexiseg.cli.segment import options_by_name, tell_of_boxes, weights_by_part
@@ -22,6 +20,7 @@ from lexiseg.methods import model_named
 from lexiseg.ops.files import write_atomically, write_png
 from lexiseg.ops.names import is_file_of
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.visualise.figures import as_webp
 from lexiseg.visualise.lettering import preferring
 
 
@@ -39,16 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     if path.suffix.lower() == ".png":
         write_png(path, np.asarray(figure))
     else:
-        write_atomically(path, _webp(figure))
+        write_atomically(path, as_webp(figure))
     print(f"{path}  {figure.width} × {figure.height}")
     return 0
-
-
-def _webp(figure: Image.Image) -> bytes:
-    """Encode as WebP, at a tenth of the size of a PNG with sharp letters."""
-    buffer = BytesIO()
-    figure.convert("RGB").save(buffer, "WEBP", quality=90, method=6)
-    return buffer.getvalue()
 
 
 def _model(spec: str, device: str) -> tuple[str, Pipeline]:
