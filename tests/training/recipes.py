@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,8 @@ MODELS["catseg-test"] = Variant(
 )
 
 
-if __name__ == "__main__":  # python -m tests.training.recipes FOLDER [key=value ...]
+def trained(folder: str, settings: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
+    """Train in this process, with torchrun's environment variables if it is one of several."""
+    os.environ.update(environment or {})
     torch.set_num_threads(1)
-    train(recipe(*sys.argv[2:]), Path(sys.argv[1]), device="cpu", workers=0)
+    train(recipe(*settings), Path(folder), device="cpu", workers=0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,9 @@ from lexiseg.ops.names import file_name
 from lexiseg.training import checkpoint, examples, loop
 from lexiseg.training.logger import read_log
 from lexiseg.training.loop import train
-from tests.training.recipes import catseg_recipe, recipe
+from tests import processes
+from tests.training.recipes import catseg_recipe, recipe, trained
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMED = {"seconds", "images_per_second"}  # the only numbers of a log that differ between two runs
 
 
@@ -63,13 +63,23 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def begun(folder: Path, *settings: str) -> ForkServerProcess:
+    """A training in a process of its own that has written a checkpoint."""
+    process = processes.context().Process(target=trained, args=(str(folder), settings))
+    process.start()
+    while not (folder / "checkpoint.pt").exists():
+        assert process.is_alive(), "it ended before its first checkpoint"
+        time.sleep(0.002)
+    return process
+
+
+def killed(process: ForkServerProcess) -> None:
+    process.kill()
+    process.join()
+
+
 def test_killed_and_started_again_is_never_killed(whole, tmp_path):
-    command = [sys.executable, "-m", "tests.training.recipes", str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        while not (tmp_path / "checkpoint.pt").exists():
-            assert process.poll() is None, "it ended before its first checkpoint"
-            time.sleep(0.002)
-        process.kill()
+    killed(begun(tmp_path))
     reached = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
     assert 0 < reached < 8, "killed too late to show anything"
     train(recipe(), tmp_path, device="cpu", workers=0)
@@ -137,14 +147,20 @@ def test_interrupted_it_keeps_the_step(whole, tmp_path, monkeypatch, signals):
 
 
 def test_two_processes_are_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    subprocess.run(
-        [*command, "tests.training.recipes", str(tmp_path), "log_every=1"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # as torchrun sets them
+    both = [
+        processes.context().Process(
+            target=trained, args=(str(tmp_path), ("log_every=1",), {**shared, "RANK": rank, "LOCAL_RANK": rank})
+        )
+        for rank in ("0", "1")
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(240)
+    assert [process.exitcode for process in both] == [0, 0]
     alone = tmp_path / "alone"
     train(recipe("log_every=1"), alone, device="cpu", workers=0)
     pairs = list(zip(log(tmp_path), log(alone), strict=True))
@@ -334,16 +350,12 @@ def test_a_log_that_was_cut_short_is_mended(tmp_path, torn):
 
 
 def test_a_folder_has_one_training_at_a_time(tmp_path):
-    command = [sys.executable, "-m", "tests.training.recipes", str(tmp_path), "steps=100000"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        try:
-            while not (tmp_path / "checkpoint.pt").exists():
-                assert process.poll() is None, "it ended before its first checkpoint"
-                time.sleep(0.002)
-            with pytest.raises(OutputError, match=rf"is in use by process {process.pid} on .*; wait for its end"):
-                train(recipe("steps=100000"), tmp_path, device="cpu", workers=0)
-        finally:
-            process.kill()
+    process = begun(tmp_path, "steps=100000")
+    try:
+        with pytest.raises(OutputError, match=rf"is in use by process {process.pid} on .*; wait for its end"):
+            train(recipe("steps=100000"), tmp_path, device="cpu", workers=0)
+    finally:
+        killed(process)
     train(recipe("steps=100000"), tmp_path, device="cpu", workers=0, until=3)  # a dead one's lock keeps nobody out
 
 
