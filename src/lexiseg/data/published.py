@@ -118,9 +118,19 @@ def published(dataset: str, metric: str | None = None, task: str | None = None, 
 @lru_cache(maxsize=1)
 def figures() -> tuple[Figure, ...]:
     """Return all numbers of all tables."""
-    text = (files("lexiseg") / "assets" / "published.yaml").read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
+    content = _content()
     return tuple(figure for table in content["tables"] for figure in _figures(table, content["papers"][table["paper"]]))
+
+
+def titles() -> dict[str, str]:
+    """Return the titles of the papers by their names, see `Figure.paper`."""
+    return {name: paper["title"] for name, paper in _content()["papers"].items()}
+
+
+@lru_cache(maxsize=1)
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((files("lexiseg") / "assets" / "published.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def _figures(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[Figure]:
