@@ -294,7 +294,9 @@ def _figure(parser: argparse.ArgumentParser) -> None:
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s list [PAPER] [--root DIR] [--json]\n       %(prog)s PAPER TABLE [--tiny] [--output DIR] [...]"
     parser.add_argument("paper", metavar="PAPER", help="cmpf, frozenseg, sam-mi, esc-net or fov-seg; or the word list")
-    parser.add_argument("table", nargs="?", metavar="TABLE", help="table6, figure11, readings: 'lexiseg reproduce list' has all")
+    parser.add_argument(
+        "table", nargs="?", metavar="TABLE", help="table6, figure11, readings: 'lexiseg reproduce list' has all"
+    )
     parser.add_argument("--tiny", action="store_true", help="the twin: tiny models on the emoji world, offline")
     parser.add_argument("--root", metavar="DIR", help=ROOT)
     parser.add_argument(
@@ -310,12 +312,17 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=_positive, metavar="N", help="of each training (default: the table's)")
     parser.add_argument(
-        "--scenes", type=_positive, metavar="N", help="pictures of each data set to measure on (default: 200 with --tiny, else all)"
+        "--scenes",
+        type=_positive,
+        metavar="N",
+        help="pictures of each data set to measure on (default: 200 with --tiny, else all)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--dry-run", action="store_true", help="what is there, what is missing, and the commands; runs nothing")
     parser.add_argument(
-        "--output", metavar="DIR", help="folder of trainings and tables (default: runs/PAPER or runs/PAPER-tiny); the same command resumes"
+        "--output",
+        metavar="DIR",
+        help="folder of trainings and tables (default: runs/PAPER or runs/PAPER-tiny); the same command resumes",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

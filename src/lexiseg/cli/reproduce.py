@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not ready:
         first = lacking[rows[0].name]
         raise DataError(
-            f"no row of {sheet.name} of {paper} can be run here; {rows[0].name} {first.mark}: {first.why}; 'lexiseg data check NAME' "
-            "says how to get a data set, --tiny needs none"
+            f"no row of {sheet.name} of {paper} can be run here; {rows[0].name} {first.mark}: {first.why}; 'lexiseg data check "
+            "NAME' says how to get a data set, --tiny needs none"
         )
     if sheet.draw:
         return _draw(sheet, ready, settings, as_json=arguments.json)
@@ -125,7 +125,9 @@ def _draw(sheet: Sheet, rows: Sequence[Row], settings: Settings, *, as_json: boo
     steps = plan.figure(sheet, rows, settings)
     for step in steps:
         _carry_out(step, sheet, rows[0], settings.seeds[0], settings)
-    print(json.dumps({"paper": sheet.paper, "table": sheet.name, "file": str(steps[-1].result)}) if as_json else steps[-1].result)
+    print(
+        json.dumps({"paper": sheet.paper, "table": sheet.name, "file": str(steps[-1].result)}) if as_json else steps[-1].result
+    )
     return 0
 
 

@@ -122,6 +122,13 @@ def figures() -> tuple[Figure, ...]:
     return tuple(figure for table in content["tables"] for figure in _figures(table, content["papers"][table["paper"]]))
 
 
+def columns(paper: str, table: str) -> list[tuple[str, str, str]]:
+    """Return (data set, metric, group) of the columns of a table in order, see `Figure`; none if there is no such table."""
+    wanted = [entry["columns"] for entry in _content()["tables"] if (entry["paper"], entry["table"]) == (paper, table)]
+    parts = [column.split(" ") for names in wanted for column in names if column not in WORDS]
+    return [("" if dataset == "-" else dataset, metric, "".join(group)) for dataset, metric, *group in parts]
+
+
 def titles() -> dict[str, str]:
     """Return the titles of the papers by their names, see `Figure.paper`."""
     return {name: paper["title"] for name, paper in _content()["papers"].items()}

@@ -42,7 +42,7 @@ class Cost:
     memory: float
 
 
-def measure(work: Callable[[], T], *, repeat: int = 1, device: torch.device | str = "cpu") -> tuple[T, Cost]:
+def measure(work: Callable[[], T], repeat: int = 1, *, device: torch.device | str = "cpu") -> tuple[T, Cost]:
     """Return the result of some work, and its cost: of the fastest run, and the most memory of all runs.
 
     Args:
@@ -79,8 +79,8 @@ def speed(pipeline: Pipeline, images: Sequence[Pixels], text: TextEmbeddings) ->
         text: embeddings of the classes.
 
     Returns:
-        ``seconds`` per image (mean of the clock), ``FPS``, ``memory_MiB`` (`Cost.memory`, None if unknown), ``points`` per image
-        (point prompts of SAM-MI, else None), ``images``, ``device`` and ``threads``.
+        ``seconds`` per image (mean of the clock), ``FPS``, ``memory_MiB`` (`Cost.memory`, None if unknown), ``points`` per
+        image (point prompts of SAM-MI, else None), ``images``, ``device`` and ``threads``.
     """
     pipeline.predict(images[0], text)
     device = pipeline.device
@@ -91,24 +91,27 @@ def speed(pipeline: Pipeline, images: Sequence[Pixels], text: TextEmbeddings) ->
         "seconds": seconds,
         "FPS": 1 / seconds,
         "memory_MiB": None if np.isnan(memory) else memory,
-        "points": fmean(num_points(pipeline, image, text) for image in images) if isinstance(segmenter, SamMi) else None,
+        "points": fmean(_points(pipeline, image, text) for image in images) if isinstance(segmenter, SamMi) else None,
         "images": len(images),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
 
 
-def num_points(pipeline: Pipeline, image: Pixels, text: TextEmbeddings) -> float:
-    """Number of point prompts of a `SamMi` for an image; the expected number if they are sampled."""
-    segmenter = pipeline.segmenter
-    assert isinstance(segmenter, SamMi)
+def num_points(segmenter: SamMi, trace: Trace) -> float:
+    """Number of point prompts of SAM-MI for the image of a trace; the expected number if they are sampled."""
     if segmenter.config.point_sampling == "grid":
         return segmenter.prompter.side**2
     if segmenter.config.point_sampling == "random":
         return segmenter.config.num_random_points
+    return float(trace["probabilities"].sum())
+
+
+def _points(pipeline: Pipeline, image: Pixels, text: TextEmbeddings) -> float:
     trace = Trace()
     pipeline.predict(image, text, trace)
-    return float(trace["probabilities"].sum())
+    assert isinstance(pipeline.segmenter, SamMi)
+    return num_points(pipeline.segmenter, trace)
 
 
 def _peak(*, anew: bool = False) -> float:

@@ -1,7 +1,7 @@
 """The commands that reproduce a table or figure on this machine, and what is missing for them.
 
-Each command is a call of `lexiseg`, which a user can also give alone, for instance a training under torchrun; its result is then
-used here.
+Each command is a call of `lexiseg`, which a user can also give alone, for instance a training under torchrun; its result is
+then used here.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def missing(sheet: Sheet, row: Row, root: str | None, given: Mapping[str, str]) 
         return Missing()
     names = list(_datasets(sheet, row))
     if trains(origin, given):
-        names = [recipe_of(sheet, origin, 0).data, *names]
+        names = [with_overrides(recipe_named(origin.model), origin.train or ()).data, *names]
     absent = [name for name in names if not sheet.tiny and catalogue.lacks(name, root)]
     lists = [name for name in _listed(sheet, names) if not official_names.path_of(name).is_file()]
     files = [name for entry in (origin, row) for name in entry.weights.values() if _is_file(name) and name not in given]
@@ -348,7 +348,9 @@ def _evaluated(sheet: Sheet, row: Row, dataset: str, seed: int | None, settings:
         weights |= {"mask_sam": "facebook/sam-vit-huge"}
     if dataset in row.mask_ensemble or any(option.startswith("mask_ensemble") for option in options):
         options.append(f"{MASKS}={settings.output / 'masks'}")
-    columns = [column for column in sheet.wanted(row) if dataset in ([column.dataset] if sheet.tiny else expanded(column.dataset))]
+    columns = [
+        column for column in sheet.wanted(row) if dataset in ([column.dataset] if sheet.tiny else expanded(column.dataset))
+    ]
     tasks, timed = _tasks(columns, model), any(column.metric in (*_SPEED, "points") for column in columns)
     words = ["evaluate", "--model", origin.model]
     words += [word for part, path in weights.items() for word in ("--weights", f"{part}={path}")]

@@ -29,6 +29,8 @@ def measured(sheet: Sheet, run: Run, settings: Settings) -> dict[Column, float]:
             continue
         if column.metric in ("training-latency", "iterations"):
             values[column] = _of_training(sheet, run, column.metric, settings)
+        elif column.metric == "parameters-sam" and "sam" in run.row.weights:
+            continue  # the description is that of the model's own SAM
         elif column.dataset == MADE:
             values[column] = _of_model(run.folder / "model.json", column.metric)
         else:
@@ -132,22 +134,21 @@ def document(
         "scenes": settings.scenes,
         "base": base,
         "columns": [str(column) for column in sheet.columns],
+        "published_columns": [str(column) for column in sheet.printed],
         "units": {str(column): METRICS[column.metric][1] for column in sheet.columns},
         "rows": entries,
         "quoted": [{"title": title, "published": _plain(numbers)} for title, numbers in sheet.quoted],
     }
 
 
-def _entry(
-    row: Row, sheet: Sheet, values: Mapping[str, Mapping[str, Values]], base: str, lacking: Missing
-) -> dict[str, Any]:
+def _entry(row: Row, sheet: Sheet, values: Mapping[str, Mapping[str, Values]], base: str, lacking: Missing) -> dict[str, Any]:
     by_seed = values[row.name]
     numbers: dict[str, Any] = {}
     for column in sheet.columns:
         own = {seed: known[column] for seed, known in by_seed.items() if column in known}
         if not own:
             continue
-        cell = {"values": own, **_spread(list(own.values()))}
+        cell: dict[str, Any] = {"values": own, **_spread(list(own.values()))}
         others = {seed: known[column] for seed, known in values.get(base, {}).items() if column in known}
         if row.name != base and own.keys() == others.keys():
             cell["difference"] = _spread([own[seed] - others[seed] for seed in own])
@@ -188,17 +189,23 @@ def write(folder: Path, report: Mapping[str, Any]) -> list[Path]:
 def markdown(report: Mapping[str, Any]) -> str:
     """Render a document; a published number stands below ours, or in a table of its own if ours are the twin's."""
     twin = ", twin on the emoji world" if report["tiny"] else ""
-    budget = [f"seeds {', '.join(map(str, report['seeds']))}"]
-    budget += [f"{report['steps']} steps"] if report["steps"] else []
+    trained = any(seed != UNTRAINED for row in report["rows"] for cell in row["measured"].values() for seed in cell["values"])
+    budget = [f"seeds {', '.join(map(str, report['seeds']))}"] if trained else []
+    budget += [f"{report['steps']} steps"] if trained and report["steps"] else []
     budget += [f"{report['scenes']} pictures of each data set"] if report["scenes"] else []
-    lines = [f"# {report['paper']} {report['table']}{twin}", "", f"{report['caption']}. {'; '.join(budget)}."]
+    caption = f"{report['caption'][0].upper()}{report['caption'][1:]}"
+    lines = [
+        f"# {report['paper']} {report['table']}{twin}",
+        "",
+        ". ".join([caption, *(["; ".join(budget)] if budget else [])]) + ".",
+    ]
     lines += ["", f"Note: {report['note']}."] if report["note"] else []
     rows = [row for row in report["rows"] if row["measured"] or not report["tiny"]]
     if rows:
         lines += ["", *_table(report["columns"], _lines(report, rows))]
     base = next((row["title"] for row in rows if row["name"] == report["base"]), "")
     if any("difference" in cell for row in rows for cell in row["measured"].values()):
-        lines += ["", f"In brackets the difference to {base}, paired by seed."]
+        lines += ["", f"In brackets the difference to {base}{', paired by seed' if trained else ''}."]
     if any(cell["std"] is not None for row in rows for cell in row["measured"].values()):
         lines += ["", "Mean ± standard deviation over the seeds."]
     lines += ["", *_units(report)]
@@ -225,8 +232,10 @@ def _lines(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list
 def _published(report: Mapping[str, Any]) -> list[str]:
     """The published numbers of the rows of a twin."""
     rows = [row for row in report["rows"] if row["published"]]
-    columns = list(dict.fromkeys(column for row in rows for column in row["published"]))
-    return _table(columns, [[row["title"], "paper", *(_number(row["published"].get(name)) for name in columns)] for row in rows])
+    columns = [column for column in report["published_columns"] if any(column in row["published"] for row in rows)]
+    return _table(
+        columns, [[row["title"], "paper", *(_number(row["published"].get(name)) for name in columns)] for row in rows]
+    )
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

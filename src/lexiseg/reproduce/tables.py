@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lexiseg.data.published import METRICS, Figure, figures, titles
+from lexiseg.data.published import columns as published_columns
 from lexiseg.errors import UsageError
 from lexiseg.ops.options import Natural, from_document, options
 
@@ -102,6 +103,7 @@ class Sheet:
         note: what a reader must know.
         tiny: whether the rows are those of the twin.
         columns: of a table.
+        printed: columns of the published table.
         rows: what lexiseg trains and measures.
         quoted: titles of the published rows of methods that lexiseg lacks, with their numbers.
         drawing: whether it is a drawing, not a result.
@@ -120,6 +122,7 @@ class Sheet:
     note: str
     tiny: bool
     columns: tuple[Column, ...]
+    printed: tuple[Column, ...]
     rows: tuple[Row, ...]
     quoted: tuple[tuple[str, Mapping[Column, float]], ...]
     drawing: bool
@@ -243,7 +246,8 @@ def _content() -> tuple[dict[str, str], tuple[_SheetEntry, ...]]:
 
 def _sheet(entry: _SheetEntry, *, tiny: bool) -> Sheet:
     printed = [figure for figure in figures() if (figure.paper, figure.table) == (entry.paper, entry.table)]
-    columns = tuple(dict.fromkeys(map(_column, printed))) or tuple(map(Column.parse, entry.columns))
+    known = [Column(dataset or MADE, metric, group) for dataset, metric, group in published_columns(entry.paper, entry.table)]
+    columns = tuple(known) or tuple(map(Column.parse, entry.columns))
     specified = [from_document(_RowEntry, row) for row in entry.rows]
     notes = [*dict.fromkeys(figure.note for figure in printed if figure.note), *([entry.note] if entry.note else [])]
     return Sheet(
@@ -253,6 +257,7 @@ def _sheet(entry: _SheetEntry, *, tiny: bool) -> Sheet:
         note="; ".join(notes),
         tiny=tiny,
         columns=_of_twin(columns, entry) if tiny else columns,
+        printed=tuple(known),
         rows=tuple(_rows(specified, printed, tiny=tiny)),
         quoted=() if tiny else tuple(_quoted(specified, printed)),
         drawing=entry.drawing,
@@ -269,7 +274,9 @@ def _sheet(entry: _SheetEntry, *, tiny: bool) -> Sheet:
 def _rows(specified: Sequence[_RowEntry], printed: Sequence[Figure], *, tiny: bool) -> Iterator[Row]:
     """The rows that full-size models, or twins, have."""
     twins = _content()[0]
-    with_twin = {entry.name for entry in specified if entry.tiny is not False and (entry.model in twins or entry.tiny is not True)}
+    with_twin = {
+        entry.name for entry in specified if entry.tiny is not False and (entry.model in twins or entry.tiny is not True)
+    }
     for entry in specified:
         own = [figure for figure in printed if figure.row == entry.row]
         title = entry.title or (_title(own[0]) if own else entry.name)
@@ -312,7 +319,9 @@ def _of_twin(columns: Sequence[Column], entry: _SheetEntry) -> tuple[Column, ...
     """Columns of the twin of a table: its qualities, and the costs that the table has."""
     if not columns:
         return ()
-    costs = [Column(MADE if column.dataset == MADE else WORLD[0], column.metric) for column in columns if column.metric in COSTS]
+    costs = [
+        Column(MADE if column.dataset == MADE else WORLD[0], column.metric) for column in columns if column.metric in COSTS
+    ]
     measured = [column for column in costs if column.metric not in UNMEASURED]
     return tuple(dict.fromkeys([*map(Column.parse, (*_QUALITIES, *entry.tiny_columns)), *measured]))
 
