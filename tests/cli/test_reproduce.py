@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from lexiseg.cli import main
 from lexiseg.inference.cost import measure
+from lexiseg.ops.files import write_json
 
 
 def contents(folder: Path) -> dict[Path, int]:
@@ -36,6 +39,38 @@ def test_a_twin_is_trained_measured_and_resumed(tmp_path: Path, capsys: pytest.C
     assert contents(tmp_path) == before
     assert main([*command, "--steps", "2"]) == 2, "the folder holds another training"
     assert "steps" in capsys.readouterr().err
+
+
+def test_what_is_complete_is_kept_when_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands are stand-ins here: the third evaluation is interrupted, and the same call goes on with it."""
+    calls: list[str] = []
+
+    def evaluate(arguments: argparse.Namespace) -> int:
+        calls.append(arguments.output)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        document = {"command": shlex.join(["lexiseg", *arguments.typed]), "results": {"semantic": {"mIoU": 0.5, "groups": {}}}}
+        write_json(Path(arguments.output) / "metrics.json", document)
+        return 0
+
+    def render(arguments: argparse.Namespace) -> int:
+        write_json(Path(arguments.output) / "panoptic.json", {})
+        return 0
+
+    monkeypatch.setattr("lexiseg.cli.evaluate.run", evaluate)
+    monkeypatch.setattr("lexiseg.cli.world.run", render)
+    command = ["reproduce", "sam-mi", "figure8", "--tiny", "--rows", "sam_mi", "a0.3", "--output", str(tmp_path)]
+    assert main(command) == 130
+    assert "interrupted; finished results are kept" in capsys.readouterr().err
+    table = tmp_path / "sam-mi-figure8-tiny.md"
+    assert "| alpha_sma = 0.5 | ours |  | 50.00 |" in table.read_text(encoding="utf-8")
+    assert "| alpha_sma = 0.3 | ours |" not in table.read_text(encoding="utf-8")
+    assert main(command) == 0
+    assert "| alpha_sma = 0.3 | ours |  | 50.00 (+0.00) |" in table.read_text(encoding="utf-8")
+    names = [Path(output).relative_to(tmp_path / "figure8").as_posix() for output in calls]
+    assert names == ["sam_mi/val-200", "sam_mi/style-200", "a0.3/val-200", "a0.3/val-200", "a0.3/style-200"]
 
 
 def test_the_speed_of_a_network_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
