@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lexiseg.data.images import Pixels
+from lexiseg.inference.cost import measure
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.methods import MODELS
 from lexiseg.structures import MaskPrediction, PixelPrediction, TextEmbeddings
@@ -46,15 +46,6 @@ def together(pipeline: Pipeline, given: Sequence[Pixels], text: TextEmbeddings) 
     return list(pipeline.predict_batch(given, text))
 
 
-def timed(work: Callable[[], list[Prediction]], device: torch.device) -> tuple[list[Prediction], float, float]:
-    """What ``work`` gives, and its seconds of the processor and of the clock."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    found = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return found, time.process_time() - cpu, time.perf_counter() - wall
-
-
 def apart(one: Prediction, other: Prediction) -> float:
     """By how much the probabilities of classes differ at most; masks that only fill up a batch do not count."""
     ours, theirs = one.per_class()[0], other.per_class()[0]
@@ -75,8 +66,8 @@ def measured(name: str, device: str, repeat: int) -> dict[str, Any]:
     best = {way: [float("inf")] * 2 for way in ways}
     for _ in range(repeat):
         for way in ways:
-            _, *seconds = timed(lambda way=way: way(pipeline, given, text), pipeline.device)  # type: ignore[misc]
-            best[way] = [min(pair) for pair in zip(best[way], seconds, strict=True)]
+            _, cost = measure(lambda way=way: way(pipeline, given, text), device=pipeline.device)  # type: ignore[misc]
+            best[way] = [min(pair) for pair in zip(best[way], (cost.cpu, cost.wall), strict=True)]
     alone, batch = best[one_by_one], best[together]
     return {
         "model": name,

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 
 from lexiseg.errors import UsageError
+from lexiseg.inference.cost import measure
 from lexiseg.layers.cost_aggregation import correlation
 from lexiseg.methods import model_named
 from lexiseg.methods.catseg.model import CatSeg
@@ -29,11 +28,6 @@ from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, CostVolume
 from lexiseg.methods.escnet.model import EscNet
 
 MIB = 2**20
-
-
-def peak() -> float:
-    """The most memory this process ever had, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else MIB)
 
 
 @torch.no_grad()
@@ -50,13 +44,12 @@ def measured(name: str, classes: int, at_once: int) -> dict[str, Any]:
     cells, vectors = segmenter.config.image_size // segmenter.clip.strides[0], torch.randn(classes, segmenter.clip.width)
     dense, *levels = (torch.randn(1, width, cells, cells) for width in (vectors.shape[1], *segmenter.clip.channels[:LEVELS]))
     seen = CostVolume(dense, vectors, correlation(dense, vectors), tuple(levels))
-    before, start = peak(), time.perf_counter()
-    logits = segmenter.decode(seen)
+    logits, cost = measure(lambda: segmenter.decode(seen))
     return {
         "classes": classes,
         "at_once": at_once,
-        "seconds": time.perf_counter() - start,
-        "MiB": peak() - before,
+        "seconds": cost.wall,
+        "MiB": cost.memory,
         "logits_MiB": logits.nbytes / MIB,
         "check": float(logits.abs().mean()),
     }

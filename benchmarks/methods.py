@@ -16,13 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -30,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lexiseg.ensembles import class_ensemble
+from lexiseg.inference.cost import Cost, measure
 from lexiseg.layers import deformable
 from lexiseg.layers.mask_decoder import DecodedMasks, Injection, MaskDecoder, class_logits, mask_pool, masks_to_attn_mask
 from lexiseg.layers.pixel_decoder import PixelFeatures
@@ -46,17 +44,6 @@ TOLERANCE = 1e-5  # of logits, relative to the largest; of scores
 TIE = 1e-5  # classes whose scores differ by less are as good as each other
 FIRM, SECOND, NOTHING = 0.9, 0.6, 0.97  # class probability of a query for a segment, of its double, of "no object"
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a stage took: ``cpu`` and ``wall`` in seconds, ``memory`` in MiB (NaN where it cannot be known)."""
-
-    cpu: float
-    wall: float
-    memory: float
-
 
 @dataclass(frozen=True)
 class Row:
@@ -65,31 +52,6 @@ class Row:
     stage: str
     ours: Cost
     official: Cost | None = None
-
-
-def measure(work: Callable[[], T], repeat: int) -> tuple[T, Cost]:
-    """What ``work`` gives and what it takes: the shortest of its runs, the most memory of all."""
-    costs: list[Cost] = []
-    while True:
-        before = resident(anew=True)
-        cpu, wall = time.process_time(), time.perf_counter()
-        result = work()
-        costs.append(Cost(time.process_time() - cpu, time.perf_counter() - wall, resident() - before))
-        if len(costs) >= repeat:
-            best = min(costs, key=lambda cost: cost.cpu)
-            return result, Cost(best.cpu, best.wall, max(cost.memory for cost in costs))
-        del result  # or the next run would need room beside it
-
-
-def resident(*, anew: bool = False) -> float:
-    """The most memory the process has had since the last call with ``anew``, in MiB; with it, what the process has now."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")
-    if anew:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel forgets the peak
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
-    return int(found[1]) / 1024 if found else float("nan")
 
 
 # --- the official order, plainly ----------------------------------------------------------------------------------------

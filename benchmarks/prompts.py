@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from lexiseg.inference.cost import measure, num_points
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.methods.sam_mi.config import PointSampling
 from lexiseg.methods.sam_mi.model import SamMi
@@ -35,35 +35,22 @@ def measured(pipeline: Pipeline, chosen: list[Scene], point_sampling: PointSampl
     assert isinstance(segmenter, SamMi)
     segmenter.config = replace(segmenter.config, point_sampling=point_sampling)
     text = pipeline.embed(Vocabulary.builtin("emoji"))
-    seconds, masks, groups, expected = 0.0, [], [], []
+    seconds, masks, groups, points = 0.0, [], [], []
     for scene in chosen:
         trace = Trace()
         pipeline.predict(scene.image, text, trace)
-        expected.append(float(trace["probabilities"].sum()))
         masks.append(len(trace["sam_masks"]))
         groups.append(len(trace["masks"]))
-        seconds += shortest(lambda image=scene.image: pipeline.predict(image, text), looks)  # type: ignore[misc]
-    points = {"grid": segmenter.prompter.side**2, "random": segmenter.config.num_random_points}.get(
-        point_sampling, float(np.mean(expected))
-    )
+        points.append(num_points(segmenter, trace))
+        seconds += measure(lambda image=scene.image: pipeline.predict(image, text), looks)[1].wall  # type: ignore[misc]
     return {
         "point_sampling": point_sampling,
-        "points": points,
+        "points": float(np.mean(points)),
         "masks": float(np.mean(masks)),
         "put_together": float(np.mean(groups)),
         "milliseconds": 1000 * seconds / len(chosen),
         "mIoU": dict(whole(pipeline, chosen, point_sampling))["mIoU"],
     }
-
-
-def shortest(work: Callable[[], object], times: int) -> float:
-    """Of some times, in seconds."""
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return min(found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

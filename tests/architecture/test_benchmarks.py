@@ -9,35 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import batches, classes, methods, prompts
-from benchmarks.ablation import NUMBERS, table
+from benchmarks import batches, classes, fiser, methods, prompts
 from lexiseg.data.images import PIXEL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_an_ablation_trains_measures_and_does_nothing_twice(tmp_path):
-    command = [sys.executable, "benchmarks/ablation.py", "--output", str(tmp_path), "--seeds", "0", "--rows", "none", "qi"]
-    command += ["--steps", "1", "--scenes", "1", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert [len(seeds) for seeds in found.values()] == [1, 1, 1, 1]
-    assert all(0 <= scores["PQ"] <= 1 for seeds in found.values() for scores in seeds)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert json.loads(again.stdout) == found
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-
-
-def test_a_table_has_means_spreads_and_gains_of_the_same_seeds():
-    scores = [dict.fromkeys(NUMBERS.values(), value) for value in (0.1, 0.3)]
-    better = [dict.fromkeys(NUMBERS.values(), value) for value in (0.2, 0.4)]
-    lines = table({"plain": scores, "better": better, "alone": scores[:1]}, "plain")
-    assert [line.count("|") for line in lines] == [len(NUMBERS) + 2] * 5
-    assert lines[2] == "| plain |" + " 0.200 ± 0.141 |" * len(NUMBERS)
-    assert lines[3] == "| better |" + " 0.300 ± 0.141 (+0.100 ± 0.000) |" * len(NUMBERS)
-    assert lines[4] == "| alone |" + " 0.100 |" * len(NUMBERS)
+def test_the_predictor_of_fiser_is_trained_alone(tmp_path, capsys):
+    fiser.main(["--output", str(tmp_path), "--rows", "defaults", "image", "--steps", "1", "--batches", "1", "1", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    (training,), (image,) = rows["defaults"], rows["candidates: T"]
+    assert training["chance"] == pytest.approx(5.743, abs=1e-3)
+    assert image["chance"] < training["chance"]
+    assert all(0 < row["FiSeR loss"] < 20 for row in (training, image))
 
 
 def test_both_orders_of_operations_agree(capsys):

@@ -25,6 +25,7 @@ HEADS = {"losses", "ensembles", "postprocess"}
 METHODS = {"methods"}
 CONVERSION = {"checkpoints"}  # of all methods' weights; what is loaded or trained does not ask it
 DRIVERS = {"inference", "training"}
+TABLES = {"reproduce"}  # the papers' tables, by what is above
 SHELLS = {"cli", "server", "demo", "__main__"}
 
 BELOW_HEADS = FOUNDATION | ENCODERS | RESULT
@@ -40,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(METHODS, BELOW_METHODS | METHODS),
     **dict.fromkeys(CONVERSION, BELOW_METHODS | METHODS | CONVERSION),
     **dict.fromkeys(DRIVERS, BELOW_DRIVERS | DRIVERS),
-    **dict.fromkeys(SHELLS, BELOW_DRIVERS | CONVERSION | DRIVERS | SHELLS | {FACE}),
+    **dict.fromkeys(TABLES, BELOW_DRIVERS | DRIVERS | TABLES),
+    **dict.fromkeys(SHELLS, BELOW_DRIVERS | CONVERSION | DRIVERS | TABLES | SHELLS | {FACE}),
 }
 ROOMS = set(MAY_IMPORT)
 

@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 
 from lexiseg.data.catalogue import rows
-from lexiseg.data.published import METRICS, Figure, figures, published
+from lexiseg.data.published import METRICS, Figure, columns, figures, published, titles
 
 MESS = (
     "atlantis", "bdd100k", "chase-db1", "corrosion-cs", "cryonuseg", "cub-200", "cwfid", "dark-zurich", "deepcrack",
@@ -89,6 +89,18 @@ def test_no_figure_stands_twice() -> None:
         (figure.paper, figure.table, figure.method, figure.variant, figure.backbone, figure.training) for figure in figures()
     }
     assert len(names) == len(printed), "two rows of a table read alike"
+
+
+def test_every_column_has_numbers() -> None:
+    tables = {(figure.paper, figure.table) for figure in figures()}
+    for paper, table in tables:
+        own = {(f.dataset, f.metric, f.group) for f in figures() if (f.paper, f.table) == (paper, table)}
+        known = columns(paper, table)
+        assert set(known) == own, (paper, table)
+        assert len(known) == len(own)
+    assert columns("cmpf", "6")[:2] == [("pascal-context-459", "mIoU", ""), ("ade20k-847", "mIoU", "")]
+    assert columns("cmpf", "none") == []
+    assert list(titles()) == list(NUMBERED)
 
 
 @pytest.mark.parametrize("paper", NUMBERED)

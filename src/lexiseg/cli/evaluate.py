@@ -20,8 +20,10 @@ from lexiseg.cli.streams import complain, tell
 from lexiseg.data import catalogue, official_names
 from lexiseg.data.corrupt import parse
 from lexiseg.data.dataset import Dataset
+from lexiseg.data.images import read_image
 from lexiseg.errors import UsageError
 from lexiseg.inference import report, results
+from lexiseg.inference.cost import speed
 from lexiseg.inference.evaluation import CHUNK, Protocol, Shard, collect, evaluate, policy_of
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.methods.base import runtime_options
@@ -102,7 +104,17 @@ def _evaluated(
     )
     if shard.count > 1:
         distributed.barrier()
-    return [_reported(dataset, protocol, folder, arguments)] if shard.index == 0 else []
+    if shard.index > 0:
+        return []
+    measured = None if arguments.speed is None else _speed(dataset, protocol, pipeline, arguments.speed)
+    return [_reported(dataset, protocol, folder, measured, arguments)]
+
+
+def _speed(dataset: Dataset, protocol: Protocol, pipeline: Pipeline, images: int) -> dict[str, Any]:
+    """Measure the network on the first images."""
+    samples = dataset.samples[: protocol.limit][:images]
+    text = pipeline.embed(samples[0].vocabulary or dataset.vocabulary)
+    return speed(pipeline, [read_image(sample.image) for sample in samples], text)
 
 
 def expanded(names: Sequence[str]) -> list[str]:
@@ -196,9 +208,12 @@ def _protocol(name: str, dataset: Dataset, pipeline: Pipeline, arguments: argpar
     )
 
 
-def _reported(dataset: Dataset, protocol: Protocol, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def _reported(
+    dataset: Dataset, protocol: Protocol, folder: Path, measured: dict[str, Any] | None, arguments: argparse.Namespace
+) -> dict[str, Any]:
     metrics, failed = collect(dataset, protocol, folder)
-    document = report.document(protocol, metrics, failed, dataset, command=shlex.join(["lexiseg", *arguments.typed]))
+    command = shlex.join(["lexiseg", *arguments.typed])
+    document = report.document(protocol, metrics, failed, dataset, command=command, speed=measured)
     written = report.write(folder, document, metrics, dataset)
     if arguments.save_predictions:
         starts = range(0, len(dataset.samples[: protocol.limit]), CHUNK)

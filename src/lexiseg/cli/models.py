@@ -8,21 +8,28 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+import torch
+
 from lexiseg.errors import UsageError
+from lexiseg.inference.cost import speed
+from lexiseg.inference.pipeline import Pipeline, resolve_device
 from lexiseg.methods import MODELS, model_named
-from lexiseg.methods.flops import count_flops
-from lexiseg.methods.variant import Source
+from lexiseg.methods.flops import count_flops, made_text
+from lexiseg.methods.variant import Source, Variant
 from lexiseg.ops.options import describe
 
 SIDE = 640  # of the image whose operations are counted, in pixels
+RUNS = 3  # of the network, whose mean is its speed
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the models, or show the parameter counts and options of one."""
+    """List the models, or show the parameter counts, options and cost of one."""
     if arguments.describe:
-        return _describe(arguments.describe, arguments.classes if arguments.flops else None, as_json=arguments.json)
-    if arguments.flops:
-        raise UsageError("--flops needs a model: --describe NAME --flops")
+        return _describe(arguments)
+    for option in ("flops", "speed"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option} needs a model: --describe NAME --{option}")
     rows = [_row(name) for name in MODELS]
     if arguments.json:
         print(json.dumps(rows))
@@ -60,16 +67,29 @@ def _where(source: Source) -> str:
     return "in the package" if source.repository is None else f"Hugging Face hub, {source.repository}, {source.file}"
 
 
-def _describe(name: str, classes: int | None, *, as_json: bool) -> int:
-    """Show one model; its operations if a number of classes is given."""
+def _speed(model: Variant, classes: int, device: str) -> dict[str, Any]:
+    """Speed of the network with random weights, on noise."""
+    resolved = resolve_device(device)
+    with torch.device(resolved):
+        segmenter = model.empty().eval().to(resolved)  # transformers leaves some tensors on the CPU
+    image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    return speed(Pipeline(segmenter, device=resolved), [image] * RUNS, made_text(segmenter, classes, resolved))
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    """Show one model."""
+    name, classes = arguments.describe, arguments.classes
     model = model_named(name)
     counts = model.num_parameters()
     runtime = model.config.RUNTIME
     options = [{**asdict(option), "after_training": option.name.split(".")[0] in runtime} for option in describe(model.config)]
     document: dict[str, Any] = {"name": name, "tasks": list(model.tasks), "parameters": counts, "options": options}
-    if classes is not None:
-        document["flops"] = {"image": [SIDE, SIDE], "classes": classes, "total": count_flops(model, classes, (SIDE, SIDE))}
-    if as_json:
+    given = {"image": [SIDE, SIDE], "classes": classes}
+    if arguments.flops:
+        document["flops"] = {**given, "total": count_flops(model, classes, (SIDE, SIDE))}
+    if arguments.speed:
+        document["speed"] = {**given, **_speed(model, classes, arguments.device)}
+    if arguments.json:
         print(json.dumps(document, default=str))
         return 0
     print(f"{name}: {model.summary}")
@@ -78,9 +98,14 @@ def _describe(name: str, classes: int | None, *, as_json: bool) -> int:
         print(f"  {part:<18} {count:>14,}")
         for tower, number in counts["by_tower"].get(part, {}).items():
             print(f"    {tower:<32} {number:>14,}")
-    if classes is not None:
+    if arguments.flops:
         flops = document["flops"]["total"]
         print(f"\n  {flops / 1e9:,.1f} GFLOPs, or {flops / 2e9:,.1f} GMACs (a MAC is two FLOPs):")
+    if arguments.speed:
+        cost = document["speed"]
+        memory = "" if cost["memory_MiB"] is None else f", {cost['memory_MiB']:,.0f} MiB"
+        print(f"\n  {cost['seconds']:.3f} s, or {cost['FPS']:.2f} FPS{memory}; {cost['device']}, random weights:")
+    if arguments.flops or arguments.speed:
         print(f"  one image of {SIDE} × {SIDE}, {classes} classes, without the text tower")
     print("\n  Options (* can be changed after training, with --set OPTION=VALUE; all by 'lexiseg train', model.OPTION=VALUE):")
     for option in options:

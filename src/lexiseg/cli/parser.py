@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("metrics", _metrics, "score prediction files that any tool wrote"),
         ("convert", _convert, "convert an official checkpoint to lexiseg's weights, or back"),
         ("figure", _figure, "draw the papers' figures of your own pictures: results and features of models"),
+        ("reproduce", _reproduce, "reproduce the papers' tables and figures, or their twins on the emoji world"),
         ("world", _world, "render the emoji world with its ground truth"),
     ):
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -110,9 +111,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--describe", metavar="NAME", help="parameter counts and options of one model; needs no weights")
     parser.add_argument("--flops", action="store_true", help="with --describe: also the operations for one image")
+    parser.add_argument("--speed", action="store_true", help="with --describe: also seconds and memory of the network")
     parser.add_argument(
-        "--classes", type=_positive, default=150, metavar="N", help="with --flops: number of classes (default: 150)"
+        "--classes", type=_positive, default=150, metavar="N", help="with --flops or --speed: number of classes (default: 150)"
     )
+    parser.add_argument("--device", default="auto", help="with --speed: auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--json", action="store_true")
 
 
@@ -188,6 +191,12 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--forgive-hypernyms", action="store_true", help="a further mIoU that accepts 'animal' for a dog")
     parser.add_argument("--recall", action="store_true", help="also the class-agnostic recall of the masks")
+    parser.add_argument(
+        "--speed",
+        type=_positive,
+        metavar="N",
+        help="also seconds and memory of the network, measured on the first N pictures without reading and post-processing",
+    )
     parser.add_argument("--keep-going", action="store_true", help="leave out and report what cannot be read or measured")
     parser.add_argument("--save-predictions", action="store_true", help="in COCO's formats and as label maps")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
@@ -280,6 +289,42 @@ def _figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--output", required=True, metavar="FILE.png")
+
+
+def _reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s list [PAPER] [--root DIR] [--json]\n       %(prog)s PAPER TABLE [--tiny] [--output DIR] [...]"
+    parser.add_argument("paper", metavar="PAPER", help="cmpf, frozenseg, sam-mi, esc-net or fov-seg; or the word list")
+    parser.add_argument(
+        "table", nargs="?", metavar="TABLE", help="table6, figure11, readings: 'lexiseg reproduce list' has all"
+    )
+    parser.add_argument("--tiny", action="store_true", help="the twin: tiny models on the emoji world, offline")
+    parser.add_argument("--root", metavar="DIR", help=ROOT)
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="weights to fetch by hand, of a model or of a file that the list names; may be repeated",
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows only (default: all)")
+    parser.add_argument(
+        "--seeds", type=_natural, nargs="+", metavar="N", help="of trainings (default: 0 1 2 with --tiny, else 0)"
+    )
+    parser.add_argument("--steps", type=_positive, metavar="N", help="of each training (default: the table's)")
+    parser.add_argument(
+        "--scenes",
+        type=_positive,
+        metavar="N",
+        help="pictures of each data set to measure on (default: 200 with --tiny, else all)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--dry-run", action="store_true", help="what is there, what is missing, and the commands; runs nothing")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder of trainings and tables (default: runs/PAPER or runs/PAPER-tiny); the same command resumes",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _world(parser: argparse.ArgumentParser) -> None:

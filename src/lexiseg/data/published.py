@@ -118,9 +118,26 @@ def published(dataset: str, metric: str | None = None, task: str | None = None, 
 @lru_cache(maxsize=1)
 def figures() -> tuple[Figure, ...]:
     """Return all numbers of all tables."""
-    text = (files("lexiseg") / "assets" / "published.yaml").read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
+    content = _content()
     return tuple(figure for table in content["tables"] for figure in _figures(table, content["papers"][table["paper"]]))
+
+
+def columns(paper: str, table: str) -> list[tuple[str, str, str]]:
+    """Return (data set, metric, group) of the columns of a table in order, see `Figure`; none if there is no such table."""
+    wanted = [entry["columns"] for entry in _content()["tables"] if (entry["paper"], entry["table"]) == (paper, table)]
+    parts = [column.split(" ") for names in wanted for column in names if column not in WORDS]
+    return [("" if dataset == "-" else dataset, metric, "".join(group)) for dataset, metric, *group in parts]
+
+
+def titles() -> dict[str, str]:
+    """Return the titles of the papers by their names, see `Figure.paper`."""
+    return {name: paper["title"] for name, paper in _content()["papers"].items()}
+
+
+@lru_cache(maxsize=1)
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((files("lexiseg") / "assets" / "published.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def _figures(table: Mapping[str, Any], paper: Mapping[str, Any]) -> Iterator[Figure]:

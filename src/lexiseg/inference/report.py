@@ -27,10 +27,17 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {  # columns of the table of each met
 
 
 def document(
-    protocol: Protocol, metrics: Metrics, failed: Mapping[str, str], dataset: Dataset, *, command: str
+    protocol: Protocol,
+    metrics: Metrics,
+    failed: Mapping[str, str],
+    dataset: Dataset,
+    *,
+    command: str,
+    speed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All metrics with all settings, as a reproducible document.
 
+    ``speed`` is the result of `lexiseg.inference.cost.speed`, if it was measured.
     ``absent`` holds, for each task, the names of the classes that are not in the ground truth; ``orientations``, for the
     user's own data, the counts of `lexiseg.data.readers.orientations`; ``notes`` further remarks as text.
     """
@@ -46,6 +53,7 @@ def document(
         "orientations": turned,
         "notes": [*_on_orientations(turned, protocol.exif), *_on_masks(absent, dataset, samples)],
         "failed": dict(failed),
+        **({} if speed is None else {"speed": dict(speed)}),
         "protocol": protocol.document(),
         "command": command,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in LIBRARIES}},
@@ -106,6 +114,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [f"# {report['model']} on {report['data']}", "", f"`{report['command']}`", ""]
     for name, result in report["results"].items():
         lines += [f"## {name}", "", *_numbers(name, result), *absence_in_words(report["absent"].get(name, ())), ""]
+    if speed := report.get("speed"):
+        lines += ["## Speed", "", *_speed(speed), ""]
     for note in report["notes"]:
         lines += [note, ""]
     if report["failed"]:
@@ -116,6 +126,16 @@ def markdown(report: Mapping[str, Any]) -> str:
         if figures := published(report["data"], task=task, ablations=task == "referring"):
             lines += [f"## Published: {task}", "", *_published(figures), ""]
     return "\n".join(lines)
+
+
+def _speed(speed: Mapping[str, Any]) -> list[str]:
+    """The cost of the network in words."""
+    memory = "" if speed["memory_MiB"] is None else f", {speed['memory_MiB']:.0f} MiB"
+    points = "" if speed["points"] is None else f", {speed['points']:.1f} point prompts"
+    return [
+        f"{1000 * speed['seconds']:.1f} ms, {speed['FPS']:.2f} pictures per second{memory}{points}; network alone, mean of "
+        f"{speed['images']} pictures one at a time, {speed['device']}, {speed['threads']} threads."
+    ]
 
 
 def _protocol(protocol: Mapping[str, Any]) -> list[str]:

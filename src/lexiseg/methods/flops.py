@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from lexiseg.errors import UsageError
+from lexiseg.methods.base import Segmenter
 from lexiseg.methods.variant import Variant
 from lexiseg.structures import ImageBatch, Size, TextEmbeddings
 
@@ -26,9 +28,7 @@ def count_flops(model: Variant, classes: int, size: Size) -> int:
     """
     with torch.device("meta"):
         segmenter = model.empty().to("meta").eval()  # transformers leaves some tensors on the CPU
-    vectors = torch.empty(classes, 0 if segmenter.reads_names else segmenter.clip.width, device="meta")
-    names, things = tuple(f"class {number}" for number in range(classes)), torch.ones(classes, dtype=torch.bool, device="meta")
-    text = TextEmbeddings(vectors, torch.arange(classes, device="meta"), names, things, all_names=names)
+    text = made_text(segmenter, classes, "meta")
     images = ImageBatch(torch.empty(1, 3, *size, device="meta"), (size,))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         try:
@@ -40,3 +40,11 @@ def count_flops(model: Variant, classes: int, size: Size) -> int:
             ) from error
     total: int = counter.get_total_flops()
     return total
+
+
+def made_text(segmenter: Segmenter, classes: int, device: torch.device | str) -> TextEmbeddings:
+    """Random embeddings of made names, for measurements of cost."""
+    width = 0 if segmenter.reads_names else segmenter.clip.width
+    vectors = functional.normalize(torch.randn(classes, width, device=device), dim=-1)
+    names, things = tuple(f"class {number}" for number in range(classes)), torch.ones(classes, dtype=torch.bool, device=device)
+    return TextEmbeddings(vectors, torch.arange(classes, device=device), names, things, all_names=names)
