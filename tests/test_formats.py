@@ -444,7 +444,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def segment(pictures: Path, *options: str) -> int:
-    return cli.main(["segment", str(pictures), "--classes", "red; green; blue", "--model", "any", *options])
+    return cli.main(["segment", str(pictures), "--classes", "red; green; blue", "--model", "fcclip-tiny", *options])
 
 
 def test_the_command_writes_formats(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

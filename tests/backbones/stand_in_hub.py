@@ -60,7 +60,7 @@ def digest(content: bytes, *, large: bool) -> str:
 
 def is_large(name: str) -> bool:
     """Whether Git LFS would hold a file."""
-    return name.endswith((".safetensors", ".bin"))
+    return name.endswith((".safetensors", ".bin", ".pth"))
 
 
 @contextmanager
@@ -137,6 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         first = int(begin[1]) if begin else 0
         part = {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"} if begin else {}
+        part["ETag"] = f'"{digest(content, large=True)}"'
         return self._send(206 if begin else 200, content[first:], part, sent=half if fault == "cut" else None)
 
     def _refuse(self, status: int, code: str, said: str) -> None:

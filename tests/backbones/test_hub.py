@@ -365,7 +365,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(
 
 def test_a_file_is_hashed_once(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_loads(part)
-    monkeypatch.setattr("lexiseg.backbones.hub._has_digest", lambda *_: pytest.fail("it was hashed again"))
+    monkeypatch.setattr("lexiseg.backbones.digests.has_digest", lambda *_: pytest.fail("it was hashed again"))
     assert_loads(part)
 
 

@@ -21,7 +21,7 @@ from lexiseg.structures import Segment
 from tests.inference.test_evaluation import Colours
 from tests.laws.builders import tiny_fcclip
 
-WORDS = ("--classes", "red; green; blue", "--model", "any")
+WORDS = ("--classes", "red; green; blue", "--model", "fcclip-tiny")
 
 
 class Panic(BaseException):

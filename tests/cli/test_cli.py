@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lexiseg.cli import main
+from lexiseg.errors import UsageError
 from lexiseg.exports.panoptic_png import read_panoptic_png
+from lexiseg.inference.choice import choose_model
+from lexiseg.inference.pipeline import load
 from lexiseg.methods import MODELS
+from lexiseg.methods.variant import Variant
 from lexiseg.ops.names import result_name
 from lexiseg.ops.rle import decode_counts, decompress
 from lexiseg.structures import ImageBatch, TextEmbeddings
@@ -35,8 +40,10 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """A command's exit code and output; `segment` takes the toy if no model is named."""
+    model = ("--model", "sam_clip-tiny") if arguments[0] == "segment" and "--model" not in arguments else ()
     try:
-        code = main([str(argument) for argument in arguments])
+        code = main([str(argument) for argument in (*arguments, *model)])
     except SystemExit as leaving:  # argparse
         code = int(leaving.code or 0)
     captured = capsys.readouterr()
@@ -97,11 +104,26 @@ def test_a_bad_file_fails_alone(capsys, picture, tmp_path):
     ]
 
 
-def test_who_names_no_model_learns_what_it_knows(capsys, picture, tmp_path):
-    given = ("segment", picture, "--classes", "dog", "--output", tmp_path)
-    assert "emoji world" in run(capsys, *given)[2]
-    assert run(capsys, *given, "--model", "sam_clip-tiny")[2] == ""
-    assert run(capsys, *given, "--json")[2] == ""
+def test_who_names_no_model_gets_one_for_photographs(capsys, picture, monkeypatch):
+    """The best whose weights are here; else the fast one after a question, for which there has to be a terminal."""
+    assert main(["segment", str(picture), "--classes", "dog", "--json"]) == 2
+    err = capsys.readouterr().err
+    assert "sam_clip-mobile needs about 640 MB of weights that are not on this machine (clip: 599 MB, licence MIT" in err
+    assert "'lexiseg fetch sam_clip-mobile --yes'" in err
+    assert "--model sam_clip-tiny, a toy" in err
+    with pytest.raises(UsageError, match=r"no model for photographs is on this machine: 'lexiseg fetch sam_clip-mobile' gets"):
+        load()
+    here = {"sam_clip-vit-b16", "fcclip-rn50x64", "catseg-vit-b16"}
+    monkeypatch.setattr(Variant, "present", property(lambda model: model.name in here))
+    tasks = ("panoptic", "semantic", "instance")
+    assert [choose_model(None, task).name for task in tasks] == ["fcclip-rn50x64", "catseg-vit-b16", "fcclip-rn50x64"]
+    assert [choose_model("best", task).name for task in tasks] == ["cmpf-convnext-l", "catseg-vit-l14", "cmpf-convnext-l"]
+    assert choose_model("fast", "panoptic").name == "sam_clip-mobile"
+    code, _, err = run(capsys, "segment", picture, "--classes", "dog", "--weights", "clip=a.pt", "--json", "--model", "nothing")
+    assert code == 2
+    assert "unknown model 'nothing'" in err
+    assert main(["segment", str(picture), "--classes", "dog", "--weights", "clip=a.pt"]) == 2
+    assert "--weights are of a model: name it with --model" in capsys.readouterr().err
 
 
 def test_a_picture_on_standard_input(capsys, picture, tmp_path, monkeypatch):
@@ -288,6 +310,19 @@ def test_models_lists_what_each_needs(capsys):
     assert all(weight["present"] for weight in rows["sam_clip-tiny"]["weights"])
     assert not any(weight["present"] for weight in rows["sam_clip-vit-b16"]["weights"])
     assert all(weight["licence"] and weight["where"] for row in rows.values() for weight in row["weights"])
+    assert rows["catseg-vit-l14"]["published"] == {"mIoU": 37.9, "PQ": None}
+    assert [name for name, row in rows.items() if row["toy"]] == [name for name in rows if "-tiny" in name]
+
+
+def test_models_is_a_table(capsys):
+    code, out, err = run(capsys, "models")
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert re.search(r"25\.9 +34\.4 +16\.5 +1\.9 GB +no +none stated$", lines["cmpf-convnext-l"])
+    assert re.search(r"semantic, panoptic +37\.9 +1\.7 GB +no +MIT$", lines["catseg-vit-l14"])
+    assert re.search(r" train  MIT, Apache-2\.0, your own$", lines["escnet-vit-b16"])
+    assert "sam_clip-tiny" not in lines
+    assert max(map(len, out.splitlines())) < 200
 
 
 def test_describe_counts_the_parameters_of_full_size_models_without_weights(capsys):

@@ -20,6 +20,8 @@ import lexiseg
 from lexiseg import methods
 from lexiseg.backbones import mask2former_weights, sam2_weights, sam_weights
 from lexiseg.backbones.clip import CONFIG_FILE, WEIGHTS_FILE, ClipResNet, build_clip, load_clip
+from lexiseg.backbones.configs import ASSETS
+from lexiseg.backbones.digests import digest_of
 from lexiseg.backbones.mask2former import load_mask2former
 from lexiseg.backbones.sam_loading import DECODER_NORM_EPS, build_sam, load_sam, mobile_sam, sam_config, sam_hq_config
 from lexiseg.checkpoints.convert import converter_of
@@ -29,8 +31,8 @@ from lexiseg.methods.cmpf.model import Cmpf
 from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.weights import Checkpoint, to_official
-from lexiseg.methods.variant import ASSETS, Part
-from lexiseg.methods.weights import SavedWeights, digest_of, save_segmenter
+from lexiseg.methods.variant import Part
+from lexiseg.methods.weights import SavedWeights, save_segmenter
 from tests.backbones.test_mask2former import tiny as tiny_mask2former
 from tests.backbones.test_sam import tiny as tiny_backbone
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from lexiseg.backbones.configs import ASSETS
 from lexiseg.inference.pipeline import Pipeline
 from lexiseg.methods import MODELS
-from lexiseg.methods.variant import ASSETS, Variant
+from lexiseg.methods.variant import Variant
 from tests.fuzz.mutations import ODD, mutated_bytes, mutated_document
 
 SUFFIX = ".safetensors"

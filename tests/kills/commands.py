@@ -61,7 +61,7 @@ def _colours(*_: Any, **__: Any) -> Pipeline:
 def _segment(data: Path, *options: str) -> None:
     cli_segment.load = _colours
     names = "; ".join(NAMES.names)
-    _called("segment", str(data / "images"), "--classes", names, "--model", "any", "--output", str(OUTPUT), *options)
+    _called("segment", str(data / "images"), "--classes", names, "--model", "fcclip-tiny", "--output", str(OUTPUT), *options)
 
 
 def _formats(data: Path) -> None:
@@ -71,7 +71,7 @@ def _formats(data: Path) -> None:
 def _evaluate(data: Path, *options: str) -> None:
     cli_evaluate.load = _colours
     evaluation.CHUNK = cli_evaluate.CHUNK = CHUNK
-    _called("evaluate", "--data", str(data), "--model", "any", "--output", str(OUTPUT), *options)
+    _called("evaluate", "--data", str(data), "--model", "fcclip-tiny", "--output", str(OUTPUT), *options)
 
 
 def _predictions(data: Path) -> None:

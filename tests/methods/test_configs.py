@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import lexiseg
+from lexiseg.backbones.configs import ASSETS
 from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.sources import Source
 from lexiseg.cli import main
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods import MODELS, RECIPES
@@ -32,7 +34,7 @@ from lexiseg.methods.maskclip.config import MaskClipConfig
 from lexiseg.methods.maskclip.model import MaskClip
 from lexiseg.methods.maskclip.weights import MaskClipCheckpoint
 from lexiseg.methods.recipe import with_overrides
-from lexiseg.methods.variant import ASSETS, Official, Part, Source, Variant
+from lexiseg.methods.variant import Official, Part, Variant
 from lexiseg.methods.weights import CARD_KEY, SavedWeights, read_card, read_weights, save_segmenter, write_safetensors
 from lexiseg.ops.options import Option, describe, flat, with_settings
 from lexiseg.structures import MaskPrediction, PixelPrediction
@@ -248,7 +250,7 @@ def test_weights_rebuild_their_model(method: str, all_parts: bool, tmp_path: Pat
     shift(segmenter)
     default = type(segmenter.config)()
     assert segmenter.config != default
-    variant = Variant(f"{method}-case", "of the tests", type(segmenter), default, parts, Source("", "", manual_url="nowhere"))
+    variant = Variant(f"{method}-case", "of the tests", type(segmenter), default, parts, Source("", "", recipe="nowhere"))
     save_segmenter(segmenter, tmp_path, {"model": variant.name}, all_parts=all_parts)
     given = {"mask_sam": "own"} if method == "cmpf" and not all_parts else {}
     loaded = variant.load({segmenter.key: str(tmp_path), **given}).eval()
@@ -432,7 +434,7 @@ def test_checkpoints_there_and_back(
     left = {name for name in own.keys() - ours.keys() if not name.endswith("num_batches_tracked")}
     assert {name.split(".")[0] for name in left} <= {name.split(".")[0] for name in form.partial}
     torch.save({"model": published}, tmp_path / "published.pth")
-    variant = Variant("case", "of the tests", type(segmenter), segmenter.config, parts, Source("", "", manual_url="x"), form)
+    variant = Variant("case", "of the tests", type(segmenter), segmenter.config, parts, Source("", "", recipe="x"), form)
     loaded = variant.load({segmenter.key: str(tmp_path / "published.pth")}).eval()
     images, text = some_images((60, 80)), some_text()
     with torch.no_grad():

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lexiseg.backbones.digests import digest_of
 from lexiseg.errors import OutputError, UsageError, WeightsError
 from lexiseg.methods import MODELS
 from lexiseg.methods.base import Segmenter
 from lexiseg.methods.weights import (
     CARD_KEY,
     LEAN,
-    digest_of,
     fill_from,
     halved,
     read_card,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.sources import Source
 from lexiseg.losses.pixel_loss import PixelLossOptions
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods import MODELS
@@ -19,7 +20,7 @@ from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.fcclip.config import FcClipConfig
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.recipe import Jitter, Recipe, Stage, with_overrides
-from lexiseg.methods.variant import Part, Source, Variant
+from lexiseg.methods.variant import Part, Variant
 from lexiseg.training.loop import train
 from tests.laws.builders import COST_SIZES, SIZES, tiny_catseg, tiny_clip
 
@@ -71,7 +72,7 @@ def catseg_recipe(*settings: str) -> Recipe:
     return with_overrides(made, settings)
 
 
-OWN = Source("nowhere", "your own", manual_url="lexiseg train")
+OWN = Source("nowhere", "your own", recipe="lexiseg train")
 MODELS["fcclip-test"] = Variant("fcclip-test", "of the tests", FcClip, CONFIG, (_clip("convnext"),), OWN, recipe=recipe)
 MODELS["catseg-test"] = Variant(
     "catseg-test", "of the tests", LoudCatSeg, CATSEG_CONFIG, (_clip("vit"),), OWN, recipe=catseg_recipe

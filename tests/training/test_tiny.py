@@ -27,12 +27,12 @@ from torch.nn import functional
 from lexiseg.backbones import configs
 from lexiseg.backbones.clip import build_clip, load_clip
 from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.configs import ASSETS
 from lexiseg.backbones.sam import Sam2Backbone
 from lexiseg.backbones.sam_loading import load_sam
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import recipe_named
-from lexiseg.methods.variant import ASSETS
 from lexiseg.methods.weights import read_card
 from lexiseg.training import clip_tiny, pack, sam_tiny, tiny, tiny_family
 from lexiseg.training.clip_tiny import crop_embeddings, image_weights, region_embeddings, thing_boxes, visible

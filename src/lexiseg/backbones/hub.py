@@ -1,28 +1,26 @@
 """Download of weights and configs from the Hugging Face hub, with verification of the files.
 
     fetched("facebook/sam-vit-base", "config.json", advice="give a folder with it")    its path in the hub client's cache
+    fetched("spaces/hamacojr/CAT-Seg-weights", "model_base.pth", advice="…")           a file of a Space
 
 A file in the cache is used without a request, so a model does not change until the file is deleted. Files are verified by the
-digest of the hub: SHA-256 of large files, git's SHA-1 of small ones. It is computed after the download, and again if the
-file's size or times have changed; the records are in ``$LEXISEG_CACHE/hub``. A damaged file is downloaded again.
+digest of the hub: SHA-256 of large files, git's SHA-1 of small ones (`lexiseg.backbones.digests`). A damaged file is
+downloaded again. A large file that is not the one of its first download is refused.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lexiseg.errors import OutputError, WeightsError
-from lexiseg.ops.files import is_file, write_json
-from lexiseg.text.embed import cache_folder
+from lexiseg.backbones.digests import SHA256, add_digest, check_unchanged, is_whole
+from lexiseg.errors import WeightsError
+from lexiseg.ops.files import is_file
 
 FETCHED = frozenset(
     {
@@ -32,6 +30,8 @@ FETCHED = frozenset(
         "open_clip_pytorch_model.bin",
         "vocab.txt",
         "tokenizer.json",
+        "model_base.pth",  # CAT-Seg's
+        "model_large.pth",
     }
 )
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -71,31 +71,38 @@ class ModelFiles:
         return fetched(repository, *names, advice=advice)
 
 
+def cached(repository: str, file: str) -> Path | None:
+    """Return the path of a repository's file in the hub client's cache, or None; makes no request."""
+    from huggingface_hub import try_to_load_from_cache  # heavy
+
+    name, kind = _identity(repository)
+    path = try_to_load_from_cache(name, file, repo_type=kind)
+    return Path(path) if isinstance(path, str) else None
+
+
 def fetched(repository: str, *files: str, advice: str) -> Path:
     """Return the path of a repository's file, which is downloaded unless it is in the hub client's cache.
 
     Args:
-        repository: repository id such as ``facebook/sam-vit-base``.
+        repository: repository id such as ``facebook/sam-vit-base``; that of a Space begins with ``spaces/``.
         files: names in `FETCHED`; the first that the repository has is used.
         advice: what to do without a connection; a clause of the error message.
 
     Raises:
         WeightsError: the file cannot be downloaded or verified.
     """
-    from huggingface_hub import try_to_load_from_cache  # heavy
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # heavy
 
     assert files
     assert FETCHED.issuperset(files)
     what, damaged = files[0], None
     try:
-        cached = {file: path for file in files if isinstance(path := try_to_load_from_cache(repository, file), str)}
-        if cached:
-            what, path = next(iter(cached.items()))
-            if _whole(Path(path)):
-                return Path(path)
-            damaged = Path(path).resolve()
-            return _download(repository, what, Path(path))
+        for what in files:
+            if (path := cached(repository, what)) is not None:
+                if is_whole(path):
+                    return path
+                damaged = path.resolve()
+                return _download(repository, what, path)
         for what in files[:-1]:
             with suppress(RemoteEntryNotFoundError):
                 return _download(repository, what)
@@ -132,6 +139,11 @@ def failure(error: BaseException, repository: str, what: str, advice: str, damag
     return WeightsError(message)
 
 
+def _identity(repository: str) -> tuple[str, str | None]:
+    """Split a repository as `fetched` takes it into the client's id and ``repo_type``."""
+    return (repository.removeprefix("spaces/"), "space" if repository.startswith("spaces/") else None)
+
+
 def _download(repository: str, file: str, damaged: Path | None = None) -> Path:
     """Download a file, twice if it arrives damaged.
 
@@ -143,14 +155,21 @@ def _download(repository: str, file: str, damaged: Path | None = None) -> Path:
 
     with _warning_once():
         # This request gives the digest, and fails at once if the hub does not answer: the client's retries take minutes.
-        expected = get_hf_file_metadata(hf_hub_url(repository, file), timeout=constants.HF_HUB_ETAG_TIMEOUT).etag
+        name, kind = _identity(repository)
+        address = hf_hub_url(name, file, repo_type=kind)
+        expected = get_hf_file_metadata(address, timeout=constants.HF_HUB_ETAG_TIMEOUT).etag
+        sha256 = expected if expected is not None and SHA256.fullmatch(expected) else None
+        if sha256:
+            check_unchanged(f"{repository}/{file}", sha256)
         if damaged is not None:
             _log.warning("%s is damaged: its digest differs from the hub's; downloading it again", damaged.resolve())
         for _ in range(2):
             if damaged is not None:
                 damaged.unlink(missing_ok=True)  # the client replaces the target of a link, but not a regular file
-            path = Path(hf_hub_download(repository, file, force_download=damaged is not None))
-            if _whole(path, expected):
+            path = Path(hf_hub_download(name, file, repo_type=kind, force_download=damaged is not None))
+            if is_whole(path, expected):
+                if sha256:
+                    add_digest(f"{repository}/{file}", sha256, path.stat().st_size)
                 return path
             damaged = path
     for damaged in (path.resolve(), path):
@@ -159,52 +178,6 @@ def _download(repository: str, file: str, damaged: Path | None = None) -> Path:
         f"{file} of {repository} arrives damaged: its digest differs from that of {constants.ENDPOINT}; try again, and "
         "if it persists, check whether a proxy changes files"
     )
-
-
-def _whole(path: Path, expected: str | None = None) -> bool:
-    """Whether a file in the cache has the hub's digest; True if no digest is known.
-
-    Args:
-        path: path in the cache; on file systems with links, a link to a file that is named by its digest.
-        expected: digest of the hub; defaults to that of the link, or of an earlier record.
-    """
-    real = path.resolve()
-    stat, folder = real.stat(), cache_folder("hub")
-    record = None if folder is None else folder / f"{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
-    recorded = _read(record)
-    if expected is None:
-        expected = path.readlink().name if path.is_symlink() else str(recorded[0]) if recorded else None
-    current = [expected, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    if expected is None or recorded == current:
-        return True
-    if not _has_digest(real, expected, stat.st_size):
-        return False
-    if record is not None:
-        with suppress(OutputError):  # the digest is then computed again next time
-            write_json(record, current)
-    return True
-
-
-def _read(record: Path | None) -> list[str | int]:
-    """Read the record of a file: digest, size in bytes, times of change; empty if there is none."""
-    if record is not None:
-        with suppress(OSError, ValueError, RecursionError):
-            values = json.loads(record.read_bytes())
-            if isinstance(values, list) and len(values) == 4 and isinstance(values[0], str):
-                return values
-    return []
-
-
-def _has_digest(file: Path, expected: str, size: int) -> bool:
-    """Whether a file of ``size`` bytes has a digest; True for digests of other kinds (some mirrors have them)."""
-    if re.fullmatch("[0-9a-f]{64}", expected):
-        digest = hashlib.sha256()
-    elif re.fullmatch("[0-9a-f]{40}", expected):
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    else:
-        return True
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: digest).hexdigest() == expected
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lexiseg.backbones import mask2former, mask2former_weights, sam2_weights, sam_weights
+from lexiseg.backbones.digests import digest_of
 from lexiseg.backbones.sam_loading import SAM_NAMES, config_document, from_official_state, sam_name
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
@@ -28,7 +29,6 @@ from lexiseg.methods.weights import (
     CARD_FILE,
     MODEL_FILE,
     SavedWeights,
-    digest_of,
     halved,
     read_card,
     read_weights,

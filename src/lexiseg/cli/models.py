@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
+from lexiseg.cli.weights import size_text
 from lexiseg.errors import UsageError
+from lexiseg.inference.choice import DATA, METRICS, published_quality
 from lexiseg.inference.cost import speed
 from lexiseg.inference.pipeline import Pipeline, resolve_device
 from lexiseg.methods import MODELS, model_named
 from lexiseg.methods.flops import count_flops, made_text
-from lexiseg.methods.variant import Source, Variant
+from lexiseg.methods.parts import YOUR_OWN
+from lexiseg.methods.variant import Variant
 from lexiseg.ops.options import describe
 
 SIDE = 640  # of the image whose operations are counted, in pixels
@@ -30,41 +34,62 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("flops", "speed"):
         if getattr(arguments, option):
             raise UsageError(f"--{option} needs a model: --describe NAME --{option}")
-    rows = [_row(name) for name in MODELS]
+    rows = [_row(model) for model in MODELS.values()]
     if arguments.json:
         print(json.dumps(rows))
         return 0
-    for row in rows:
-        print(f"{row['name']}\n  {row['summary']}\n  tasks: {', '.join(row['tasks'])}")
-        for source in row["weights"]:
-            absent = (
-                "fetched by hand, given with --weights" if source["by_hand"] else "not on this machine; fetched at first use"
-            )
-            state = "present" if source["present"] else absent
-            print(f"  {source['part']}: {source['where']} ({source['licence']}; {state})")
-    print("\n'lexiseg models --describe NAME' shows parameter counts and options.")
+    print("\n".join(_table(rows)))
     return 0
 
 
-def _row(name: str) -> dict[str, Any]:
-    model = MODELS[name]
+def _row(model: Variant) -> dict[str, Any]:
     weights = [
         {
             "part": part,
-            "where": _where(source),
-            "by_hand": bool(source.manual_url),
+            "where": source.where,
             "licence": source.licence,
+            "gated": source.gated,
+            "bytes": source.size,
             "present": source.present(),
         }
         for part, source in model.sources.items()
     ]
-    return {"name": name, "summary": model.summary, "tasks": list(model.tasks), "weights": weights}
+    return {
+        "name": model.name,
+        "summary": model.summary,
+        "tasks": list(model.tasks),
+        "toy": model.is_toy,
+        "published": {METRICS[task]: published_quality(model.name, task) for task in model.tasks},
+        "bytes": model.size,
+        "licences": list(dict.fromkeys(source.licence for source in model.required.values())),
+        "present": model.present,
+        "weights": weights,
+    }
 
 
-def _where(source: Source) -> str:
-    if source.manual_url:
-        return source.manual_url
-    return "in the package" if source.repository is None else f"Hugging Face hub, {source.repository}, {source.file}"
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines of a table of models for photographs, and of toys."""
+    width = max(len(row["name"]) for row in rows)
+    metrics = list(METRICS.values())
+    titles = "".join(f"{name:>5} " for name in metrics)
+    yield f"{'for photographs':<{width}}  {'tasks':<28}  {titles} {'size':>7}  {'here':<5}  licence"
+    for row in rows:
+        if not row["toy"]:
+            numbers = "".join(f"{_number(row['published'].get(name)):>5} " for name in metrics)
+            untrained = any(licence == YOUR_OWN for licence in row["licences"])
+            here = "yes" if row["present"] else "train" if untrained else "no"
+            size = "" if untrained else size_text(row["bytes"])
+            licences = ", ".join(row["licences"])
+            yield f"{row['name']:<{width}}  {', '.join(row['tasks']):<28}  {numbers} {size:>7}  {here:<5}  {licences}"
+    toys = ", ".join(row["name"] for row in rows if row["toy"])
+    yield f"\ntoys in the package, which know only the drawings of the emoji world: {toys}\n"
+    yield f"{', '.join(metrics)}: highest published numbers of its method and backbone on {DATA}, in percent"
+    yield "'lexiseg fetch NAME' downloads the weights, 'train' means 'lexiseg train NAME': nobody has published them"
+    yield "'lexiseg models --describe NAME' shows parameter counts, weights and options"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _speed(model: Variant, classes: int, device: str) -> dict[str, Any]:
@@ -93,6 +118,9 @@ def _describe(arguments: argparse.Namespace) -> int:
         print(json.dumps(document, default=str))
         return 0
     print(f"{name}: {model.summary}")
+    for part, source in model.sources.items():
+        size = f", {size_text(source.size)}" if source.size else ""
+        print(f"  {part}: {source.where} ({source.licence}{size}; {'here' if source.present() else 'not here'})")
     print(f"  {counts['total']:,} parameters; its recipe trains {counts['trainable']:,} and keeps {counts['frozen']:,} frozen")
     for part, count in counts["by_part"].items():
         print(f"  {part:<18} {count:>14,}")

@@ -13,6 +13,7 @@ FORMATS = (
     *("labelme", "label-studio", "cvat", "geojson", "html"),
 )
 BATCH = "pictures per batch, limited by memory"
+CONSENT = "do not ask before weights are fetched whose licence may restrict their use"
 ROOT = "folder of the data sets (default: $DETECTRON2_DATASETS, else ./datasets)"
 
 
@@ -25,6 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add, summary in (
         ("segment", _segment, "segment pictures by words"),
         ("models", _models, "list the models and what they need"),
+        ("fetch", _fetch, "download the weights of models"),
+        ("cache", _cache, "list or clear what lexiseg has downloaded and computed"),
         ("vocabulary", _vocabulary, "list the built-in vocabularies, or show one"),
         ("data", _data, "list, check or prepare data sets, fetch official class lists"),
         ("evaluate", _evaluate, "measure a model on data sets, by the field's protocols"),
@@ -58,7 +61,9 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", choices=TASKS, default="panoptic")
     parser.add_argument(
-        "--model", metavar="NAME", help="see 'lexiseg models' (default: sam_clip-tiny, which knows nothing but the emoji world)"
+        "--model",
+        metavar="fast|best|NAME",
+        help="see 'lexiseg models' (default: the best for photographs whose weights are here, else 'fast')",
     )
     parser.add_argument(
         "--weights",
@@ -67,6 +72,7 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         metavar="PART=FILE",
         help="a local file in place of a published one; may be repeated",
     )
+    parser.add_argument("--yes", action="store_true", help="do not ask before weights are fetched")
     _options(parser)
     parser.add_argument(
         "--seen",
@@ -117,6 +123,23 @@ def _models(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="with --speed: auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--json", action="store_true")
+
+
+def _fetch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="+", metavar="NAME", help="models of 'lexiseg models'")
+    parser.add_argument("--yes", action="store_true", help=CONSENT)
+    parser.add_argument("--json", action="store_true")
+
+
+def _cache(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="what is cached, with sizes and folders")
+    clear = actions.add_parser("clear", help="delete cached files; with names, only those")
+    clear.add_argument("names", nargs="*", metavar="NAME", help="a line of 'lexiseg cache list' (default: all)")
+    clear.add_argument("--yes", action="store_true", help="do not ask")
+    for action in (listing, clear):
+        action.add_argument("--json", action="store_true")
+        _debug(action)
 
 
 def _vocabulary(parser: argparse.ArgumentParser) -> None:

@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from lexiseg.cli import undisturbed
 from lexiseg.cli.streams import complain, one_line, printable, tell
+from lexiseg.cli.weights import fetch, missing
 from lexiseg.data import official_names
 from lexiseg.data.images import find_images
 from lexiseg.errors import UsageError
 from lexiseg.formats import DEFAULT as DEFAULT_FORMATS
 from lexiseg.formats import folder_files, needs_scores, parse_formats, result_files, write_folder, write_result
+from lexiseg.inference.choice import choose_model
 from lexiseg.inference.pipeline import load
-from lexiseg.methods import DEFAULT
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import located, result_name
 from lexiseg.segmentation import Segmentation
@@ -32,7 +33,6 @@ from lexiseg.visualise.lettering import notice, preferring
 
 DEFAULT_OUTPUT = "lexiseg-output"
 OFFICIAL = "official"  # of --names and --seen: the lists that `lexiseg data names` fetches
-FOR_PHOTOGRAPHS = "For photographs take a full-size one of 'lexiseg models', such as sam_clip-vit-b16"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,10 +53,13 @@ def _run(arguments: argparse.Namespace) -> int:
         make_writable(folder)
         tell_of_boxes(vocabulary.names)
     weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
-    model = arguments.model or DEFAULT
+    if weights and arguments.model is None:
+        raise UsageError("--weights are of a model: name it with --model")
+    model = choose_model(arguments.model, arguments.task)
     seen = None if arguments.seen is None else training_list(arguments.seen)
+    fetch(model, missing(model, weights), yes=arguments.yes, ask=arguments.model is None)
     with undisturbed():
-        segment = load(model, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
+        segment = load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
     keep_scores = folder is not None and needs_scores(formats)
     segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, progress=True, **options)
@@ -77,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
             continue
         if arguments.json:
             print(
-                json.dumps({"model": model, **result.document(), "files": [str(path) for path in written]}),
+                json.dumps({"model": model.name, **result.document(), "files": [str(path) for path in written]}),
                 flush=True,
             )
         else:
@@ -86,8 +89,6 @@ def _run(arguments: argparse.Namespace) -> int:
         print(one_line(f"→ {path}"), file=sys.stderr if arguments.json else sys.stdout)
     if failed:
         complain(f"{failed} of {len(files)} pictures failed")
-    elif arguments.model is None and not arguments.json:
-        print(f"note: no --model given, and {DEFAULT} knows nothing but the emoji world. {FOR_PHOTOGRAPHS}", file=sys.stderr)
     return 1 if failed else 0
 
 

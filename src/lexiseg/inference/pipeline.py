@@ -17,7 +17,7 @@ from torch import Tensor
 from lexiseg import postprocess
 from lexiseg.data.images import Pixels, as_pixels
 from lexiseg.errors import RunError, UsageError
-from lexiseg.methods import DEFAULT, model_named
+from lexiseg.inference.choice import model_here
 from lexiseg.methods.base import NamesRegions, Segmenter
 from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.masks import areas_of_masks, boxes_of_masks
@@ -38,7 +38,7 @@ _Words = tuple[Vocabulary, tuple[str, ...]]  # vocabulary and prompt templates
 
 
 def load(
-    name: str = DEFAULT,
+    name: str | None = None,
     *,
     weights: str | Path | Mapping[str, str | Path] | None = None,
     device: str | torch.device = "auto",
@@ -49,7 +49,8 @@ def load(
     """Load a model.
 
     Args:
-        name: name of the model, as in `lexiseg models`.
+        name: name of the model, as in `lexiseg models`; "best" or "fast", see `lexiseg.inference.choice`; None: the best for
+            photographs whose weights are on this machine. Weights that are not are downloaded.
         weights: local files in place of the published ones, by part ("clip", "sam"); or only the trained weights, as an
             official checkpoint or a folder in lexiseg's format.
         device: device; "auto" uses a GPU if available.
@@ -59,14 +60,14 @@ def load(
             ones as ``**{"generator.pred_iou_threshold": 0.8}``.
 
     Raises:
-        UsageError: unknown model, part, device, dtype or option, or an invalid value.
+        UsageError: no or an unknown model, part, device, dtype or option, or an invalid value.
         WeightsError: weights are missing and cannot be downloaded, damaged, or belong to another model.
     """
-    model = model_named(name)
+    model = model_here(name)
     if isinstance(weights, str | Path):
         if model.source is None:
             names = ", ".join(model.weight_names)
-            raise UsageError(f"nothing of {name} is trained: give weights of its parts as {{part: file}}, of {names}")
+            raise UsageError(f"nothing of {model.name} is trained: give weights of its parts as {{part: file}}, of {names}")
         weights = {model.method.key: weights}
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'; there are {', '.join(DTYPES)}")

@@ -25,7 +25,6 @@ MODELS: dict[str, Variant] = {
 RECIPES: dict[str, Callable[[], Recipe]] = {
     name: variant.recipe for name, variant in MODELS.items() if variant.recipe is not None
 }
-DEFAULT = "sam_clip-tiny"
 
 
 def list_models(task: Task | None = None) -> list[str]:

@@ -18,51 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip_base import ClipBackbone
+from lexiseg.backbones.digests import digest_of
 from lexiseg.backbones.sam import SamFamily
+from lexiseg.backbones.sources import Source
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods.base import MethodConfig, Published, Segmenter, check_runtime
 from lexiseg.methods.recipe import Recipe
-from lexiseg.methods.weights import SavedWeights, check_saved, digest_of, fill, read_card, read_weights
+from lexiseg.methods.weights import SavedWeights, check_saved, fill, read_card, read_weights
 from lexiseg.ops.files import is_file
 from lexiseg.ops.options import from_document, readings, to_document, with_value
 from lexiseg.structures import Task
 from lexiseg.text.vocabulary import Vocabulary
-
-ASSETS = Path(__file__).parent.parent / "assets"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Source of weights.
-
-    Attributes:
-        file: path in the repository, or in the package's ``assets``.
-        licence: licence of the weights.
-        repository: repository on the Hugging Face hub; None if they are in the package or downloaded by hand.
-        manual_url: page for the manual download, or command that trains them; they are given with ``--weights``.
-    """
-
-    file: str
-    licence: str
-    repository: str | None = None
-    manual_url: str = ""
-
-    def present(self) -> bool:
-        """Whether the file is on this machine; does not access the network."""
-        if self.manual_url:
-            return False
-        if self.repository is None:
-            return (ASSETS / self.file).is_file()
-        from huggingface_hub import try_to_load_from_cache  # not needed for embedded weights
-
-        return isinstance(try_to_load_from_cache(self.repository, self.file), str)
-
-    def origin(self) -> dict[str, str]:
-        """Entry in a card for a backbone with these weights."""
-        if self.repository is None:
-            return {"file": self.file, "sha256": digest_of(ASSETS / self.file)}
-        return {"repository": self.repository, "file": self.file}
 
 
 @dataclass(frozen=True)
@@ -134,6 +101,7 @@ class Variant:
         recipe: training recipe, if any.
         start: model whose trained weights initialise the training.
         published: options under which the authors measured it on some data sets.
+        printed: (method, backbone) of its rows in the tables of papers, ``assets/published.yaml``.
     """
 
     name: str
@@ -147,6 +115,7 @@ class Variant:
     recipe: Callable[[], Recipe] | None = None
     start: Variant | None = field(default=None, repr=False)
     published: tuple[Published, ...] = ()
+    printed: tuple[str, str] | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -158,6 +127,34 @@ class Variant:
         """Sources of its weights, by NAME in ``--weights NAME=FILE``."""
         own = {} if self.source is None else {self.method.key: self.source}
         return {part.name: part.source for part in self.parts if part.source is not None} | own
+
+    @property
+    def required(self) -> dict[str, Source]:
+        """Sources that have to be on this machine to load it, by NAME in ``--weights NAME=FILE``.
+
+        A checkpoint of the authors is assumed to hold its backbones as far as they are not `Official.partial`; those that
+        it does not hold are downloaded when it is loaded.
+        """
+        if self.official is None or self.source is None:
+            return self.sources
+        partial = {prefix.split(".")[0] for prefix in self.official.partial}
+        wanted = partial | {self.method.key}
+        return {name: source for name, source in self.sources.items() if name in wanted}
+
+    @property
+    def present(self) -> bool:
+        """Whether the `required` weights are on this machine; makes no request."""
+        return all(source.present() for source in self.required.values())
+
+    @property
+    def is_toy(self) -> bool:
+        """Whether all its weights are in the package: it knows nothing but the emoji world."""
+        return all(source.embedded for source in self.sources.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of the `required` weights that are not in the package, approximately; 0 if they are not published."""
+        return sum(source.size or 0 for source in self.required.values())
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -211,12 +208,23 @@ class Variant:
         config = self._config_of(saved)
         check_runtime(config, options, self.name)
         self.check_tensors(saved)
-        inside = frozenset() if saved.lean else saved.parts() - given.keys() - {name.split(".")[0] for name in saved.partial}
+        inside = self._inside(saved) - given.keys()
         self._check_origins(saved, given, inside)
         segmenter = self._build(self._backbones(given, inside), self._changed(config, options), options)
         fill(segmenter, saved, elsewhere=frozenset(part.name for part in self.parts) - inside)
         segmenter.training_classes = saved.training_classes
         return segmenter
+
+    def parts_within(self, path: str | Path) -> frozenset[str]:
+        """Parts whose weights a file of trained weights holds completely.
+
+        Raises:
+            WeightsError: it cannot be read, or belongs to another model.
+        """
+        return self._inside(self._read(path))
+
+    def _inside(self, saved: SavedWeights) -> frozenset[str]:
+        return frozenset() if saved.lean else saved.parts() - {name.split(".")[0] for name in saved.partial}
 
     def check_tensors(self, saved: SavedWeights) -> None:
         """Check names and shapes of saved tensors against the model, on the device "meta".
@@ -273,16 +281,11 @@ class Variant:
     def _published(self) -> Path:
         source, key = self.source, self.method.key
         assert source is not None
-        if not source.manual_url:
-            return ASSETS / Path(source.file).parent
-        if self.official is None:
+        if source.recipe:
             raise WeightsError(
-                f"{self.name} has no published weights: train it (`{source.manual_url}`) and give --weights {key}=FOLDER"
+                f"{self.name} has no published weights: train it (`{source.recipe}`) and give --weights {key}=FOLDER"
             )
-        raise WeightsError(
-            f"the weights of {self.name} need a manual download: open {source.manual_url} in a browser and give the "
-            f"file, --weights {key}=FILE. {key}-tiny has its weights in the package"
-        )
+        return source.fetch().parent if source.embedded else source.fetch()
 
     def _read(self, path: str | Path) -> SavedWeights:
         """Read trained weights, ours or official."""
@@ -319,7 +322,7 @@ class Variant:
             if then is None or part.name in inside:
                 continue
             now = _origin(part, given.get(part.name)) or {}
-            if any(key in then and then[key] == now.get(key) for key in ("repository", "sha256")):
+            if any(key in then and then[key] == now.get(key) for key in ("repository", "sha256", "address")):
                 continue
             message = f"{saved.file} was trained on the {part.name} {_described(then)}, not on {_described(now)}"
             if part.name not in given:

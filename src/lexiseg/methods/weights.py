@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lexiseg.backbones.digests import digest_of
 from lexiseg.backbones.eight_bits import STEP
 from lexiseg.backbones.state_dicts import read_state, some
 from lexiseg.errors import OutputError, UsageError, WeightsError
@@ -293,12 +294,6 @@ def check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source:
     ]
     if problems:
         raise WeightsError(f"{source} is another model's: {some(problems)}")
-
-
-def digest_of(file: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def digest_of_parameters(module: nn.Module) -> str:

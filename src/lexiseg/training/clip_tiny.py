@@ -36,9 +36,9 @@ from torchvision.ops import roi_align
 from lexiseg.backbones.clip import ClipBackbone, build_clip, load_clip
 from lexiseg.backbones.clip_base import region_weights
 from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.configs import ASSETS
 from lexiseg.backbones.state_dicts import read_state
 from lexiseg.inference.pipeline import resolve_device
-from lexiseg.methods.variant import ASSETS
 from lexiseg.ops.allocator import keep_freed_memory
 from lexiseg.text.embed import embed_vocabulary
 from lexiseg.text.vocabulary import Vocabulary

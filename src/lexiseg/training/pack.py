@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from lexiseg.backbones.configs import ASSETS
 from lexiseg.backbones.eight_bits import in_eight_bits
 from lexiseg.methods import MODELS, RECIPES
-from lexiseg.methods.variant import ASSETS
 from lexiseg.methods.weights import LEAN, read_weights, write_safetensors, write_weights
 from lexiseg.ops.files import write_json
 from lexiseg.ops.options import from_document

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
+from lexiseg.backbones.configs import ASSETS
 from lexiseg.inference.pipeline import resolve_device
-from lexiseg.methods.variant import ASSETS
 
 ENCODERS = ("sam-tiny", "clip-tiny-efficientnet", "clip-tiny-vit")
 # The second group starts from the weights of the first.

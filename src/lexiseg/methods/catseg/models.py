@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lexiseg.backbones.clip_vit import ClipViT
+from lexiseg.backbones.sources import SOURCES
 from lexiseg.losses.pixel_loss import PixelLossOptions
 from lexiseg.methods import parts
 from lexiseg.methods.catseg.config import CatSegConfig
@@ -16,9 +17,8 @@ from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.catseg.weights import CatSegCheckpoint
 from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded
 from lexiseg.methods.recipe import Jitter, Recipe, Stage
-from lexiseg.methods.variant import Source, Variant
+from lexiseg.methods.variant import Variant
 
-PAGE = "https://huggingface.co/spaces/hamacojr/CAT-Seg-weights/tree/main"
 TINY_SIZES: dict[str, Any] = {  # also those of SAM-MI
     "image_size": 256,
     "sliding": False,
@@ -109,14 +109,15 @@ MODELS = (
             CatSeg,
             config,
             (parts.clip(architecture, OPENAI, ClipViT),),
-            Source(file, CatSegCheckpoint.licence, manual_url=PAGE),
+            SOURCES[name],
             CatSegCheckpoint(),
             "coco-stuff-171",
             recipe,
+            printed=("CAT-Seg", backbone),
         )
-        for name, architecture, config, file, recipe in (
-            ("catseg-vit-b16", "ViT-B-16", BASE, "model_base.pth", vit_b16),
-            ("catseg-vit-l14", "ViT-L-14-336", LARGE, "model_large.pth", vit_l14),
+        for name, architecture, config, recipe, backbone in (
+            ("catseg-vit-b16", "ViT-B-16", BASE, vit_b16, "ViT-B/16"),
+            ("catseg-vit-l14", "ViT-L-14-336", LARGE, vit_l14, "ViT-L/14"),
         )
     ),
 )

@@ -7,6 +7,7 @@ lexiseg train cmpf-tiny model.query_layers=[] --output RUN   an ablation: withou
 
 from __future__ import annotations
 
+from lexiseg.backbones.sources import SOURCES
 from lexiseg.methods import parts
 from lexiseg.methods.base import Published
 from lexiseg.methods.cmpf.config import CmpfConfig
@@ -15,7 +16,7 @@ from lexiseg.methods.cmpf.weights import CmpfCheckpoint
 from lexiseg.methods.fcclip import models as fcclip
 from lexiseg.methods.parts import LAION, OPENAI, TINY_CLIP, embedded
 from lexiseg.methods.recipe import Recipe
-from lexiseg.methods.variant import Source, Variant
+from lexiseg.methods.variant import Variant
 
 # Of three decoder layers only the first attends to the coarsest features.
 TINY = CmpfConfig(**fcclip.TINY_SIZES, query_layers=(1, 2), feature_layers=(1,), sam_layers=2)
@@ -73,15 +74,16 @@ MODELS = (
                 parts.sam("b"),
                 parts.further_sam("mask_sam"),
             ),
-            Source(f"{name}.pth", CmpfCheckpoint.licence, manual_url=f"{fcclip.DRIVE}{drive}"),
+            SOURCES[name],
             CmpfCheckpoint(),
             "coco",
             recipe,
             published=(fcclip.LARGER, BDD),
+            printed=("CMPF", backbone),
         )
-        for name, architecture, tag, drive, recipe in (
-            ("cmpf-convnext-l", "convnext_large_d_320", LAION, "1ThjVgY7nawm1AAP1LhrmGVlI3zr1EYMG", convnext_l),
-            ("cmpf-rn50x64", "RN50x64", OPENAI, "1wiPKPczTXrH1cPrDbf-l9NGdOkMUUikw", rn50x64),
+        for name, architecture, tag, recipe, backbone in (
+            ("cmpf-convnext-l", "convnext_large_d_320", LAION, convnext_l, "ConvNeXt-L"),
+            ("cmpf-rn50x64", "RN50x64", OPENAI, rn50x64, "RN50x64"),
         )
     ),
 )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lexiseg.backbones.sources import NONE_STATED
 from lexiseg.errors import WeightsError
 from lexiseg.methods.cmpf.sam_masks import OFFICIAL
 from lexiseg.methods.fcclip.weights import FcClipCheckpoint
@@ -16,7 +17,7 @@ from lexiseg.methods.weights import SavedWeights
 class CmpfCheckpoint(FcClipCheckpoint):
     """Official checkpoints of CMPF, which include SAM and possibly CLIP."""
 
-    licence: ClassVar[str] = "none stated by the authors"
+    licence: ClassVar[str] = NONE_STATED
     options: ClassVar[Mapping[str, Any]] = {"behaviour": "official", "masks": OFFICIAL}
     holds_sam: ClassVar[bool] = True
 

@@ -13,9 +13,9 @@ from lexiseg.methods import parts
 from lexiseg.methods.catseg.models import COCO, COCO_JITTER, TINY_JITTER, TINY_STAGE
 from lexiseg.methods.escnet.config import EscNetConfig
 from lexiseg.methods.escnet.model import EscNet, EscNetLossOptions
-from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded
+from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded, trained_by
 from lexiseg.methods.recipe import Recipe
-from lexiseg.methods.variant import Source, Variant
+from lexiseg.methods.variant import Variant
 
 TINY = EscNetConfig(
     image_size=256,
@@ -101,7 +101,7 @@ MODELS = (
             EscNet,
             config,
             (parts.clip(architecture, OPENAI, ClipViT), parts.sam("b")),
-            Source(f"{name}/model.safetensors", "your own", manual_url=f"lexiseg train {name}"),
+            trained_by(name),
             recipe=recipe,
         )
         for name, architecture, config, recipe in (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lexiseg.backbones.sources import SOURCES
 from lexiseg.losses.set_loss import SetLossOptions
 from lexiseg.methods import parts
 from lexiseg.methods.base import Published
@@ -16,9 +17,8 @@ from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.fcclip.weights import FcClipCheckpoint
 from lexiseg.methods.parts import LAION, OPENAI, TINY_CLIP, embedded
 from lexiseg.methods.recipe import Jitter, Recipe, Stage
-from lexiseg.methods.variant import Source, Variant
+from lexiseg.methods.variant import Variant
 
-DRIVE = "https://drive.google.com/file/d/"
 TINY_SIZES: dict[str, Any] = {  # of the tiny models, also those of CMPF
     "num_queries": 24,
     "hidden_dim": 96,
@@ -110,15 +110,16 @@ MODELS = (
             FcClip,
             FcClipConfig(),
             (parts.clip(architecture, tag, parts.CONVOLUTIONAL),),
-            Source(f"{name}.pth", FcClipCheckpoint.licence, manual_url=f"{DRIVE}{drive}"),
+            SOURCES[name],
             FcClipCheckpoint(),
             "coco",
             recipe,
             published=(LARGER,),
+            printed=("FC-CLIP", backbone),
         )
-        for name, architecture, tag, drive, recipe in (
-            ("fcclip-convnext-l", "convnext_large_d_320", LAION, "1-91PIns86vyNaL3CzMmDD39zKGnPMtvj", convnext_l),
-            ("fcclip-rn50x64", "RN50x64", OPENAI, "1rvfFVp5p3PZQsHp2NGVEBeYYcqgVVaZX", rn50x64),
+        for name, architecture, tag, recipe, backbone in (
+            ("fcclip-convnext-l", "convnext_large_d_320", LAION, convnext_l, "ConvNeXt-L"),
+            ("fcclip-rn50x64", "RN50x64", OPENAI, rn50x64, "RN50x64"),
         )
     ),
 )

@@ -11,24 +11,21 @@ from functools import partial
 
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.mask2former import Architecture, load_mask2former, mask2former
+from lexiseg.backbones.sources import SOURCES
 from lexiseg.losses.fiser import FiserOptions
 from lexiseg.methods import parts
 from lexiseg.methods.fovseg.config import FovSegConfig
 from lexiseg.methods.fovseg.model import FovSeg
 from lexiseg.methods.maskclip.models import PUBLISHED, TINY_JITTER, TINY_PROPOSER, TINY_SIZES
-from lexiseg.methods.parts import EVA, OPENAI, TINY_VIT, embedded
+from lexiseg.methods.parts import EVA, OPENAI, TINY_VIT, embedded, trained_by
 from lexiseg.methods.recipe import Jitter, Recipe, Stage
-from lexiseg.methods.variant import Part, Source, Variant
+from lexiseg.methods.variant import Part, Variant
 
 TINY = FovSegConfig(**TINY_SIZES, masks_at_once=None)
 PAPER = Stage(25_000, lr=1e-4, lr_multipliers={"clip": 0.1}, weight_decay=0.05, max_grad_norm=0.01)
 TINY_STAGE = replace(PAPER, steps=200)  # better than 600 on validation scenes
 FISER = FiserOptions(weight=1.0)
-_PROPOSERS: dict[Architecture, tuple[str, str]] = {
-    "r50": ("ResNet-50", "facebook/mask2former-resnet-50-coco-panoptic"),
-    "swin-t": ("Swin-T", "facebook/mask2former-swin-tiny-coco-panoptic"),
-    "swin-b": ("Swin-B", "facebook/mask2former-swin-base-coco-panoptic"),
-}
+_PROPOSERS: dict[Architecture, str] = {"r50": "ResNet-50", "swin-t": "Swin-T", "swin-b": "Swin-B"}
 
 
 def coco(name: str) -> Recipe:
@@ -74,23 +71,23 @@ def tiny() -> Recipe:
 
 
 def _proposer(architecture: Architecture) -> Part:
-    repository = _PROPOSERS[architecture][1]
+    source = SOURCES[f"mask2former-{architecture}"]
     return Part(
         "proposer",
         partial(mask2former, architecture),
-        lambda given: load_mask2former(given or repository),
-        Source("model.safetensors", "other (see its page)", repository),
+        lambda given: load_mask2former(given or source.repository or ""),
+        source,
     )
 
 
 def _variant(name: str, architecture: str, tag: str, proposer: Architecture) -> Variant:
     return Variant(
         name,
-        f"FOV-Seg on CLIP {architecture} and a frozen Mask2Former with a {_PROPOSERS[proposer][0]}",
+        f"FOV-Seg on CLIP {architecture} and a frozen Mask2Former with a {_PROPOSERS[proposer]}",
         FovSeg,
         FovSegConfig(),
         (parts.clip(architecture, tag, ClipViT), _proposer(proposer)),
-        Source(f"{name}/model.safetensors", "your own", manual_url=f"lexiseg train {name}"),
+        trained_by(name),
         recipe=partial(coco, name),
         published=(PUBLISHED,),
     )

@@ -11,10 +11,10 @@ from typing import Any
 
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.mask2former import load_mask2former, mask2former
+from lexiseg.backbones.sources import SOURCES
 from lexiseg.methods import parts
 from lexiseg.methods.base import Published, Segmenter
 from lexiseg.methods.fcclip.model import FcClip
-from lexiseg.methods.fcclip.models import DRIVE
 from lexiseg.methods.fcclip.models import MODELS as FCCLIP_MODELS
 from lexiseg.methods.maskclip.config import MaskClipConfig
 from lexiseg.methods.maskclip.model import MaskClip
@@ -22,7 +22,7 @@ from lexiseg.methods.maskclip.proposer import FcClipProposals
 from lexiseg.methods.maskclip.weights import MaskClipCheckpoint
 from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded
 from lexiseg.methods.recipe import Jitter, Recipe, Stage
-from lexiseg.methods.variant import Part, Source, Variant
+from lexiseg.methods.variant import Part, Variant
 
 TINY_SIZES: dict[str, Any] = {
     "clip_image_size": 256,
@@ -107,10 +107,11 @@ MODELS = (
             parts.clip("ViT-L-14-336", OPENAI, ClipViT),
             Part("proposer", lambda: mask2former("r50", classes=0), lambda given: load_mask2former(given or "")),
         ),
-        Source("its checkpoint", MaskClipCheckpoint.licence, manual_url=f"{DRIVE}1fzf4y-l-BwhBkxambk_yS4yrCwHOKij7"),
+        SOURCES["maskclip-vit-l14"],
         MaskClipCheckpoint(),
         "coco",
         vit_l14,
         published=(PUBLISHED,),
+        printed=("MaskCLIP", "ViT-L/14"),
     ),
 )

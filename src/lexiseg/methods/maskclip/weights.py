@@ -99,7 +99,7 @@ def taken_apart(state: Mapping[str, Tensor], source: str) -> Checkpoint:
 class MaskClipCheckpoint(Official):
     """Official checkpoint. Its config has behaviour "paper", as the official treatment of the last class is a mistake."""
 
-    licence: ClassVar[str] = "unknown"
+    licence: ClassVar[str] = "CC BY-NC 4.0"
     options: ClassVar[Mapping[str, Any]] = {"mask2former_rules": True}
     partial: ClassVar[tuple[str, ...]] = (f"{OUR_CLIP}visual.",)  # the text tower is CLIP's own
 

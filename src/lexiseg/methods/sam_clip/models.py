@@ -41,6 +41,13 @@ MODELS = (
         _tiny(320),
         (parts.tiny_clip(TINY_VIT), parts.tiny_sam()),
     ),
+    Variant(
+        "sam_clip-mobile",
+        "for CPUs: CLIP ViT-B-16 (openai) names the masks of MobileSAM; nothing is trained",
+        SamClip,
+        SamClipConfig(shortest_edge=336, points_per_side=16),
+        (parts.clip("ViT-B-16", OPENAI), parts.mobile()),
+    ),
     *(
         Variant(
             name,

@@ -14,11 +14,11 @@ from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.methods import parts
 from lexiseg.methods.catseg import models as catseg
 from lexiseg.methods.catseg.models import COCO, COCO_JITTER, TINY_JITTER
-from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded
+from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded, trained_by
 from lexiseg.methods.recipe import Recipe, Stage
 from lexiseg.methods.sam_mi.config import MASK_PER_POINT, SamMiConfig
 from lexiseg.methods.sam_mi.model import SamMi, SamMiLossOptions
-from lexiseg.methods.variant import Source, Variant
+from lexiseg.methods.variant import Variant
 
 TINY = SamMiConfig(
     **catseg.TINY_SIZES,
@@ -111,7 +111,7 @@ MODELS = (
             SamMi,
             config,
             (parts.clip(architecture, OPENAI, ClipViT), parts.sam("h")),
-            Source(f"{name}/model.safetensors", "your own", manual_url=f"lexiseg train {name}"),
+            trained_by(name),
             recipe=recipe,
         )
         for name, architecture, config, recipe in (
