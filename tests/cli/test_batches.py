@@ -96,6 +96,35 @@ def test_one_failure_is_a_line_and_a_count(pipeline, pictures, run, tmp_path, er
     assert str(pictures[2]) in out
 
 
+def test_a_second_call_continues_the_first(pipeline, pictures, run, tmp_path, monkeypatch) -> None:
+    """Pictures with results are skipped, unless they, the options or the results are others, or that is not wanted."""
+    call = ("segment", *pictures, *WORDS, "--output", tmp_path / "out")
+    pipeline.error = RuntimeError("torch fell over")
+    assert run(*call)[0] == 1
+    pipeline.error = None
+    code, out, err = run(*call)
+    note = "of 3 pictures are finished by an earlier call with these options; --overwrite segments them again"
+    assert (code, err) == (0, f"note: 2 {note}\n")
+    assert str(pictures[1]) in out
+    assert str(pictures[0]) not in out
+    code, out, err = run(*call, "--threshold", 0.1)
+    assert (code, err, str(pictures[0]) in out) == (0, "", True)
+    assert run(*call, "--overwrite")[::2] == (0, "")
+    next((tmp_path / "out").glob("last.png-*.overlay.png")).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr("lexiseg.cli.segment.load", lambda *_, **__: pytest.fail("the model was loaded"))
+        code, out, err = run("segment", *pictures[:2], *WORDS, "--output", tmp_path / "out", "--json")
+        assert (code, err) == (0, f"note: 2 {note}\n".replace("3", "2"))
+    assert [json.loads(line)["skipped"] for line in out.splitlines()] == [True, True]
+    code, out, err = run(*call)
+    assert (code, err) == (0, f"note: 2 {note}\n")
+    assert str(pictures[2]) in out
+    for _ in range(2):
+        assert str(pictures[0]) in run("segment", pictures[0], *WORDS, "--output", tmp_path / "out")[1], (
+            "one alone is segmented"
+        )
+
+
 def test_debug_shows_where_it_came_from_and_the_others_are_done(pipeline, pictures, run, tmp_path) -> None:
     pipeline.error = RuntimeError("torch fell over")
     code, _, err = run("segment", *pictures, *WORDS, "--output", tmp_path / "out", "--debug")
@@ -110,7 +139,7 @@ def test_debug_shows_where_it_came_from_and_the_others_are_done(pipeline, pictur
 )
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_fault_of_ours_is_a_short_message_with_the_place(run, monkeypatch, error, debug) -> None:
-    def faulty(_: object) -> None:
+    def faulty(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("lexiseg.cli.segment.find_images", faulty)
@@ -237,7 +266,7 @@ def several(tmp_path: Path) -> list[Path]:
 def test_segment_finds_the_same_in_batches(several, run, tmp_path, monkeypatch, batch) -> None:
     segment = Pipeline(tiny_fcclip("convnext"))
     monkeypatch.setattr("lexiseg.cli.segment.load", lambda *_, **__: segment)
-    words = ("--classes", "red; green; blue", "--task", "semantic")
+    words = (*WORDS, "--task", "semantic")
     alone = run("segment", *several, *words, "--output", tmp_path / "alone")
     together = run("segment", *several, *words, "--output", tmp_path / "together", "--batch", batch)
     assert (alone[0], alone[2]) == (together[0], together[2])

@@ -30,7 +30,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(picture: Path, tmp_path: Path) -> dict[str, list[str]]:
     given = [str(picture), "--classes", f"dog; grass {NOBODYS}; sky"]
     return {
-        "segment": ["segment", *given, "--output", str(tmp_path / "out")],
+        "segment": ["segment", *given, "--model", "sam_clip-tiny", "--output", str(tmp_path / "out")],
         "figure": ["figure", "comparison", *given, "--model", "fcclip-tiny", "--output", str(tmp_path / "out.png")],
     }
 
@@ -90,7 +90,16 @@ def test_where_nothing_was_found_only_what_can_help_is_said(
 def test_the_command_says_nothing_of_a_threshold_of_0(
     picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["segment", str(picture), "--classes", "grass | stuff; sky | stuff", "--task", "instance"]
+    arguments = [
+        "segment",
+        str(picture),
+        "--classes",
+        "grass | stuff; sky | stuff",
+        "--task",
+        "instance",
+        "--model",
+        "sam_clip-tiny",
+    ]
     for more, told in (([], False), (["--threshold", "0.9"], True)):
         assert main([*arguments, "--output", str(tmp_path), *more]) == 0
         out = capsys.readouterr().out

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lexiseg.data.images import as_pixels, decode_image, find_images, read_image
@@ -232,7 +233,7 @@ def test_arrays_of_all_kinds_become_the_same_grey(array):
     [
         (np.full((4, 5, 3), np.nan), "not finite"),
         (np.full((4, 5, 3), 200.0), r"0\.\.1"),
-        (np.zeros((4, 5, 2)), "shape"),
+        (np.zeros((6, 5, 2)), "shape"),
         (np.zeros((0, 5, 3)), "shape"),
         (np.zeros((4, 5, 3), np.int64), "ambiguous"),
     ],
@@ -267,3 +268,50 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
     odd = tmp_path / "photo[1].jpg"
     odd.touch()
     assert find_images([str(odd)]) == [str(odd)]
+
+
+def test_bytes_and_open_files_are_pictures(photo, tmp_path):
+    data, path = encoded(photo), tmp_path / "photo.png"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        read = [as_pixels(source) for source in (data, bytearray(data), memoryview(data), io.BytesIO(data), file)]
+    assert all((pixels == np.asarray(photo)).all() for pixels in read)
+    with path.open(encoding="latin-1") as text, pytest.raises(ImageError, match=r"photo\.png: is open as text; .* mode 'rb'"):
+        as_pixels(text)
+    with pytest.raises(ImageError, match=r"photo\.png: cannot be read"):
+        as_pixels(file)
+    with pytest.raises(ImageError, match="the picture: is empty"):
+        as_pixels(b"")
+
+
+def test_tensors_are_pictures_with_channels_first_or_last(photo):
+    array = np.array(photo)
+    for image in (torch.from_numpy(array), torch.from_numpy(array).permute(2, 0, 1), array.transpose(2, 0, 1)):
+        assert (as_pixels(image) == array).all()
+    unit = torch.from_numpy(array).permute(2, 0, 1).double().div(255).requires_grad_()
+    assert (as_pixels(unit) == array).all()
+    assert np.abs(as_pixels(unit.bfloat16()).astype(int) - array).max() <= 1
+    assert as_pixels(np.zeros((3, 7, 3), np.uint8)).shape == (3, 7, 3), "arrays have channels last"
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.zeros(3, 7, 3), r"the tensor of shape .* may be \[C, H, W\] or \[H, W, C\]"),
+        (torch.zeros(2, 3, 8, 8), r"tensors of shape .* are a batch; give a list of pictures, list\(tensor\)"),
+        (np.zeros((2, 3, 8, 8)), r"arrays of shape .* are a batch"),
+        (torch.zeros(5, 8, 8), r"the tensor of shape .* is no picture; expected"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "the tensor: values of type int64 are ambiguous"),
+        (torch.zeros(3, 0, 8), "is no picture"),
+        (torch.full((3, 8, 8), 2.0), r"the tensor: floating-point values must lie in 0\.\.1"),
+    ],
+)
+def test_other_tensors_are_refused_with_the_reason(image, said):
+    with pytest.raises(ImageError, match=said):
+        as_pixels(image)
+
+
+def test_heic_without_its_plugin_is_named(monkeypatch):
+    monkeypatch.setattr("lexiseg.data.images._reads_heic", lambda: False)
+    with pytest.raises(ImageError, match="is HEIC, which Pillow reads with a plugin: 'pip install pillow-heif'"):
+        decode_image(b"\0\0\0\x24ftypheic\0\0\0\0mif1heic")

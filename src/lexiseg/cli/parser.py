@@ -50,7 +50,15 @@ def _debug(parser: argparse.ArgumentParser) -> None:
 
 def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "pictures", nargs="+", metavar="PICTURE", help="files, folders, globs ('photos/*.jpg'), or - for standard input"
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
+        help="files, folders, globs ('photos/*.jpg'), - for standard input; with --allow-url http(s) addresses",
+    )
+    parser.add_argument("--allow-url", action="store_true", help="fetch pictures at public http(s) addresses")
+    parser.add_argument("--allow-private-url", action="store_true", help="also at addresses of this machine and its networks")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also segment pictures that an earlier call with the same options has finished"
     )
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument(

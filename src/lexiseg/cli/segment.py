@@ -7,6 +7,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,18 +16,22 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lexiseg import __version__
 from lexiseg.cli import undisturbed
 from lexiseg.cli.streams import complain, one_line, printable, tell
 from lexiseg.cli.weights import fetch, missing
 from lexiseg.data import official_names
 from lexiseg.data.images import find_images
+from lexiseg.data.urls import fetch_picture
 from lexiseg.errors import UsageError
+from lexiseg.exports.manifest import Manifest
 from lexiseg.formats import DEFAULT as DEFAULT_FORMATS
 from lexiseg.formats import folder_files, needs_scores, parse_formats, result_files, write_folder, write_result
 from lexiseg.inference.choice import choose_model
+from lexiseg.inference.fingerprint import digest
 from lexiseg.inference.pipeline import load
 from lexiseg.ops.files import make_writable
-from lexiseg.ops.names import located, result_name
+from lexiseg.ops.names import is_url, located, result_name
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Task
 from lexiseg.text.vocabulary import ClassList, Vocabulary
@@ -42,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    files = find_images(arguments.pictures)
+    files = find_images(arguments.pictures, urls=arguments.allow_url or arguments.allow_private_url)
     names = {file: result_name(file) for file in files}
     vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
     formats = parse_formats(arguments.format) if arguments.format else DEFAULT_FORMATS
@@ -57,20 +63,31 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError("--weights are of a model: name it with --model")
     model = choose_model(arguments.model, arguments.task)
     seen = None if arguments.seen is None else training_list(arguments.seen)
+    manifest = None
+    if folder is not None and len(files) > 1:  # [decided] a single picture is segmented anew
+        outputs = {file: result_files(folder, name, arguments.task, formats) for file, name in names.items()}
+        manifest = Manifest(folder, _call(arguments, model.name, vocabulary, seen, formats))
+        if not arguments.overwrite:
+            files = _unfinished(files, outputs, manifest, as_json=arguments.json)
+    if not files:
+        return _finish(folder, formats, as_json=arguments.json)
     fetch(model, missing(model, weights), yes=arguments.yes, ask=arguments.model is None)
     with undisturbed():
         segment = load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
     keep_scores = folder is not None and needs_scores(formats)
     segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, progress=True, **options)
+    segment_files = partial(_segment_files, segment_batch, private=arguments.allow_private_url)
     failed, batch = 0, 1 if "-" in files else arguments.batch  # standard input cannot be read a second time
     batches = (files[start : start + batch] for start in range(0, len(files), batch))
-    segmented = chain.from_iterable(_segmented(segment_batch, chunk) for chunk in batches)
+    segmented = chain.from_iterable(_segmented(segment_files, chunk) for chunk in batches)
     for file, result in tqdm(segmented, total=len(files), unit="picture", disable=None if len(files) > 1 else True):
         try:
             if isinstance(result, Exception):
                 raise result
             written = [] if folder is None else write_result(result, folder, names[file], formats)
+            if manifest is not None:
+                manifest.add(file, written)
         except UsageError:
             raise  # it would be raised for all images
         except Exception as error:
@@ -85,11 +102,58 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         else:
             tqdm.write(table(result, written, arguments.threshold, arguments.background), file=sys.stdout)
-    for path in [] if folder is None else write_folder(folder, formats):
-        print(one_line(f"→ {path}"), file=sys.stderr if arguments.json else sys.stdout)
+    _finish(folder, formats, as_json=arguments.json)
     if failed:
         complain(f"{failed} of {len(files)} pictures failed")
     return 1 if failed else 0
+
+
+def _finish(folder: Path | None, formats: Sequence[str], *, as_json: bool) -> int:
+    """Write the files that all results of a folder have in common. Returns 0."""
+    for path in [] if folder is None else write_folder(folder, formats):
+        print(one_line(f"→ {path}"), file=sys.stderr if as_json else sys.stdout)
+    return 0
+
+
+def _call(
+    arguments: argparse.Namespace, model: str, vocabulary: Vocabulary, seen: Vocabulary | None, formats: Sequence[str]
+) -> str:
+    """Digest of everything but the pictures that results depend on; local weights count by name, size and date."""
+    weights = {part: (path, _state(path)) for part, path in weights_by_part(arguments.weights).items()}
+    names = ("task", "threshold", "background", "dtype", "font", "set")
+    values = {name: getattr(arguments, name) for name in names}
+    return digest([__version__, model, weights, vocabulary, seen, values, sorted(formats)])
+
+
+def _state(path: str) -> list[int]:
+    """Size and date of a file of weights; none for other names."""
+    with suppress(OSError, ValueError):
+        stat = Path(path).stat()
+        return [stat.st_size, stat.st_mtime_ns]
+    return []
+
+
+def _unfinished(files: list[str], outputs: dict[str, list[Path]], manifest: Manifest, *, as_json: bool) -> list[str]:
+    """The pictures whose results an earlier call has not written, with a note about the others."""
+    finished = [file for file in files if manifest.has(file, outputs[file])]
+    if finished:
+        print(
+            f"note: {len(finished)} of {len(files)} pictures are finished by an earlier call with these options; --overwrite "
+            "segments them again",
+            file=sys.stderr,
+        )
+    if as_json:
+        for file in finished:
+            print(json.dumps({"source": file, "skipped": True, "files": [str(path) for path in outputs[file]]}), flush=True)
+    return [file for file in files if file not in set(finished)]
+
+
+def _segment_files(segment: Callable[[Any], Any], files: str | list[str], *, private: bool) -> Any:
+    """Segment a file, or several as a list; those at addresses are fetched."""
+    if isinstance(files, list):
+        pictures = [fetch_picture(file, private=private) if is_url(file) else file for file in files]
+        return [replace(result, source=file) for file, result in zip(files, segment(pictures), strict=True)]
+    return replace(segment(fetch_picture(files, private=private)), source=files) if is_url(files) else segment(files)
 
 
 def _segmented(segment: Callable[[Any], Any], files: Sequence[str]) -> Iterable[tuple[str, Segmentation | Exception]]:
@@ -173,7 +237,12 @@ def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task:
     Raises:
         UsageError: a result would overwrite an image.
     """
-    pictures = {path: file for file in files if file != "-" for path in (Path(os.path.realpath(file)), located(file))}
+    pictures = {
+        path: file
+        for file in files
+        if file != "-" and not is_url(file)
+        for path in (Path(os.path.realpath(file)), located(file))
+    }
     for file, name in names.items():
         for path in [*result_files(folder, name, task, formats), *folder_files(folder, formats)]:
             if taken := pictures.get(located(path)):

@@ -4,48 +4,62 @@ from __future__ import annotations
 
 import glob
 import io
+import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 
 from lexiseg.errors import ImageError, UsageError
 from lexiseg.ops.files import find_files, is_file, is_folder
 from lexiseg.ops.memory import require_memory
-from lexiseg.ops.names import is_result, located
+from lexiseg.ops.names import is_result, is_url, located
 from lexiseg.ops.pictures import MAX_PIXELS, check_side, decoding, opened_picture
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif"}
+)
 PIXEL_BYTES = 30  # peak memory per pixel with a tiny model, measured by benchmarks/memory.py
 
+CHANNELS = (1, 3, 4)  # of arrays: grey, RGB, RGBA
+_HEIC = re.compile(rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx)", re.DOTALL)
+
 Pixels = NDArray[np.uint8]
+Picture = str | Path | bytes | IO[bytes] | Image.Image | NDArray[Any] | Tensor
 Box = tuple[float, float, float, float]
 ValueT = TypeVar("ValueT", bound=np.generic)
 
 
-def find_images(patterns: Iterable[str]) -> list[str]:
+def find_images(patterns: Iterable[str], *, urls: bool = False) -> list[str]:
     """Expand ``patterns`` to files, in order, without duplicates.
 
     Args:
         patterns: paths, globs, folders, or ``-`` for a picture on standard input. Folders are searched recursively for
             pictures (`SUFFIXES`), except hidden files and results of lexiseg. A path that does not exist is kept: reading it
             raises the error, and the other files are still processed.
+        urls: keep http(s) addresses, which the caller fetches (`lexiseg.data.urls`).
 
     Raises:
-        UsageError: ``patterns`` is empty, a glob matches no file, or a folder holds no picture.
+        UsageError: ``patterns`` is empty, a glob matches no file, a folder holds no picture, or an address is not allowed.
     """
     files: dict[Path, str] = {}
     for pattern in patterns:
-        names = _matches(pattern)
+        if is_url(pattern) and not urls:
+            raise UsageError(f"'{pattern}' is an address: --allow-url fetches pictures, or download it and give the file")
+        names = [pattern] if is_url(pattern) else _matches(pattern)
         if not names:
             what = "picture in the folder" if is_folder(Path(pattern)) else "file matches"
             raise UsageError(f"no {what} '{pattern}'")
         for name in names:
-            files.setdefault(located(name) if name != "-" else Path("-"), name)
+            files.setdefault(located(name) if name != "-" and not is_url(name) else Path(name), name)
     if not files:
         raise UsageError("no picture given: name files, folders, a glob such as 'photos/*.jpg', or - for standard input")
     return list(files.values())
@@ -97,6 +111,8 @@ def decode_image(data: bytes, name: str = "the picture") -> Pixels:
     """Decode the bytes of a file as `read_image` does; ``name`` is the picture's name in messages."""
     if not data:
         raise ImageError(f"{name}: is empty (0 bytes); fetch or export it again")
+    if _HEIC.match(data) and not _reads_heic():
+        raise ImageError(f"{name}: is HEIC, which Pillow reads with a plugin: 'pip install pillow-heif', or convert it to JPEG")
     with opened_picture(io.BytesIO(data), name, error=ImageError) as opened:
         _check_size(opened.size, name)
         require_memory(opened.width * opened.height * PIXEL_BYTES, "the picture and its copies")
@@ -150,25 +166,73 @@ def turned_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
     return left, top, wide, high
 
 
-def as_pixels(image: str | Path | Image.Image | NDArray[Any]) -> Pixels:
-    """Convert a path, a PIL image or an array to [H, W, 3] uint8 RGB.
+def as_pixels(image: Picture) -> Pixels:
+    """Convert a path, the bytes of a file, an open file, a PIL image, an array or a tensor to [H, W, 3] uint8 RGB.
 
-    Arrays are [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, uint16, bool, or floating point in 0..1.
+    Arrays and tensors are [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4: uint8, uint16, bool, or floating point in 0..1. If
+    both ends of the shape may be channels, an array is [H, W, C], and a tensor is refused.
 
     Raises:
         ImageError: see `read_image`; an array of another shape, type or range, or with values that are not finite.
     """
     if isinstance(image, str | Path):
+        if is_url(str(image)):
+            raise ImageError(f"{image}: is an address; fetch it and give its bytes (lexiseg.data.urls.fetch_picture)")
         return read_image(image)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(bytes(image))
+    if isinstance(image, io.IOBase) or callable(getattr(image, "read", None)):
+        return _of_file(image)
     if isinstance(image, Image.Image):
         with decoding("the picture", ImageError):  # Pillow reads lazily
             return _rgb(ImageOps.exif_transpose(image), "the picture")
-    array = np.asarray(image)
+    what = "tensor" if isinstance(image, Tensor) else "array"
+    array = _of_tensor(image) if isinstance(image, Tensor) else np.asarray(image)
+    shape = array.shape
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        raise ImageError(f"an array of shape {np.shape(image)} is no picture; expected [H, W], [H, W, 3] or [H, W, 4]")
-    return _from_values(array, "the array")
+    elif array.ndim == 3 and shape[0] in CHANNELS:
+        if shape[2] not in CHANNELS:
+            array = np.moveaxis(array, 0, 2)
+        elif what == "tensor":
+            raise ImageError(
+                f"the tensor of shape {shape} may be [C, H, W] or [H, W, C]; give an array, which is [H, W, C]: tensor.numpy()"
+            )
+    if array.ndim == 4:
+        raise ImageError(f"{what}s of shape {shape} are a batch; give a list of pictures, list({what})")
+    if array.ndim != 3 or array.shape[2] not in CHANNELS or 0 in shape:
+        raise ImageError(
+            f"the {what} of shape {shape} is no picture; expected [H, W], [H, W, C] or [C, H, W] with C = 1, 3 or 4"
+        )
+    return _from_values(array, f"the {what}")
+
+
+def _of_file(file: Any) -> Pixels:
+    """Decode an open binary file from its position on."""
+    name = f"the file {file.name}" if isinstance(getattr(file, "name", None), str) else "the file"
+    try:
+        data = file.read()
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise ImageError(f"{name}: cannot be read ({error})") from None
+    if not isinstance(data, bytes):
+        raise ImageError(f"{name}: is open as text; open it with mode 'rb'")
+    return decode_image(data, name)
+
+
+def _of_tensor(tensor: Tensor) -> NDArray[Any]:
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+@cache
+def _reads_heic() -> bool:
+    """Whether Pillow reads HEIC, after its plugin has been registered if it is installed."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener  # an extra
+
+        register_heif_opener()
+    Image.init()
+    return "HEIF" in Image.OPEN
 
 
 def _rgb(image: Image.Image, name: str) -> Pixels:

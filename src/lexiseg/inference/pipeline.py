@@ -10,12 +10,10 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from lexiseg import postprocess
-from lexiseg.data.images import Pixels, as_pixels
+from lexiseg.data.images import Picture, Pixels, as_pixels
 from lexiseg.errors import RunError, UsageError
 from lexiseg.inference.choice import model_here
 from lexiseg.methods.base import NamesRegions, Segmenter
@@ -33,7 +31,6 @@ _EMBEDDING = RLock()  # global, because some tokenizers are not thread-safe and 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Classes = Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
-Picture = str | Path | Image.Image | NDArray[Any]
 _Words = tuple[Vocabulary, tuple[str, ...]]  # vocabulary and prompt templates
 
 
@@ -165,8 +162,9 @@ class Pipeline:
         """Segment one or several images by class names.
 
         Args:
-            picture: a path, a PIL image, or an array [H, W, 3] (uint8, or floating point in 0..1); or a list of them of any
-                sizes, processed as one batch.
+            picture: a path, the bytes of a file, an open binary file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]
+                (uint8, or floating point in 0..1), see `lexiseg.data.images.as_pixels`; or a list of them of any sizes,
+                processed as one batch.
             classes: class names as accepted by `Vocabulary.parse`: ``["dog, puppy", "grass"]``, ``"dog, puppy; grass"``, a
                 dict, a file, or a built-in list.
             task: "panoptic", "semantic" or "instance"; default: the first task of the method.

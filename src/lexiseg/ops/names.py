@@ -11,6 +11,7 @@ import re
 import unicodedata
 from hashlib import sha256
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lexiseg.errors import DataError
 
@@ -88,15 +89,22 @@ def is_file_of(path: str | Path, other: str | Path) -> bool:
     return located(path) in (located(other), Path(os.path.realpath(other)))
 
 
+def is_url(text: str) -> bool:
+    """Whether a text is an http(s) address."""
+    return text.lower().startswith(("http://", "https://"))
+
+
 def result_name(picture: str | Path) -> str:
     """Return the stem of result files of a picture: ``photo.jpg-0f3a5c7e9b1d``.
 
     It consists of the picture's name and a digest of its path, so pictures with the same name in different folders, with other
-    suffixes or other case have different results. [decided] A picture on standard input (``-``) is ``stdin``. Characters that
-    some file system does not allow become ``_``, long names are truncated.
+    suffixes or other case have different results. [decided] A picture on standard input (``-``) is ``stdin``, one at an http(s)
+    address is named by the end of that. Characters that some file system does not allow become ``_``; long names are truncated.
     """
     if str(picture) == "-":
         return "stdin"
+    if is_url(str(picture)):
+        return file_name(urlsplit(str(picture)).path.rpartition("/")[2] or "picture", str(picture))
     path = located(picture)
     return file_name(path.name, str(path))
 
