@@ -41,6 +41,7 @@ from lexiseg.ops.masks import (
 )
 from lexiseg.ops.options import Natural, Positive, Unit, options
 from lexiseg.ops.points import unit_grid, unit_random
+from lexiseg.ops.progress import report
 from lexiseg.ops.rle import Counts, decode_counts, encode_masks
 from lexiseg.structures import Geometry, Size
 
@@ -49,6 +50,7 @@ Prompter = Callable[[Box, float], Tensor]  # crop, divisor of the points per sid
 
 STABILITY_DOUBT = 0.006, 2.0  # error of low-resolution stability: constant part, and part divided by the mask's area in cells
 PIXELS_AT_ONCE = 2**22  # measured at a time; the allocator reuses 16 MB of float32, larger blocks it does not
+CELLS_AT_ONCE = 2**16  # of all points decoded at a time on a CPU: 16 points on the 64 × 64 cells of SAM
 OUTSIDE_LOGIT = -32.0  # of a crop's mask outside its crop
 PER_MASK = ("logits", "pred_iou", "stability", "boxes", "points", "areas", "crops", "resized")  # fields with a row per mask
 
@@ -58,7 +60,7 @@ class MaskGeneratorOptions:
     """Options with the official defaults; a threshold of 0 disables its filter."""
 
     points_per_batch: Positive = 64
-    """Points decoded at a time."""
+    """Points decoded at a time; on a CPU, at most 16 of SAM."""
     multimask: bool = True
     """Whether to predict several masks per point."""
     best_mask_per_point: bool = False
@@ -235,6 +237,7 @@ def generate_each(
     """
     options = options or MaskGeneratorOptions()
     plans = [_plan(image, options, prompter) for image, prompter in zip(images, prompters, strict=True)]
+    report("encode")
     embeddings, skips = backbone.encode_with_skips(torch.cat([backbone.preprocess(image) for image in images]))
     return [
         _generate(backbone, image, options, plan, (embeddings[index : index + 1], of_image(skips, index)))
@@ -260,6 +263,7 @@ def _generate(
     size = (int(image.shape[-2]), int(image.shape[-1]))
     device = next(backbone.parameters()).device
     per_crop = []
+    done, total = 0, sum(len(points) for _, points in plan)
     for crop, points in plan:
         left, top, right, bottom = crop
         crop_size = (bottom - top, right - left)
@@ -267,14 +271,20 @@ def _generate(
             continue
         geometry = backbone.geometry(crop_size)
         if whole is None or crop_size != size:
+            report("encode")
             encoded = backbone.encode_with_skips(backbone.preprocess(image[:, top:bottom, left:right]))
         else:
             encoded = whole
         embeddings, skips = encoded
         batches = []
-        for batch in points.to(device).split(options.points_per_batch):
+        for batch in points.to(device).split(_points_at_once(backbone, options, device)):
+            report("points", done, total)
+            done += len(batch)
             prompts = backbone.scale_points(batch - batch.new_tensor([left, top]), crop_size).float()[:, None]
-            logits, pred_iou = backbone.decode(embeddings, points=prompts, multimask=options.multimask, skips=skips)
+            logits, pred_iou, rows = backbone.decode_promising(
+                embeddings, prompts, options.pred_iou_threshold, multimask=options.multimask, skips=skips
+            )
+            batch = batch[rows]
             if options.best_mask_per_point:
                 best = pred_iou.argmax(1, keepdim=True)
                 logits, pred_iou = logits.take_along_dim(best[..., None, None], 1), pred_iou.take_along_dim(best, 1)
@@ -298,6 +308,13 @@ def _generate(
     if len(plan) > 1:
         masks = _prefer_small_crops(masks, options.crop_nms_threshold)
     return remove_regions(masks, options)
+
+
+def _points_at_once(backbone: SamFamily, options: MaskGeneratorOptions, device: torch.device) -> int:
+    """Number of points to decode at a time. On a CPU larger batches are slower: their maps do not fit into its caches."""
+    if device.type != "cpu":
+        return options.points_per_batch
+    return min(options.points_per_batch, max(1, CELLS_AT_ONCE // backbone.grid**2))
 
 
 def crop_boxes(size: Size, layers: int, overlap: float) -> tuple[list[Box], list[int]]:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lexiseg.backbones.two_way import is_shorter, two_way
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.ops.masks import stability_score
 from lexiseg.structures import Geometry, Size
@@ -117,6 +118,42 @@ class SamFamily(nn.Module, ABC):
         Raises:
             UsageError: no prompt, or different numbers of points, boxes and masks.
         """
+        tokens, image = self._attended(embeddings, points, labels, boxes, masks)
+        return self._answer(tokens, image, skips, multimask=multimask)
+
+    def decode_promising(
+        self, embeddings: Tensor, points: Tensor, threshold: float, *, multimask: bool = True, skips: Skips = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode masks as `decode`, of those prompts alone that have one with a predicted IoU above a threshold.
+
+        The predicted IoU is known before the masks are upsampled, which is spared for the other prompts.
+
+        Args:
+            embeddings, points, multimask, skips: as for `decode`.
+            threshold: of the predicted IoU; all prompts are decoded for 0, and where it depends on the masks.
+
+        Returns:
+            Logits [K, M, m, m] and predicted IoU [K, M] of K prompts, and their indices [K].
+        """
+        tokens, image = self._attended(embeddings, points)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        if threshold > 0 and (pred_iou := self._early_pred_iou(tokens, multimask=multimask)) is not None:
+            rows = torch.nonzero((pred_iou.float() > threshold).any(1)).flatten()
+            tokens, image = tokens[rows], image[rows]
+        return (*self._answer(tokens, image, skips, multimask=multimask), rows)
+
+    def _early_pred_iou(self, tokens: Tensor, *, multimask: bool) -> Tensor | None:
+        """Predicted IoU [N, M] of output tokens [N, T, C]; None if it depends on the masks."""
+
+    def _attended(
+        self,
+        embeddings: Tensor,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embed prompts and apply the two-way transformer, see `decode` and `_attend`."""
         counts = {len(prompt) for prompt in (points, boxes, masks) if prompt is not None}
         if len(counts) != 1:
             listed = " and ".join(map(str, sorted(counts))) or "none"
@@ -126,8 +163,7 @@ class SamFamily(nn.Module, ABC):
         if sparse is None:
             sparse = embeddings.new_zeros(1, count, 0, self.channels)
         tokens = torch.cat([self._output_tokens().expand(1, count, -1, -1), sparse.to(embeddings.dtype)], dim=2)
-        tokens, image = self._attend(tokens, embeddings + dense)
-        return self._answer(tokens, image, skips, multimask=multimask)
+        return self._attend(tokens, embeddings + dense)
 
     def _embed_prompts(
         self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
@@ -168,6 +204,19 @@ class _PaddedInput(SamFamily):
     @property
     def _keeps_aspect(self) -> bool:
         return True
+
+    def _attend(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        transformer = self.model.mask_decoder.transformer
+        if not is_shorter(transformer, tokens.shape[2]):
+            return super()._attend(tokens, image)
+        cells, positions = (
+            maps.flatten(2).transpose(1, 2).contiguous() for maps in (image, self.model.get_image_wide_positional_embeddings())
+        )
+        attended, cells = two_way(transformer, tokens[0], cells, positions)
+        return attended, cells.transpose(1, 2).reshape(-1, self.channels, self.grid, self.grid)
+
+    def _early_pred_iou(self, tokens: Tensor, *, multimask: bool) -> Tensor | None:
+        return _pred_iou(self.model.mask_decoder, tokens, multimask=multimask)
 
     def geometry(self, size: Size) -> Geometry:
         scale = self.image_size / max(size)
@@ -291,6 +340,12 @@ class Sam2Backbone(SamFamily):
         no_memory = self.model.no_memory_embedding.reshape(1, -1, 1, 1)
         return coarse + no_memory, (decoder.conv_s0(fine), decoder.conv_s1(middle))
 
+    def _early_pred_iou(self, tokens: Tensor, *, multimask: bool) -> Tensor | None:
+        decoder = self.model.mask_decoder
+        if not multimask and decoder.dynamic_multimask_via_stability:
+            return None
+        return _pred_iou(decoder, tokens[:, 1:], multimask=multimask)
+
     def _output_tokens(self) -> Tensor:
         decoder = self.model.mask_decoder
         return torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -343,9 +398,20 @@ def _sam_masks(decoder: Any, tokens: Tensor, fine: Tensor, *, multimask: bool) -
     Mask token 0 is for a single mask, the others are for ``multimask``.
     """
     mlps = decoder.output_hypernetworks_mlps
-    used = range(1, len(mlps)) if multimask else range(1)
-    weights = torch.stack([mlps[index](tokens[:, 1 + index]) for index in used], dim=1)
-    return _dot(weights, fine), decoder.iou_prediction_head(tokens[:, 0])[:, used.start : used.stop]
+    weights = torch.stack([mlps[index](tokens[:, 1 + index]) for index in _used(decoder, multimask)], dim=1)
+    return _dot(weights, fine), _pred_iou(decoder, tokens, multimask=multimask)
+
+
+def _pred_iou(decoder: Any, tokens: Tensor, *, multimask: bool) -> Tensor:
+    """Predicted IoU [N, M] of the IoU token, the first of [N, 1 + M + …, C]."""
+    used = _used(decoder, multimask)
+    predicted: Tensor = decoder.iou_prediction_head(tokens[:, 0])[:, used.start : used.stop]
+    return predicted
+
+
+def _used(decoder: Any, multimask: bool) -> range:
+    """Indices of the mask tokens used."""
+    return range(1, len(decoder.output_hypernetworks_mlps)) if multimask else range(1)
 
 
 def _dot(weights: Tensor, features: Tensor) -> Tensor:

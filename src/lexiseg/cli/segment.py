@@ -14,10 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from lexiseg import __version__
 from lexiseg.cli import undisturbed
+from lexiseg.cli.progress_line import ProgressLine
 from lexiseg.cli.streams import complain, one_line, printable, tell
 from lexiseg.cli.weights import fetch, missing
 from lexiseg.data import official_names
@@ -72,16 +71,23 @@ def _run(arguments: argparse.Namespace) -> int:
     if not files:
         return _finish(folder, formats, as_json=arguments.json)
     fetch(model, missing(model, weights), yes=arguments.yes, ask=arguments.model is None)
-    with undisturbed():
+    with undisturbed(), ProgressLine(f"loading {model.name}"):
         segment = load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
     keep_scores = folder is not None and needs_scores(formats)
-    segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, progress=True, **options)
-    segment_files = partial(_segment_files, segment_batch, private=arguments.allow_private_url)
+    segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, **options)
+    order = {file: number for number, file in enumerate(files, start=1)}
+
+    def segment_files(chosen: str | list[str]) -> Any:
+        first = chosen if isinstance(chosen, str) else chosen[0]
+        number = f"{order[first]}/{len(files)} " if len(files) > 1 else ""
+        with ProgressLine(f"{number}{Path(first).name}") as line:
+            return _segment_files(partial(segment_batch, progress=line), chosen, private=arguments.allow_private_url)
+
     failed, batch = 0, 1 if "-" in files else arguments.batch  # standard input cannot be read a second time
     batches = (files[start : start + batch] for start in range(0, len(files), batch))
     segmented = chain.from_iterable(_segmented(segment_files, chunk) for chunk in batches)
-    for file, result in tqdm(segmented, total=len(files), unit="picture", disable=None if len(files) > 1 else True):
+    for file, result in segmented:
         try:
             if isinstance(result, Exception):
                 raise result
@@ -91,8 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
         except UsageError:
             raise  # it would be raised for all images
         except Exception as error:
-            with tqdm.external_write_mode():
-                tell(error, about=file, debug=arguments.debug)
+            tell(error, about=file, debug=arguments.debug)
             failed += 1
             continue
         if arguments.json:
@@ -101,7 +106,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
         else:
-            tqdm.write(table(result, written, arguments.threshold, arguments.background), file=sys.stdout)
+            print(table(result, written, arguments.threshold, arguments.background))
     _finish(folder, formats, as_json=arguments.json)
     if failed:
         complain(f"{failed} of {len(files)} pictures failed")

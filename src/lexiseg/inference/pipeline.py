@@ -19,6 +19,7 @@ from lexiseg.inference.choice import model_here
 from lexiseg.methods.base import NamesRegions, Segmenter
 from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.masks import areas_of_masks, boxes_of_masks
+from lexiseg.ops.progress import Callback, report, reporting
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, Task, TextEmbeddings, Trace
@@ -132,7 +133,7 @@ class Pipeline:
         threshold: float = 0.0,
         background: str | None = None,
         keep_scores: bool = False,
-        progress: bool = False,
+        progress: bool | Callback = False,
     ) -> Segmentation: ...
 
     @overload
@@ -145,7 +146,7 @@ class Pipeline:
         threshold: float = 0.0,
         background: str | None = None,
         keep_scores: bool = False,
-        progress: bool = False,
+        progress: bool | Callback = False,
     ) -> list[Segmentation]: ...
 
     def __call__(
@@ -157,7 +158,7 @@ class Pipeline:
         threshold: float = 0.0,
         background: str | None = None,
         keep_scores: bool = False,
-        progress: bool = False,
+        progress: bool | Callback = False,
     ) -> Segmentation | list[Segmentation]:
         """Segment one or several images by class names.
 
@@ -171,7 +172,8 @@ class Pipeline:
             threshold: minimum score in 0..1; regions and pixels below it get no class.
             background: an additional class that competes with the others; its regions are removed.
             keep_scores: also keep the probability of each class at each pixel, 2 bytes each (`Segmentation.scores`).
-            progress: show a progress bar while many names are embedded.
+            progress: show a progress bar while many names are embedded; or a function that is called with a
+                `lexiseg.ops.progress.Progress` at each stage: read, names, predict (encode, points, name), finish.
 
         Returns:
             The segmentation; for a list, a list in the same order.
@@ -191,14 +193,19 @@ class Pipeline:
             hidden = frozenset()
         policy = replace(self.segmenter.policy, threshold=threshold, background=hidden)
         pictures = picture if isinstance(picture, list | tuple) else [picture]
-        pixels = [as_pixels(source) for source in pictures]
-        text = self.embed(vocabulary, progress=progress)
-        results = []
-        for source, image, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
-            result = as_segmentation(task, image, vocabulary, regions_of(prediction, text, task, policy))
-            if keep_scores:
-                result = replace(result, scores=next(postprocess.semantic_maps(prediction)).numpy())
-            results.append(replace(result, source=str(source)) if isinstance(source, str | Path) else result)
+        with reporting(progress if callable(progress) else None):
+            report("read")
+            pixels = [as_pixels(source) for source in pictures]
+            report("names")
+            text = self.embed(vocabulary, progress=progress is True)
+            report("predict")
+            results: list[Segmentation] = []
+            for source, image, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
+                report("finish", len(results), len(pixels))
+                result = as_segmentation(task, image, vocabulary, regions_of(prediction, text, task, policy))
+                if keep_scores:
+                    result = replace(result, scores=next(postprocess.semantic_maps(prediction)).numpy())
+                results.append(replace(result, source=str(source)) if isinstance(source, str | Path) else result)
         return results if pictures is picture else results[0]
 
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:

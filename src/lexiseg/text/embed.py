@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from lexiseg.errors import OutputError, UsageError
 from lexiseg.ops.files import write_atomically
+from lexiseg.ops.progress import report
 from lexiseg.structures import TextEmbeddings
 from lexiseg.text.templates import fill, resolve_templates
 from lexiseg.text.vocabulary import Vocabulary
@@ -107,6 +108,7 @@ def embed_names(
                 sums = vectors.new_zeros(len(unique), vectors.shape[-1])
             sums.index_add_(0, torch.tensor([row for row, _ in part], device=vectors.device), vectors)
             bar.update(len(part))
+            report("names", bar.n, total)
     rows = functional.normalize(sums, dim=-1)  # normalised, so the sum serves as mean
     return rows[torch.tensor([unique[name] for name in names], device=rows.device)]
 

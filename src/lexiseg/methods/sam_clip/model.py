@@ -24,6 +24,7 @@ from lexiseg.backbones.sam import SamFamily
 from lexiseg.ensembles import classify_vectors
 from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.sam_clip.config import SamClipConfig
+from lexiseg.ops.progress import report
 from lexiseg.structures import OUTSIDE, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 LOWEST = 1e-6  # minimum of pred_iou, so that its logarithm is finite
@@ -59,6 +60,7 @@ class SamClip(Segmenter):
         check_trace(images, trace)
         pictures, prompter = list(images), grid_points(self.config.points_per_side)
         generated = generate_each(self.sam, pictures, self.config.generator, [prompter] * len(pictures))
+        report("name")
         features = in_groups(pictures, lambda image: self.clip_size(size_of(image)), self._features)
         if trace is not None:
             trace["clip"] = features[0].levels[-1][0]
