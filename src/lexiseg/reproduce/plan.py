@@ -171,7 +171,7 @@ def missing(sheet: Sheet, row: Row, root: str | None, given: Mapping[str, str]) 
     absent = [name for name in names if not sheet.tiny and catalogue.lacks(name, root)]
     lists = [name for name in _listed(sheet, names) if not official_names.path_of(name).is_file()]
     files = [name for entry in (origin, row) for name in entry.weights.values() if _is_file(name) and name not in given]
-    if not trains(origin, given) and model.official is not None and origin.model not in given:
+    if not trains(origin, given) and model.official is not None and origin.model not in given and not model.present:
         files.insert(0, origin.model)
     return Missing(tuple(dict.fromkeys(absent)), tuple(lists), tuple(dict.fromkeys(files)))
 
@@ -179,7 +179,7 @@ def missing(sheet: Sheet, row: Row, root: str | None, given: Mapping[str, str]) 
 def trains(row: Row, given: Mapping[str, str]) -> bool:
     """Whether the weights of a row are those of a training: its authors have not published them, or it has settings."""
     model = MODELS[row.model]
-    unpublished = model.source is not None and bool(model.source.manual_url) and model.official is None
+    unpublished = model.source is not None and bool(model.source.recipe)
     return row.train is not None or (unpublished and row.model not in given)
 
 
