@@ -56,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/prompts_matter.py
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/memory.py --megapixels 1 25
+	$(BIN)/python benchmarks/end_to_end.py
 
 docs: $(DOCS_READY)
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,15 @@ def table(name: str, rows: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
+    """Print the costs of each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", metavar="NAME", help=f"may be repeated (default: {', '.join(MODELS)})")
     parser.add_argument("--picture", metavar="FILE")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--promising", type=float, default=0.6, metavar="P", help="(default: %(default)s)")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     names = arguments.model or list(MODELS)
     if len(names) == 1:
         with tempfile.TemporaryDirectory() as folder:

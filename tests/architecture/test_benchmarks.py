@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from benchmarks import batches, classes, fiser, methods, prompts
+from benchmarks import batches, classes, end_to_end, fiser, methods, prompts
 from lexiseg.data.images import PIXEL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,16 @@ def test_pictures_together_give_what_they_give_one_by_one(capsys):
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["model"] for row in rows] == ["catseg-tiny", "fcclip-tiny"]
     assert all(row["apart"] < 1e-4 and row["ratio"]["cpu"] > 0 for row in rows)
+
+
+def test_stages_of_a_picture_are_measured(tmp_path, capsys):
+    end_to_end.noise(tmp_path / "noise.png")
+    Image.open(tmp_path / "noise.png").resize((90, 60)).save(tmp_path / "small.png")
+    given = ["--model", "sam_clip-tiny", "--picture", str(tmp_path / "small.png"), "--device", "cpu"]
+    assert end_to_end.main([*given, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert list(rows) == ["start", "read", "names", "predict", "encode", "points", "name", "finish", "save"]
+    assert all(cpu >= system >= 0 and wall > 0 for cpu, system, wall, _ in rows.values())
 
 
 def test_every_way_to_ask_sam_is_measured(capsys):
