@@ -29,6 +29,7 @@ from lexiseg.formats import folder_files, needs_scores, parse_formats, result_fi
 from lexiseg.inference.choice import choose_model
 from lexiseg.inference.fingerprint import digest
 from lexiseg.inference.pipeline import load
+from lexiseg.methods import model_named
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import is_url, located, result_name
 from lexiseg.segmentation import Segmentation
@@ -227,6 +228,20 @@ def options_by_name(pairs: list[str]) -> dict[str, str]:
         if "=" not in pair:
             raise UsageError(f"--set {pair}: write OPTION=VALUE, for example alpha=0.3")
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def parse_model(spec: str) -> tuple[str, str, dict[str, str], dict[str, str]]:
+    """Parse ``[TITLE:]NAME[,PART=FILE][,OPTION=VALUE]…``. Returns title, name, weights by part and options.
+
+    Raises:
+        UsageError: the model is unknown, or a part of the text is not PART=FILE or OPTION=VALUE.
+    """
+    title, _, rest = spec.rpartition(":") if ":" in spec.split(",")[0] else ("", "", spec)
+    name, *pairs = rest.split(",")
+    parts = model_named(name).weight_names
+    weights = weights_by_part([pair for pair in pairs if pair.split("=")[0] in parts])
+    options = options_by_name([pair for pair in pairs if pair.split("=")[0] not in parts])
+    return title or name, name, weights, options
 
 
 def training_list(name: str) -> Vocabulary:
