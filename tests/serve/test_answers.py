@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as coco
 
 from lexiseg.data.images import decode_image
@@ -133,6 +133,20 @@ def test_all_formats_of_the_command_line_are_in_a_zip_and_exported_alike(client:
     assert exported.keys() == content.keys() - {"my photo.png.scores.npz", "my photo.png.confidence.png"}
     for name in ("my photo.png.overlay.png", "my photo.png.panoptic.png", "my photo.png.palette.png", "yolo/data.yaml"):
         assert exported[name] == content[name]
+
+
+def test_pictures_are_upright_by_their_exif(served: Running, client: httpx.Client) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(io.BytesIO(PICTURE)).save(buffer, "JPEG", exif=exif)
+    files, data = {"image": ("turned.jpg", buffer.getvalue())}, {"classes": WORDS}
+    content = client.post("/v1/segment", files=files, data=data).json()
+    assert (content["height"], content["width"]) == (64, 48)
+    check(content, served.pipeline(decode_image(buffer.getvalue()), WORDS))
+    exported = archived(client.post("/v1/export", files=files, data={"result": json.dumps(content), "files": "json"}))
+    assert json.loads(exported["turned.jpg.json"])["segments"] == content["segments"]
+    answer = client.post("/v1/export", files={"image": ("b.png", picture(size=(48, 64)))}, data={"result": json.dumps(content)})
+    assert answer.status_code == 422, "another picture, of the size as stored"
 
 
 def test_a_result_that_was_tampered_with_is_not_exported(client: httpx.Client) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lexiseg.data.images import decode_image
+from lexiseg.errors import UsageError
 from lexiseg.exports import coco, records
 from lexiseg.exports.records import ResultRecord
 from lexiseg.formats import write_folder, write_result
@@ -64,9 +65,16 @@ def archive(result: Segmentation, stem: str, formats: Sequence[str]) -> bytes:
 
 
 def exported(picture: bytes, record: ResultRecord, formats: Sequence[str]) -> bytes:
-    """Return a zip of the files of a result that was answered before."""
+    """Return a zip of the files of a result that was answered before.
+
+    Raises:
+        UsageError: the picture is not of its size.
+    """
+    image = decode_image(picture)
+    if image.shape[:2] != record.size:
+        raise UsageError("the result is not of this picture: their sizes differ")
     masks = np.stack(list(record.masks())) if record.counts else np.zeros((0, *record.size), np.bool_)
-    result = Segmentation(record.task, decode_image(picture), record.names, record.things, record.segments, masks)
+    result = Segmentation(record.task, image, record.names, record.things, record.segments, masks)
     return archive(result, record.stem, formats)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import HTTPException
-from PIL import ExifTags
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -154,7 +153,7 @@ def _parse_export(
         record = record_of({**content, "source": None}, stem_of(name))
     except UsageError as error:
         raise HTTPException(422, f"the field result is no result of /v1/segment: {str(error)[:200]}") from None
-    if record.size != size:
+    if record.size not in (size, size[::-1]):
         raise HTTPException(
             422, f"the result is of {record.size[1]} × {record.size[0]} pixels, the picture has {size[1]} × {size[0]}"
         )
@@ -238,7 +237,7 @@ def _check_formats(task: Task, files: Sequence[str]) -> None:
 
 
 def size_of_picture(picture: bytes, limits: Limits) -> Size:
-    """Return (height, width) of a picture by its header.
+    """Return (height, width) of a picture by its header, as stored: EXIF may turn it.
 
     Raises:
         HTTPException: 413, too many bytes or pixels.
@@ -250,8 +249,6 @@ def size_of_picture(picture: bytes, limits: Limits) -> Size:
         raise HTTPException(413, f"a picture of {len(picture):,} bytes is more than {limits.upload:,}; scale it down first")
     with opened_picture(io.BytesIO(picture), "the picture", error=ImageError) as opened:
         wide, high = opened.size
-        if opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-            wide, high = high, wide
     if wide * high > limits.pixels:
         raise HTTPException(413, f"{wide} × {high} pixels are more than {limits.pixels:,}; scale the picture down first")
     return high, wide

@@ -36,7 +36,7 @@ class Call:
         threshold: minimum score in 0..1.
         background: an additional class whose regions are removed.
         picture: the file, undecoded.
-        size: (height, width) of the picture, by its header.
+        size: (height, width) of the picture as stored, by its header.
         keep_scores: whether the result has to have `Segmentation.scores`.
     """
 
