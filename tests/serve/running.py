@@ -93,14 +93,18 @@ class Running:
 
 
 @contextmanager
-def running(*, token: str | None = None, loader: Callable[..., Pipeline] | None = None, **limits: Any) -> Iterator[Running]:
-    """Serve the model `Held`, or what ``loader`` loads."""
+def running(
+    *, token: str | None = None, loader: Callable[..., Pipeline] | None = None, names: tuple[str, ...] = (NAME,), **limits: Any
+) -> Iterator[Running]:
+    """Serve the model `Held` under all ``names``, or what ``loader`` loads."""
     segmenter, started = Held(), threading.Event()
     pipeline = Pipeline(segmenter)
     state: dict[str, Any] = {}
 
     async def main() -> None:
-        service = Service(Models([ModelSpec(NAME)], device="cpu", dtype="float32", memory=10**9), Limits(**limits))
+        service = Service(
+            Models([ModelSpec(name) for name in names], device="cpu", dtype="float32", memory=10**9), Limits(**limits)
+        )
         config = configured(create_app(service, token=token))
         config.port = 0
         server = uvicorn.Server(config)

@@ -167,7 +167,7 @@ export class Viewer {
       return;
     }
     const bar = create("div", "legend-head");
-    const all = create("button", "link", { type: "button" }, this.hidden.size ? "Show all" : "Hide all");
+    const all = (this.all = create("button", "link", { type: "button" }, this.hidden.size ? "Show all" : "Hide all"));
     all.addEventListener("click", () => {
       this.hidden = this.hidden.size ? new Set() : new Set(segments.keys());
       this.#drawLegend();
@@ -192,6 +192,7 @@ export class Viewer {
     seen.checked = !this.hidden.has(number);
     seen.addEventListener("change", () => {
       this.hidden[seen.checked ? "delete" : "add"](number);
+      this.all.textContent = this.hidden.size ? "Show all" : "Hide all";
       this.refresh();
     });
     const pick = create("button", "pick", { type: "button", "aria-pressed": "false" });
