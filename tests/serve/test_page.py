@@ -440,4 +440,4 @@ def example(visit: Visit, seed: str) -> None:
 
 def shoot(visit: Visit, path: Path) -> None:
     """Write what the window shows as a WebP."""
-    Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB").save(path, "WEBP", quality=82, method=6)
+    Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB").save(path, "WEBP", quality=75, method=6)

@@ -290,6 +290,7 @@ function save(content, name) {
 function fail(text, element) {
   $("message").textContent = text;
   $("message").hidden = false;
+  $("message").scrollIntoView({ block: "nearest" });
   element?.focus();
 }
 

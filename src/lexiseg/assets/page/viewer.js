@@ -3,6 +3,7 @@
 import { colour, paint } from "./masks.js";
 
 const [LEAST, MOST] = [1100, 1600]; // pixels of the longer side of what is drawn
+const LETTERS = 12.5; // height of names, in pixels of the window
 const ORDERS = { area: (a, b) => b.area - a.area, score: (a, b) => b.score - a.score, name: (a, b) => a.name.localeCompare(b.name) };
 
 export class Viewer {
@@ -33,6 +34,7 @@ export class Viewer {
     pane.append(head, frame, this.legend);
     this.#listen();
     this.#drawLegend();
+    new ResizeObserver(() => this.#draw()).observe(this.canvas);
     return pane;
   }
 
@@ -137,7 +139,7 @@ export class Viewer {
 
   // Names at the middle of the widest run of each segment, where there is room.
   #letter(context) {
-    const { width, height } = this.grid, size = Math.max(11, Math.round(Math.max(width, height) / 52));
+    const { width, height } = this.grid, size = (LETTERS * width) / (this.canvas.clientWidth || width);
     context.font = `600 ${size}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
