@@ -31,7 +31,7 @@ from tests.laws.builders import tiny_fcclip
 
 NAME = "fcclip-tiny"  # the name under which the model is offered
 WORDS = "dog, puppy; grass; sky | stuff; red thing"
-PATIENCE = 60.0  # seconds for anything, on a busy machine
+PATIENCE = 300.0  # seconds for anything, on a busy machine
 
 
 class Step(nn.Module):
@@ -94,16 +94,16 @@ class Running:
 
 @contextmanager
 def running(
-    *, token: str | None = None, loader: Callable[..., Pipeline] | None = None, names: tuple[str, ...] = (NAME,), **limits: Any
+    *, token: str | None = None, loader: Callable[..., Pipeline] | None = None, offered: tuple[str, ...] = (NAME,), **limits: Any
 ) -> Iterator[Running]:
-    """Serve the model `Held` under all ``names``, or what ``loader`` loads."""
+    """Serve the model `Held` under all names ``offered``, or what ``loader`` loads."""
     segmenter, started = Held(), threading.Event()
     pipeline = Pipeline(segmenter)
     state: dict[str, Any] = {}
 
     async def main() -> None:
         service = Service(
-            Models([ModelSpec(name) for name in names], device="cpu", dtype="float32", memory=10**9), Limits(**limits)
+            Models([ModelSpec(name) for name in offered], device="cpu", dtype="float32", memory=10**9), Limits(**limits)
         )
         config = configured(create_app(service, token=token))
         config.port = 0
@@ -117,10 +117,19 @@ def running(
         started.set()
         await task
 
+    def serve() -> None:
+        try:
+            asyncio.run(main())
+        except Exception as error:
+            state["error"] = error
+        finally:
+            started.set()
+
     with mock.patch.object(serve_models, "load", loader or (lambda *_, **__: pipeline)):
-        thread = threading.Thread(target=asyncio.run, args=(main(),))
+        thread = threading.Thread(target=serve)
         thread.start()
         assert started.wait(PATIENCE)
+        assert "url" in state, state
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         try:
             yield Running(state["url"], state["service"], segmenter, Pipeline(segmenter), headers)

@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Running]:
-    with running(names=NAMES, pixels=10**6) as service:
+    with running(offered=NAMES, pixels=10**6) as service:
         yield service
 
 
@@ -400,7 +400,7 @@ def test_a_token_is_asked_for(browser: Browser) -> None:
 def test_pictures_of_the_page(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = request.config.getoption("--screenshots")
     names = ("sam_clip-tiny", "fcclip-tiny") if folder else NAMES
-    with running(names=names, loader=load if folder else None) as served:
+    with running(offered=names, loader=load if folder else None) as served:
         target = Path(folder) if folder else tmp_path
         for scheme in ("light", "dark"):
             visit = Visit(browser, served, color_scheme=scheme)

@@ -277,7 +277,7 @@ async def _form(request: Request, limits: Limits) -> tuple[bytes, str, dict[str,
         for key, value in form.multi_items():
             if key in fields:
                 raise HTTPException(422, f"the field {key!r:.60} stands twice in the form")
-            if isinstance(value, str):
+            if isinstance(value, str) and value:  # forms send what is not filled in as an empty field
                 fields[key] = value
         if not isinstance(image, UploadFile):
             raise HTTPException(422, "the form has no file image; send the picture as a file of that name")
