@@ -94,7 +94,11 @@ class Running:
 
 @contextmanager
 def running(
-    *, token: str | None = None, loader: Callable[..., Pipeline] | None = None, offered: tuple[str, ...] = (NAME,), **limits: Any
+    *,
+    token: str | None = None,
+    loader: Callable[..., Pipeline] | None = None,
+    offered: tuple[str, ...] = (NAME,),
+    **limits: Any,
 ) -> Iterator[Running]:
     """Serve the model `Held` under all names ``offered``, or what ``loader`` loads."""
     segmenter, started = Held(), threading.Event()

@@ -29,7 +29,6 @@ from lexiseg.formats import folder_files, needs_scores, parse_formats, result_fi
 from lexiseg.inference.choice import choose_model
 from lexiseg.inference.fingerprint import digest
 from lexiseg.inference.pipeline import load
-from lexiseg.methods import model_named
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import is_url, located, result_name
 from lexiseg.segmentation import Segmentation
@@ -238,10 +237,11 @@ def parse_model(spec: str) -> tuple[str, str, dict[str, str], dict[str, str]]:
     """
     title, _, rest = spec.rpartition(":") if ":" in spec.split(",")[0] else ("", "", spec)
     name, *pairs = rest.split(",")
-    parts = model_named(name).weight_names
+    model = choose_model(name, "panoptic")
+    parts = model.weight_names
     weights = weights_by_part([pair for pair in pairs if pair.split("=")[0] in parts])
     options = options_by_name([pair for pair in pairs if pair.split("=")[0] not in parts])
-    return title or name, name, weights, options
+    return title or name, model.name, weights, options
 
 
 def training_list(name: str) -> Vocabulary:

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from lexiseg import __version__
 from lexiseg.errors import ImageError, OutputError, UsageError, WeightsError, explained, is_no_memory, location
 from lexiseg.methods import model_named
+from lexiseg.ops.progress import Progress
 from lexiseg.serve import answers
 from lexiseg.serve.bodies import JsonBody, Parsed, SegmentBody, read_export, read_segment
 from lexiseg.serve.guard import FIELDS, LOOPBACK, Guard
@@ -379,6 +380,8 @@ class _Events(Response):
                         await line({"stage": "encode"})
                         result = await asyncio.to_thread(_document, event, self._parsed)
                         await line({"stage": "done", "result": result}, more=False)
+                    elif isinstance(event, Progress):
+                        await line({"step": event.stage, "done": event.done, "total": event.total})
                     else:
                         await line({"stage": event})
         except Exception as error:

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lexiseg.ops.progress import Progress
 from lexiseg.segmentation import Segmentation
 from lexiseg.serve.limits import Limits
 from lexiseg.structures import Size, Task
@@ -72,7 +73,7 @@ class Done:
     batch: int
 
 
-Event = Stage | Done | BaseException
+Event = Stage | Progress | Done | BaseException
 
 
 class Job:
@@ -106,7 +107,7 @@ class Job:
         self._stopped = True
 
     async def event(self) -> Event:
-        """Wait for the next stage, the result, or the error that ended the job."""
+        """Wait for the next stage, progress in it, the result, or the error that ended the job."""
         return await self._events.get()
 
     def enter(self, stage: Stage) -> None:
@@ -120,6 +121,10 @@ class Job:
         self._account()
         self._stage = stage
         self._send(stage)
+
+    def report(self, progress: Progress) -> None:
+        """Tell of progress within the stage."""
+        self._send(progress)
 
     def finish(self, segmentation: Segmentation, batch: int) -> None:
         """Hand over the result."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lexiseg.inference.choice import models_for_photographs
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.methods import MODELS, model_named
 from lexiseg.methods.base import MethodConfig
@@ -64,8 +65,9 @@ def safe_options(config: MethodConfig) -> dict[str, ModelOption]:
 
 
 def models_at_hand() -> list[ModelSpec]:
-    """The models whose weights are all on this machine."""
-    return [ModelSpec(name) for name, model in MODELS.items() if all(source.present() for source in model.sources.values())]
+    """The models whose weights are on this machine: those for photographs, best first, then the toys."""
+    models = [*models_for_photographs("panoptic"), *(model for model in MODELS.values() if model.is_toy)]
+    return [ModelSpec(model.name) for model in models if model.present]
 
 
 @dataclass(frozen=True)

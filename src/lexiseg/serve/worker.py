@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lexiseg.data.images import Pixels, decode_image
 from lexiseg.inference.pipeline import finish
+from lexiseg.ops.progress import Progress, reporting
 from lexiseg.serve.jobs import Job, Queue, StoppedError
 from lexiseg.serve.models import Models
 
@@ -119,7 +120,7 @@ def _entered(jobs: Sequence[Job], stage: Any) -> list[Job]:
 
 @contextmanager
 def _interruptible(jobs: Sequence[Job]) -> Iterator[None]:
-    """End the computation in the block, before the next module of a network, once all jobs are given up.
+    """End the computation in the block, before the next module of a network, once all jobs are given up; report its progress.
 
     Raises:
         StoppedError: they are.
@@ -130,8 +131,13 @@ def _interruptible(jobs: Sequence[Job]) -> Iterator[None]:
         if threading.get_ident() == thread and all(job.stopped for job in jobs):
             raise StoppedError
 
+    def report(progress: Progress) -> None:
+        for job in jobs:
+            job.report(progress)
+
     handle = register_module_forward_pre_hook(check)
     try:
-        yield
+        with reporting(report):
+            yield
     finally:
         handle.remove()

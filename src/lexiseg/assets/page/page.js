@@ -186,7 +186,7 @@ class Progress {
   constructor(model, several) {
     this.began = performance.now();
     this.element = create("div", "steps");
-    this.steps = new Map(Object.entries(STAGES).map(([stage, name]) => [stage, create("li", "", {}, name)]));
+    this.steps = new Map(Object.entries(STAGES).map(([stage, name]) => [stage, create("li", "", { "data-name": name }, name)]));
     const list = create("ol");
     list.append(...this.steps.values());
     this.time = create("span", "number", {}, "0.0 s");
@@ -194,9 +194,14 @@ class Progress {
     this.timer = setInterval(() => (this.time.textContent = `${((performance.now() - this.began) / 1000).toFixed(1)} s`), 100);
   }
 
-  enter({ stage, before }) {
+  enter({ stage, before, done, total }) {
+    if (total) {
+      const now = this.element.querySelector(".now");
+      if (now) now.textContent = `${now.dataset.name} ${Math.round((100 * done) / total)} %`;
+    }
+    if (!stage) return;
     for (const step of this.steps.values()) {
-      if (step.className === "now") step.className = "done";
+      if (step.className === "now") Object.assign(step, { className: "done", textContent: step.dataset.name });
     }
     const step = this.steps.get(stage);
     if (!step) return;
