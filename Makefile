@@ -6,11 +6,12 @@ BIN := .venv/bin
 READY := .venv/ready
 DOCS_READY := .venv/docs-ready
 
-.PHONY: help setup demo test check bench docs train-tiny score lock
+.PHONY: help setup demo serve test check bench docs train-tiny score lock
 
 help:
 	@echo "make setup       the environment .venv, from requirements.lock"
 	@echo "make demo        segment a picture by words, offline"
+	@echo "make serve       the page and REST service on this machine (ARGS='--model sam_clip-vit-b16 --open')"
 	@echo "make test        the test suite (arguments for pytest: make test ARGS='-k rle')"
 	@echo "make check       ruff and mypy"
 	@echo "make bench       the benchmarks"
@@ -35,6 +36,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY)
 	$(BIN)/python -m lexiseg.demo
+
+serve: $(READY)
+	$(BIN)/lexiseg serve $(ARGS)
 
 # A process a core, four at most; each computes on one thread, for most tests are too small for two. Files in their own order: else
 # those of few and long tests, the benchmarks, come last, and one process waits for the other.
@@ -81,5 +85,5 @@ score: $(READY)
 # pip's and uv's own settings (an index of one's own) must not end up in the file.
 LOCK := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url --no-header pyproject.toml
 lock: $(READY)
-	$(LOCK) --extra dev --extra train --output-file requirements.lock
-	$(LOCK) --extra dev --extra train --extra docs --constraints requirements.lock --output-file requirements-docs.lock
+	$(LOCK) --extra dev --extra serve --extra train --output-file requirements.lock
+	$(LOCK) --extra dev --extra serve --extra train --extra docs --constraints requirements.lock --output-file requirements-docs.lock

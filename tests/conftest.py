@@ -12,11 +12,13 @@ import torch
 
 from lexiseg.ops.allocator import keep_freed_memory
 
+NO_BROWSER = "for want of Chromium: apt-get install chromium"
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where models run: cpu (the default), cuda, cuda:1, mps")
+    parser.addoption("--screenshots", metavar="DIR", help="write the page's pictures of docs/images, with a model that can see")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     keep_freed_memory()  # else some machines spend half the suite's time on mapping pages
     torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny tensors: more threads only wait for each other
     sys.addaudithook(_refuse_network)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in a line of its own that the page was not tested, where there is no browser."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_BROWSER in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"NOT TESTED: {len(skipped)} tests of the page, {NO_BROWSER}", red=True, bold=True)
 
 
 def _refuse_network(event: str, arguments: tuple[object, ...]) -> None:

@@ -67,10 +67,10 @@ def explained(error: BaseException) -> str:
         return f"there is not enough memory for it{need}; scale the picture down, name fewer classes, or take a smaller model"
     message = (str(error).strip().splitlines() or [""])[0][:200]
     text = f"{type(error).__name__}{f': {message}' if message else ''}"
-    return f"unexpected {text} ({_location(error)}); --debug shows the traceback"
+    return f"unexpected {text} ({location(error)}); --debug shows the traceback"
 
 
-def _location(error: BaseException) -> str:
+def location(error: BaseException) -> str:
     """Return the innermost line of lexiseg in an error's traceback, as ``data/images.py:74``."""
     package, frame, location = Path(__file__).parent, error.__traceback__, "outside of lexiseg"
     while frame is not None:

@@ -26,7 +26,7 @@ METHODS = {"methods"}
 CONVERSION = {"checkpoints"}  # of all methods' weights; what is loaded or trained does not ask it
 DRIVERS = {"inference", "training"}
 TABLES = {"reproduce"}  # the papers' tables, by what is above
-SHELLS = {"cli", "server", "demo", "__main__"}
+SHELLS = {"cli", "serve", "demo", "__main__"}
 
 BELOW_HEADS = FOUNDATION | ENCODERS | RESULT
 BELOW_METHODS = BELOW_HEADS | HEADS

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from lexiseg.cli import undisturbed
-from lexiseg.cli.segment import options_by_name, tell_of_boxes, weights_by_part
+from lexiseg.cli.segment import parse_model, tell_of_boxes
 from lexiseg.data import catalogue
 from lexiseg.data.images import find_images, read_image
 from lexiseg.errors import UsageError
 from lexiseg.inference.evaluation import best_truth
 from lexiseg.inference.figures import FIGURES, Subject
 from lexiseg.inference.pipeline import Pipeline, load
-from lexiseg.methods import model_named
 from lexiseg.ops.files import write_atomically, write_png
 from lexiseg.ops.names import is_file_of
 from lexiseg.text.vocabulary import Vocabulary
@@ -45,12 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _model(spec: str, device: str) -> tuple[str, Pipeline]:
     """Load a model from ``[TITLE:]NAME[,PART=FILE][,OPTION=VALUE]…``. Returns its title and pipeline."""
-    title, _, rest = spec.rpartition(":") if ":" in spec.split(",")[0] else ("", "", spec)
-    name, *pairs = rest.split(",")
-    parts = model_named(name).weight_names
-    weights = weights_by_part([pair for pair in pairs if pair.split("=")[0] in parts])
-    options = options_by_name([pair for pair in pairs if pair.split("=")[0] not in parts])
-    return title or name, load(name, weights=weights, device=device, **options)
+    title, name, weights, options = parse_model(spec)
+    return title, load(name, weights=weights, device=device, **options)
 
 
 def _subjects(arguments: argparse.Namespace) -> list[Subject]:

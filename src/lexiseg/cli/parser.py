@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, add, summary in (
         ("segment", _segment, "segment pictures by words"),
+        ("serve", _serve, "serve a page and a REST service that segment pictures by words"),
         ("models", _models, "list the models and what they need"),
         ("fetch", _fetch, "download the weights of models"),
         ("cache", _cache, "list or clear what lexiseg has downloaded and computed"),
@@ -120,6 +121,37 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="OPTION=VALUE",
         help="an option of the model, such as alpha=0.3 ('lexiseg models --describe NAME' lists them); may be repeated",
     )
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME[,PART=FILE][,OPTION=VALUE]",
+        help="a model to offer; may be repeated, the first is the default (default: all whose weights are on this machine)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8765, help="port; 0 takes a free one (default: %(default)s)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="requests must bear the token in this file (default: that in LEXISEG_TOKEN, if any)",
+    )
+    parser.add_argument("--insecure", action="store_true", help="serve other machines without a token")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    for name, kind, default, metavar, about in (
+        ("--queue", _positive, 64, "N", "requests accepted at a time; further ones get 429"),
+        ("--batch", _positive, 8, "N", "pictures of one model and vocabulary that are computed together"),
+        ("--timeout", _seconds, 300.0, "SECONDS", "time for a request, from its acceptance to its answer"),
+        ("--memory", _seconds, 4.0, "GB", "weights kept in memory; the model not used for the longest time is dropped"),
+        ("--max-upload", _positive, 20_000_000, "BYTES", "of a picture's file"),
+        ("--max-pixels", _positive, 25_000_000, "N", "of a picture"),
+        ("--max-names", _positive, 5_000, "N", "of a request, synonyms included"),
+    ):
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{about} (default: {default:,})")
 
 
 def _models(parser: argparse.ArgumentParser) -> None:
@@ -386,6 +418,14 @@ def _value(text: str) -> int:
 
 def _unit(text: str) -> float:
     return _number(float, text, lambda value: 0 <= value <= 1, "a number in 0..1")
+
+
+def _seconds(text: str) -> float:
+    return _number(float, text, lambda value: 0 < value < 1e6, "a number above 0")
+
+
+def _port(text: str) -> int:
+    return int(_number(int, text, lambda value: 0 <= value <= 65_535, "a port, 0 to 65535"))
 
 
 def _natural(text: str) -> int:

@@ -229,6 +229,21 @@ def options_by_name(pairs: list[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
+def parse_model(spec: str) -> tuple[str, str, dict[str, str], dict[str, str]]:
+    """Parse ``[TITLE:]NAME[,PART=FILE][,OPTION=VALUE]…``. Returns title, name, weights by part and options.
+
+    Raises:
+        UsageError: the model is unknown, or a part of the text is not PART=FILE or OPTION=VALUE.
+    """
+    title, _, rest = spec.rpartition(":") if ":" in spec.split(",")[0] else ("", "", spec)
+    name, *pairs = rest.split(",")
+    model = choose_model(name, "panoptic")
+    parts = model.weight_names
+    weights = weights_by_part([pair for pair in pairs if pair.split("=")[0] in parts])
+    options = options_by_name([pair for pair in pairs if pair.split("=")[0] not in parts])
+    return title or name, model.name, weights, options
+
+
 def training_list(name: str) -> Vocabulary:
     """The classes of ``--seen``: a built-in list, a file, or those that the official programs are trained on."""
     if name == OFFICIAL:

@@ -120,9 +120,21 @@ def _read(path: Path, stem: str) -> ResultRecord | None:
     if not isinstance(content, dict) or not content.keys() >= _KEYS:
         return None
     try:
-        return _record(content, stem)
-    except (UsageError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        return record_of(content, stem)
+    except UsageError as error:
         raise DataError(f"{path}: is no result of lexiseg ({error}); delete it, or segment its picture again") from None
+
+
+def record_of(content: dict[str, Any], stem: str) -> ResultRecord:
+    """Return the record of a result's JSON `document`; ``stem`` is the prefix of its files.
+
+    Raises:
+        UsageError: the document is not one of a result.
+    """
+    try:
+        return _record(content, stem)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise UsageError(f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)) from None
 
 
 def _record(content: dict[str, Any], stem: str) -> ResultRecord:

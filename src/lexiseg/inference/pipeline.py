@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, overload
@@ -16,9 +17,10 @@ from lexiseg import postprocess
 from lexiseg.data.images import Picture, Pixels, as_pixels
 from lexiseg.errors import RunError, UsageError
 from lexiseg.inference.choice import model_here
-from lexiseg.methods.base import NamesRegions, Segmenter
+from lexiseg.methods.base import NamesRegions, Segmenter, check_runtime
 from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.masks import areas_of_masks, boxes_of_masks
+from lexiseg.ops.options import readings, with_value
 from lexiseg.ops.progress import Callback, report, reporting
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
@@ -94,6 +96,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+@dataclass(frozen=True)
+class Query:
+    """What to segment in an image, see `Pipeline.query`.
+
+    Attributes:
+        vocabulary: the classes, with the background's.
+        task: task that the model supports.
+        policy: post-processing.
+    """
+
+    vocabulary: Vocabulary
+    task: Task
+    policy: Policy
+
+
 class Pipeline:
     """A segmenter with image reading, cached text embeddings and post-processing. Thread-safe.
 
@@ -121,6 +138,25 @@ class Pipeline:
         segmenter = self.segmenter.on(data)
         if segmenter is self.segmenter:
             return self
+        return self._like(segmenter)
+
+    def with_options(self, options: Mapping[str, Any], owner: str = "the model") -> Pipeline:
+        """The pipeline with other values of options that may be changed after training; the parameters are shared.
+
+        Args:
+            options: values by (dotted) name, as for `load`.
+            owner: name of the model in messages.
+
+        Raises:
+            UsageError: an unknown option, one that the weights fix, or an invalid value.
+        """
+        check_runtime(self.segmenter.config, options, owner)
+        changed = copy(self.segmenter)  # shallow: modules and parameters are shared
+        for name, value in options.items():
+            changed.config = with_value(changed.config, name, *readings(value), owner=owner)
+        return self._like(changed)
+
+    def _like(self, segmenter: Segmenter) -> Pipeline:
         return Pipeline(segmenter, device=self.device, dtype=self.dtype, cache=self.cache)
 
     @overload
@@ -182,6 +218,32 @@ class Pipeline:
             UsageError: no class, an invalid name, a task the model does not support, or a threshold outside 0..1.
             ImageError: an image cannot be read.
         """
+        query = self.query(classes, task=task, threshold=threshold, background=background)
+        pictures = picture if isinstance(picture, list | tuple) else [picture]
+        with reporting(progress if callable(progress) else None):
+            report("read")
+            pixels = [as_pixels(source) for source in pictures]
+            report("names")
+            text = self.embed(query.vocabulary, progress=progress is True)
+            report("predict")
+            results: list[Segmentation] = []
+            for source, image, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
+                report("finish", len(results), len(pixels))
+                result = finish(image, prediction, text, query, keep_scores=keep_scores)
+                results.append(replace(result, source=str(source)) if isinstance(source, str | Path) else result)
+        return results if pictures is picture else results[0]
+
+    def query(
+        self, classes: Classes, *, task: Task | None = None, threshold: float = 0.0, background: str | None = None
+    ) -> Query:
+        """Check the arguments of a call.
+
+        Args:
+            classes, task, threshold, background: as in `__call__`.
+
+        Raises:
+            UsageError: as `__call__`.
+        """
         task = task or self.segmenter.tasks[0]
         if task not in self.segmenter.tasks:
             raise UsageError(f"unknown task '{task}' for this model; it does {', '.join(self.segmenter.tasks)}")
@@ -191,22 +253,7 @@ class Pipeline:
             hidden = frozenset({vocabulary.label(background.split(",")[0].split("|")[0])})
         else:
             hidden = frozenset()
-        policy = replace(self.segmenter.policy, threshold=threshold, background=hidden)
-        pictures = picture if isinstance(picture, list | tuple) else [picture]
-        with reporting(progress if callable(progress) else None):
-            report("read")
-            pixels = [as_pixels(source) for source in pictures]
-            report("names")
-            text = self.embed(vocabulary, progress=progress is True)
-            report("predict")
-            results: list[Segmentation] = []
-            for source, image, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
-                report("finish", len(results), len(pixels))
-                result = as_segmentation(task, image, vocabulary, regions_of(prediction, text, task, policy))
-                if keep_scores:
-                    result = replace(result, scores=next(postprocess.semantic_maps(prediction)).numpy())
-                results.append(replace(result, source=str(source)) if isinstance(source, str | Path) else result)
-        return results if pictures is picture else results[0]
+        return Query(vocabulary, task, replace(self.segmenter.policy, threshold=threshold, background=hidden))
 
     def embed(self, vocabulary: Vocabulary, *, progress: bool = False) -> TextEmbeddings:
         """Embed a vocabulary on the model's device; the last `REMEMBERED` vocabularies are cached."""
@@ -255,6 +302,26 @@ class Pipeline:
 def as_tensor(pixels: Pixels, device: torch.device) -> Tensor:
     """Convert an image [H, W, 3] uint8 to a float tensor [3, H, W] in 0..1."""
     return torch.from_numpy(pixels).permute(2, 0, 1).to(device).float().div_(255)
+
+
+def finish(
+    pixels: Pixels,
+    prediction: MaskPrediction | PixelPrediction,
+    text: TextEmbeddings,
+    query: Query,
+    *,
+    keep_scores: bool = False,
+) -> Segmentation:
+    """Post-process the prediction of one image [H, W, 3] uint8.
+
+    Raises:
+        RunError: a score is not finite.
+    """
+    regions = regions_of(prediction, text, query.task, query.policy)
+    result = as_segmentation(query.task, pixels, query.vocabulary, regions)
+    if keep_scores:
+        result = replace(result, scores=next(postprocess.semantic_maps(prediction)).numpy())
+    return result
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def read_entries(path: str | Path) -> list[ClassEntry]:
     """
     source, text = f"vocabulary file {path}", read_text(path, "vocabulary file")
     if Path(path).suffix.lower() == ".json" or text.lstrip().startswith(("[", "{")):
-        return list(_entries_of_json(text, source))
+        return list(entries_of_json(text, source))
     return entries_of_lines(text, source)
 
 
@@ -154,7 +154,8 @@ def read_text(path: str | Path, what: str) -> str:
     return text
 
 
-def _entries_of_json(text: str, source: str) -> Iterator[ClassEntry]:
+def entries_of_json(text: str, source: str) -> Iterator[ClassEntry]:
+    """Parse the text of a JSON file, one of `JSON_FORMS`; ``source`` names the file in errors. Raises as `read_entries`."""
     try:
         document = json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
