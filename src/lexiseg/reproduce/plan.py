@@ -209,8 +209,8 @@ def _settings(sheet: Sheet, row: Row, seed: int, steps: int | None) -> list[str]
 
 
 def runs(sheet: Sheet, rows: Sequence[Row], settings: Settings) -> Iterator[Run]:
-    """The runs of a table, row by row and seed by seed."""
-    for row in rows:
+    """The runs of a table, row by row and seed by seed; rows that cannot be run have none."""
+    for row in (row for row in rows if not row.reason):
         origin = sheet.origin(row)
         wanted = sheet.wanted(row)
         for seed in settings.seeds if trains(origin, settings.weights) and _needs_weights(wanted) else (None,):
