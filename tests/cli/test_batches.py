@@ -125,6 +125,26 @@ def test_a_second_call_continues_the_first(pipeline, pictures, run, tmp_path, mo
         )
 
 
+@pytest.mark.usefixtures("pipeline")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pictures_at_addresses_are_fetched_if_that_is_allowed(pictures, run, tmp_path, monkeypatch, batch) -> None:
+    address, data = "https://example.org/a/photo.png", pictures[0].read_bytes()
+
+    def fetched(given: str, *, private: bool) -> bytes:
+        assert (given, private) == (address, False)
+        return data
+
+    monkeypatch.setattr("lexiseg.cli.segment.fetch_picture", fetched)
+    call = ("segment", address, pictures[1], *WORDS, "--json", "--batch", batch, "--output", tmp_path / "out")
+    code, out, err = run(*call, "--allow-url")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["source"] for line in out.splitlines()] == [address, str(pictures[1])]
+    assert len(list((tmp_path / "out").glob("photo.png-*.json"))) == 1
+    code, out, err = run(*call)
+    assert (code, out) == (2, "")
+    assert "is an address: --allow-url fetches pictures" in err
+
+
 def test_debug_shows_where_it_came_from_and_the_others_are_done(pipeline, pictures, run, tmp_path) -> None:
     pipeline.error = RuntimeError("torch fell over")
     code, _, err = run("segment", *pictures, *WORDS, "--output", tmp_path / "out", "--debug")

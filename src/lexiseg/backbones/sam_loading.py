@@ -17,6 +17,7 @@ from torch import Tensor
 from lexiseg.backbones import sam2_weights
 from lexiseg.backbones.configs import agreed_options, check_timm_arguments, own_options, read_config, timm_name
 from lexiseg.backbones.hub import ModelFiles
+from lexiseg.backbones.relative_attention import with_relative_attention
 from lexiseg.backbones.sam import Sam2Backbone, SamBackbone, SamFamily, SamHqBackbone
 from lexiseg.backbones.sam_mobile import CHANNELS, STRIDE, MobileSamBackbone, TinyViTEncoder
 from lexiseg.backbones.sam_weights import MOBILE_KEY, TIED, check_keys, from_official
@@ -102,9 +103,9 @@ def build_sam(config: SamConfig | SamHQConfig | Any) -> SamFamily:
 
     match config.model_type:
         case "sam":
-            return SamBackbone(transformers.SamModel(config)).eval()
+            return SamBackbone(with_relative_attention(transformers.SamModel(config))).eval()
         case "sam_hq":
-            return SamHqBackbone(transformers.SamHQModel(config)).eval()
+            return SamHqBackbone(with_relative_attention(transformers.SamHQModel(config))).eval()
         case "sam2":
             return Sam2Backbone(transformers.Sam2Model(config)).eval()
         case "edgetam":
@@ -123,7 +124,7 @@ def sam_vit(architecture: Architecture) -> SamBackbone:
         raise UsageError(f"unknown SAM size '{architecture}'; there are {', '.join(_VISION)}")
     from transformers import SamModel
 
-    return SamBackbone(SamModel(sam_config(architecture))).eval()
+    return SamBackbone(with_relative_attention(SamModel(sam_config(architecture)))).eval()
 
 
 def mobile_sam(image_size: int = 1024) -> MobileSamBackbone:
