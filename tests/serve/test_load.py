@@ -130,7 +130,7 @@ def test_a_client_of_events_that_leaves_frees_its_slot(served: Running) -> None:
         client.stream("POST", "/v1/segment", files=files, data={"classes": WORDS}, headers=headers) as answer,
     ):
         lines = answer.iter_lines()
-        while json.loads(next(lines))["stage"] != "masks":
+        while json.loads(next(lines)).get("stage") != "masks":
             pass
     assert until(lambda: served.service.open == 0) < 1
     served.segmenter.held = False
