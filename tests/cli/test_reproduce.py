@@ -118,7 +118,7 @@ def test_nothing_is_run_when_asked_what_is_missing(tmp_path: Path, capsys: pytes
     assert main([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["rows"]["cmpf"]["state"] == "needs data"
-    assert document["commands"]["cmpf"][0].startswith("lexiseg evaluate --model cmpf-convnext-l --weights cmpf=")
+    assert document["commands"]["cmpf"][0].startswith("lexiseg evaluate --model cmpf-convnext-l --weights mask_sam=")
     assert not output.exists()
 
 

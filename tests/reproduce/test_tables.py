@@ -178,7 +178,7 @@ def test_states_on_a_machine_without_data(tmp_path: Path) -> None:
     marks = Counter(entry.mark for entry in states.values())
     assert set(marks) == {RUNNABLE, DATA, NOT_HERE, NOT_DESCRIBED, plan.DRAWING}
     assert states["esc-net", "table4"].mark == RUNNABLE, "parameters, operations and speed need no data"
-    assert states["cmpf", "table8"].why.endswith("weights mobile_sam.pt, cmpf-convnext-l")
+    assert states["cmpf", "table8"].why.endswith("weights mobile_sam, cmpf-convnext-l")
     assert all(entry.why for entry in states.values() if entry.mark not in (RUNNABLE, plan.DRAWING))
     twins = {(sheet.paper, sheet.name): plan.state(sheet, str(tmp_path)) for sheet in sheets(tiny=True) if sheet.rows}
     partly = {name for name, entry in twins.items() if entry.mark != RUNNABLE}
@@ -187,8 +187,8 @@ def test_states_on_a_machine_without_data(tmp_path: Path) -> None:
 
 def test_weights_by_hand_are_taken_from_the_user() -> None:
     sheet = sheet_named("sam-mi", "table9")
-    assert plan.missing(sheet, sheet.row("mobile-sam"), None, {}).weights == ("mobile_sam.pt",)
-    given = {"mobile_sam.pt": "here.pt", "sam_mi-vit-b16": "mine"}
+    assert plan.missing(sheet, sheet.row("mobile-sam"), None, {}).weights == ("mobile_sam",)
+    given = {"mobile_sam": "here.pt", "sam_mi-vit-b16": "mine"}
     assert plan.missing(sheet, sheet.row("mobile-sam"), None, given).weights == ()
     run = next(iter(plan.runs(sheet, [sheet.row("mobile-sam")], Settings(Path("out"), weights=given))))
     assert run.seed is None, "the given weights need no training"

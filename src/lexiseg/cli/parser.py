@@ -367,7 +367,7 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="weights to fetch by hand, of a model or of a file that the list names; may be repeated",
+        help="weights of a model, or a file that the list names, in place of those that 'lexiseg fetch' gets; may be repeated",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows only (default: all)")
     parser.add_argument(

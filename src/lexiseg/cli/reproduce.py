@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         first = lacking[rows[0].name]
         raise DataError(
             f"no row of {sheet.name} of {paper} can be run here; {rows[0].name} {first.mark}: {first.why}; 'lexiseg data check "
-            "NAME' says how to get a data set, --tiny needs none"
+            "NAME' says how to get a data set, 'lexiseg fetch MODEL' gets published weights, --tiny needs neither"
         )
     if sheet.draw:
         return _draw(sheet, ready, settings, as_json=arguments.json)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lexiseg.backbones.sources import SOURCES
 from lexiseg.data import catalogue, official_names
 from lexiseg.errors import UsageError
 from lexiseg.methods import MODELS, recipe_named
@@ -170,7 +171,7 @@ def missing(sheet: Sheet, row: Row, root: str | None, given: Mapping[str, str]) 
         names = [with_overrides(recipe_named(origin.model), origin.train or ()).data, *names]
     absent = [name for name in names if not sheet.tiny and catalogue.lacks(name, root)]
     lists = [name for name in _listed(sheet, names) if not official_names.path_of(name).is_file()]
-    files = [name for entry in (origin, row) for name in entry.weights.values() if _is_file(name) and name not in given]
+    files = [name for entry in (origin, row) for name in entry.weights.values() if _is_missing(name, given)]
     if not trains(origin, given) and model.official is not None and origin.model not in given and not model.present:
         files.insert(0, origin.model)
     return Missing(tuple(dict.fromkeys(absent)), tuple(lists), tuple(dict.fromkeys(files)))
@@ -283,9 +284,9 @@ def _listed(sheet: Sheet, names: Sequence[str]) -> list[str]:
     return [name for name in plain if name in official_names.LISTS]
 
 
-def _is_file(name: str) -> bool:
-    """Whether weights are a file to be given by the user, not a repository of the hub."""
-    return name.endswith((".pt", ".pth"))
+def _is_missing(name: str, given: Mapping[str, str]) -> bool:
+    """Whether weights are a file that is neither given nor fetched; those of a hub repository are downloaded when used."""
+    return "/" not in name and name not in given and not (name in SOURCES and SOURCES[name].present())
 
 
 def _training(origin: Row, seed: int | None, settings: Settings) -> Path:
@@ -323,8 +324,9 @@ def _trained(sheet: Sheet, origin: Row, seed: int | None, settings: Settings) ->
 
 
 def _given(row: Row, settings: Settings) -> dict[str, str]:
-    """Weights of a row's frozen parts."""
-    return {part: settings.weights.get(name, name) for part, name in row.weights.items()}
+    """Weights of a row's frozen parts: files of the user, published files that were fetched, or repositories of the hub."""
+    fetched = {name: str(SOURCES[name].path() or SOURCES[name].file) for name in row.weights.values() if name in SOURCES}
+    return {part: settings.weights.get(name) or fetched.get(name, name) for part, name in row.weights.items()}
 
 
 def _weights(sheet: Sheet, row: Row, seed: int | None, settings: Settings) -> dict[str, str]:
@@ -334,8 +336,8 @@ def _weights(sheet: Sheet, row: Row, seed: int | None, settings: Settings) -> di
     own: dict[str, str] = {}
     if seed is not None:
         own[model.method.key] = str(_training(origin, seed, settings) / "model")
-    elif origin.model in settings.weights or (model.official is not None and model.source is not None):
-        own[model.method.key] = settings.weights.get(origin.model) or model.sources[model.method.key].file
+    elif origin.model in settings.weights:
+        own[model.method.key] = settings.weights[origin.model]
     return {**own, **_given(origin, settings), **_given(row, settings)}
 
 
