@@ -60,12 +60,22 @@ def test_prompts_are_exchanged_on_the_same_scenes():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    rows = {row["prompts"]: row for row in document["rows"]}
+    rows = {row["change"]: row for row in document["rows"]}
     assert list(rows) == ["own", "shuffled", "noise", "removed"]
     assert rows["own"]["difference"] == rows["own"]["low"] == rows["own"]["high"] == 0
     assert all(row["low"] <= row["difference"] <= row["high"] for row in rows.values())
     assert rows["shuffled"]["difference"] < 0
     assert all(0 < precision <= 1 for precision in document["probe"].values())
+
+
+def test_masks_are_exchanged_on_the_same_scenes():
+    command = [sys.executable, "benchmarks/prompts_matter.py", "--model", "sam_mi-tiny", "--scenes", "1", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    rows = {row["change"]: row for row in json.loads(done.stdout)["rows"]}
+    assert list(rows) == ["none", "own", "shifted", "true", "displaced"]
+    assert rows["none"]["difference"] == 0
+    assert len({row["mIoU"] for row in rows.values()}) > 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a process had at its most")
