@@ -19,7 +19,14 @@ from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.correlation import CorrelationSegmenter
 from lexiseg.methods.recipe import Stage
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
-from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection, eroded, intra_mask, mask_embeddings
+from lexiseg.methods.sam_mi.injection import (
+    HighFrequencyInjection,
+    LowFrequencyInjection,
+    eroded,
+    intra_costs,
+    intra_mask,
+    mask_embeddings,
+)
 from lexiseg.methods.sam_mi.model import SamMiLossOptions, in_box
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, cell_labels, prompter_losses, sampled_points
 from lexiseg.methods.sam_mi.regions import classified_masks
@@ -204,6 +211,15 @@ def test_intra_mask_context_by_hand() -> None:
     assert (means[2] == 0).all()
 
 
+def test_costs_of_a_mask_move_to_their_mean() -> None:
+    costs, masks = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), boxes((0, 5), (4, 8), (2, 2))
+    found = intra_costs(costs, masks)
+    first, second = (costs[:, mask].mean(1) for mask in masks[:2])
+    assert_close(found[:, :, :4], (costs[:, :, :4] + first[:, None, None]) / 2)
+    assert_close(found[:, :, 4], (costs[:, :, 4] + first[:, None] + second[:, None]) / 3)
+    assert torch.equal(intra_costs(costs, masks[:0]), costs)
+
+
 def test_inter_mask_context() -> None:
     """A single mask: every cell's attention ends at its one value."""
     torch.manual_seed(0)
@@ -287,7 +303,10 @@ def test_the_same_points_each_time(sampling: str) -> None:
 
 def test_each_half_of_the_injection_counts() -> None:
     images, text = some_images((60, 80)), some_text()
-    found = [tiny_sam_mi(inject=inject)(images, text).probabilities for inject in ((), ("low",), ("high",), ("low", "high"))]
+    found = [
+        tiny_sam_mi(inject=inject)(images, text).probabilities
+        for inject in ((), ("low",), ("high",), ("costs",), ("low", "high"))
+    ]
     for number, one in enumerate(found):
         for other in found[:number]:
             assert (one - other).abs().max() > 1e-4
@@ -439,7 +458,8 @@ def test_the_prompter_learns_where_to_ask() -> None:
 
 def test_the_papers_settings() -> None:
     settings = recipe_named("sam_mi-vit-b16").to_dict()
-    assert (settings["data"], settings["batch_size"], settings["stages.1.steps"]) == ("coco-stuff-train", 4, 80_000)
+    assert (settings["data"], settings["batch_size"]) == ("coco-stuff-train", 4)
+    assert settings["stages.0.steps"] + settings["stages.1.steps"] == 80_000
     assert (settings["stages.1.lr"], settings["stages.1.lr_multipliers.clip"]) == (2e-4, 0.01)
     loss = {name: settings[f"loss.{name}"] for name in ("prompter", "mse", "density", "limit")}
     assert loss == {"prompter": 0.1, "mse": 0.5, "density": 5.0, "limit": 10}
@@ -450,7 +470,7 @@ def test_the_papers_settings() -> None:
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(UsageError, match="behaviour must be 'paper', not 'official'"):
         tiny_sam_mi(behaviour="official")
-    with pytest.raises(UsageError, match="must be 'low' or 'high', not 'lo'"):
+    with pytest.raises(UsageError, match="must be 'costs', 'low' or 'high', not 'lo'"):
         tiny_sam_mi(inject=("lo",))
 
 

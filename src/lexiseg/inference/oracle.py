@@ -65,11 +65,11 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
         regions = regions.to(probabilities.device)
         mean = torch.einsum("khw,rhw->rk", probabilities, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
         painted = torch.einsum("rk,rhw->khw", mean, regions.float())
-        masks = None
+        named = None
         if prediction.mask_prediction is not None:
             logits = torch.where(regions, INSIDE, -INSIDE)[None]
-            masks = MaskPrediction(logits, mean[None].log(), False, of_pixels)
-        return PixelPrediction(torch.where(regions.any(0), painted, probabilities)[None], of_pixels, masks)
+            named = MaskPrediction(logits, mean[None].log(), False, of_pixels)
+        return PixelPrediction(torch.where(regions.any(0), painted, probabilities)[None], of_pixels, named)
     if prediction.masks.shape[1] == 0:
         return prediction
     overlap, best = _overlap(prediction, regions).max(0)

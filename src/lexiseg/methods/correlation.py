@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from lexiseg.structures import (
     MaskTarget,
     PixelPrediction,
     Size,
+    Task,
     TextEmbeddings,
     Trace,
     UnitBox,
@@ -90,7 +91,7 @@ class CorrelationSegmenter(Segmenter):
         UsageError: the CLIP has too few levels.
     """
 
-    tasks = ("semantic", "panoptic")
+    tasks: ClassVar[tuple[Task, ...]] = ("semantic", "panoptic")
     tunes_text = True
     behaviour: Behaviour = "paper"
     config: CorrelationConfig

@@ -29,8 +29,9 @@ class SamMiConfig(CatSegConfig):
     """Number of points for "random"."""
     matching_threshold: Unit | None = 0.5
     """α_sma of Sec. 3.3: minimum fraction of a mask inside a class mask to be merged; None merges no masks."""
-    inject: tuple[Literal["low", "high"], ...] = ("low", "high")
-    """Frequencies at which masks are injected (Sec. 3.4)."""
+    inject: tuple[Literal["costs", "low", "high"], ...] = ("low", "high")
+    """Where masks are injected (Sec. 3.4): at "low" and "high" frequencies into the guides, and into the "costs" themselves
+    ("to inject M into S")."""
     cost_embedding: Embedding = "conv"
     """Embedding of the costs of each class: "conv", a 7 × 7 convolution as in CAT-Seg, whose framework Sec. 3.4 adopts; "mlp",
     of each cell (Sec. 3.1: "an MLP layer is adopted to embed S at each class")."""

@@ -34,7 +34,7 @@ from lexiseg.methods.catseg.model import POOLING, cost_aggregation, guide_upsamp
 from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume, ViewDecoder
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.config import SamMiConfig
-from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
+from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection, intra_costs
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
 from lexiseg.methods.sam_mi.regions import classified_masks
 from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, options
@@ -192,10 +192,12 @@ class SamMi(CorrelationSegmenter):
 
         Args:
             volume: of B views.
-            masks: [N, 4h, 4w] bool of each view, injected into the guides of the aggregation; None injects nothing, as CAT-Seg.
+            masks: [N, 4h, 4w] bool of each view, injected into its costs and guides; None injects nothing, as CAT-Seg.
             pooling: see `CostAggregation.forward`.
         """
-        appearance, (second, first) = volume.dense, upsampled(self.upsample, volume.levels)
+        costs, appearance, (second, first) = volume.cost, volume.dense, upsampled(self.upsample, volume.levels)
+        if masks is not None and "costs" in self.config.inject:
+            costs = torch.stack([intra_costs(S, covered(each, ENLARGED)) for S, each in zip(costs, masks, strict=True)])
         if masks is not None and "low" in self.config.inject:
             pairs = zip(volume.dense, masks, strict=True)
             appearance = torch.stack([self.low_injection(features, covered(each, ENLARGED)) for features, each in pairs])
@@ -205,7 +207,7 @@ class SamMi(CorrelationSegmenter):
                 [coarse(features, covered(each, 2) >= 0.5) for features, each in zip(second, masks, strict=True)]
             )
             first = torch.stack([fine(features, each) for features, each in zip(first, masks, strict=True)])
-        logits: Tensor = self.aggregation(volume.cost, volume.classes, appearance, (second, first), pooling=pooling)
+        logits: Tensor = self.aggregation(costs, volume.classes, appearance, (second, first), pooling=pooling)
         return logits
 
     @torch.no_grad()

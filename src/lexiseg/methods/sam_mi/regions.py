@@ -4,7 +4,7 @@ SAM's masks separate instances, the pixels' class probabilities name them:
 
     p(k | q) = mean of p(k | pixel) over mask q
     score    = pred_iou_q p(k | q)                of overlapping masks the best score wins, as in SAM + CLIP
-    cells that no mask covers                     one mask for each of their classes, as in CAT-Seg
+    cells that no mask covers                     one mask for each of their classes, as in CAT-Seg, if it is not a sliver
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from lexiseg.structures import OUTSIDE, Geometry, MaskPrediction
 
 INSIDE = 20.0  # logit inside the masks of cells that no mask of SAM covers
+SLIVER = 0.02  # fraction of the image below which cells of a class that no mask covers remain void  # [decided]
 LEAST = 1e-6  # minimum of probabilities and predicted IoU, so that their logarithms are finite
 
 
@@ -27,9 +28,11 @@ def classified_masks(logits: Tensor, pred_iou: Tensor, cells: Tensor, geometry: 
         cells: class probabilities on their grid, [K, m, m]; 0 outside the image.
         geometry: of the grid.
     """
-    uncovered = (cells > 0).any(0) & ~(logits > 0).any(0)
+    inside = (cells > 0).any(0)
+    uncovered = inside & ~(logits > 0).any(0)
     labels = cells.argmax(0)
-    rest = labels[uncovered].unique()
+    rest, areas = labels[uncovered].unique(return_counts=True)
+    rest = rest[areas >= SLIVER * inside.sum()]
     remaining = torch.where((labels == rest[:, None, None]) & uncovered, INSIDE, OUTSIDE).to(logits.dtype)
     masks = torch.cat([logits, remaining])
     scores = mean_probabilities(cells, masks > 0).clamp(min=LEAST).log()
