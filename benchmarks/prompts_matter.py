@@ -238,14 +238,14 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
     return float((precision * hits).sum() / hits.sum())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="escnet-tiny")
     parser.add_argument("--weights", type=Path, help="folder of trained weights in place of the package's")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--probe", type=int, default=20, help="scenes to train and as many to test the linear probe; 0: none")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     pipeline = load(arguments.model, weights=arguments.weights, device="cpu")
     if not isinstance(pipeline.segmenter, SamMi | EscNet) or not isinstance(pipeline.segmenter.sam, PromptedBlocks | SamFamily):
         raise UsageError(f"{arguments.model} does not prompt SAM; choose a model of ESC-Net or SAM-MI")
