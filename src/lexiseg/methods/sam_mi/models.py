@@ -23,6 +23,7 @@ from lexiseg.methods.variant import Variant
 TINY = SamMiConfig(
     **catseg.TINY_SIZES,
     prompter_dim=32,
+    inject=("costs", "low", "high"),  # without the costs masks count less, see docs/methods/sam_mi.md
     generator=replace(
         MASK_PER_POINT, pred_iou_threshold=0.5, stability_threshold=0.5, box_nms_threshold=0.5
     ),  # sam_clip-tiny's
