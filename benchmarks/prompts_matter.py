@@ -1,17 +1,25 @@
-"""Whether ESC-Net's pseudo prompts matter: a trained model with its own prompts, with those of other classes, with none.
+"""Whether what SAM is asked and says matters: a trained ESC-Net or SAM-MI as it is, with other prompts or masks, with none.
 
 ``python benchmarks/prompts_matter.py [--model escnet-tiny] [--weights FOLDER] [--scenes 64] [--json]`` segments scenes of the
-emoji world (seed 12345, trained styles, all names) four times, and prints mIoU and its difference to the model as it is, with
-the interval of 95 % of a bootstrap over the scenes, which are the same in all rows:
+emoji world (seed 12345, trained styles, all names) several times, and prints mIoU and its difference to the first row, with the
+interval of 95 % of a bootstrap over the scenes, which are the same in all rows. Of ESC-Net:
 
     own        as trained
     shuffled   SAM's blocks get the points and masks of another class, drawn at random, for each scene and block
     noise      they get pseudo prompts of random probabilities
     removed    (F_v^n)' is F_v after the last norm of SAM's block: no prompts, no attention
 
-Then a linear probe, trained on ``--probe`` scenes of seed 777 and tested on as many of seed 12345: is a cell one of class n?
-Average precision from its correlation alone, and with what the first SAM block makes of the cell: the mean over the classes,
-its own (F_v^n)', and that of another class's prompts. 24 names a scene, those that are there among them.
+Of SAM-MI (``--model sam_mi-tiny``), the masks that are injected:
+
+    none       no injection
+    own        SAM's masks, aggregated by class
+    shifted    the same, moved by half the picture
+    true       those of the truth, one a segment
+    displaced  the same, moved by half the picture
+
+For ESC-Net then a linear probe, trained on ``--probe`` scenes of seed 777 and tested on as many of seed 12345: is a cell one of
+class n? Average precision from its correlation alone, and with what the first SAM block makes of the cell: the mean over the
+classes, its own (F_v^n)', and that of another class's prompts. 24 names a scene, those that are there among them.
 """
 
 from __future__ import annotations
@@ -22,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,19 +38,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import Pipeline, as_segmentation, load, regions_of
 from lexiseg.inference.results import measurable
+from lexiseg.methods.base import Segmenter
+from lexiseg.methods.correlation import CostVolume
 from lexiseg.methods.escnet.blocks import PromptedBlocks
 from lexiseg.methods.escnet.model import EscNet
 from lexiseg.methods.escnet.prompts import PseudoPrompts, pseudo_prompts
+from lexiseg.methods.sam_mi.model import SamMi
+from lexiseg.methods.sam_mi.targets import at_centres
 from lexiseg.metrics import SemanticScores
-from lexiseg.postprocess import Policy
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.world import Scene, scenes, world_classes
 
-Change = Literal["own", "shuffled", "noise", "removed"]
-CHANGES: tuple[Change, ...] = ("own", "shuffled", "noise", "removed")
+PROMPTS = ("own", "shuffled", "noise", "removed")
+MASKS = ("none", "own", "shifted", "true", "displaced")
 RESAMPLES = 2000
 NAMES = 24  # of the linear probe, for each scene, as many as in a training batch
 INPUTS = ("correlation", "mean over classes", "own", "another class's prompts")
@@ -63,7 +75,39 @@ class Counts:
 
 
 @contextmanager
-def changed(segmenter: EscNet, change: Change, seed: int) -> Iterator[None]:
+def changed(segmenter: Segmenter, change: str, number: int, scene: Scene) -> Iterator[None]:
+    """Change one of `PROMPTS` or `MASKS` while a scene is segmented."""
+    if isinstance(segmenter, EscNet):
+        with prompts_changed(segmenter, change, number):
+            yield
+    else:
+        assert isinstance(segmenter, SamMi)
+        with masks_changed(segmenter, change, scene):
+            yield
+
+
+@contextmanager
+def masks_changed(segmenter: SamMi, change: str, scene: Scene) -> Iterator[None]:
+    """Change the masks that are injected."""
+    injected = segmenter.aggregated
+
+    def of_changed(volume: CostVolume, masks: list[Tensor], **options: Any) -> Tensor:
+        side = masks[0].shape[-1]
+        if change in ("true", "displaced"):
+            masks = [at_centres(torch.stack([torch.from_numpy(scene.panoptic == each.id) for each in scene.segments]), side)]
+        if change in ("shifted", "displaced"):
+            masks = [each.roll(side // 2, -1) for each in masks]
+        return injected(volume, None if change == "none" else masks, **options)
+
+    segmenter.aggregated = of_changed  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        segmenter.aggregated = injected  # type: ignore[method-assign]
+
+
+@contextmanager
+def prompts_changed(segmenter: EscNet, change: str, seed: int) -> Iterator[None]:
     """Change what SAM's blocks get or give, for all classes of a picture at once."""
     sam, generator = segmenter.sam, torch.Generator().manual_seed(seed)
     assert isinstance(sam, PromptedBlocks)
@@ -99,14 +143,13 @@ def shuffled(prompts: PseudoPrompts, generator: torch.Generator) -> PseudoPrompt
     return PseudoPrompts(*(getattr(prompts, field.name)[other] for field in fields(prompts)))
 
 
-def counted(pipeline: Pipeline, chosen: Sequence[Scene], change: Change) -> Counts:
+def counted(pipeline: Pipeline, chosen: Sequence[Scene], change: str) -> Counts:
     """The pixels of every scene and class."""
-    assert isinstance(pipeline.segmenter, EscNet)
     vocabulary = Vocabulary.builtin("emoji")
-    text, policy = pipeline.embed(vocabulary), Policy(overlap=pipeline.segmenter.config.overlap_threshold)
+    text, policy = pipeline.embed(vocabulary), pipeline.segmenter.policy
     scores, rows = SemanticScores(len(world_classes())), []
     for number, scene in enumerate(chosen):
-        with changed(pipeline.segmenter, change, number):
+        with changed(pipeline.segmenter, change, number, scene):
             regions = regions_of(pipeline.predict(scene.image, text), text, "semantic", policy)
         confusion = scores.count(scene.semantic(), measurable(as_segmentation("semantic", scene.image, vocabulary, regions)))
         right, truth = np.diagonal(confusion), confusion.sum(axis=1)
@@ -115,16 +158,16 @@ def counted(pipeline: Pipeline, chosen: Sequence[Scene], change: Change) -> Coun
 
 
 def compared(pipeline: Pipeline, count: int) -> list[dict[str, Any]]:
-    """mIoU of each change, and its difference to none with an interval of 95 %."""
-    chosen = list(scenes("val", count, seed=12345))
-    every = {change: counted(pipeline, chosen, change) for change in CHANGES}
+    """mIoU of each change, and its difference to the first with an interval of 95 %."""
+    chosen, changes = list(scenes("val", count, seed=12345)), PROMPTS if isinstance(pipeline.segmenter, EscNet) else MASKS
+    every = {change: counted(pipeline, chosen, change) for change in changes}
     resampled = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     whole, rows = np.ones((1, count), dtype=np.int64), []
     for change, counts in every.items():
-        difference = counts.miou(resampled) - every["own"].miou(resampled)
+        difference = counts.miou(resampled) - every[changes[0]].miou(resampled)
         low, high = np.quantile(difference, (0.025, 0.975))
-        miou, own = (float(of.miou(whole)[0]) for of in (counts, every["own"]))
-        rows.append({"prompts": change, "mIoU": miou, "difference": miou - own, "low": float(low), "high": float(high)})
+        miou, first = (float(of.miou(whole)[0]) for of in (counts, every[changes[0]]))
+        rows.append({"change": change, "mIoU": miou, "difference": miou - first, "low": float(low), "high": float(high)})
     return rows
 
 
@@ -154,10 +197,10 @@ def probe_samples(pipeline: Pipeline, count: int, seed: int) -> tuple[dict[str, 
     return {name: torch.cat(parts) for name, parts in inputs.items()}, torch.cat(answers)
 
 
-def first_block(segmenter: EscNet, volume: Any, change: Change, seed: int) -> Tensor:
+def first_block(segmenter: EscNet, volume: CostVolume, change: str, seed: int) -> Tensor:
     """(F_v^n)' [K, h · w, C] of the first SAM block."""
     outputs: list[Tensor] = []
-    with changed(segmenter, change, seed):
+    with prompts_changed(segmenter, change, seed):
         hook = segmenter.sam.register_forward_hook(lambda _module, _given, refined: outputs.append(refined))
         segmenter.decode(volume)
         hook.remove()
@@ -195,27 +238,26 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
     return float((precision * hits).sum() / hits.sum())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="escnet-tiny")
     parser.add_argument("--weights", type=Path, help="folder of trained weights in place of the package's")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--probe", type=int, default=20, help="scenes to train and as many to test the linear probe; 0: none")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    given = {} if arguments.weights is None else {"escnet": arguments.weights}
-    pipeline = load(arguments.model, weights=given, device="cpu")
-    if not isinstance(pipeline.segmenter, EscNet) or not isinstance(pipeline.segmenter.sam, PromptedBlocks):
-        raise UsageError(f"{arguments.model} has no SAM blocks to prompt; choose a model of ESC-Net")
+    arguments = parser.parse_args(argv)
+    pipeline = load(arguments.model, weights=arguments.weights, device="cpu")
+    if not isinstance(pipeline.segmenter, SamMi | EscNet) or not isinstance(pipeline.segmenter.sam, PromptedBlocks | SamFamily):
+        raise UsageError(f"{arguments.model} does not prompt SAM; choose a model of ESC-Net or SAM-MI")
     rows = compared(pipeline, arguments.scenes)
-    probe = probed(pipeline, arguments.probe) if arguments.probe else {}
+    probe = probed(pipeline, arguments.probe) if arguments.probe and isinstance(pipeline.segmenter, EscNet) else {}
     if arguments.json:
         print(json.dumps({"model": arguments.model, "scenes": arguments.scenes, "rows": rows, "probe": probe}))
         return
     print(f"{arguments.model} on {arguments.scenes} scenes of seed 12345, {len(world_classes())} names")
-    print(f"{'prompts':10s}{'mIoU':>8s}{'difference':>12s}   95 % of {RESAMPLES} resamples of the scenes")
+    print(f"{'':10s}{'mIoU':>8s}{'difference':>12s}   95 % of {RESAMPLES} resamples of the scenes")
     for row in rows:
-        print(f"{row['prompts']:10s}{row['mIoU']:8.4f}{row['difference']:+12.4f}   {row['low']:+.4f} to {row['high']:+.4f}")
+        print(f"{row['change']:10s}{row['mIoU']:8.4f}{row['difference']:+12.4f}   {row['low']:+.4f} to {row['high']:+.4f}")
     for name, precision in probe.items():
         print(f"linear probe, {name:24s} average precision {precision:.3f}")
 

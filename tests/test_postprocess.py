@@ -188,6 +188,20 @@ def test_pixels_have_no_instances_but_a_panoptic_map():
         instances(prediction, text(2, {0}))
 
 
+def test_pixels_with_masks_have_the_regions_of_their_masks():
+    masks = boxes_prediction((0, 4, 0, 4), (4, 8, 4, 8), probability=[[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]])
+    prediction = PixelPrediction(torch.rand(1, 2, 3, 4), (Geometry.unresized(SIZE),), masks)
+    names = text(2, {0})
+    assert torch.equal(panoptic(prediction, names)[0][0], panoptic(masks, names)[0][0])
+    assert [region.score for region in instances(prediction, names)[0]] == [r.score for r in instances(masks, names)[0]]
+    without = replace(prediction, mask_prediction=None)
+    assert torch.equal(semantic(prediction)[0], semantic(without)[0]), "the label map remains that of the pixels"
+    [part, other] = PixelPrediction.join([prediction, prediction]).split()
+    assert torch.equal(part.mask_prediction.masks, masks.masks)
+    assert torch.equal(other.probabilities, prediction.probabilities)
+    assert PixelPrediction.join([without, without]).mask_prediction is None
+
+
 def test_the_extent_beyond_the_image_is_cut_off():
     prediction = boxes_prediction((0, 6, 0, 16), probability=[[0.9, 0.05, 0.05]])
     cut = replace(prediction, geometries=(Geometry.unresized((6, 16), SIZE),))

@@ -22,7 +22,7 @@ from torch.nn import functional
 from lexiseg.errors import UsageError
 from lexiseg.ops.masks import areas_of_masks
 from lexiseg.ops.memory import masks_at_once, require_memory
-from lexiseg.structures import Geometry, MaskPrediction, PixelPrediction, Size, TextEmbeddings
+from lexiseg.structures import Geometry, MaskPrediction, PixelPrediction, Size, TextEmbeddings, masks_of
 
 VOID = -1  # label of pixels without a class
 ROWS = 64  # greatest number of masks resized at once
@@ -236,9 +236,10 @@ def panoptic(
     Every pixel is assigned to the query with the largest score × mask probability, arg max p · m (CMPF, Sec. 3.2.4); queries
     that retain less than ``overlap`` of their mask are dropped; stuff regions of one class are merged.
     """
-    if isinstance(prediction, PixelPrediction):
+    masks = masks_of(prediction)
+    if masks is None:
         return [_panoptic_of_pixels(score, label, policy) for score, label in semantic_best(prediction)]
-    return [_panoptic_of_masks(prediction, index, text.things.tolist(), policy) for index in range(len(prediction.geometries))]
+    return [_panoptic_of_masks(masks, index, text.things.tolist(), policy) for index in range(len(masks.geometries))]
 
 
 def _panoptic_of_masks(
@@ -348,7 +349,7 @@ def _greatest(logits: Tensor, reach: int) -> Tensor:
 
 
 def _panoptic_of_pixels(score: Tensor, label: Tensor, policy: Policy) -> tuple[Tensor, list[Region]]:
-    """One region per class: a pixel prediction does not separate instances."""
+    """One region per class: pixels alone do not separate instances."""
     regions = class_regions(score, label_map(score, label, policy))
     numbers = torch.zeros(label.shape, dtype=torch.int32, device=label.device)
     for number, region in enumerate(regions, start=1):
@@ -366,9 +367,10 @@ def instances(
 
     The ``detections`` best pairs of query and thing class; the score is class probability × mean probability inside the mask.
     """
-    if isinstance(prediction, PixelPrediction):
+    masks = masks_of(prediction)
+    if masks is None:
         raise UsageError("this model predicts pixels, not instances; use --task semantic or a mask model")
-    return [_instances(prediction, index, text.things, policy) for index in range(len(prediction.geometries))]
+    return [_instances(masks, index, text.things, policy) for index in range(len(masks.geometries))]
 
 
 def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: Policy) -> list[Region]:

@@ -339,10 +339,13 @@ class PixelPrediction:
     Attributes:
         probabilities: [B, K, h, w], independent of each other: they need not sum to 1.
         geometries: as in `MaskPrediction`.
+        mask_prediction: masks of the same images with class scores, for panoptic and instance results; None: panoptic results
+            have one region per class, and there are no instances.
     """
 
     probabilities: Tensor
     geometries: tuple[Geometry, ...]
+    mask_prediction: MaskPrediction | None = None
 
     def per_class(self) -> Tensor:
         """Probabilities with the K classes last, [B, h, w, K]."""
@@ -350,8 +353,27 @@ class PixelPrediction:
 
     def split(self) -> list[PixelPrediction]:
         """Split into predictions of one image each, as views."""
-        parts = zip(self.probabilities.split(1), self.geometries, strict=True)
-        return [PixelPrediction(probabilities, (geometry,)) for probabilities, geometry in parts]
+        count = len(self.geometries)
+        masks = [None] * count if self.mask_prediction is None else self.mask_prediction.split()
+        parts = zip(self.probabilities.split(1), self.geometries, masks, strict=True)
+        return [PixelPrediction(probabilities, (geometry,), each) for probabilities, geometry, each in parts]
+
+    @classmethod
+    def join(cls, predictions: Sequence[PixelPrediction]) -> PixelPrediction:
+        """Batch predictions with grids of one size; the inverse of `split`."""
+        if len(predictions) == 1:  # without a copy
+            return predictions[0]
+        masks = [each for part in predictions if part.mask_prediction is not None for each in part.mask_prediction.split()]
+        return cls(
+            torch.cat([part.probabilities for part in predictions]),
+            tuple(geometry for part in predictions for geometry in part.geometries),
+            MaskPrediction.join(masks) if masks else None,
+        )
+
+
+def masks_of(prediction: MaskPrediction | PixelPrediction) -> MaskPrediction | None:
+    """The masks of a prediction for panoptic and instance results; None if it is of pixels alone."""
+    return prediction if isinstance(prediction, MaskPrediction) else prediction.mask_prediction
 
 
 @dataclass(frozen=True)

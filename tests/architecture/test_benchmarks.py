@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import batches, classes, end_to_end, fiser, methods, prompts
+from benchmarks import batches, classes, end_to_end, fiser, methods, prompts, prompts_matter
 from lexiseg.data.images import PIXEL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,17 +55,23 @@ def test_every_way_to_ask_sam_is_measured(capsys):
     assert all(row["put_together"] >= 0 and 0 <= row["mIoU"] <= 1 for row in rows.values())
 
 
-def test_prompts_are_exchanged_on_the_same_scenes():
-    command = [sys.executable, "benchmarks/prompts_matter.py", "--scenes", "2", "--probe", "1", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    rows = {row["prompts"]: row for row in document["rows"]}
+def test_prompts_are_exchanged_on_the_same_scenes(capsys):
+    prompts_matter.main(["--scenes", "2", "--probe", "1", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    rows = {row["change"]: row for row in document["rows"]}
     assert list(rows) == ["own", "shuffled", "noise", "removed"]
     assert rows["own"]["difference"] == rows["own"]["low"] == rows["own"]["high"] == 0
     assert all(row["low"] <= row["difference"] <= row["high"] for row in rows.values())
     assert rows["shuffled"]["difference"] < 0
     assert all(0 < precision <= 1 for precision in document["probe"].values())
+
+
+def test_masks_are_exchanged_on_the_same_scenes(capsys):
+    prompts_matter.main(["--model", "sam_mi-tiny", "--scenes", "1", "--json"])
+    rows = {row["change"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert list(rows) == ["none", "own", "shifted", "true", "displaced"]
+    assert rows["none"]["difference"] == 0
+    assert len({row["mIoU"] for row in rows.values()}) > 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a process had at its most")

@@ -106,3 +106,17 @@ def test_pixels_take_the_mean_of_the_given_region():
         assert found[inside][0] == prediction.probabilities[0][:, inside].mean(1).argmax()
     with pytest.raises(UsageError, match="predicts pixels"):
         oracle.apply("labels", prediction, halves())
+
+
+def test_pixels_with_masks_have_true_masks_and_true_labels():
+    probabilities = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    prediction = PixelPrediction(
+        probabilities, (Geometry.unresized(SIZE),), rough([[0.8, 0.1, 0.05], [0.8, 0.1, 0.1]], void=False)
+    )
+    regions, labels = oracle.true_regions(halves())
+    found = regions_of(oracle.apply("masks", prediction, halves()), TEXT, "panoptic", Policy())
+    best = torch.stack([probabilities[0][:, mask].mean(1) for mask in regions]).argmax(1)
+    assert {region.label for region in found} == set(best.tolist())
+    assert torch.equal(torch.stack([region.mask for region in found]).any(0), regions.any(0))
+    found = regions_of(oracle.apply("labels", prediction, halves()), TEXT, "panoptic", Policy())
+    assert [region.label for region in found] == labels.tolist()

@@ -19,11 +19,20 @@ from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.correlation import CorrelationSegmenter
 from lexiseg.methods.recipe import Stage
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
-from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection, eroded, intra_mask, mask_embeddings
+from lexiseg.methods.sam_mi.injection import (
+    HighFrequencyInjection,
+    LowFrequencyInjection,
+    eroded,
+    intra_costs,
+    intra_mask,
+    mask_embeddings,
+)
 from lexiseg.methods.sam_mi.model import SamMiLossOptions, in_box
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, cell_labels, prompter_losses, sampled_points
+from lexiseg.methods.sam_mi.regions import classified_masks
 from lexiseg.methods.sam_mi.targets import expected_points, masks_on_grid, point_weights, target_probabilities
-from lexiseg.structures import WHOLE, ImageBatch, MaskTarget, Trace
+from lexiseg.postprocess import Policy, instances, panoptic
+from lexiseg.structures import WHOLE, Geometry, ImageBatch, MaskTarget, Trace
 from lexiseg.training.batches import points_of
 from lexiseg.training.optimiser import optimiser_of
 from tests.laws.builders import some_images, some_text, tiny_sam_mi
@@ -202,6 +211,15 @@ def test_intra_mask_context_by_hand() -> None:
     assert (means[2] == 0).all()
 
 
+def test_costs_of_a_mask_move_to_their_mean() -> None:
+    costs, masks = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)), boxes((0, 5), (4, 8), (2, 2))
+    found = intra_costs(costs, masks)
+    first, second = (costs[:, mask].mean(1) for mask in masks[:2])
+    assert_close(found[:, :, :4], (costs[:, :, :4] + first[:, None, None]) / 2)
+    assert_close(found[:, :, 4], (costs[:, :, 4] + first[:, None] + second[:, None]) / 3)
+    assert torch.equal(intra_costs(costs, masks[:0]), costs)
+
+
 def test_inter_mask_context() -> None:
     """A single mask: every cell's attention ends at its one value."""
     torch.manual_seed(0)
@@ -285,13 +303,63 @@ def test_the_same_points_each_time(sampling: str) -> None:
 
 def test_each_half_of_the_injection_counts() -> None:
     images, text = some_images((60, 80)), some_text()
-    found = [tiny_sam_mi(inject=inject)(images, text).probabilities for inject in ((), ("low",), ("high",), ("low", "high"))]
+    found = [
+        tiny_sam_mi(inject=inject)(images, text).probabilities
+        for inject in ((), ("low",), ("high",), ("costs",), ("low", "high"))
+    ]
     for number, one in enumerate(found):
         for other in found[:number]:
             assert (one - other).abs().max() > 1e-4
     without = tiny_sam_mi(inject=())
     without.view_decoder = partial(CorrelationSegmenter.view_decoder, without)  # type: ignore[method-assign]  # asks no SAM
     assert torch.equal(without(images, text).probabilities, found[0])
+
+
+@pytest.mark.parametrize("options", [{"cost_embedding": "mlp"}, {"guide_values": True}])
+def test_other_readings_are_other_networks(options: dict[str, Any]) -> None:
+    images, text = some_images((60, 80)), some_text()
+    usual, other = tiny_sam_mi(), tiny_sam_mi(**options)
+    assert {name: values.shape for name, values in other.state_dict().items()} != {
+        name: values.shape for name, values in usual.state_dict().items()
+    }
+    assert (other(images, text).probabilities - usual(images, text).probabilities).abs().max() > 1e-4
+
+
+def test_a_control_without_injection_asks_no_sam_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter, (images, targets) = tiny_sam_mi(inject=()).train(), halves()
+    monkeypatch.setattr(segmenter, "_masks", None)
+    losses = segmenter.loss(images, some_text(), targets)
+    assert set(losses) == {"pixels", "prompter_classes", "prompter_points"}
+
+
+# --- panoptic and instance results ------------------------------------------------------------------------------------
+
+
+def test_masks_are_named_by_the_mean_of_their_pixels() -> None:
+    geometry = Geometry.unresized((4, 8))
+    cells = torch.rand(3, 4, 8, generator=torch.Generator().manual_seed(0)) + 0.1
+    cells[:, 3:] = 0.0  # outside the image
+    masks = boxes((0, 3), (2, 5), (8, 8))
+    found = classified_masks(torch.where(masks, 4.0, -4.0), torch.tensor([0.9, 0.5, 0.7]), cells, geometry)
+    for number, quality in ((0, 0.9), (1, 0.5)):
+        assert_close(found.classes[0, number].exp(), quality * cells[:, masks[number]].mean(1))
+    assert (found.classes[0, 2].exp() < 1e-5).all(), "an empty mask"
+    rest, labels = found.masks[0, 3:] > 0, cells.argmax(0)
+    assert rest.any(0)[:3].tolist() == (~masks.any(0))[:3].tolist()
+    assert not rest[:, 3:].any()
+    assert rest.sum(0).max() == 1
+    assert all(len(labels[mask].unique()) == 1 for mask in rest)
+
+
+def test_of_overlapping_masks_the_better_one_wins() -> None:
+    cells = torch.full((1, 4, 8), 0.5)
+    found = classified_masks(
+        torch.where(boxes((0, 6), (3, 8)), 9.0, -9.0), torch.tensor([0.6, 0.9]), cells, Geometry.unresized((4, 8))
+    )
+    names = replace(some_text(1), things=torch.tensor([True]))
+    regions = panoptic(found, names, Policy(overlap=0.0))[0][1]
+    assert sorted(int(region.mask.sum()) for region in regions) == [12, 20]
+    assert [int(region.mask.sum()) for region in instances(found, names)[0]] == [20, 24]
 
 
 def test_a_crop_has_the_masks_of_its_part() -> None:
@@ -390,7 +458,8 @@ def test_the_prompter_learns_where_to_ask() -> None:
 
 def test_the_papers_settings() -> None:
     settings = recipe_named("sam_mi-vit-b16").to_dict()
-    assert (settings["data"], settings["batch_size"], settings["stages.1.steps"]) == ("coco-stuff-train", 4, 80_000)
+    assert (settings["data"], settings["batch_size"]) == ("coco-stuff-train", 4)
+    assert settings["stages.0.steps"] + settings["stages.1.steps"] == 80_000
     assert (settings["stages.1.lr"], settings["stages.1.lr_multipliers.clip"]) == (2e-4, 0.01)
     loss = {name: settings[f"loss.{name}"] for name in ("prompter", "mse", "density", "limit")}
     assert loss == {"prompter": 0.1, "mse": 0.5, "density": 5.0, "limit": 10}
@@ -401,7 +470,7 @@ def test_the_papers_settings() -> None:
 def test_what_it_cannot_do_is_said() -> None:
     with pytest.raises(UsageError, match="behaviour must be 'paper', not 'official'"):
         tiny_sam_mi(behaviour="official")
-    with pytest.raises(UsageError, match="must be 'low' or 'high', not 'lo'"):
+    with pytest.raises(UsageError, match="must be 'costs', 'low' or 'high', not 'lo'"):
         tiny_sam_mi(inject=("lo",))
 
 

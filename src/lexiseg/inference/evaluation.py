@@ -41,7 +41,7 @@ from lexiseg.ops.files import write_atomically, write_json
 from lexiseg.ops.rle import area_of_counts, encode_masks
 from lexiseg.postprocess import Policy
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction, Task, TextEmbeddings
+from lexiseg.structures import Instance, Instances, MaskPrediction, PixelPrediction, Task, TextEmbeddings, masks_of
 
 CHUNK = 16  # images
 LVIS_DETECTIONS = 300  # maximum number of instances per image with federated ground truth
@@ -392,12 +392,13 @@ def all_masks(prediction: MaskPrediction | PixelPrediction) -> Instances:
     Raises:
         UsageError: the method predicts pixels and has no masks.
     """
-    if isinstance(prediction, PixelPrediction):
+    predicted = masks_of(prediction)
+    if predicted is None:
         raise UsageError("the recall of masks needs a method that predicts masks; this one predicts pixels")
-    geometry = prediction.geometries[0]
-    masks = geometry.upsample(prediction.masks[0]) > 0
-    if prediction.valid is not None:
-        masks = masks[prediction.valid[0]]
+    geometry = predicted.geometries[0]
+    masks = geometry.upsample(predicted.masks[0]) > 0
+    if predicted.valid is not None:
+        masks = masks[predicted.valid[0]]
     counts = encode_masks(masks)
     return Instances(geometry.size, tuple(Instance(0, runs, area_of_counts(runs), (0, 0, 0, 0)) for runs in counts))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lexiseg.errors import UsageError
 from lexiseg.ops.rle import decode_counts
-from lexiseg.structures import IGNORED, Geometry, Instances, MaskPrediction, PanopticMap, PixelPrediction
+from lexiseg.structures import IGNORED, Geometry, Instances, MaskPrediction, PanopticMap, PixelPrediction, masks_of
 
 INSIDE = 20.0  # logit inside a true mask
 ORACLES = ("masks", "labels")
@@ -32,9 +32,10 @@ def apply(kind: str, prediction: MaskPrediction | PixelPrediction, truth: Truth)
     regions, labels = true_regions(truth)
     if kind == "masks":
         return true_masks(prediction, regions)
-    if isinstance(prediction, PixelPrediction):
+    masks = masks_of(prediction)
+    if masks is None:
         raise UsageError("--oracle labels needs a method that predicts masks; this one predicts pixels")
-    return true_labels(prediction, regions, labels)
+    return true_labels(masks, regions, labels)
 
 
 def true_regions(truth: Truth) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,10 @@ def true_regions(truth: Truth) -> tuple[Tensor, Tensor]:
 
 
 def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) -> MaskPrediction | PixelPrediction:
-    """The true regions [R, H, W] with the predicted class scores; regions that overlap no mask are left out."""
+    """The true regions [R, H, W] with the predicted class scores; regions that overlap no mask are left out.
+
+    Regions of a pixel prediction have the mean probabilities of their pixels.
+    """
     (geometry,) = prediction.geometries
     of_pixels = (Geometry.unresized(geometry.size),)
     if isinstance(prediction, PixelPrediction):
@@ -61,7 +65,11 @@ def true_masks(prediction: MaskPrediction | PixelPrediction, regions: Tensor) ->
         regions = regions.to(probabilities.device)
         mean = torch.einsum("khw,rhw->rk", probabilities, regions.float()) / regions.sum((1, 2)).clamp(min=1)[:, None]
         painted = torch.einsum("rk,rhw->khw", mean, regions.float())
-        return PixelPrediction(torch.where(regions.any(0), painted, probabilities)[None], of_pixels)
+        named = None
+        if prediction.mask_prediction is not None:
+            logits = torch.where(regions, INSIDE, -INSIDE)[None]
+            named = MaskPrediction(logits, mean[None].log(), False, of_pixels)
+        return PixelPrediction(torch.where(regions.any(0), painted, probabilities)[None], of_pixels, named)
     if prediction.masks.shape[1] == 0:
         return prediction
     overlap, best = _overlap(prediction, regions).max(0)

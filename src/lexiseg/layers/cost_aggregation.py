@@ -30,6 +30,7 @@ from lexiseg.layers.memory import part_of
 from lexiseg.structures import OUTSIDE, Size
 
 Attention = Literal["linear", "full"]
+Embedding = Literal["conv", "mlp"]
 
 GROUP = 16  # channels per group norm group in the decoder
 TINY = 1e-6  # avoids division by zero in linear attention
@@ -89,6 +90,13 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def cost_embedding(kind: Embedding, width: int) -> nn.Module:
+    """Embed costs [N, 1, h, w] to [N, C, h, w]: a 7 × 7 convolution ("conv", CAT-Seg), or an MLP of each cell ("mlp")."""
+    if kind == "conv":
+        return nn.Conv2d(1, width, 7, padding=3)
+    return nn.Sequential(nn.Conv2d(1, width, 1), nn.GELU(), nn.Conv2d(width, width, 1))
 
 
 class GuidedAttention(nn.Module):
@@ -241,10 +249,19 @@ class AggregationLayer(nn.Module):
     """Aggregation over space, then over classes."""
 
     def __init__(
-        self, width: int, appearance: int, text: int, *, heads: int, window: int, length: int, attention: Attention
+        self,
+        width: int,
+        appearance: int,
+        text: int,
+        *,
+        heads: int,
+        window: int,
+        length: int,
+        attention: Attention,
+        guide_values: bool = False,
     ) -> None:
         super().__init__()
-        self.spatial = SpatialAggregation(width, appearance, heads, window)
+        self.spatial = SpatialAggregation(width, appearance, heads, window, guide_values=guide_values)
         self.classes = ClassAggregation(width, text, heads, length=length, attention=attention)
 
 
@@ -289,6 +306,8 @@ class CostAggregation(nn.Module):
             `OUTSIDE`; 0 keeps all.
         pad_classes: pad fewer classes to ``max_classes`` with a learned token, in attention over classes.
         attention: kind of attention over classes.
+        embedding: see `cost_embedding`.
+        guide_values: see `GuidedAttention`, over space.
         classes_at_once: classes per chunk in spatial aggregation and decoder, and rows of cells per chunk in attention over
             classes; None processes all at once.
     """
@@ -309,12 +328,14 @@ class CostAggregation(nn.Module):
         max_classes: int = 256,
         pad_classes: bool = True,
         attention: Attention = "linear",
+        embedding: Embedding = "conv",
+        guide_values: bool = False,
         classes_at_once: int | None = None,
     ) -> None:
         super().__init__()
         self.max_classes, self.classes_at_once = max_classes, classes_at_once
         length = max_classes if pad_classes else 0
-        self.embedding = nn.Conv2d(1, width, 7, padding=3)
+        self.embedding = cost_embedding(embedding, width)
         self.appearance = nn.Sequential(nn.Conv2d(joint, appearance, 3, padding=1), nn.ReLU())
         self.text = nn.Sequential(nn.Linear(joint, text), nn.ReLU())
         self.guides = nn.ModuleList(
@@ -322,7 +343,16 @@ class CostAggregation(nn.Module):
             for inputs, outputs in zip(guides, decoder_guides, strict=True)
         )
         self.layers = nn.ModuleList(
-            AggregationLayer(width, appearance, text, heads=heads, window=window, length=length, attention=attention)
+            AggregationLayer(
+                width,
+                appearance,
+                text,
+                heads=heads,
+                window=window,
+                length=length,
+                attention=attention,
+                guide_values=guide_values,
+            )
             for _ in range(layers)
         )
         stages = zip((width, decoder[0]), decoder, decoder_guides, strict=True)

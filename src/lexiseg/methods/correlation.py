@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,12 +33,15 @@ from lexiseg.structures import (
     WHOLE,
     Geometry,
     ImageBatch,
+    MaskPrediction,
     MaskTarget,
     PixelPrediction,
     Size,
+    Task,
     TextEmbeddings,
     Trace,
     UnitBox,
+    size_of,
 )
 
 CANVAS, CROP, STRIDE = 640, 384, 256  # sides of the resized image and of a crop, and stride of the crops, in pixels
@@ -64,7 +67,17 @@ class CostVolume:
     levels: tuple[Tensor, ...]
 
 
-ViewDecoder = Callable[[CostVolume, UnitBox], Tensor]  # (cost volume of B views, their box) -> logits [B, K, 4h, 4w]
+@dataclass(frozen=True)
+class ViewDecoder:
+    """Decoder of the views of B images.
+
+    Attributes:
+        decode: maps the cost volume of B views and their box to logits [B, K, 4h, 4w].
+        classify: maps the class probabilities [B, K, h, w] of the images to their masks with class scores; None without masks.
+    """
+
+    decode: Callable[[CostVolume, UnitBox], Tensor]
+    classify: Callable[[Tensor], MaskPrediction] | None = None
 
 
 class CorrelationSegmenter(Segmenter):
@@ -78,7 +91,7 @@ class CorrelationSegmenter(Segmenter):
         UsageError: the CLIP has too few levels.
     """
 
-    tasks = ("semantic", "panoptic")
+    tasks: ClassVar[tuple[Task, ...]] = ("semantic", "panoptic")
     tunes_text = True
     behaviour: Behaviour = "paper"
     config: CorrelationConfig
@@ -109,9 +122,8 @@ class CorrelationSegmenter(Segmenter):
         """
         check_trace(images, trace)
         pictures, chunk = list(images), max(1, PAIRS // len(text))
-        maps = [self._probabilities(pictures[start : start + chunk], text, trace) for start in range(0, len(pictures), chunk)]
-        geometries = tuple(Geometry.unresized(size) for size in images.sizes)
-        return PixelPrediction(maps[0] if len(maps) == 1 else torch.cat(maps), geometries)
+        starts = range(0, len(pictures), chunk)
+        return PixelPrediction.join([self._predicted(pictures[start : start + chunk], text, trace) for start in starts])
 
     def loss(
         self,
@@ -160,18 +172,23 @@ class CorrelationSegmenter(Segmenter):
         def decode(volume: CostVolume, box: UnitBox) -> Tensor:
             return self.decode(volume, trace if box == WHOLE else None)
 
-        return decode
+        return ViewDecoder(decode)
 
-    def _probabilities(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> Tensor:
-        """Class probabilities [B, K, h, w] of B images [3, H, W]."""
+    def _predicted(self, images: Sequence[Tensor], text: TextEmbeddings, trace: Trace | None) -> PixelPrediction:
+        """Prediction of B images [3, H, W]."""
         whole = self.encode(torch.cat([self._whole_view(image) for image in images]), text)
         if trace is not None:
             trace |= {"clip": whole.dense[0], "cost": whole.cost[0]}
-        decode = self.view_decoder(images, whole, trace)
-        logits = decode(whole, WHOLE)
-        if not self.config.sliding:
-            return logits.sigmoid()
-        return mosaic(logits, ((box, decode(self.encode(views, text), box)) for box, views in crops(images)))
+        decoder = self.view_decoder(images, whole, trace)
+        logits = decoder.decode(whole, WHOLE)
+        if self.config.sliding:
+            parts = ((box, decoder.decode(self.encode(views, text), box)) for box, views in crops(images))
+            probabilities = mosaic(logits, parts)
+        else:
+            probabilities = logits.sigmoid()
+        geometries = tuple(Geometry.unresized(size_of(image)) for image in images)
+        masks = None if decoder.classify is None else decoder.classify(probabilities)
+        return PixelPrediction(probabilities, geometries, masks)
 
     def _whole_view(self, image: Tensor) -> Tensor:
         """Resize an image [3, H, W] to one view [1, 3, S, S]."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from lexiseg.backbones.clip_vit import ClipViT
-from lexiseg.layers.cost_aggregation import CostAggregation
+from lexiseg.layers.cost_aggregation import CostAggregation, Embedding
 from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume
 from lexiseg.structures import Trace
@@ -68,8 +68,10 @@ def upsampled(layers: nn.ModuleList, levels: Sequence[Tensor]) -> tuple[Tensor, 
     return second, first
 
 
-def cost_aggregation(clip: ClipViT, config: CatSegConfig) -> CostAggregation:
-    """Build the cost aggregation of a config for a CLIP."""
+def cost_aggregation(
+    clip: ClipViT, config: CatSegConfig, *, embedding: Embedding = "conv", guide_values: bool = False
+) -> CostAggregation:
+    """Build the cost aggregation of a config for a CLIP; the other options are those of SAM-MI."""
     return CostAggregation(
         clip.width,
         config.guide_channels,
@@ -84,5 +86,7 @@ def cost_aggregation(clip: ClipViT, config: CatSegConfig) -> CostAggregation:
         max_classes=config.max_classes,
         pad_classes=config.pad_classes,
         attention=config.class_attention,
+        embedding=embedding,
+        guide_values=guide_values,
         classes_at_once=config.classes_at_once,
     )

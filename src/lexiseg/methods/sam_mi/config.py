@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from lexiseg.backbones.mask_generator import MaskGeneratorOptions
+from lexiseg.layers.cost_aggregation import Embedding
 from lexiseg.methods.base import check_heads
 from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.ops.options import Natural, Unit, Width, options
@@ -28,8 +29,15 @@ class SamMiConfig(CatSegConfig):
     """Number of points for "random"."""
     matching_threshold: Unit | None = 0.5
     """α_sma of Sec. 3.3: minimum fraction of a mask inside a class mask to be merged; None merges no masks."""
-    inject: tuple[Literal["low", "high"], ...] = ("low", "high")
-    """Frequencies at which masks are injected (Sec. 3.4)."""
+    inject: tuple[Literal["costs", "low", "high"], ...] = ("low", "high")
+    """Where masks are injected (Sec. 3.4): at "low" and "high" frequencies into the guides, and into the "costs" themselves
+    ("to inject M into S")."""
+    cost_embedding: Embedding = "conv"
+    """Embedding of the costs of each class: "conv", a 7 × 7 convolution as in CAT-Seg, whose framework Sec. 3.4 adopts; "mlp",
+    of each cell (Sec. 3.1: "an MLP layer is adopted to embed S at each class")."""
+    guide_values: bool = False
+    """Whether the values of attention over space see the guide, too (Sec. 3.4: "to inject M into S"), and not queries and keys
+    alone ("as a similarity measurement between different pixels").  # [decided]"""
     generator: MaskGeneratorOptions = MASK_PER_POINT
     """Options of SAM's mask generator."""
     prompter_dim: Width = 128

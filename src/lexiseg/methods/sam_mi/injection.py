@@ -1,9 +1,10 @@
 """DMI, decoupled mask injection: SAM's masks modify the guides of cost aggregation (SAM-MI, Sec. 3.4).
 
+    costs             mask contents, into the cost maps S themselves (`intra_costs`), a reading of "to inject M into S"
     low frequency     mask contents, into CLIP's coarse features, the appearance guide
     high frequency    mask boundaries, into CLIP's two shallow feature maps, the decoder guides
 
-Both process one image at a time, as images have different numbers of masks.
+They process one image at a time, as images have different numbers of masks.
 """
 
 from __future__ import annotations
@@ -29,6 +30,19 @@ def mask_embeddings(features: Tensor, masks: Tensor) -> Tensor:
 def intra_mask(features: Tensor, masks: Tensor, embeddings: Tensor) -> Tensor:
     """Add to each cell of a map [D, h, w] the embeddings [N, D] of the masks that contain it, F_intra of Eq. (9)."""
     return features + torch.einsum("nhw,nd->dhw", masks.to(features.dtype), embeddings)  # Eq. (9)
+
+
+def intra_costs(costs: Tensor, masks: Tensor) -> Tensor:
+    """Intra-mask context of cost maps S [K, h, w]: the mean of a cell's costs and of those of the masks that contain it.
+
+    It is Eq. (8) and (9) for S in place of F, divided by the number of terms so that costs remain cosines.  # [decided]
+
+    Args:
+        costs: S [K, h, w].
+        masks: [N, h, w], binary or the covered fraction of each cell.
+    """
+    terms = intra_mask(costs, masks, mask_embeddings(costs, masks))
+    return terms / (1 + masks.to(costs.dtype).sum(0))
 
 
 class LowFrequencyInjection(nn.Module):

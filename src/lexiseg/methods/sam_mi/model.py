@@ -11,9 +11,8 @@ CAT-Seg with SAM's masks injected into the guides of cost aggregation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +34,21 @@ from lexiseg.methods.catseg.model import POOLING, cost_aggregation, guide_upsamp
 from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume, ViewDecoder
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.config import SamMiConfig
-from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection
+from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection, intra_costs
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
+from lexiseg.methods.sam_mi.regions import classified_masks
 from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, options
-from lexiseg.structures import WHOLE, ImageBatch, MaskTarget, TextEmbeddings, Trace, UnitBox
-
-BoxMasks = Callable[[UnitBox], Tensor]  # box of an image -> masks [N, s, s] bool in it
+from lexiseg.structures import (
+    WHOLE,
+    Geometry,
+    ImageBatch,
+    MaskPrediction,
+    MaskTarget,
+    TextEmbeddings,
+    Trace,
+    UnitBox,
+    size_of,
+)
 
 ENLARGED = 4  # resolution of the decoder's finest guide, relative to the features
 
@@ -61,6 +69,32 @@ class SamMiLossOptions:
     """m_p of Eq. (5), maximum number of expected prompts per mask."""
 
 
+@dataclass(frozen=True)
+class GroupedMasks:
+    """SAM's masks of an image, grouped by class.
+
+    Attributes:
+        generated: N masks M^sam.
+        groups: [N_m, N] bool, see `members`.
+        side: cells along each side of a box.
+    """
+
+    generated: GeneratedMasks
+    groups: Tensor
+    side: int
+
+    def in_box(self, box: UnitBox) -> Tensor:
+        """Aggregated masks M in a box of the image, [N_m, s, s] bool."""
+        return aggregate(in_box(self.generated, box, self.side), self.groups)
+
+    def classified(self, probabilities: Tensor) -> MaskPrediction:
+        """Masks of the image with class scores from the class probabilities [K, h, w] of its pixels."""
+        geometry = self.generated.geometry.one_step()
+        logits = self.generated.image_logits()
+        cells = Geometry.unresized(geometry.size).sample(probabilities, size_of(logits), geometry.padded_box, outside=0.0)
+        return classified_masks(logits, self.generated.pred_iou.float(), cells, geometry)
+
+
 class SamMi(CorrelationSegmenter):
     """SAM-MI: CAT-Seg with mask injection.
 
@@ -71,12 +105,13 @@ class SamMi(CorrelationSegmenter):
     """
 
     key = "sam_mi"
+    tasks = ("semantic", "panoptic", "instance")
     config: SamMiConfig
 
     def __init__(self, clip: ClipViT, sam: SamFamily, config: SamMiConfig = SamMiConfig()) -> None:
         super().__init__(clip, config)
         self.upsample = guide_upsampling(clip, config)
-        self.aggregation = cost_aggregation(clip, config)
+        self.aggregation = cost_aggregation(clip, config, embedding=config.cost_embedding, guide_values=config.guide_values)
         self.sam: SamFamily = sam.requires_grad_(False)
         self.prompter = SparsePrompter(config.prompter_dim, heads=config.num_heads, at_once=config.classes_at_once)
         self.low_injection = LowFrequencyInjection(clip.width, config.num_heads)
@@ -113,12 +148,12 @@ class SamMi(CorrelationSegmenter):
         losses = prompter_losses(prompts, targets, density=options.density, limit=options.limit, mse=options.mse)
         if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
             return losses
-        points = self.prompter.side**2
-        chances = [
-            torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0] for number in range(len(images.pixels))
-        ]
-        masks = [masks_in(WHOLE) for masks_in in self._box_masks(list(images.pixels), prompts, chances)]
-        logits = self._aggregated(volume, masks, pooling=POOLING)
+        masks = None
+        if self.config.inject:
+            points, count = self.prompter.side**2, len(images.pixels)
+            chances = [torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0] for number in range(count)]
+            masks = [each.in_box(WHOLE) for each in self._masks(list(images.pixels), prompts, chances)]
+        logits = self.aggregated(volume, masks, pooling=POOLING)
         return {
             "pixels": pixel_loss(logits, targets, options.pixels),
             **{name: options.prompter * value for name, value in losses.items()},
@@ -133,7 +168,7 @@ class SamMi(CorrelationSegmenter):
 
     def decode(self, volume: CostVolume, _trace: Trace | None = None, /) -> Tensor:
         """Decode as CAT-Seg, without masks."""
-        return self._aggregated(volume, None)
+        return self.aggregated(volume, None)
 
     def view_decoder(self, images: Sequence[Tensor], whole: CostVolume, trace: Trace | None, /) -> ViewDecoder:
         """Return the decoder with SAM's masks of each image, aggregated by class.
@@ -142,12 +177,27 @@ class SamMi(CorrelationSegmenter):
         """
         prompts = self.prompts(whole)
         chance = torch.rand(self.prompter.side**2, generator=torch.Generator().manual_seed(self.config.seed))
-        box_masks = self._box_masks(images, prompts, [chance] * len(images), trace)
-        return lambda volume, box: self._aggregated(volume, [masks_in(box) for masks_in in box_masks])
+        masks = self._masks(images, prompts, [chance] * len(images), trace)
 
-    def _aggregated(self, volume: CostVolume, masks: Sequence[Tensor] | None, *, pooling: int = 1) -> Tensor:
-        """Logits [B, K, 4h, 4w], with the masks [N, 4h, 4w] of each view injected into the guides of the aggregation."""
-        appearance, (second, first) = volume.dense, upsampled(self.upsample, volume.levels)
+        def decode(volume: CostVolume, box: UnitBox) -> Tensor:
+            return self.aggregated(volume, [each.in_box(box) for each in masks])
+
+        def classify(probabilities: Tensor) -> MaskPrediction:
+            return MaskPrediction.join([each.classified(of_image) for each, of_image in zip(masks, probabilities, strict=True)])
+
+        return ViewDecoder(decode, classify)
+
+    def aggregated(self, volume: CostVolume, masks: Sequence[Tensor] | None, *, pooling: int = 1) -> Tensor:
+        """Logits [B, K, 4h, 4w] of views.
+
+        Args:
+            volume: of B views.
+            masks: [N, 4h, 4w] bool of each view, injected into its costs and guides; None injects nothing, as CAT-Seg.
+            pooling: see `CostAggregation.forward`.
+        """
+        costs, appearance, (second, first) = volume.cost, volume.dense, upsampled(self.upsample, volume.levels)
+        if masks is not None and "costs" in self.config.inject:
+            costs = torch.stack([intra_costs(S, covered(each, ENLARGED)) for S, each in zip(costs, masks, strict=True)])
         if masks is not None and "low" in self.config.inject:
             pairs = zip(volume.dense, masks, strict=True)
             appearance = torch.stack([self.low_injection(features, covered(each, ENLARGED)) for features, each in pairs])
@@ -157,21 +207,23 @@ class SamMi(CorrelationSegmenter):
                 [coarse(features, covered(each, 2) >= 0.5) for features, each in zip(second, masks, strict=True)]
             )
             first = torch.stack([fine(features, each) for features, each in zip(first, masks, strict=True)])
-        logits: Tensor = self.aggregation(volume.cost, volume.classes, appearance, (second, first), pooling=pooling)
+        logits: Tensor = self.aggregation(costs, volume.classes, appearance, (second, first), pooling=pooling)
         return logits
 
     @torch.no_grad()
-    def _box_masks(
+    def _masks(
         self, images: Sequence[Tensor], prompts: Prompts, chances: Sequence[Tensor], trace: Trace | None = None
-    ) -> list[BoxMasks]:
-        """Generate SAM's masks of each image, aggregated by class, for any box of it."""
+    ) -> list[GroupedMasks]:
+        """Generate SAM's masks of each image, grouped by class."""
         prompters = zip(images, prompts.probabilities, chances, strict=True)
         generated = generate_each(self.sam, images, self.config.generator, [self._prompter_of(*values) for values in prompters])
         parts = zip(generated, prompts.probabilities, prompts.text_masks, strict=True)
-        return [self._by_class(*part, trace) for part in parts]
+        return [self._grouped(*part, trace) for part in parts]
 
-    def _by_class(self, generated: GeneratedMasks, probabilities: Tensor, text_masks: Tensor, trace: Trace | None) -> BoxMasks:
-        """Aggregate the masks of an image by the prompter's class masks."""
+    def _grouped(
+        self, generated: GeneratedMasks, probabilities: Tensor, text_masks: Tensor, trace: Trace | None
+    ) -> GroupedMasks:
+        """Group the masks of an image by the prompter's class masks."""
         side = ENLARGED * text_masks.shape[-1]
         masks = in_box(generated, WHOLE, side)
         groups = torch.eye(len(generated), dtype=torch.bool, device=text_masks.device)
@@ -180,7 +232,7 @@ class SamMi(CorrelationSegmenter):
         if trace is not None:
             aggregated = aggregate(masks, groups).float()
             trace |= {"probabilities": probabilities[None], "sam_masks": masks.float(), "masks": aggregated}
-        return partial(_grouped, generated, groups, side)
+        return GroupedMasks(generated, groups, side)
 
     def _prompter_of(self, image: Tensor, probabilities: Tensor, chance: Tensor) -> Prompter:
         if self.config.point_sampling == "grid":
@@ -189,10 +241,6 @@ class SamMi(CorrelationSegmenter):
             return random_points(self.config.num_random_points, self.config.seed)
         unit = sampled_points(probabilities, chance, self.config.point_sampling)
         return given_points(unit * unit.new_tensor([image.shape[-1], image.shape[-2]]))
-
-
-def _grouped(generated: GeneratedMasks, groups: Tensor, side: int, box: UnitBox) -> Tensor:
-    return aggregate(in_box(generated, box, side), groups)
 
 
 def in_box(generated: GeneratedMasks, box: UnitBox, side: int) -> Tensor:

@@ -23,17 +23,18 @@ from lexiseg.methods.variant import Variant
 TINY = SamMiConfig(
     **catseg.TINY_SIZES,
     prompter_dim=32,
+    inject=("costs", "low", "high"),  # without the costs masks count less, see docs/methods/sam_mi.md
     generator=replace(
         MASK_PER_POINT, pred_iou_threshold=0.5, stability_threshold=0.5, box_nms_threshold=0.5
     ),  # sam_clip-tiny's
 )
 BASE, LARGE = SamMiConfig(), SamMiConfig(image_size=336)
 PROMPTER = Stage(10_000, lr=2e-4, parts=("prompter",), cosine=True, weight_decay=1e-4, max_grad_norm=0.01)  # steps  # [decided]
-ALL = replace(COCO, lr_multipliers={"clip": 0.01, "prompter": 0.1})  # the prompter's  # [decided]
-TINY_PROMPTER = Stage(600, lr=1e-3, parts=("prompter",), warmup=20, cosine=True, weight_decay=1e-4, max_grad_norm=0.01)
+ALL = replace(COCO, steps=70_000, lr_multipliers={"clip": 0.01, "prompter": 0.1})  # the prompter's  # [decided]
+TINY_PROMPTER = Stage(120, lr=2e-3, parts=("prompter",), warmup=20, cosine=True, weight_decay=1e-4, max_grad_norm=0.01)
 TINY_ALL = Stage(
-    400,
-    lr=5e-4,
+    2400,
+    lr=1e-3,
     lr_multipliers={"clip": 0.05, "prompter": 0.1},
     warmup=20,
     cosine=True,
@@ -43,7 +44,7 @@ TINY_ALL = Stage(
 
 
 def vit_b16() -> Recipe:
-    """COCO-Stuff, 80,000 steps of batch size 4 after the prompter's stage; ADE20K-150 mIoU 32.9 in the paper.
+    """COCO-Stuff, 80,000 steps of batch size 4 in both stages; ADE20K-150 mIoU 32.9 in the paper.
 
     ``torchrun --nproc-per-node 4 -m lexiseg train sam_mi-vit-b16 --root DIR --output RUN``
     """
@@ -69,7 +70,7 @@ def tiny() -> Recipe:
         (TINY_PROMPTER, TINY_ALL),
         TINY,
         batch_size=4,
-        max_classes_per_batch=24,
+        max_classes_per_batch=16,
         jitter=TINY_JITTER,
         loss=SamMiLossOptions(),
         validation=("world:val", "world:style"),
