@@ -4,8 +4,8 @@
 ``lexiseg serve`` on this machine with ``--batch 1``, then with ``--batch 8``, and sends each the same requests, so many at a
 time. Each answer is compared with that of the same picture alone: as many segments, labels equal, masks equal but for a
 thousandth of the pixels, scores within 1e-3. The third service has a queue of a quarter of the requests that come at a time.
-The resident memory is that of the service's process after a tenth of the requests, and at the end. The exit status is 1 if an
-answer is lost or wrong.
+The resident memory is that of the service's process after a tenth of the requests, and at the end; its seconds of the processor
+for an answer do not depend on what else the machine does. The exit status is 1 if an answer is lost or wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -68,6 +69,15 @@ def memory(process: int) -> float:
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1000
 
 
+def processor(process: int) -> float:
+    """Seconds of the processor that a process has used; NaN on systems other than Linux."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return float("nan")
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two answers are equal up to rounding."""
     size = one["height"], one["width"]
@@ -112,9 +122,9 @@ async def flood(address: str, process: int, given: list[bytes], requests: int, c
             if statuses.total() == max(1, requests // 10):
                 early = memory(process)
 
-        began = time.perf_counter()
+        began, used = time.perf_counter(), processor(process)
         await asyncio.gather(*(send(number) for number in range(requests)))
-        wall = time.perf_counter() - began
+        wall, used = time.perf_counter() - began, processor(process) - used
     return {
         "requests": requests,
         "concurrency": concurrency,
@@ -122,6 +132,7 @@ async def flood(address: str, process: int, given: list[bytes], requests: int, c
         "lost": requests - statuses.total(),
         "wrong": wrong,
         "per_second": statuses[200] / wall,
+        "cpu": used / max(1, statuses[200]),
         "median": statistics.median(seconds),
         "p95": float(np.quantile(seconds, 0.95)),
         "MB": [early, memory(process)],
@@ -141,7 +152,7 @@ def main() -> int:
     plan.append(("a queue of a quarter", 8, max(1, arguments.concurrency // 4)))
     if not arguments.json:
         print(f"{arguments.model}, {SIDE} × {SIDE} pixels, list {CLASSES}, {arguments.concurrency} requests at a time")
-        columns = ("requests", "200", "429", "lost", "wrong", "per s", "median s", "p95 s", "MB at 10 %", "MB")
+        columns = ("requests", "200", "429", "lost", "wrong", "per s", "CPU s each", "median s", "p95 s", "MB at 10 %", "MB")
         print(f"{'':<20}{''.join(f'{column:>11}' for column in columns)}")
     for name, batch, queue in plan:
         with served(arguments.model, batch, queue) as (address, process):
@@ -149,11 +160,14 @@ def main() -> int:
         rows.append({"name": name, "batch": batch, "queue": queue, **row})
         if not arguments.json:
             counts = [row["requests"], *(row["statuses"].get(status, 0) for status in (200, 429)), row["lost"], row["wrong"]]
-            numbers = [f"{value:.2f}" for value in (row["per_second"], row["median"], row["p95"])]
+            numbers = [f"{value:.2f}" for value in (row["per_second"], row["cpu"], row["median"], row["p95"])]
             cells = [*map(str, counts), *numbers, *(f"{value:.0f}" for value in row["MB"])]
             print(f"{name:<20}{''.join(f'{cell:>11}' for cell in cells)}", flush=True)
-    ratio = rows[1]["per_second"] / rows[0]["per_second"]
-    print(json.dumps({"rows": rows, "ratio": ratio}) if arguments.json else f"batches serve {ratio:.2f} times as many a second")
+    wall, cpu = rows[1]["per_second"] / rows[0]["per_second"], rows[0]["cpu"] / rows[1]["cpu"]
+    if arguments.json:
+        print(json.dumps({"rows": rows, "ratio": {"wall": wall, "cpu": cpu}}))
+    else:
+        print(f"batches answer {wall:.2f} times as many a second, and {cpu:.2f} times as many a second of the processor")
     complete = all(row["lost"] == row["wrong"] == 0 and row["statuses"].keys() <= {200, 429} for row in rows)
     return int(not complete)
 

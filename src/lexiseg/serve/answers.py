@@ -70,7 +70,7 @@ def exported(picture: bytes, record: ResultRecord, formats: Sequence[str]) -> by
     Raises:
         UsageError: the picture is not of its size.
     """
-    image = decode_image(picture)
+    image = decode_image(picture, "image")
     if image.shape[:2] != record.size:
         raise UsageError("the result is not of this picture: their sizes differ")
     masks = np.stack(list(record.masks())) if record.counts else np.zeros((0, *record.size), np.bool_)

@@ -244,10 +244,10 @@ def size_of_picture(picture: bytes, limits: Limits) -> Size:
         ImageError: it is no picture.
     """
     if not picture:
-        raise ImageError("the picture is empty (0 bytes)")
+        raise ImageError("image: is empty (0 bytes)")
     if len(picture) > limits.upload:
         raise HTTPException(413, f"a picture of {len(picture):,} bytes is more than {limits.upload:,}; scale it down first")
-    with opened_picture(io.BytesIO(picture), "the picture", error=ImageError) as opened:
+    with opened_picture(io.BytesIO(picture), "image", error=ImageError) as opened:
         wide, high = opened.size
     if wide * high > limits.pixels:
         raise HTTPException(413, f"{wide} × {high} pixels are more than {limits.pixels:,}; scale the picture down first")

@@ -67,7 +67,7 @@ class Worker(threading.Thread):
         decoded: list[Job] = []
         for job in _entered(waiting, "decode"):
             try:
-                pictures.append(decode_image(job.call.picture))
+                pictures.append(decode_image(job.call.picture, "image"))
             except Exception as error:
                 job.fail(error)
             else:
