@@ -22,6 +22,7 @@ class Terminal(io.StringIO):
 
 def test_the_line_has_stage_amount_and_estimate() -> None:
     line, now = ProgressLine("2/9 a\nb.jpg"), time.monotonic()
+    assert line.text(now + 2) == "2/9 a\\nb.jpg  2 s"
     line(Progress("encode"))
     assert line.text(now + 4) == "2/9 a\\nb.jpg  encode  4 s"
     line(Progress("points", 256, 1024))

@@ -23,7 +23,7 @@ class ProgressLine:
 
     def __init__(self, title: str) -> None:
         self.title, self.active = one_line(title)[-60:], bool(sys.stderr and sys.stderr.isatty())
-        self._progress, self._since, self._began = Progress("start"), time.monotonic(), time.monotonic()
+        self._progress, self._since, self._began = Progress(""), time.monotonic(), time.monotonic()
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -53,7 +53,7 @@ class ProgressLine:
         """The line at a time of the monotonic clock."""
         with self._lock:
             progress, since = self._progress, self._since
-        parts = [self.title, progress.stage]
+        parts = [self.title, progress.stage] if progress.stage else [self.title]
         if progress.total:
             parts.append(f"{progress.done}/{progress.total}")
         parts.append(f"{now - self._began:.0f} s")
