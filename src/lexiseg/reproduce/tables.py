@@ -279,7 +279,7 @@ def _rows(specified: Sequence[_RowEntry], printed: Sequence[Figure], *, tiny: bo
     }
     for entry in specified:
         own = [figure for figure in printed if figure.row == entry.row]
-        title = entry.title or (_title(own[0]) if own else entry.name)
+        title = entry.title or (_title(own[0], tiny=tiny) if own else entry.name)
         if tiny:
             changes: Mapping[str, Any] = entry.tiny if isinstance(entry.tiny, Mapping) else {}
             model = changes.get("model", twins.get(entry.model, ""))
@@ -330,9 +330,9 @@ def _column(figure: Figure) -> Column:
     return Column(figure.dataset or MADE, figure.metric, figure.group)
 
 
-def _title(figure: Figure) -> str:
-    """Method, variant and backbone of a published row."""
-    backbone = () if figure.ablation else (figure.backbone,)
+def _title(figure: Figure, *, tiny: bool = False) -> str:
+    """Method, variant and backbone of a published row; a twin has another backbone."""
+    backbone = () if figure.ablation or tiny else (figure.backbone,)
     return ", ".join(filter(None, (figure.method, figure.variant, *backbone)))
 
 
