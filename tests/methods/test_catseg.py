@@ -38,7 +38,7 @@ def test_every_pixel_counts_its_crops_and_the_whole_alike() -> None:
         return rows[None, None, place[0] : place[0] + CROP, place[1] : place[1] + CROP]
 
     segmenter.decode = logits  # type: ignore[method-assign,assignment]
-    found = segmenter._probabilities([torch.rand(3, 50, 70)], some_text(), None)
+    found = segmenter(ImageBatch.of([torch.rand(3, 50, 70)]), some_text()).probabilities
     assert_close(found[0, 0], rows.sigmoid(), atol=1e-3, rtol=0)
 
 
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused(small: CatSeg, tmp_path: Path) -> None:
     torch.save(document, path)
     with pytest.raises(WeightsError, match=r"something\.weight"):
         lexiseg.load("catseg-vit-b16", weights=path)
-    with pytest.raises(WeightsError, match="--weights catseg=FILE"):
+    with pytest.raises(WeightsError, match=r"give a copy of model_base\.pth with --weights"):
         lexiseg.load("catseg-vit-b16")
 
 
