@@ -36,8 +36,8 @@ def main() -> int:
         panels.append(result.overlay())
     write_atomically(FOLDER / "demo.webp", as_webp(sheet(["scene", *MODELS], [("", panels)], width=SIDE)))
     print(f"→ {FOLDER / 'demo.webp'}, {time.monotonic() - begun:.1f} s on the CPU, with weights inside the package")
-    print("They know only the emoji world. Your own photograph (published weights are fetched once):")
-    print("  .venv/bin/lexiseg segment photo.jpg --classes 'dog, puppy; grass; sky' --model sam_clip-vit-b16")
+    print("They know only the emoji world. Your own photograph (it asks before it fetches published weights, once):")
+    print("  .venv/bin/lexiseg segment photo.jpg --classes 'dog, puppy; grass; sky'")
     return 0
 
 
