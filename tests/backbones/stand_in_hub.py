@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What the hub answers instead of a file: status, X-Error-Code, what it says.
@@ -61,6 +66,23 @@ def digest(content: bytes, *, large: bool) -> str:
 def is_large(name: str) -> bool:
     """Whether Git LFS would hold a file."""
     return name.endswith((".safetensors", ".bin", ".pth"))
+
+
+@contextmanager
+def asked_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[StandInHub]:
+    """A stand-in that huggingface_hub asks, with empty caches in a folder."""
+    with stand_in_hub() as hub:
+        endpoint = f"http://{hub.address}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("LEXISEG_CACHE", str(folder / "lexiseg"))
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "localhost,127.0.0.1")
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from lexiseg.backbones.mask2former import load_mask2former
 from lexiseg.backbones.sam_loading import load_sam
 from lexiseg.errors import WeightsError
 from tests.backbones import test_grounding_dino, test_mask2former, test_sam
-from tests.backbones.stand_in_hub import StandInHub, digest, is_large, stand_in_hub
+from tests.backbones.stand_in_hub import StandInHub, asked_hub, digest, is_large
 
 CLIP = {
     "embed_dim": 24,
@@ -96,21 +96,11 @@ def files() -> dict[str, dict[str, bytes]]:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]:
     """A hub that the client asks, empty caches, and little patience."""
-    with stand_in_hub() as hub:
-        endpoint = f"http://{hub.address}"
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with asked_hub(monkeypatch, tmp_path) as hub:
         monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
         monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
         monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))  # between the client's tries
-        monkeypatch.setenv("LEXISEG_CACHE", str(tmp_path / "lexiseg"))
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "localhost,127.0.0.1")
-        huggingface_hub.close_session()
         yield hub
-        huggingface_hub.close_session()
 
 
 def part_on(hub: StandInHub, name: str, files: dict[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch) -> Part:

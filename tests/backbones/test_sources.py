@@ -11,17 +11,15 @@ from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
 
 from lexiseg.backbones import digests, downloads
 from lexiseg.backbones.sources import SOURCES, Source
 from lexiseg.cli import cache, main, weights
 from lexiseg.errors import WeightsError
 from lexiseg.methods import MODELS
-from tests.backbones.stand_in_hub import StandInHub, digest, stand_in_hub
+from tests.backbones.stand_in_hub import StandInHub, asked_hub, digest
 
 CONTENT = bytes(range(256)) * 64
 SPACE = "spaces/someone/weights"
@@ -30,21 +28,11 @@ SPACE = "spaces/someone/weights"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]:
     """A hub that the client asks, which serves other files, too; empty caches, and little patience."""
-    with stand_in_hub() as hub:
-        endpoint = f"http://{hub.address}"
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with asked_hub(monkeypatch, tmp_path) as hub:
         monkeypatch.setattr(downloads, "PAUSE", 0)
         monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
-        monkeypatch.setenv("LEXISEG_CACHE", str(tmp_path / "lexiseg"))
-        for name in ("NO_PROXY", "no_proxy"):
-            monkeypatch.setenv(name, "localhost,127.0.0.1")
         hub.files = {SPACE: {"model_base.pth": CONTENT}, "files": {"sam.pt": CONTENT}}
-        huggingface_hub.close_session()
         yield hub
-        huggingface_hub.close_session()
 
 
 @pytest.fixture

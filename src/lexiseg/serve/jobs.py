@@ -99,7 +99,7 @@ class Job:
 
     @property
     def stopped(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether the job was given up (`stop`) or its deadline has passed."""
         return self._stopped or time.monotonic() > self.deadline
 
     def stop(self) -> None:

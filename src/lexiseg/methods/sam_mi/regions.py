@@ -2,7 +2,7 @@
 
 SAM's masks separate instances, the pixels' class probabilities name them:
 
-    p(k | q) = mean of p(k | pixel) over mask q
+    p(k | q) = mean of p(k | pixel) over mask q   Eq. (8) for probabilities in place of F
     score    = pred_iou_q p(k | q)                of overlapping masks the best score wins, as in SAM + CLIP
     cells that no mask covers                     one mask for each of their classes, as in CAT-Seg, if it is not a sliver
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lexiseg.methods.sam_mi.injection import mask_embeddings
 from lexiseg.structures import OUTSIDE, Geometry, MaskPrediction
 
 INSIDE = 20.0  # logit inside the masks of cells that no mask of SAM covers
@@ -35,12 +36,6 @@ def classified_masks(logits: Tensor, pred_iou: Tensor, cells: Tensor, geometry: 
     rest = rest[areas >= SLIVER * inside.sum()]
     remaining = torch.where((labels == rest[:, None, None]) & uncovered, INSIDE, OUTSIDE).to(logits.dtype)
     masks = torch.cat([logits, remaining])
-    scores = mean_probabilities(cells, masks > 0).clamp(min=LEAST).log()
+    scores = mask_embeddings(cells, masks > 0).clamp(min=LEAST).log()
     quality = torch.cat([pred_iou.clamp(LEAST, 1), pred_iou.new_ones(len(rest))]).log()
     return MaskPrediction(masks[None], (scores + quality[:, None])[None], False, (geometry,))
-
-
-def mean_probabilities(cells: Tensor, masks: Tensor) -> Tensor:
-    """Mean class probabilities [Q, K] of cells [K, m, m] under masks [Q, m, m] bool; zeros for an empty mask."""
-    weights = masks.flatten(1).to(cells.dtype)
-    return weights @ cells.flatten(1).mT / weights.sum(1, keepdim=True).clamp(min=1)
