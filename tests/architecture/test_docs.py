@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,14 @@ def test_commands_are_accepted(document: Path) -> None:
 
 
 # --- that the readers above see what is wrong -------------------------------------------------------------------------
+
+
+def test_curl_sends_whole_values() -> None:
+    """Its -F ends a value at the first semicolon, which separates our classes; --form-string does not."""
+    lines = [line for document in DOCUMENTS for line in document.read_text().splitlines() if line.startswith("curl ")]
+    fields = [after for line in lines for before, after in pairwise(shlex.split(line)) if before in {"-F", "--form"}]
+    assert fields
+    assert [field for field in fields if ";" in field] == []
 
 
 def test_equations_are_read_from_first_columns_and_comments() -> None:
