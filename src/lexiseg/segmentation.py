@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lexiseg import formats as known
+from lexiseg.errors import UsageError
 from lexiseg.exports import objects, records
 from lexiseg.ops.names import result_name
 from lexiseg.ops.outlines import Ring, polygons_of_mask
@@ -43,6 +44,22 @@ class Segmentation:
     masks: NDArray[np.bool_] = field(repr=False)
     source: str | None = None
     scores: NDArray[np.float16] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, record: records.ResultRecord, image: NDArray[np.uint8]) -> Segmentation:
+        """Return the result of a record.
+
+        Args:
+            record: the result, its masks as run lengths.
+            image: its picture [H, W, 3] uint8, upright.
+
+        Raises:
+            UsageError: the picture is not of the record's size.
+        """
+        if image.shape[:2] != record.size:
+            raise UsageError("the result is not of this picture: their sizes differ")
+        masks = np.stack(list(record.masks())) if record.counts else np.zeros((0, *record.size), np.bool_)
+        return cls(record.task, image, record.names, record.things, record.segments, masks, record.source)
 
     @property
     def size(self) -> tuple[int, int]:

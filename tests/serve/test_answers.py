@@ -58,7 +58,7 @@ def check(content: dict, result: Segmentation) -> None:
         assert [row[key] for key in ("id", "label", "name", "thing", "area")] == [
             segment.id, segment.label, segment.name, segment.thing, segment.area
         ]  # fmt: skip
-        assert row["score"] == pytest.approx(segment.score, abs=1e-4)
+        assert row["score"] == segment.score
         assert np.array_equal(decode_counts(decompress(row["segmentation"]["counts"]), result.size).numpy(), mask)
 
 
@@ -107,6 +107,8 @@ def test_label_maps_are_those_of_the_result(served: Running, client: httpx.Clien
     labels = np.asarray(Image.open(io.BytesIO(post(client, format="png", task="semantic").content)))
     semantic = expected(served, task="semantic").semantic
     assert np.array_equal(labels, np.where(semantic < 0, 255, semantic))
+    refused = client.post("/v1/segment", files={"image": PICTURE}, data={"classes": WORDS, "format": "png", "scores": "1"})
+    assert (refused.status_code, "scores are in the format rle, not in png" in refused.text) == (422, True)
     answer = post(client, format="multipart")
     boundary = answer.headers["content-type"].split("boundary=")[1].encode()
     _, document, drawn, end = answer.content.split(b"--" + boundary)
@@ -144,7 +146,8 @@ def test_pictures_are_upright_by_their_exif(served: Running, client: httpx.Clien
     assert (content["height"], content["width"]) == (64, 48)
     check(content, served.pipeline(decode_image(buffer.getvalue()), WORDS))
     exported = archived(client.post("/v1/export", files=files, data={"result": json.dumps(content), "files": "json"}))
-    assert json.loads(exported["turned.jpg.json"])["segments"] == content["segments"]
+    rounded = [{**row, "score": round(row["score"], 4)} for row in content["segments"]]
+    assert json.loads(exported["turned.jpg.json"])["segments"] == rounded
     answer = client.post("/v1/export", files={"image": ("b.png", picture(size=(48, 64)))}, data={"result": json.dumps(content)})
     assert answer.status_code == 422, "another picture, of the size as stored"
 

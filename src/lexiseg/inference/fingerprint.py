@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from hashlib import file_digest, sha256
@@ -60,6 +61,14 @@ def digest(value: object, contents: Callable[[Path], str] | None = None) -> str:
     """Digest of plain values, dataclasses, arrays and functions; of a path, its name and ``contents(path)``."""
     plain = partial(_plain, contents=contents or str)
     return sha256(json.dumps(value, default=plain).encode()).hexdigest()[:DIGITS]
+
+
+def state_of(path: str | Path) -> list[int]:
+    """Size and date of a file, in nanoseconds; none for other names."""
+    with suppress(OSError, ValueError):
+        stat = Path(path).stat()
+        return [stat.st_size, stat.st_mtime_ns]
+    return []
 
 
 def _contents(path: Path) -> str:

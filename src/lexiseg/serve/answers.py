@@ -6,15 +6,17 @@ import io
 import json
 import secrets
 import zipfile
+import zlib
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lexiseg.data.images import decode_image
-from lexiseg.errors import UsageError
 from lexiseg.exports import coco, records
 from lexiseg.exports.records import ResultRecord
 from lexiseg.formats import write_folder, write_result
@@ -24,7 +26,9 @@ JSON, PNG, ZIP = "application/json", "image/png", "application/zip"
 
 
 def document(result: Segmentation, model: str, *, polygons: bool = False) -> dict[str, Any]:
-    """Return a result as JSON values: as in its JSON file (docs/formats.md), with the model.
+    """Return a result as JSON values: as in its JSON file (docs/formats.md), with the model, and scores with all digits.
+
+    If the result has `Segmentation.scores`, they are in the field ``scores``, see `packed`.
 
     Args:
         result: the result.
@@ -32,11 +36,18 @@ def document(result: Segmentation, model: str, *, polygons: bool = False) -> dic
         polygons: masks as COCO's polygons instead of run lengths.
     """
     content = records.document(result.record(""), result.void)
-    if polygons:
-        for segment, mask in zip(content["segments"], result.masks, strict=True):
-            segment["segmentation"] = coco.polygons(mask)
+    for row, segment, mask in zip(content["segments"], result.segments, result.masks, strict=True):
+        row["score"] = segment.score
+        if polygons:
+            row["segmentation"] = coco.polygons(mask)
     del content["source"]
-    return {"model": model, **content}
+    return {"model": model, **content, **({} if result.scores is None else {"scores": packed(result.scores)})}
+
+
+def packed(scores: NDArray[np.float16]) -> dict[str, Any]:
+    """Return probabilities [K, H, W] as JSON values: the shape, and the little-endian values, deflated, in base64."""
+    values = zlib.compress(np.ascontiguousarray(scores, "<f2").tobytes(), 1)
+    return {"shape": list(scores.shape), "zlib": b64encode(values).decode()}
 
 
 def label_map(result: Segmentation) -> bytes:
@@ -70,12 +81,7 @@ def exported(picture: bytes, record: ResultRecord, formats: Sequence[str]) -> by
     Raises:
         UsageError: the picture is not of its size.
     """
-    image = decode_image(picture, "image")
-    if image.shape[:2] != record.size:
-        raise UsageError("the result is not of this picture: their sizes differ")
-    masks = np.stack(list(record.masks())) if record.counts else np.zeros((0, *record.size), np.bool_)
-    result = Segmentation(record.task, image, record.names, record.things, record.segments, masks)
-    return archive(result, record.stem, formats)
+    return archive(Segmentation.of(record, decode_image(picture, "image")), record.stem, formats)
 
 
 def _written(result: Segmentation, stem: str, formats: Sequence[str]) -> dict[str, bytes]:

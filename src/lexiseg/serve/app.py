@@ -168,6 +168,7 @@ def _add_listings(app: FastAPI, service: Service) -> None:
                     "tasks": variant.tasks,
                     "licences": sorted({source.licence for source in variant.sources.values()}),
                     "loaded": name in loaded,
+                    "digest": models.digests[name],
                     "options": options,
                 }
             )

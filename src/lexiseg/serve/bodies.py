@@ -38,6 +38,7 @@ from lexiseg.text.vocabulary import ClassList, Vocabulary, builtin_names
 Format = Literal["rle", "polygons", "png", "multipart", "zip"]
 MASK_PIXELS = 2_000_000_000  # of all masks together in a result that is exported
 SCORE_BYTES = 6  # per class and pixel: float16 of the result, float32 while it is computed
+PACKED_BYTES = 8  # further ones of scores in JSON: deflated, in base64, and as text
 FIELDS = 20  # maximum fields of a form
 STEM = "picture"  # of results of pictures without a name
 _UNSAFE = re.compile(r"[^\w .()+-]")
@@ -72,6 +73,13 @@ class SegmentBody(BaseModel):
             "map (semantic) or COCO panoptic PNG; multipart: multipart/mixed of JSON (rle) and PNG; zip: the files of `files`."
         ),
     ] = "rle"
+    scores: Annotated[
+        bool,
+        Field(
+            description="With the format rle: also the probability of each class at each pixel, as scores.shape [K, H, W] and "
+            "scores.zlib, the base64 of their deflated little-endian float16."
+        ),
+    ] = False
     files: Annotated[
         str, Field(description="With the format zip: names of formats of `lexiseg segment --format`, separated by commas.")
     ] = "overlay,json,map"
@@ -189,9 +197,12 @@ def _parsed(body: SegmentBody, picture: bytes, name: str, specs: Mapping[str, Mo
     _check_formats(task, files)
     if body.format in ("png", "multipart") and task == "instance":
         raise HTTPException(422, "instances may overlap and have no label map; use the format rle, polygons or zip")
-    size, keep_scores = size_of_picture(picture, limits), needs_scores(files)
+    if body.scores and body.format != "rle":
+        raise HTTPException(422, f"scores are in the format rle, not in {body.format}; a zip has them by files=scores")
+    size, keep_scores = size_of_picture(picture, limits), body.scores or needs_scores(files)
     if keep_scores:
-        require_memory(SCORE_BYTES * len(whole) * size[0] * size[1], f"the scores of {len(whole)} classes")
+        each = SCORE_BYTES + PACKED_BYTES * body.scores
+        require_memory(each * len(whole) * size[0] * size[1], f"the scores of {len(whole)} classes")
     call = Call(
         model=model,
         options=_options(body.options, specs[model]),

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from lexiseg import __version__
 from lexiseg.inference.choice import models_for_photographs
+from lexiseg.inference.fingerprint import digest, state_of
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.methods import MODELS, model_named
 from lexiseg.methods.base import MethodConfig
@@ -40,6 +42,11 @@ class ModelSpec:
         for name, value in self.options.items():
             config = with_value(config, name, *readings(value), owner=self.name)
         return config
+
+    def digest(self, dtype: str) -> str:
+        """Digest of what its results depend on besides the request; local weights count by name, size and date."""
+        weights = {part: (path, state_of(path)) for part, path in self.weights.items()}
+        return digest([__version__, self.name, weights, self.options, dtype])
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,15 @@ class Models:
         device: device of all.
         dtype: as for `lexiseg.load`.
         memory: limit of the weights in memory, in bytes; the model used last stays even if it is larger.
+
+    Attributes:
+        digests: by name, the digest of what a model's results depend on besides the request.
     """
 
     def __init__(self, specs: list[ModelSpec], *, device: torch.device | str, dtype: str, memory: int) -> None:
         self.specs = {spec.name: spec for spec in specs}
         self._device, self._dtype, self._memory = device, dtype, memory
+        self.digests = {spec.name: spec.digest(dtype) for spec in specs}
         self._loaded: dict[str, Loaded] = {}  # least recently used first
 
     @property
