@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from lexiseg.backbones.clip import load_clip
     from lexiseg.backbones.mask_generator import generate_masks
     from lexiseg.backbones.sam_loading import load_sam
-    from lexiseg.errors import ImageError, LexisegError, OutputError, RunError, UsageError, WeightsError
+    from lexiseg.client import Client
+    from lexiseg.errors import ImageError, LexisegError, OutputError, RunError, ServiceError, UsageError, WeightsError
     from lexiseg.inference.pipeline import Pipeline, load
     from lexiseg.methods import list_models
     from lexiseg.methods.base import Segmenter
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Client": "client",
     "Geometry": "structures",
     "ImageBatch": "structures",
     "ImageError": "errors",
@@ -40,6 +42,7 @@ _HOMES = {
     "Segment": "structures",
     "Segmentation": "segmentation",
     "Segmenter": "methods.base",
+    "ServiceError": "errors",
     "TextEmbeddings": "structures",
     "Trace": "structures",
     "UsageError": "errors",
@@ -55,6 +58,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Client",
     "Geometry",
     "ImageBatch",
     "ImageError",
@@ -67,6 +71,7 @@ __all__ = [
     "Segment",
     "Segmentation",
     "Segmenter",
+    "ServiceError",
     "TextEmbeddings",
     "Trace",
     "UsageError",

@@ -5,6 +5,7 @@
     └── RunError                 the call is right, but could not be carried out                   (exit 1)
         ├── ImageError           a picture that cannot be read or segmented
         ├── DataError            a data set or predictions with missing files or invalid entries
+        ├── ServiceError         a `lexiseg serve` that cannot be reached, or refuses to serve
         ├── WeightsError         weights missing, damaged, or of another model
         └── OutputError          a result that cannot be written
 
@@ -41,6 +42,10 @@ class ImageError(RunError):
 
 class DataError(RunError):
     """A data set or a file of predictions with missing files or invalid entries."""
+
+
+class ServiceError(RunError):
+    """A service that cannot be reached, or refuses to serve: no other picture would fare better."""
 
 
 class WeightsError(RunError):

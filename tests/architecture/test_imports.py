@@ -25,6 +25,7 @@ HEADS = {"losses", "ensembles", "postprocess"}
 METHODS = {"methods"}
 CONVERSION = {"checkpoints"}  # of all methods' weights; what is loaded or trained does not ask it
 DRIVERS = {"inference", "training"}
+CLIENT = {"client"}  # of a service: what it takes to send a picture and to read a result, and no model
 TABLES = {"reproduce"}  # the papers' tables, by what is above
 SHELLS = {"cli", "serve", "demo", "__main__"}
 
@@ -41,8 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(METHODS, BELOW_METHODS | METHODS),
     **dict.fromkeys(CONVERSION, BELOW_METHODS | METHODS | CONVERSION),
     **dict.fromkeys(DRIVERS, BELOW_DRIVERS | DRIVERS),
+    **dict.fromkeys(CLIENT, FOUNDATION | RESULT | CLIENT | {"text", "data", "exports"}),
     **dict.fromkeys(TABLES, BELOW_DRIVERS | DRIVERS | TABLES),
-    **dict.fromkeys(SHELLS, BELOW_DRIVERS | CONVERSION | DRIVERS | TABLES | SHELLS | {FACE}),
+    **dict.fromkeys(SHELLS, BELOW_DRIVERS | CONVERSION | DRIVERS | CLIENT | TABLES | SHELLS | {FACE}),
 }
 ROOMS = set(MAY_IMPORT)
 

@@ -82,6 +82,14 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         help="a local file in place of a published one; may be repeated",
     )
     parser.add_argument("--yes", action="store_true", help="do not ask before weights are fetched")
+    parser.add_argument(
+        "--server", metavar="URL", help="segment by the 'lexiseg serve' at this address, not on this machine (http://HOST:8765)"
+    )
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="with --server: the service's token is in this file (default: that in LEXISEG_TOKEN)",
+    )
     _options(parser)
     parser.add_argument(
         "--seen",

@@ -7,8 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,16 +18,17 @@ from lexiseg.cli import undisturbed
 from lexiseg.cli.progress_line import ProgressLine
 from lexiseg.cli.streams import complain, one_line, printable, tell
 from lexiseg.cli.weights import fetch, missing
+from lexiseg.client import Client, read_token
 from lexiseg.data import official_names
 from lexiseg.data.images import find_images
 from lexiseg.data.urls import fetch_picture
-from lexiseg.errors import UsageError
+from lexiseg.errors import ServiceError, UsageError
 from lexiseg.exports.manifest import Manifest
 from lexiseg.formats import DEFAULT as DEFAULT_FORMATS
 from lexiseg.formats import folder_files, needs_scores, parse_formats, result_files, write_folder, write_result
 from lexiseg.inference.choice import choose_model
-from lexiseg.inference.fingerprint import digest
-from lexiseg.inference.pipeline import load
+from lexiseg.inference.fingerprint import digest, state_of
+from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import is_url, located, result_name
 from lexiseg.segmentation import Segmentation
@@ -57,22 +57,16 @@ def _run(arguments: argparse.Namespace) -> int:
         _spare_pictures(files, names, folder, arguments.task, formats)
         make_writable(folder)
         tell_of_boxes(vocabulary.names)
-    weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
-    if weights and arguments.model is None:
-        raise UsageError("--weights are of a model: name it with --model")
-    model = choose_model(arguments.model, arguments.task)
-    seen = None if arguments.seen is None else training_list(arguments.seen)
+    engine = _local(arguments) if arguments.server is None else _remote(arguments)
     manifest = None
     if folder is not None and len(files) > 1:  # [decided] a single picture is segmented anew
         outputs = {file: result_files(folder, name, arguments.task, formats) for file, name in names.items()}
-        manifest = Manifest(folder, _call(arguments, model.name, vocabulary, seen, formats))
+        manifest = Manifest(folder, _call(arguments, engine, vocabulary, formats))
         if not arguments.overwrite:
             files = _unfinished(files, outputs, manifest, as_json=arguments.json)
     if not files:
         return _finish(folder, formats, as_json=arguments.json)
-    fetch(model, missing(model, weights), yes=arguments.yes, ask=arguments.model is None)
-    with undisturbed(), ProgressLine(f"loading {model.name}"):
-        segment = load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
+    segment = engine.start()
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
     keep_scores = folder is not None and needs_scores(formats)
     segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, **options)
@@ -94,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
             written = [] if folder is None else write_result(result, folder, names[file], formats)
             if manifest is not None:
                 manifest.add(file, written)
-        except UsageError:
+        except (UsageError, ServiceError):
             raise  # it would be raised for all images
         except Exception as error:
             tell(error, about=file, debug=arguments.debug)
@@ -102,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> int:
             continue
         if arguments.json:
             print(
-                json.dumps({"model": model.name, **result.document(), "files": [str(path) for path in written]}),
+                json.dumps({"model": engine.model, **result.document(), "files": [str(path) for path in written]}),
                 flush=True,
             )
         else:
@@ -120,22 +114,67 @@ def _finish(folder: Path | None, formats: Sequence[str], *, as_json: bool) -> in
     return 0
 
 
-def _call(
-    arguments: argparse.Namespace, model: str, vocabulary: Vocabulary, seen: Vocabulary | None, formats: Sequence[str]
-) -> str:
-    """Digest of everything but the pictures that results depend on; local weights count by name, size and date."""
-    weights = {part: (path, _state(path)) for part, path in weights_by_part(arguments.weights).items()}
+@dataclass(frozen=True)
+class Engine:
+    """What segments the pictures.
+
+    Attributes:
+        model: name of the model.
+        identity: what its results depend on besides the call: weights, training classes.
+        start: makes it ready; returns a function with the arguments of `Pipeline.__call__`.
+    """
+
+    model: str
+    identity: Sequence[Any]
+    start: Callable[[], Callable[..., Any]]
+
+
+def _local(arguments: argparse.Namespace) -> Engine:
+    """A model on this machine; local weights count by name, size and date."""
+    if arguments.token_file is not None:
+        raise UsageError("--token-file is of a service: give its address with --server")
+    weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
+    if weights and arguments.model is None:
+        raise UsageError("--weights are of a model: name it with --model")
+    model = choose_model(arguments.model, arguments.task)
+    seen = None if arguments.seen is None else training_list(arguments.seen)
+
+    def start() -> Pipeline:
+        fetch(model, missing(model, weights), yes=arguments.yes, ask=arguments.model is None)
+        with undisturbed(), ProgressLine(f"loading {model.name}"):
+            return load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
+
+    return Engine(model.name, [{part: (path, state_of(path)) for part, path in weights.items()}, seen], start)
+
+
+def _remote(arguments: argparse.Namespace) -> Engine:
+    """A model of the service at ``--server``."""
+    local: dict[str, Any] = {
+        "weights": [],
+        "seen": None,
+        "device": "auto",
+        "dtype": "float32",
+    }  # defaults of what is fixed where the model is
+    for name, default in local.items():
+        if getattr(arguments, name) != default:
+            raise UsageError(f"--{name} is of a model on this machine; leave it out, or leave out --server")
+    options = {}
+    for name, value in options_by_name(arguments.set).items():
+        try:
+            options[name] = float(value)
+        except ValueError:
+            raise UsageError(f"--set {name}={value}: a service takes numbers in 0..1; leave it out, or --server") from None
+    client = Client(arguments.server, token=read_token(arguments.token_file))
+    name = choose_model(arguments.model, arguments.task).name if arguments.model in ("fast", "best") else arguments.model
+    row = client.model(name)
+    return Engine(row["name"], ["service", row["digest"]], lambda: partial(client.segment, model=row["name"], options=options))
+
+
+def _call(arguments: argparse.Namespace, engine: Engine, vocabulary: Vocabulary, formats: Sequence[str]) -> str:
+    """Digest of everything but the pictures that results depend on."""
     names = ("task", "threshold", "background", "dtype", "font", "set")
     values = {name: getattr(arguments, name) for name in names}
-    return digest([__version__, model, weights, vocabulary, seen, values, sorted(formats)])
-
-
-def _state(path: str) -> list[int]:
-    """Size and date of a file of weights; none for other names."""
-    with suppress(OSError, ValueError):
-        stat = Path(path).stat()
-        return [stat.st_size, stat.st_mtime_ns]
-    return []
+    return digest([__version__, engine.model, engine.identity, vocabulary, values, sorted(formats)])
 
 
 def _unfinished(files: list[str], outputs: dict[str, list[Path]], manifest: Manifest, *, as_json: bool) -> list[str]:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import webbrowser
 from importlib.util import find_spec
-from pathlib import Path
 
 from lexiseg.cli.segment import parse_model
+from lexiseg.client import read_token
 from lexiseg.errors import UsageError
 from lexiseg.inference.pipeline import resolve_device
-from lexiseg.text.class_lists import read_text
 
-TOKEN = "LEXISEG_TOKEN"
-SHORTEST = 16  # characters of a token
 LIBRARIES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
@@ -49,22 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.open:
             webbrowser.open(address)
 
-    token = _token(arguments.token_file)
+    token = read_token(arguments.token_file)
     serve(models, limits, host=arguments.host, port=arguments.port, token=token, insecure=arguments.insecure, started=started)
     return 0
-
-
-def _token(file: str | None) -> str | None:
-    """The token in a file, or in the environment.
-
-    Raises:
-        UsageError: the file cannot be read, or the token is too short.
-    """
-    if file is None and not os.environ.get(TOKEN):
-        return None
-    token = (os.environ[TOKEN] if file is None else read_text(Path(file), "token file")).strip()
-    if len(token) < SHORTEST or not token.isascii() or len(token.split()) != 1:
-        raise UsageError(
-            f"the token must be a word of at least {SHORTEST} ASCII letters or digits, as 'openssl rand -hex 32' prints"
-        )
-    return token

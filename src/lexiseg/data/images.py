@@ -83,9 +83,18 @@ def read_image(source: str | Path) -> Pixels:
         ImageError: the file is missing, empty, damaged, not a picture, larger than `MAX_PIXELS` or `MAX_SIDE`, or too large
             for the available memory.
     """
+    return decode_image(*read_file(source))
+
+
+def read_file(source: str | Path) -> tuple[bytes, str]:
+    """Read a picture's file (``-``: standard input) without decoding it; returns its bytes, and its name in messages.
+
+    Raises:
+        ImageError: the file is missing, or cannot be read.
+    """
     name = "standard input" if str(source) == "-" else str(source)
     try:
-        data = _standard_input() if str(source) == "-" else Path(source).read_bytes()
+        return _standard_input() if str(source) == "-" else Path(source).read_bytes(), name
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -96,7 +105,6 @@ def read_image(source: str | Path) -> Pixels:
         raise ImageError(f"{name!a}: cannot be read ({error}); give a valid file name") from None
     except MemoryError:
         raise ImageError(f"{name}: is too large for the available memory; scale the picture down first") from None
-    return decode_image(data, name)
 
 
 def _standard_input() -> bytes:

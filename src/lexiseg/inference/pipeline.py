@@ -26,14 +26,13 @@ from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import ImageBatch, MaskPrediction, PixelPrediction, Segment, Task, TextEmbeddings, Trace
 from lexiseg.text.templates import resolve_templates
-from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.text.vocabulary import Classes, Vocabulary
 
 REMEMBERED = 4  # vocabularies whose embeddings a pipeline caches
 _EMBEDDING = RLock()  # global, because some tokenizers are not thread-safe and a Pipeline must stay copyable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Classes = Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
 _Words = tuple[Vocabulary, tuple[str, ...]]  # vocabulary and prompt templates
 
 

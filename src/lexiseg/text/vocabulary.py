@@ -61,7 +61,7 @@ class Vocabulary:
     classes: tuple[ClassName, ...]
 
     @classmethod
-    def parse(cls, value: Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]) -> Vocabulary:
+    def parse(cls, value: Classes) -> Vocabulary:
         """Parse a vocabulary.
 
         Args:
@@ -165,6 +165,9 @@ class Vocabulary:
         if entry.name.casefold() in (known.casefold() for known in self.names):
             return self
         return Vocabulary((*self.classes, replace(entry, thing=False)))
+
+
+Classes = Vocabulary | str | Path | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
