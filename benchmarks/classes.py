@@ -25,7 +25,6 @@ from lexiseg.layers.cost_aggregation import correlation
 from lexiseg.methods import model_named
 from lexiseg.methods.catseg.model import CatSeg
 from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, CostVolume
-from lexiseg.methods.escnet.model import EscNet
 
 MIB = 2**20
 
@@ -37,10 +36,9 @@ def measured(name: str, classes: int, at_once: int) -> dict[str, Any]:
     segmenter = model_named(name).empty().eval()
     if not isinstance(segmenter, CorrelationSegmenter):
         raise UsageError(f"{name} has no correlations to decode; CAT-Seg and ESC-Net have")
+    segmenter.config = replace(segmenter.config, max_classes=0, classes_at_once=at_once or None)
     if isinstance(segmenter, CatSeg):
-        segmenter.aggregation.max_classes, segmenter.aggregation.classes_at_once = 0, at_once or None
-    elif isinstance(segmenter, EscNet):
-        segmenter.config = replace(segmenter.config, classes_at_once=at_once or None)
+        segmenter.aggregation.classes_at_once = at_once or None
     cells, vectors = segmenter.config.image_size // segmenter.clip.strides[0], torch.randn(classes, segmenter.clip.width)
     dense, *levels = (torch.randn(1, width, cells, cells) for width in (vectors.shape[1], *segmenter.clip.channels[:LEVELS]))
     seen = CostVolume(dense, vectors, correlation(dense, vectors), tuple(levels))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import batches, classes, end_to_end, fiser, methods, prompts, prompts_matter
+from benchmarks import batches, classes, end_to_end, fiser, methods, nearest, prompts, prompts_matter
 from lexiseg.data.images import PIXEL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,17 @@ def test_masks_are_exchanged_on_the_same_scenes(capsys):
     assert list(rows) == ["none", "own", "shifted", "true", "displaced"]
     assert rows["none"]["difference"] == 0
     assert len({row["mIoU"] for row in rows.values()}) > 1
+
+
+def test_the_classes_in_a_scene_are_ranked(capsys):
+    nearest.main(["--scenes", "2", "--miou", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [row["ranking"] for row in document["recall"]] == ["cost", "sum of probabilities", "probability"]
+    for row in document["recall"]:
+        recall = [row[str(m)] for m in nearest.TOP]
+        assert 0 < recall[-1] <= 1
+        assert recall == sorted(recall)
+    assert document["mIoU"]["truth"] > max(document["mIoU"]["cost"], document["mIoU"]["probability"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a process had at its most")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from lexiseg.errors import UsageError
 from lexiseg.layers.cost_aggregation import (
     ClassAggregation,
     CostAggregation,
+    Ranking,
     SpatialAggregation,
     SwinBlock,
     correlation,
     linear_attention,
+    nearest_classes,
     shifted_window_mask,
     window_partition,
     window_reverse,
@@ -36,7 +39,7 @@ def aggregation(**options: object) -> CostAggregation:
         "decoder": (16, 16),
         "decoder_guides": (4, 2),
         "window": 4,
-        "max_classes": 0,
+        "length": 0,
     }
     model = CostAggregation(JOINT, GUIDES, **{**sizes, **options})  # type: ignore[arg-type]
     with torch.no_grad():
@@ -117,27 +120,33 @@ def test_over_space_each_class_is_alone_and_over_classes_each_cell() -> None:
 @pytest.mark.parametrize("max_classes", [0, 3, 9])
 @torch.no_grad()
 def test_some_classes_at_once_are_all_at_once(attention: str, pooling: int, max_classes: int) -> None:
-    model, given = aggregation(attention=attention, max_classes=max_classes), inputs()
-    whole = model(*given, pooling=pooling)
+    model, given = aggregation(attention=attention, length=max_classes), inputs()
+    kept = nearest_classes(given[0], max_classes)
+    whole = model(*given, kept=kept, pooling=pooling)
     assert whole.shape == (2, CLASSES, 4 * SIZE[0], 4 * SIZE[1])
     for count in (1, 2, 4):
         model.classes_at_once = count
-        assert_close(model(*given, pooling=pooling), whole, atol=1e-5, rtol=1e-5)
+        assert_close(model(*given, kept=kept, pooling=pooling), whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("ranking", ["cost", "probability"])
 @pytest.mark.parametrize("max_classes", [0, 3, 9])
 @torch.no_grad()
-def test_the_order_of_classes_does_not_matter(max_classes: int) -> None:
-    model, (volume, text, appearance, guides) = aggregation(max_classes=max_classes), inputs()
+def test_the_order_of_classes_does_not_matter(max_classes: int, ranking: Ranking) -> None:
+    model, (volume, text, appearance, guides) = aggregation(length=max_classes), inputs()
     order = torch.tensor([3, 0, 4, 1, 2])
-    found = model(volume[:, order], text[order], appearance, guides)
-    assert_close(found, model(volume, text, appearance, guides)[:, order], atol=1e-5, rtol=1e-5)
+
+    def logits(volume: Tensor, text: Tensor) -> Tensor:
+        kept = nearest_classes(volume, max_classes, ranking, logit_scale=20)
+        return model(volume, text, appearance, guides, kept=kept)
+
+    assert_close(logits(volume[:, order], text[order]), logits(volume, text)[:, order], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_of_too_many_classes_the_nearest_are_kept_image_by_image() -> None:
-    model, (volume, text, appearance, guides) = aggregation(max_classes=2), inputs(3)
-    logits = model(volume, text, appearance, guides)
+    model, (volume, text, appearance, guides) = aggregation(), inputs(3)
+    logits = model(volume, text, appearance, guides, kept=nearest_classes(volume, 2))
     kept = logits.amax((-2, -1)) > OUTSIDE
     for b in range(3):
         nearest = volume[b].flatten(1).amax(1).argsort(descending=True)[:2]
@@ -147,17 +156,42 @@ def test_of_too_many_classes_the_nearest_are_kept_image_by_image() -> None:
     assert (logits[~kept] == OUTSIDE).all()
 
 
+@pytest.mark.parametrize("size", [(6, 5), (1, 7), (1, 1)])
+def test_the_classes_most_probable_in_a_patch(size: tuple[int, int]) -> None:
+    costs, scale = torch.rand(2, 9, *size, generator=torch.Generator().manual_seed(3), dtype=torch.float64), 7.0
+    kept = nearest_classes(costs, 4, "probability", logit_scale=scale)
+    assert kept is not None
+    side = min(2, *size)
+    for b in range(2):
+        best = np.zeros(9)
+        for top in range(size[0] - side + 1):
+            for left in range(size[1] - side + 1):
+                mean = costs[b, :, top : top + side, left : left + side].mean((-2, -1)).numpy()
+                best = np.maximum(best, np.exp(scale * mean) / np.exp(scale * mean).sum())
+        assert kept[b].tolist() == sorted(np.argsort(-best)[:4].tolist())
+
+
+def test_a_name_that_is_near_everywhere_does_not_displace_the_one_that_is_there() -> None:
+    costs = torch.full((1, 3, 8, 8), 0.1)
+    costs[0, 0], costs[0, 1, 2:4, 2:4] = 0.2, 0.19  # the second is in the picture, where the third is as near as the first
+    costs[0, 2, 5, 5] = 0.3  # one noisy cell
+    costs[0, 0, 2:4, 2:4] = 0.1
+    assert nearest_classes(costs, 2) is not None
+    assert nearest_classes(costs, 2).tolist() == [[0, 2]]  # type: ignore[union-attr]
+    assert nearest_classes(costs, 2, "probability", logit_scale=50).tolist() == [[0, 1]]  # type: ignore[union-attr]
+
+
 @torch.no_grad()
 def test_filling_up_counts() -> None:
     given = inputs()
-    plain, filled = aggregation(max_classes=0), aggregation(max_classes=9)
+    plain, filled = aggregation(length=0), aggregation(length=9)
     filled.load_state_dict(plain.state_dict(), strict=False)
     assert (plain(*given) - filled(*given)).abs().max() > 1e-4
-    assert_close(aggregation(max_classes=CLASSES)(*given), aggregation(max_classes=CLASSES)(*given))
+    assert_close(aggregation(length=CLASSES)(*given), plain(*given))
 
 
 def test_everything_learns() -> None:
-    model = aggregation(max_classes=7).train()
+    model = aggregation(length=7).train()
     model(*inputs(), pooling=2).square().mean().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lexiseg
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.errors import UsageError, WeightsError
+from lexiseg.layers.cost_aggregation import Ranking, nearest_classes
 from lexiseg.losses.pixel_loss import class_loss
 from lexiseg.methods import MODELS, recipe_named
 from lexiseg.methods.escnet.blocks import PromptedBlocks, SamBlock, TextAttention
@@ -474,11 +475,14 @@ def test_every_setting_makes_a_difference() -> None:
             assert (one - other).abs().max() > 1e-4
 
 
-def test_the_nearest_classes_of_each_picture() -> None:
-    segmenter, text = tiny_escnet(max_classes=3), some_text(7)
+@pytest.mark.parametrize("ranking", ["cost", "probability"])
+def test_the_nearest_classes_of_each_picture(ranking: Ranking) -> None:
+    segmenter, text = tiny_escnet(max_classes=3, ranking=ranking), some_text(7)
     found, seen = logits(segmenter, text), segmenter.encode(some_images((64, 64), (64, 64)).pixels, text)
     for image in range(2):
-        nearest = seen.cost[image].amax((-2, -1)).topk(3).indices.sort().values
+        kept = nearest_classes(seen.cost[image : image + 1], 3, ranking, logit_scale=segmenter.clip.logit_scale)
+        assert kept is not None
+        nearest = kept[0]
         left_out = [label for label in range(7) if label not in nearest.tolist()]
         assert (found[image, left_out] == OUTSIDE).all()
         alone = segmenter.decode(

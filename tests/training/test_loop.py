@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -128,18 +129,24 @@ def test_a_finished_training_is_left_as_it_is(whole):
     assert same(weights(whole), before)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("signals", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_keeps_the_step(whole, tmp_path, monkeypatch, signals):
+def test_interrupted_it_keeps_the_step(whole, tmp_path, monkeypatch, signals, workers):
+    """A terminal, a cluster or a container sends the signal to the processes that prepare the pictures, too."""
     step = loop._Training._step
 
     def interrupted(self, batch):
         step(self, batch)
         if self.step == 5:
+            preparing = multiprocessing.active_children()
+            assert len(preparing) == workers
+            for process in preparing:
+                os.kill(process.pid, signals)
             os.kill(os.getpid(), signals)
 
     monkeypatch.setattr(loop._Training, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(recipe("save_every=100"), tmp_path, device="cpu", workers=0)
+        train(recipe("save_every=100"), tmp_path, device="cpu", workers=workers)
     monkeypatch.undo()
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
     train(recipe(), tmp_path, device="cpu", workers=0)  # how often it saves may change on the way

@@ -31,8 +31,10 @@ from lexiseg.structures import OUTSIDE, Size
 
 Attention = Literal["linear", "full"]
 Embedding = Literal["conv", "mlp"]
+Ranking = Literal["cost", "probability"]
 
 GROUP = 16  # channels per group norm group in the decoder
+PATCH = 2  # cells along the side of a patch in which "probability" ranks classes
 TINY = 1e-6  # avoids division by zero in linear attention
 
 
@@ -45,19 +47,32 @@ def correlation(image: Tensor, text: Tensor) -> Tensor:
     return torch.einsum("bdhw,bkd->bkhw", functional.normalize(image, dim=1), text)  # Eq. (1), of ESC-Net, too
 
 
-def nearest_classes(costs: Tensor, max_classes: int) -> Tensor | None:
-    """Top classes of each image by their highest cost in any cell.
+def nearest_classes(
+    costs: Tensor, max_classes: int, ranking: Ranking = "cost", *, logit_scale: Tensor | float = 1.0
+) -> Tensor | None:
+    """Top classes of each image.
 
     Args:
         costs: [B, K, h, w].
         max_classes: number of classes that are kept; 0 keeps all.
+        ranking: "cost": by the highest cost in any cell, as the official code of CAT-Seg; "probability": by the highest
+            probability among all classes in any patch of 2 × 2 cells, of their mean costs. It keeps more of the classes that
+            are in an image (``benchmarks/nearest.py``): costs of a cell are noisy, and those of some names high everywhere.
+        logit_scale: scale of the costs in the probabilities.
 
     Returns:
         Class indices [B, max_classes], ascending; None if all classes are kept.
     """
     if not 0 < max_classes < costs.shape[1]:
         return None
-    return costs.amax((-2, -1)).topk(max_classes, dim=1).indices.sort(dim=1).values
+    scores = costs if ranking == "cost" else class_probabilities(costs, logit_scale)
+    return scores.amax((-2, -1)).topk(max_classes, dim=1).indices.sort(dim=1).values
+
+
+def class_probabilities(costs: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """Softmax over the classes of the mean costs in all patches of 2 × 2 cells, [B, K, h - 1, w - 1] of costs [B, K, h, w]."""
+    patch = min(PATCH, *costs.shape[-2:])
+    return (logit_scale * functional.avg_pool2d(costs, patch, stride=1)).softmax(1)
 
 
 def window_partition(cells: Tensor, side: int) -> Tensor:
@@ -302,9 +317,7 @@ class CostAggregation(nn.Module):
         decoder_guides: channels of the projected decoder guides.
         layers, heads: of the aggregation.
         window: side of the Swin windows, in cells.
-        max_classes: only this many top classes of an image are aggregated (`nearest_classes`), the others get the logit
-            `OUTSIDE`; 0 keeps all.
-        pad_classes: pad fewer classes to ``max_classes`` with a learned token, in attention over classes.
+        length: see `ClassAggregation`.
         attention: kind of attention over classes.
         embedding: see `cost_embedding`.
         guide_values: see `GuidedAttention`, over space.
@@ -325,16 +338,14 @@ class CostAggregation(nn.Module):
         layers: int = 2,
         heads: int = 4,
         window: int = 12,
-        max_classes: int = 256,
-        pad_classes: bool = True,
+        length: int = 256,
         attention: Attention = "linear",
         embedding: Embedding = "conv",
         guide_values: bool = False,
         classes_at_once: int | None = None,
     ) -> None:
         super().__init__()
-        self.max_classes, self.classes_at_once = max_classes, classes_at_once
-        length = max_classes if pad_classes else 0
+        self.classes_at_once = classes_at_once
         self.embedding = cost_embedding(embedding, width)
         self.appearance = nn.Sequential(nn.Conv2d(joint, appearance, 3, padding=1), nn.ReLU())
         self.text = nn.Sequential(nn.Linear(joint, text), nn.ReLU())
@@ -360,7 +371,14 @@ class CostAggregation(nn.Module):
         self.head = nn.Conv2d(decoder[1], 1, 3, padding=1)
 
     def forward(
-        self, volume: Tensor, text: Tensor, appearance: Tensor, guides: tuple[Tensor, Tensor], *, pooling: int = 1
+        self,
+        volume: Tensor,
+        text: Tensor,
+        appearance: Tensor,
+        guides: tuple[Tensor, Tensor],
+        *,
+        kept: Tensor | None = None,
+        pooling: int = 1,
     ) -> Tensor:
         """Logits [B, K, 4h, 4w].
 
@@ -369,13 +387,14 @@ class CostAggregation(nn.Module):
             text: class embeddings [K, D].
             appearance: guide over space [B, D, h, w]; in CAT-Seg the image features of the costs.
             guides: of the decoder, [B, G, 2h, 2w] and [B, G', 4h, 4w].
+            kept: classes of each image that are aggregated, [B, M], see `nearest_classes`; the logits of the others are
+                `OUTSIDE`. None: all.
             pooling: see `ClassAggregation.forward`; the official code uses 2 in training and 1 at inference.
         """
-        chosen = self.nearest(volume)
         classes = text.expand(len(volume), -1, -1)
-        if chosen is not None:
-            volume = volume.gather(1, chosen[..., None, None].expand(-1, -1, *volume.shape[2:]))
-            classes = text[chosen]
+        if kept is not None:
+            volume = volume.take_along_dim(kept[..., None, None], 1)
+            classes = text[kept]
         spatial_guide = self.appearance(appearance).movedim(1, -1)
         class_guide = self.text(functional.normalize(classes, dim=-1))
         cells = self._in_parts(self._embedded, volume)
@@ -386,14 +405,10 @@ class CostAggregation(nn.Module):
             cells = layer.classes(cells, class_guide, pooling=pooling, cells_at_once=rows)
         projected = [project(guide) for project, guide in zip(self.guides, guides, strict=True)]
         logits = self._in_parts(partial(self._decoded, guides=projected), cells)
-        if chosen is None:
+        if kept is None:
             return logits
         everything = logits.new_full((len(logits), len(text), *logits.shape[2:]), OUTSIDE)
-        return everything.scatter(1, chosen[..., None, None].expand_as(logits), logits)
-
-    def nearest(self, volume: Tensor) -> Tensor | None:
-        """Indices of the classes that are kept in each image, see `nearest_classes`."""
-        return nearest_classes(volume, self.max_classes)
+        return everything.scatter(1, kept[..., None, None].expand_as(logits), logits)
 
     def _embedded(self, volume: Tensor) -> Tensor:
         """Embed costs [B, K, h, w] as [B, K, h, w, C]."""

@@ -24,7 +24,7 @@ from torch.nn import functional
 from lexiseg.backbones.clip_vit import ClipViT, thirds
 from lexiseg.ensembles import Behaviour
 from lexiseg.errors import UsageError
-from lexiseg.layers.cost_aggregation import correlation
+from lexiseg.layers.cost_aggregation import correlation, nearest_classes
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.base import Segmenter, Trained, check_trace
@@ -157,6 +157,10 @@ class CorrelationSegmenter(Segmenter):
             classes = text.mean()
             cost = text.per_class(correlation(dense, text.vectors).movedim(1, -1)).movedim(-1, 1)
         return CostVolume(dense, classes, cost, features.levels[:LEVELS])
+
+    def nearest(self, cost: Tensor) -> Tensor | None:
+        """Indices [B, M] of the classes that are kept in each view, of costs [B, K, h, w]; None: all."""
+        return nearest_classes(cost, self.config.max_classes, self.config.ranking, logit_scale=self.clip.logit_scale)
 
     @abstractmethod
     def decode(self, volume: CostVolume, trace: Trace | None = None, /) -> Tensor:

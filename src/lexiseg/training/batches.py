@@ -6,6 +6,7 @@ together see the same batches as a single process.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -95,7 +96,7 @@ def batches(
         collate_fn=_collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_single_thread,
+        worker_init_fn=start_worker,
     )
     return iter(loader)
 
@@ -123,8 +124,11 @@ def _collate(rows: Sequence[tuple[int, torch.Tensor, MaskTarget]]) -> Batch:
     )
 
 
-def _single_thread(_: int) -> None:
+def start_worker(_: int) -> None:
+    """Use one thread, and leave Ctrl-C and SIGTERM, which go to all processes of a job, to the training process."""
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Varied(Dataset[tuple[int, torch.Tensor, MaskTarget]]):

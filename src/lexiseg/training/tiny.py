@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from lexiseg.training.batches import start_worker
 from lexiseg.training.checkpoint import CHECKPOINT, write_checkpoint
 from lexiseg.world import Scene, render, restyled, split_named, world_classes
 
@@ -181,7 +182,7 @@ class ScenePool:
         self.ids = torch.empty((capacity, *shape[2:]), dtype=torch.uint8, device=device)
         self.labels = torch.full((capacity, SEGMENTS), -1, device=device)
         self._arrivals: queue.Queue[SceneBatch | Exception] = queue.Queue(maxsize=8)
-        loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=2, worker_init_fn=_quiet)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=2, worker_init_fn=start_worker)
         threading.Thread(target=self._receive, args=(iter(loader),), daemon=True).start()
 
     def draw(self, count: int) -> SceneBatch:
@@ -210,10 +211,6 @@ class ScenePool:
                 self._arrivals.put(batch)
         except Exception as error:  # raised by draw()
             self._arrivals.put(error)
-
-
-def _quiet(_: int) -> None:
-    torch.set_num_threads(1)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lexiseg.backbones.clip import ClipViT, assemble_clip
 from lexiseg.backbones.state_dicts import compiled, rename_all
-from lexiseg.layers.cost_aggregation import CostAggregation, correlation, shifted_window_mask
+from lexiseg.layers.cost_aggregation import CostAggregation, correlation, nearest_classes, shifted_window_mask
 from lexiseg.methods import MODELS
 from lexiseg.methods.catseg.config import CatSegConfig
 from lexiseg.methods.catseg.model import CatSeg
@@ -47,17 +47,18 @@ def aggregation(path: Path) -> list[Row]:
     names = rename_all(kept, compiled(AGGREGATION_RULES, 0), "official CAT-Seg's")
     sizes = sizes_of(config, width="hidden_dim", heads="nheads", window="window_size")
     guides = tuple(config["decoder_guidance_dims"])
-    model = CostAggregation(config["text_guidance_dim"], guides, max_classes=config["pad_len"], **sizes).eval()
+    model = CostAggregation(config["text_guidance_dim"], guides, length=config["pad_len"], **sizes).eval()
     model.load_state_dict({names[key]: tensor for key, tensor in kept.items()})
     pooling, found = config["pooling_size"][0], []
     for one in range(len(tensors["in.img_feats"])):  # each image has texts of its own in these cases
         image, text = tensors["in.img_feats"][one : one + 1], tensors["in.text_feats"][one, :, 0]
         appearance, *guides = (tensors[f"in.guid{name}"][one : one + 1] for name in ("0_24", "1_48", "2_96"))
         volume = correlation(image, text)
+        kept = nearest_classes(volume, config["pad_len"])
         model.classes_at_once = None
-        whole = model(volume, text, appearance, tuple(guides), pooling=pooling)
+        whole = model(volume, text, appearance, tuple(guides), kept=kept, pooling=pooling)
         model.classes_at_once = 2
-        parts = model(volume, text, appearance, tuple(guides), pooling=pooling)
+        parts = model(volume, text, appearance, tuple(guides), kept=kept, pooling=pooling)
         found.append((whole, parts, volume))
     logits, parts, volume = (torch.cat(each) for each in zip(*found, strict=True))
     rows = [

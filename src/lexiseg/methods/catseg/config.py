@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from lexiseg.ensembles import Behaviour
+from lexiseg.layers.cost_aggregation import Ranking
 from lexiseg.methods.base import MethodConfig, check_heads
 from lexiseg.ops.options import Depth, Natural, Positive, Width, options
 
@@ -15,7 +16,9 @@ from lexiseg.ops.options import Depth, Natural, Positive, Width, options
 class CorrelationConfig(MethodConfig):
     """Options of `lexiseg.methods.correlation.CorrelationSegmenter`."""
 
-    RUNTIME: ClassVar[frozenset[str]] = MethodConfig.RUNTIME | {"image_size", "sliding", "max_classes", "classes_at_once"}
+    RUNTIME: ClassVar[frozenset[str]] = MethodConfig.RUNTIME | {
+        "image_size", "sliding", "max_classes", "ranking", "classes_at_once",
+    }  # fmt: skip
 
     templates: str = "catseg"
     """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
@@ -30,7 +33,10 @@ class CorrelationConfig(MethodConfig):
     window_size: Width = 12
     """Side of the windows of the Swin blocks, in cells."""
     max_classes: Natural = 256
-    """Number of top classes (by their highest cost) that are kept in each image; 0 keeps all."""
+    """Number of top classes (``ranking``) that are kept in each image; 0 keeps all."""
+    ranking: Ranking = "cost"
+    """Order of the classes: "cost", by the highest cost in any cell, as the official code of CAT-Seg; "probability", by the
+    highest probability in any patch of 2 × 2 cells."""
     classes_at_once: Positive | None = 32
     """Classes processed at once, which bounds the memory; the result is the same. None: all."""
 

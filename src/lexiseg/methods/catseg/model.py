@@ -52,7 +52,8 @@ class CatSeg(CorrelationSegmenter):
 
     def _aggregated(self, volume: CostVolume, *, pooling: int = 1) -> Tensor:
         guides = upsampled(self.upsample, volume.levels)
-        logits: Tensor = self.aggregation(volume.cost, volume.classes, volume.dense, guides, pooling=pooling)
+        kept = self.nearest(volume.cost)
+        logits: Tensor = self.aggregation(volume.cost, volume.classes, volume.dense, guides, kept=kept, pooling=pooling)
         return logits
 
 
@@ -83,8 +84,7 @@ def cost_aggregation(
         layers=config.num_layers,
         heads=config.num_heads,
         window=config.window_size,
-        max_classes=config.max_classes,
-        pad_classes=config.pad_classes,
+        length=config.max_classes if config.pad_classes else 0,
         attention=config.class_attention,
         embedding=embedding,
         guide_values=guide_values,

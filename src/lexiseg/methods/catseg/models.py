@@ -30,6 +30,7 @@ TINY_SIZES: dict[str, Any] = {  # also those of SAM-MI
     "decoder_guide_channels": (8, 8),
     "window_size": 8,
     "max_classes": 48,  # chosen on scenes of seed 777; training batches hardly have more classes
+    "ranking": "probability",
     "pad_classes": False,
     "templates": "single",
 }

@@ -29,7 +29,7 @@ class EscNetConfig(CorrelationConfig):
     sliding: bool = False
     """Whether to use a sliding window besides the whole image; the paper does not."""
     max_classes: Natural = 0
-    """Number of top classes (by their highest cost) that are kept in each image; 0 keeps all."""
+    """Number of top classes (``ranking``) that are kept in each image; 0 keeps all."""
     num_blocks: Depth = 4
     """N, number of ESC blocks."""
     num_regions: Width = 5

@@ -29,7 +29,6 @@ from torch.nn import functional
 
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.backbones.sam import SamFamily
-from lexiseg.layers.cost_aggregation import nearest_classes
 from lexiseg.layers.memory import part_of
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, class_loss, class_masks, pixel_loss
@@ -159,7 +158,7 @@ class EscNet(CorrelationSegmenter):
         of its prompts ``probability_1`` [K, h, w], and ``regions_1`` [K, h, w], the region number of each cell from 1, or 0.
         All are 0 for classes outside the top-k.
         """
-        classes, chosen = volume.cost.shape[1], nearest_classes(volume.cost, self.config.max_classes)
+        classes, chosen = volume.cost.shape[1], self.nearest(volume.cost)
         if chosen is None:
             logits, maps = self._decoded(volume)
             if trace is not None:

@@ -25,6 +25,7 @@ TINY = EscNetConfig(
     decoder_channels=(16, 16),
     skip_channels=(8, 8),
     max_classes=48,  # as catseg-tiny
+    ranking="probability",
     templates="single",
 )
 BASE, LARGE = EscNetConfig(window_size=7), EscNetConfig()  # 21 × 21 and 24 × 24 cells

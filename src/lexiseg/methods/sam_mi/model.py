@@ -161,7 +161,7 @@ class SamMi(CorrelationSegmenter):
 
     def prompts(self, volume: CostVolume) -> Prompts:
         """Predict point prompts from the top classes of each image, as in the aggregation."""
-        chosen = self.aggregation.nearest(volume.cost)
+        chosen = self.nearest(volume.cost)
         cost = volume.cost if chosen is None else volume.cost.take_along_dim(chosen[..., None, None], 1)
         prompts: Prompts = self.prompter(cost)
         return prompts
@@ -207,7 +207,8 @@ class SamMi(CorrelationSegmenter):
                 [coarse(features, covered(each, 2) >= 0.5) for features, each in zip(second, masks, strict=True)]
             )
             first = torch.stack([fine(features, each) for features, each in zip(first, masks, strict=True)])
-        logits: Tensor = self.aggregation(costs, volume.classes, appearance, (second, first), pooling=pooling)
+        guides, kept = (second, first), self.nearest(costs)
+        logits: Tensor = self.aggregation(costs, volume.classes, appearance, guides, kept=kept, pooling=pooling)
         return logits
 
     @torch.no_grad()
