@@ -14,6 +14,7 @@ from lexiseg.methods.maskclip import models as maskclip
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import models as sam_clip
 from lexiseg.methods.sam_mi import models as sam_mi
+from lexiseg.methods.shared import PREFIX, shared_model
 from lexiseg.methods.variant import Variant
 from lexiseg.structures import Task
 
@@ -33,7 +34,14 @@ def list_models(task: Task | None = None) -> list[str]:
 
 
 def model_named(name: str) -> Variant:
-    """Return the model called ``name``; raise UsageError with similar names if there is none."""
+    """Return the model called ``name``, or that on the hub if it is ``hf:OWNER/NAME``, see `lexiseg.methods.shared`.
+
+    Raises:
+        UsageError: there is none; the message has similar names.
+        WeightsError: as `shared_model`.
+    """
+    if name.startswith(PREFIX):
+        return shared_model(name, MODELS)
     if name not in MODELS:
         raise UsageError(f"unknown model '{name}': {_near(name, MODELS)} ('lexiseg models' lists them)")
     return MODELS[name]
