@@ -28,6 +28,7 @@ STYLE = """
 .lexiseg-picture path { fill: transparent; fill-rule: evenodd; vector-effect: non-scaling-stroke }
 .lexiseg-picture path:hover { fill: rgba(255, 255, 255, 0.4); stroke: white; stroke-width: 2 }
 .lexiseg-legend { border-collapse: collapse; margin-top: 0.5em }
+.lexiseg-legend caption { text-align: left }
 .lexiseg-legend td, .lexiseg-legend th { padding: 0.1em 0.6em; text-align: left; overflow-wrap: anywhere }
 .lexiseg-legend i { display: inline-block; width: 1em; height: 1em; border: 1px solid #888; vertical-align: middle }
 """
