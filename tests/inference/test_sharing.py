@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file
 
 import lexiseg
+from lexiseg.backbones.digests import digest_of
 from lexiseg.backbones.sources import Source
 from lexiseg.cli import main
 from lexiseg.cli.parser import build_parser
@@ -101,12 +102,16 @@ def test_the_hub_gives_the_model_back(pipeline: Pipeline, hub: StandInHub) -> No
     assert hub.requests == []
 
 
-def test_a_revision_is_another_model(dogs: StandInHub, pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_revision_is_another_model(dogs: StandInHub, pipeline: Pipeline, saved: Path, tmp_path: Path) -> None:
     changed = pipeline.with_options({"alpha": 0.2})
     changed.save_pretrained(tmp_path / "v1")
     dogs.files[f"{DOGS}@v1"] = {name: (tmp_path / "v1" / name).read_bytes() for name in FILES}
     assert lexiseg.from_pretrained(DOGS, revision="v1").segmenter.config.alpha == 0.2
-    assert [model_named(f"hf:{DOGS}{at}").config.alpha for at in ("", "@main", "@v1")] == [0.7, 0.7, 0.2]
+    models = [model_named(f"hf:{DOGS}{at}") for at in ("", "@main", "@v1")]
+    assert [model.config.alpha for model in models] == [0.7, 0.7, 0.2]
+    assert [model.source.digest for model in models if model.source] == [digest_of(saved / MODEL_FILE)] * 2 + [
+        digest_of(tmp_path / "v1" / MODEL_FILE)
+    ]
     with pytest.raises(WeightsError, match=r"there is no such revision of it"):
         lexiseg.load(f"hf:{DOGS}@v2")
 

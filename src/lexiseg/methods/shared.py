@@ -67,7 +67,16 @@ def shared_model(name: str, models: Mapping[str, Variant]) -> Variant:
         raise WeightsError(_foreign(repository, revision))
     base = model_of_card(card, name, models)
     licence = str(card.get("licence") or "none stated")[:60]
-    source = Source(MODEL_FILE, licence, repository, (CARD_FILE,), revision=revision, max_bytes=MAX_WEIGHTS)
+    digests = card.get("sha256")
+    source = Source(
+        MODEL_FILE,
+        licence,
+        repository,
+        (CARD_FILE,),
+        digest=str(digests.get(MODEL_FILE)) if isinstance(digests, Mapping) else None,
+        revision=revision,
+        max_bytes=MAX_WEIGHTS,
+    )
     return base.with_weights(name, card, source)
 
 
