@@ -146,8 +146,7 @@ def _local(arguments: argparse.Namespace) -> Engine:
         with undisturbed(), ProgressLine(f"loading {model.name}"):
             return load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
 
-    known = None if model.source is None else model.source.digest  # a repository of the hub may change
-    return Engine(model.name, [known, {part: (path, state_of(path)) for part, path in weights.items()}, seen], start)
+    return Engine(model.name, [model.identity, {part: (path, state_of(path)) for part, path in weights.items()}, seen], start)
 
 
 def _remote(arguments: argparse.Namespace) -> Engine:

@@ -149,6 +149,11 @@ class Variant:
         return all(source.present() for source in self.required.values())
 
     @property
+    def identity(self) -> tuple[str, str | None]:
+        """Name, and digest of the trained weights if it is known: a repository of the hub may change."""
+        return self.name, None if self.source is None else self.source.digest
+
+    @property
     def is_toy(self) -> bool:
         """Whether all its weights are in the package: it knows nothing but the emoji world."""
         return all(source.embedded for source in self.sources.values())
