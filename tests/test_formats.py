@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from base64 import b64decode
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,6 +232,10 @@ def test_the_contact_sheet_shows_the_overlays(saved: tuple[Path, list[Segmentati
     assert [(saved[0] / unquote(source)).is_file() for source in page.sources] == [True, True]
     assert "a b.png" in page.text
     assert "<grass> & Жук × 2 (0.88)" in page.text
+    regions = [f"{segment.name} {segment.score:.2f}" for expected in saved[1] for segment in reversed(expected.segments)]
+    assert re.findall(r"<title>([^<]*)</title></path>", (saved[0] / "contact-sheet.html").read_text()) == list(
+        map(escape, regions)
+    )
 
 
 # --- of a picture -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lexiseg.backbones.sam_loading import load_sam
     from lexiseg.client import Client
     from lexiseg.errors import ImageError, LexisegError, OutputError, RunError, ServiceError, UsageError, WeightsError
-    from lexiseg.inference.pipeline import Pipeline, load
+    from lexiseg.inference.pipeline import Pipeline, from_pretrained, load
     from lexiseg.methods import list_models
     from lexiseg.methods.base import Segmenter
     from lexiseg.ops.allocator import keep_freed_memory
@@ -49,6 +49,7 @@ _HOMES = {
     "Vocabulary": "text.vocabulary",
     "WeightsError": "errors",
     "embed_vocabulary": "text.embed",
+    "from_pretrained": "inference.pipeline",
     "generate_masks": "backbones.mask_generator",
     "keep_freed_memory": "ops.allocator",
     "list_models": "methods",
@@ -78,6 +79,7 @@ __all__ = [
     "Vocabulary",
     "WeightsError",
     "embed_vocabulary",
+    "from_pretrained",
     "generate_masks",
     "keep_freed_memory",
     "list_models",

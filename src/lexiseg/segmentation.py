@@ -13,12 +13,16 @@ from PIL import Image
 
 from lexiseg import formats as known
 from lexiseg.errors import UsageError
-from lexiseg.exports import objects, records
+from lexiseg.exports import hover, objects, records
 from lexiseg.ops.names import result_name
 from lexiseg.ops.outlines import Ring, polygons_of_mask
 from lexiseg.structures import Segment, Task
+from lexiseg.visualise.display import display
+from lexiseg.visualise.figures import as_webp
 from lexiseg.visualise.lettering import preferring
-from lexiseg.visualise.overlay import overlay
+from lexiseg.visualise.overlay import colours_of, overlay, tinted
+
+SHOWN = 800  # pixels of the longer side of a picture in a notebook
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,29 @@ class Segmentation:
             return overlay(self.image, self.segments, self.masks)
 
     def show(self) -> None:
-        """Open the overlay in the system's picture viewer."""
-        self.overlay().show()
+        """Show the result: in a notebook with names under the pointer, else the overlay in the system's picture viewer.
+
+        Without a screen the overlay is written to a temporary file, whose path is printed.
+        """
+        display(self, self.overlay)
+
+    def to_pil(self) -> Image.Image:
+        """Draw the picture with its regions tinted and outlined, at its size, without names and legend."""
+        return tinted(self.image, self.segments, self.masks)
+
+    def _repr_html_(self) -> str:
+        """The result in a notebook: picture, regions with their names under the pointer, and a legend; self-contained."""
+        picture = self.to_pil()
+        picture.thumbnail((SHOWN, SHOWN))
+        return hover.result_view(
+            as_webp(picture), (picture.height, picture.width), self.masks, self.segments, colours_of(self.segments), self._title
+        )
+
+    @property
+    def _title(self) -> str:
+        height, width = self.size
+        source = f"{self.source}, " if self.source else ""
+        return f"{source}{width} × {height}, {self.task}"
 
     @property
     def void(self) -> float:

@@ -1,7 +1,12 @@
-"""A stand-in for the Hugging Face hub on loopback: what its client asks for, and the ways in which a hub fails."""
+"""A stand-in for the Hugging Face hub on loopback: what its client asks for, and the ways in which a hub fails.
+
+Uploads take the way of Git LFS, which the client goes without hf_xet: create, validate-yaml, preupload, the batch of LFS and
+its storage, commit.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -40,6 +45,12 @@ class StandInHub:
 
     Attributes:
         files: repository -> name -> content; those that Git LFS would hold are redirected to another host, as by the hub.
+            Another revision than main is a repository of its own, ``someone/model@v1``.
+        models: repository -> what the hub knows of it.
+        token: what may write.
+        owner: whose repositories it may write.
+        created: what repositories were created with.
+        stored: contents of large files that are uploaded, by SHA-256.
         refusal: key of `REFUSALS`, or "silent" (no answer), or "foreign" (no hub); empty for a hub that works.
         transfers: what happens to the next transfers of large files: "" (nothing), "cut" (the connection closes in the middle),
             "short" (half of it, and that is said to be all), "corrupted" (a byte is another), "stalled" (nothing comes).
@@ -48,6 +59,11 @@ class StandInHub:
 
     address: str = ""
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    models: dict[str, dict[str, object]] = field(default_factory=dict)
+    token: str = "hf_write"
+    owner: str = "someone"
+    created: list[dict[str, object]] = field(default_factory=list)
+    stored: dict[str, bytes] = field(default_factory=dict)
     refusal: str = ""
     transfers: Iterator[str] = field(default_factory=lambda: iter(()))
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -77,6 +93,7 @@ def asked_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[StandIn
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its server is not an HTTP service
         monkeypatch.setenv("LEXISEG_CACHE", str(folder / "lexiseg"))
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(name, "localhost,127.0.0.1")
@@ -117,6 +134,62 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD  # noqa: N815
 
+    def do_POST(self) -> None:
+        """An upload: what the hub does with the parts of one."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.hub.refusal in REFUSALS:
+            return self._refuse(*REFUSALS[self.hub.refusal])
+        document = json.loads(content.partition(b"\n")[0])  # of a commit its first line
+        if self.path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if self.headers["Authorization"] != f"Bearer {self.hub.token}":
+            return self._refuse(*REFUSALS["mistyped"])
+        if self.path == "/api/repos/create":
+            return self._create(document)
+        if re.fullmatch(r"/.+\.git/info/lfs/objects/batch", self.path):
+            href = f"http://{self.hub.address}/upload"
+            objects = [{**entry, "actions": {"upload": {"href": f"{href}/{entry['oid']}"}}} for entry in document["objects"]]
+            return self._json({"transfer": "basic", "objects": objects})
+        asked = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
+        if asked is None or asked[1] not in self.hub.files:
+            return self._refuse(*REFUSALS["not found"])
+        if asked[2] == "commit":
+            return self._commit(asked[1], [json.loads(line) for line in content.splitlines()])
+        names = [file["path"] for file in document["files"]]
+        modes = ["lfs" if is_large(name) else "regular" for name in names]
+        files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in zip(names, modes, strict=True)]
+        return self._json({"files": files})
+
+    def do_PUT(self) -> None:
+        """A large file, which its address names."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.stored[self.path.rpartition("/")[2]] = content
+        self._send(200, b"", {})
+
+    def _create(self, asked: dict[str, object]) -> None:
+        repository = f"{asked['organization']}/{asked['name']}"
+        if asked["organization"] != self.hub.owner:
+            return self._refuse(403, "", "You don't have the rights to create a model under this namespace")
+        if repository in self.hub.files:
+            return self._refuse(409, "", "You already created this model repo", url=f"http://{self.hub.address}/{repository}")
+        self.hub.created.append(asked)
+        self.hub.files[repository] = {}
+        return self._json({"url": f"http://{self.hub.address}/{repository}"})
+
+    def _commit(self, repository: str, lines: list[dict[str, dict[str, str]]]) -> None:
+        """What a commit says, line by line: its header, small files themselves, large ones by their digests."""
+        files = self.hub.files[repository]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.stored[value["oid"]]
+        self._json({"commitUrl": f"http://{self.hub.address}/{repository}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -131,20 +204,29 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, b"<html>Log in to this network</html>", {})
         if self.hub.refusal in REFUSALS:
             return self._refuse(*REFUSALS[self.hub.refusal])
-        asked = re.fullmatch(r"/(.+)/resolve/(?:main|[0-9a-f]{40})/([^/]+)", self.path)
-        files = self.hub.files.get(asked[1]) if asked else None
-        if asked is None or files is None:
+        if model := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/.+)?", self.path):
+            if model[1] not in self.hub.files:
+                return self._refuse(*REFUSALS["mistyped"])
+            return self._json({"id": model[1], **self.hub.models.get(model[1], {})})
+        asked = re.fullmatch(r"/(.+)/resolve/([^/]+)/([^/]+)", self.path)
+        if asked is None or asked[1] not in self.hub.files:
             return self._refuse(*REFUSALS["mistyped"])
-        if asked[2] not in files:
+        main = asked[2] == "main" or re.fullmatch("[0-9a-f]{40}", asked[2])
+        repository = asked[1] if main else f"{asked[1]}@{asked[2]}"
+        if repository not in self.hub.files:
+            return self._refuse(*REFUSALS["no branch"])
+        files, name = self.hub.files[repository], asked[3]
+        if name not in files:
             return self._refuse(404, "EntryNotFound", "Entry not found")
-        return self._file(asked[1], asked[2], files[asked[2]])
+        return self._file(repository, name, files[name])
 
     def _file(self, repository: str, name: str, content: bytes) -> None:
         """A small file itself, or where a large one is stored: on what is another host to the client."""
         tag = f'"{digest(content, large=is_large(name))}"'
+        commit = hashlib.sha1(repository.encode()).hexdigest() if "@" in repository else COMMIT
         if not is_large(name):
-            return self._send(200, content, {"ETag": tag, "X-Repo-Commit": COMMIT})
-        headers = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": tag, "X-Linked-Size": str(len(content))}
+            return self._send(200, content, {"ETag": tag, "X-Repo-Commit": commit})
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": tag, "X-Linked-Size": str(len(content))}
         host = self.hub.address.replace("127.0.0.1", "localhost")
         return self._send(302, b"", headers | {"Location": f"http://{host}/storage/{repository}/{name}"})
 
@@ -162,14 +244,15 @@ class _Handler(BaseHTTPRequestHandler):
         part["ETag"] = f'"{digest(content, large=True)}"'
         return self._send(206 if begin else 200, content[first:], part, sent=half if fault == "cut" else None)
 
-    def _refuse(self, status: int, code: str, said: str) -> None:
+    def _refuse(self, status: int, code: str, said: str, **further: str) -> None:
         headers = {"X-Error-Message": said} | ({"X-Error-Code": code} if code else {})
-        self._send(status, json.dumps({"error": said}).encode(), headers | {"Content-Type": "application/json"})
+        headers["Content-Type"] = "application/json"
+        self._send(status, json.dumps({"error": said, **further}).encode(), headers)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], sent: int | None = None) -> None:
         self.send_response(status)
         for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content[:sent])

@@ -211,7 +211,7 @@ def test_the_weights_of_a_clip_may_be_of_pytorch(
         ("gated, no token", r"gated; accept its licence at http://\S+/someone/\w+, log in with 'hf auth login'", False),
         ("forbidden", r"access to http://\S+/someone/\w+ is forbidden; .*a token that may read it", False),
         ("closed", r"the hub has disabled it; look at http://\S+/someone/\w+", False),
-        ("no branch", r"there is no such file in it; look at http://\S+/someone/\w+", False),
+        ("no branch", r"there is no such revision of it; look at http://\S+/someone/\w+", False),
         ("too many", r"too many requests from here; wait some minutes", False),
         ("down", r"temporarily out of order \(it answers 503\); try again later", True),
         ("broken", r"temporarily out of order \(it answers 500\); try again later", True),

@@ -40,7 +40,7 @@ _VISION = {
     "h": (1280, 32, 16, (7, 15, 23, 31)),
 }
 # ``model_type`` -> prefix of transformers' class names; video models contain the image model.
-_FAMILIES = {
+FAMILIES = {
     "sam": "Sam",
     "sam_hq": "SamHQ",
     "sam2": "Sam2",
@@ -252,7 +252,7 @@ def _config(options: Mapping[str, Any], config_file: Path, source: str) -> Any:
     import transformers
 
     kind = options.get("model_type")
-    family = _FAMILIES.get(kind) if isinstance(kind, str) else None
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise WeightsError(
             f"{source} holds a {reprlib.repr(kind)} model; supported are sam, sam_hq, mobile_sam, sam2 and edgetam"

@@ -42,6 +42,8 @@ class Source:
         gated: whether its licence must be accepted on its page.
         size: bytes, to two or three digits: four per parameter.
         digest: SHA-256 of the file, or SHA-1 of its Git blob, if known.
+        revision: branch, tag or commit of the repository; None: main.
+        max_bytes: largest file that is downloaded from the hub; None: no limit.
     """
 
     file: str
@@ -54,6 +56,8 @@ class Source:
     gated: bool = False
     size: int | None = None
     digest: str | None = None
+    revision: str | None = None
+    max_bytes: int | None = None
 
     @property
     def embedded(self) -> bool:
@@ -69,7 +73,8 @@ class Source:
     def where(self) -> str:
         """Its location in words."""
         if self.repository:
-            return f"Hugging Face hub, {self.repository}, {self.file}"
+            revision = f"@{self.revision}" if self.revision else ""
+            return f"Hugging Face hub, {self.repository}{revision}, {self.file}"
         return self.address or (f"{DRIVE_PAGE}{self.drive}" if self.drive else self.recipe or "in the package")
 
     def path(self) -> Path | None:
@@ -77,9 +82,9 @@ class Source:
         if self.embedded:
             return ASSETS / self.file if (ASSETS / self.file).is_file() else None
         if self.repository:
-            if any(cached(self.repository, name) is None for name in self.further):
+            if any(cached(self.repository, name, self.revision) is None for name in self.further):
                 return None
-            return cached(self.repository, self.file)
+            return cached(self.repository, self.file, self.revision)
         path = None if self.recipe else self._own()
         return path if path is not None and is_file(path) else None
 
@@ -101,8 +106,8 @@ class Source:
         if self.repository:
             advice = f"give a copy of {self.file} with --weights"
             for name in self.further:
-                fetched(self.repository, name, advice=advice)
-            return fetched(self.repository, self.file, advice=advice)
+                fetched(self.repository, name, advice=advice, revision=self.revision)
+            return fetched(self.repository, self.file, advice=advice, revision=self.revision, max_bytes=self.max_bytes)
         path = self._own()
         if path is None:
             raise WeightsError("there is no folder for weights: set LEXISEG_CACHE")

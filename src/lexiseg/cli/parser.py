@@ -71,8 +71,9 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, default="panoptic")
     parser.add_argument(
         "--model",
-        metavar="fast|best|NAME",
-        help="see 'lexiseg models' (default: the best for photographs whose weights are here, else 'fast')",
+        metavar="fast|best|NAME|hf:OWNER/NAME",
+        help="see 'lexiseg models'; or a model on the Hugging Face hub, hf:OWNER/NAME[@REVISION] (default: the best for "
+        "photographs whose weights are here, else 'fast')",
     )
     parser.add_argument(
         "--weights",
@@ -174,7 +175,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
 
 
 def _fetch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="models of 'lexiseg models'")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="models of 'lexiseg models', or hf:OWNER/NAME")
     parser.add_argument("--yes", action="store_true", help=CONSENT)
     parser.add_argument("--json", action="store_true")
 
@@ -214,7 +215,12 @@ def _data(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="sam_clip-tiny", metavar="NAME", help="see 'lexiseg models' (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        default="sam_clip-tiny",
+        metavar="NAME|hf:OWNER/NAME",
+        help="see 'lexiseg models'; or a model on the Hugging Face hub (default: %(default)s)",
+    )
     parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="as in 'lexiseg segment'")
     _options(parser)
     parser.add_argument(

@@ -29,6 +29,7 @@ from lexiseg.formats import folder_files, needs_scores, parse_formats, result_fi
 from lexiseg.inference.choice import choose_model
 from lexiseg.inference.fingerprint import digest, state_of
 from lexiseg.inference.pipeline import Pipeline, load
+from lexiseg.methods.shared import PREFIX
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import is_url, located, result_name
 from lexiseg.segmentation import Segmentation
@@ -37,6 +38,7 @@ from lexiseg.text.vocabulary import ClassList, Vocabulary
 from lexiseg.visualise.lettering import notice, preferring
 
 DEFAULT_OUTPUT = "lexiseg-output"
+HUB = PREFIX.removesuffix(":")
 OFFICIAL = "official"  # of --names and --seen: the lists that `lexiseg data names` fetches
 
 
@@ -144,7 +146,7 @@ def _local(arguments: argparse.Namespace) -> Engine:
         with undisturbed(), ProgressLine(f"loading {model.name}"):
             return load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
 
-    return Engine(model.name, [{part: (path, state_of(path)) for part, path in weights.items()}, seen], start)
+    return Engine(model.name, [model.identity, {part: (path, state_of(path)) for part, path in weights.items()}, seen], start)
 
 
 def _remote(arguments: argparse.Namespace) -> Engine:
@@ -274,8 +276,10 @@ def parse_model(spec: str) -> tuple[str, str, dict[str, str], dict[str, str]]:
     Raises:
         UsageError: the model is unknown, or a part of the text is not PART=FILE or OPTION=VALUE.
     """
-    title, _, rest = spec.rpartition(":") if ":" in spec.split(",")[0] else ("", "", spec)
-    name, *pairs = rest.split(",")
+    head, *pairs = spec.split(",")
+    title, _, name = head.rpartition(":")
+    if title == HUB or title.endswith(f":{HUB}"):
+        title, name = title.removesuffix(HUB).removesuffix(":"), f"{PREFIX}{name}"
     model = choose_model(name, "panoptic")
     parts = model.weight_names
     weights = weights_by_part([pair for pair in pairs if pair.split("=")[0] in parts])

@@ -14,11 +14,17 @@ import torch
 from torch import Tensor
 
 from lexiseg import postprocess
+from lexiseg.backbones.hub import OWNED
 from lexiseg.data.images import Picture, Pixels, as_pixels
-from lexiseg.errors import RunError, UsageError
+from lexiseg.errors import RunError, UsageError, WeightsError
+from lexiseg.inference import sharing
 from lexiseg.inference.choice import model_here
+from lexiseg.methods import MODELS
 from lexiseg.methods.base import NamesRegions, Segmenter, check_runtime
+from lexiseg.methods.shared import PREFIX, model_of_card
+from lexiseg.methods.weights import read_card
 from lexiseg.metrics.seen import seen_classes
+from lexiseg.ops.files import path_exists
 from lexiseg.ops.masks import areas_of_masks, boxes_of_masks
 from lexiseg.ops.options import readings, with_value
 from lexiseg.ops.progress import Callback, report, reporting
@@ -48,8 +54,9 @@ def load(
     """Load a model.
 
     Args:
-        name: name of the model, as in `lexiseg models`; "best" or "fast", see `lexiseg.inference.choice`; None: the best for
-            photographs whose weights are on this machine. Weights that are not are downloaded.
+        name: name of the model, as in `lexiseg models`; ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, a model that
+            `Pipeline.push_to_hub` has written; "best" or "fast", see `lexiseg.inference.choice`; None: the best for photographs
+            whose weights are on this machine. Weights that are not are downloaded.
         weights: local files in place of the published ones, by part ("clip", "sam"); or only the trained weights, as an
             official checkpoint or a folder in lexiseg's format.
         device: device; "auto" uses a GPU if available.
@@ -75,6 +82,46 @@ def load(
     if seen is not None:
         segmenter.training_classes = Vocabulary.parse(seen).class_names
     return Pipeline(segmenter.eval().to(resolved), device=resolved, dtype=DTYPES[dtype], cache="default")
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    weights: Mapping[str, str | Path] | None = None,
+    **arguments: Any,
+) -> Pipeline:
+    """Load a model from a folder or from the Hugging Face hub.
+
+    Args:
+        source: a folder that `Pipeline.save_pretrained`, a training or ``lexiseg convert`` has written, or its
+            ``model.safetensors``; else the repository of a model on the hub, ``OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, or
+            the name of a model. A folder of that name comes first.
+        revision: branch, tag or commit of the repository.
+        weights: local files in place of the published ones, by part.
+        arguments: further ones of `load`: device, dtype, seen, and options.
+
+    Raises:
+        UsageError: as `load`; or the source is neither on this machine nor a name; or a revision of a folder.
+        WeightsError: as `load`; or the folder has no weights with a card, or they are of an unknown model.
+    """
+    name = str(source)
+    if path_exists(Path(source)):
+        if revision is not None:
+            raise UsageError(f"{source} is on this machine and has no revisions; omit revision, or write hf:OWNER/NAME")
+        card = read_card(source)
+        if card is None or not card.get("model"):
+            raise WeightsError(
+                f"{source} has no card, so lexiseg has not written it; for a checkpoint of the authors, "
+                "lexiseg.load(NAME, weights=FILE)"
+            )
+        model = model_of_card(card, name, MODELS)
+        return load(model.name, weights={**(weights or {}), model.method.key: source}, **arguments)
+    if "/" in name and not name.startswith(PREFIX):
+        if not OWNED.fullmatch(name.partition("@")[0]):
+            raise UsageError(f"{name} is not on this machine; give a folder, or a repository of the hub as OWNER/NAME")
+        name = f"{PREFIX}{name}"
+    return load(name if revision is None else f"{name}@{revision}", weights=weights, **arguments)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -131,6 +178,66 @@ class Pipeline:
         self.segmenter, self.device, self.dtype, self.cache = segmenter, torch.device(device), dtype, cache
         # Most recent vocabulary first. Read once per call and replaced as a whole, which keeps it thread-safe.
         self._texts: tuple[tuple[_Words, TextEmbeddings], ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **arguments: Any) -> Pipeline:
+        """Load a model from a folder or from the Hugging Face hub, see `lexiseg.from_pretrained`."""
+        return from_pretrained(source, revision=revision, **arguments)
+
+    def save_pretrained(self, folder: str | Path, *, all_parts: bool = False, licence: str | None = None) -> Path:
+        """Save the model for `from_pretrained`: ``model.safetensors``, ``card.json``, and a model card, ``README.md``.
+
+        The frozen backbones are not saved: the card names the published weights that loading fetches.
+
+        Args:
+            folder: created if it does not exist.
+            all_parts: also save the frozen backbones, so that loading needs no other files. Their licences then apply, too.
+            licence: licence of the weights, such as "Apache-2.0"; None: that in the card of the weights.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UsageError: nothing of the model is trained, or the pipeline was not made by `load`.
+            OutputError: the folder cannot be written.
+        """
+        return sharing.save(self.segmenter, folder, all_parts=all_parts, licence=licence)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        all_parts: bool = False,
+        licence: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, as `save_pretrained` writes it; ``hf:OWNER/NAME`` is then its name.
+
+        Args:
+            repo_id: repository, ``OWNER/NAME``; created if it does not exist.
+            token: token with write access; None: that of ``hf auth login`` or HF_TOKEN.
+            private: whether a new repository is private; None: as is the default of its owner.
+            all_parts, licence: see `save_pretrained`.
+            commit_message: message of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UsageError: as `save_pretrained`; or there is no token, or ``repo_id`` is not the name of a repository.
+            OutputError: the hub refuses the upload, or cannot be reached.
+        """
+        return sharing.push(
+            self.segmenter,
+            repo_id,
+            token=token,
+            private=private,
+            all_parts=all_parts,
+            licence=licence,
+            message=commit_message,
+        )
 
     def on(self, data: str) -> Pipeline:
         """The pipeline with the options published for a data set, see `Segmenter.on`; itself if there are none."""

@@ -14,7 +14,9 @@ from lexiseg.methods.maskclip import models as maskclip
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.sam_clip import models as sam_clip
 from lexiseg.methods.sam_mi import models as sam_mi
+from lexiseg.methods.shared import PREFIX, shared_model
 from lexiseg.methods.variant import Variant
+from lexiseg.ops.markup import html_table
 from lexiseg.structures import Task
 
 MODELS: dict[str, Variant] = {
@@ -27,13 +29,33 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
-def list_models(task: Task | None = None) -> list[str]:
-    """Names of all models, or of those that support a task."""
-    return [name for name, variant in MODELS.items() if task is None or task in variant.tasks]
+class ModelNames(list[str]):
+    """Names of models; in a notebook a table."""
+
+    def _repr_html_(self) -> str:
+        titles = ("name", "summary", "tasks", "licence", "here")
+        return html_table(titles, [_row(MODELS[name]) for name in self if name in MODELS], "models")
+
+
+def _row(model: Variant) -> tuple[str, ...]:
+    licences = dict.fromkeys(source.licence for source in model.required.values())
+    return (model.name, model.summary, ", ".join(model.tasks), ", ".join(licences), "yes" if model.present else "no")
+
+
+def list_models(task: Task | None = None) -> ModelNames:
+    """Names of all models, or of those that support a task; in a notebook a table of them."""
+    return ModelNames(name for name, variant in MODELS.items() if task is None or task in variant.tasks)
 
 
 def model_named(name: str) -> Variant:
-    """Return the model called ``name``; raise UsageError with similar names if there is none."""
+    """Return the model called ``name``, or that on the hub if it is ``hf:OWNER/NAME``, see `lexiseg.methods.shared`.
+
+    Raises:
+        UsageError: there is none; the message has similar names.
+        WeightsError: as `shared_model`.
+    """
+    if name.startswith(PREFIX):
+        return shared_model(name, MODELS)
     if name not in MODELS:
         raise UsageError(f"unknown model '{name}': {_near(name, MODELS)} ('lexiseg models' lists them)")
     return MODELS[name]

@@ -102,15 +102,18 @@ class Segmenter(nn.Module, ABC):
 
     Attributes:
         key: name of the trained weights in ``--weights KEY=FILE``.
+        reference: the paper, in one line.
         tasks: tasks that its prediction supports, best first.
         clip: CLIP that must compute the text embeddings; absent if it ``reads_names``.
         reads_names: whether it reads the names themselves (`TextEmbeddings.all_names`) instead of their embeddings.
         training_classes: names of the classes it was trained on (the seen classes); None if unknown.
         published: options of published results by data set, see `on`.
+        card: description of its weights, see `lexiseg.methods.weights`; empty if they are random.
         tunes_text: whether training also fine-tunes CLIP's text tower.
     """
 
     key: ClassVar[str]
+    reference: ClassVar[str]
     tasks: ClassVar[tuple[Task, ...]]
     tunes_text: ClassVar[bool] = False
     reads_names: ClassVar[bool] = False
@@ -121,6 +124,7 @@ class Segmenter(nn.Module, ABC):
         self.config = config
         self.training_classes: TrainingClasses | None = None
         self.published: tuple[Published, ...] = ()
+        self.card: Mapping[str, Any] = {}
 
     @property
     def policy(self) -> Policy:

@@ -25,9 +25,9 @@ from lexiseg.backbones.state_dicts import read_state
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods.base import MethodConfig, Published, Segmenter, check_runtime
 from lexiseg.methods.recipe import Recipe
-from lexiseg.methods.weights import SavedWeights, check_saved, fill, read_card, read_weights
+from lexiseg.methods.weights import LEAN, SavedWeights, check_saved, fill, read_card, read_weights
 from lexiseg.ops.files import is_file
-from lexiseg.ops.options import from_document, readings, to_document, with_value
+from lexiseg.ops.options import from_document, readings, to_document, with_value, without_paths
 from lexiseg.structures import Task
 from lexiseg.text.vocabulary import Vocabulary
 
@@ -102,6 +102,7 @@ class Variant:
         start: model whose trained weights initialise the training.
         published: options under which the authors measured it on some data sets.
         printed: (method, backbone) of its rows in the tables of papers, ``assets/published.yaml``.
+        base: the model in the card of its weights, if that has another name, see `with_weights`.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Variant:
     start: Variant | None = field(default=None, repr=False)
     published: tuple[Published, ...] = ()
     printed: tuple[str, str] | None = None
+    base: str | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -145,6 +147,11 @@ class Variant:
     def present(self) -> bool:
         """Whether the `required` weights are on this machine; makes no request."""
         return all(source.present() for source in self.required.values())
+
+    @property
+    def identity(self) -> tuple[str, str | None]:
+        """Name, and digest of the trained weights if it is known: a repository of the hub may change."""
+        return self.name, None if self.source is None else self.source.digest
 
     @property
     def is_toy(self) -> bool:
@@ -202,7 +209,9 @@ class Variant:
         given, options = dict(weights or {}), options or {}
         self._check_names(given, self.weight_names)
         if self.source is None and self.method.key not in given:
-            return self._build(self._backbones(given), self._changed(self.config, options), options)
+            segmenter = self._build(self._backbones(given), self._changed(self.config, options), options)
+            segmenter.card = {"model": self.name, "backbones": self.origins(given)}
+            return segmenter
         path = given.pop(self.method.key, None) or self._published()
         saved = self._read(path)
         config = self._config_of(saved)
@@ -213,7 +222,41 @@ class Variant:
         segmenter = self._build(self._backbones(given, inside), self._changed(config, options), options)
         fill(segmenter, saved, elsewhere=frozenset(part.name for part in self.parts) - inside)
         segmenter.training_classes = saved.training_classes
+        parts = saved.parts() - given.keys()
+        origins = {name: origin for name, origin in self.origins(given).items() if name not in parts}
+        segmenter.card = {
+            **{key: value for key, value in saved.card.items() if key not in (LEAN, "partial")},
+            "backbones": {**saved.card.get("backbones", {}), **origins},
+            "parts": sorted(parts),
+        }
         return segmenter
+
+    def with_weights(self, name: str, card: Mapping[str, Any], source: Source) -> Variant:
+        """The model with weights in our format from elsewhere.
+
+        Args:
+            name: its name.
+            card: the card of the weights. Parts that they hold need no other source.
+            source: their source.
+
+        Raises:
+            WeightsError: the config in the card does not match this model.
+        """
+        config = self._config_of(SavedWeights({}, dict(card), Path(source.where)))
+        partial = {str(prefix).split(".")[0] for prefix in card.get("partial", ())}
+        inside = frozenset() if card.get(LEAN) else frozenset(card.get("parts", ())) - partial
+        own = self._fixed(config)
+        return replace(
+            self,
+            name=name,
+            base=self.name,
+            config=config,
+            source=source,
+            official=None,
+            parts=tuple(replace(part, source=None) if part.name in inside else part for part in self.parts),
+            published=tuple(entry.without(own) for entry in self.published),
+            printed=None,
+        )
 
     def parts_within(self, path: str | Path) -> frozenset[str]:
         """Parts whose weights a file of trained weights holds completely.
@@ -256,10 +299,14 @@ class Variant:
     def _build(self, backbones: Mapping[str, nn.Module], config: MethodConfig, given: Collection[str] = ()) -> Segmenter:
         """Build the model. Options that the caller gives, or that differ from the variant's, hold on every data set."""
         segmenter = self.method(**backbones, config=config)
-        names = {name for entry in self.published for name in entry.options}
-        own = {name for name in names if name in given or getattr(config, name) != getattr(self.config, name)}
+        own = self._fixed(config) | set(given)
         segmenter.published = tuple(entry.without(own) for entry in self.published)
         return segmenter
+
+    def _fixed(self, config: MethodConfig) -> set[str]:
+        """Published options in which a config differs from the variant's."""
+        names = {name for entry in self.published for name in entry.options}
+        return {name for name in names if getattr(config, name) != getattr(self.config, name)}
 
     def _backbones(self, given: Mapping[str, str], inside: Collection[str] = ()) -> dict[str, nn.Module]:
         """Build the backbones with their weights; those in ``inside`` without, as a file that is read later holds them."""
@@ -290,7 +337,7 @@ class Variant:
     def _read(self, path: str | Path) -> SavedWeights:
         """Read trained weights, ours or official."""
         if self.official is None or read_card(path) is not None:
-            return read_weights(path, model=self.name)
+            return read_weights(path, model=self.base or self.name)
         tensors = self.official.ours(read_state(Path(path)), str(path))
         return SavedWeights(tensors, self.official_card(), Path(path))
 
@@ -310,9 +357,10 @@ class Variant:
         if not isinstance(saved.card.get("config"), dict):
             raise WeightsError(f"the card in {saved.file} has no config; write the weights again with this version of lexiseg")
         try:  # options that the card does not name, as they are newer than it, are those of the variant
-            return from_document(type(self.config), to_document(self.config) | saved.card["config"])
+            config = from_document(type(self.config), to_document(self.config) | saved.card["config"])
         except UsageError as error:
             raise WeightsError(f"the config in the card of {saved.file} does not match {self.name}: {error}") from error
+        return without_paths(config)
 
     def _check_origins(self, saved: SavedWeights, given: Mapping[str, str], inside: Collection[str]) -> None:
         """Check that the backbones are those the weights were trained on, as recorded in the card."""

@@ -31,7 +31,7 @@ from lexiseg.backbones.state_dicts import read_state, some
 from lexiseg.errors import OutputError, UsageError, WeightsError
 from lexiseg.methods.base import Segmenter, TrainingClasses
 from lexiseg.ops.files import is_file, is_folder, replacing, write_json
-from lexiseg.ops.options import to_document
+from lexiseg.ops.options import to_document, without_paths
 
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 CARD_KEY = "lexiseg"  # key in the safetensors header
@@ -101,8 +101,8 @@ def save_segmenter(
     Args:
         segmenter: on any device.
         folder: created if it does not exist.
-        card: description; ``"model"`` is the name for `lexiseg.load`. Config, training classes, files, date and version are
-            added.
+        card: description; ``"model"`` is the name for `lexiseg.load`. Config without paths, training classes, files, date and
+            version are added. The trained parts are saved, and those in ``"parts"``.
         all_parts: also save the frozen parts, CLIP and SAM, so that loading needs no other files.
         half: see `write_weights`.
 
@@ -113,12 +113,13 @@ def save_segmenter(
         UsageError: nothing is trained, and ``all_parts`` is False.
         OutputError: the folder cannot be written.
     """
-    wanted = frozenset(segmenter.parts()) if all_parts else segmenter.trained_parts()
+    parts = frozenset(segmenter.parts())
+    wanted = parts if all_parts else segmenter.trained_parts() | (parts & frozenset(card.get("parts", ())))
     if not wanted:
         raise UsageError("this model has no trained parts to save; pass all_parts=True to save the frozen ones")
     about = {
         **card,
-        "config": to_document(segmenter.config),
+        "config": to_document(without_paths(segmenter.config)),
         "training_classes": segmenter.training_classes,
     }
     return write_weights(_state(segmenter, wanted), folder, about, half=half)
@@ -192,10 +193,21 @@ def read_card(path: str | Path) -> dict[str, Any] | None:
             header = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"cannot read weights from {file}: damaged or no weights file; fetch it again") from error
-    if CARD_KEY not in header:
-        return None
+    return checked_card(header[CARD_KEY], file) if CARD_KEY in header else None
+
+
+def checked_card(text: str | bytes, file: Path) -> dict[str, Any]:
+    """Parse and validate a card.
+
+    Args:
+        text: the card as JSON.
+        file: the file it is in, for messages.
+
+    Raises:
+        WeightsError: it is no JSON, or invalid.
+    """
     try:
-        card = json.loads(header[CARD_KEY])
+        card: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"the card in {file} is no JSON ({error!r}); fetch the file again") from error
     try:

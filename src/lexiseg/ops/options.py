@@ -32,7 +32,7 @@ from lexiseg.errors import UsageError
 
 __all__ = [
     "Depth", "Natural", "NonNegative", "Option", "Positive", "PositiveFloat", "Unit", "Width", "describe", "flat",
-    "from_document", "options", "readings", "to_document", "with_settings", "with_value",
+    "from_document", "options", "readings", "to_document", "with_settings", "with_value", "without_paths",
 ]  # fmt: skip
 
 Positive = Annotated[int, Ge(1)]
@@ -133,6 +133,14 @@ def from_document(cls: type[Options], document: Mapping[str, Any]) -> Options:
         return TypeAdapter(cls).validate_json(json.dumps(document))
     except ValidationError as error:
         raise UsageError(_message(cls, error)) from None
+
+
+def without_paths(node: Options) -> Options:
+    """Return a copy in which all options that are paths are None: paths are of a machine, not of weights."""
+    for option in list(describe(node)):
+        if isinstance(option.value, Path):
+            node = _with(node, option.name.split("."), None)
+    return node
 
 
 def with_settings(node: Options, settings: Sequence[str], *, owner: str, shorter: Sequence[str] = ()) -> Options:

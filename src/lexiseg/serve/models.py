@@ -46,7 +46,7 @@ class ModelSpec:
     def digest(self, dtype: str) -> str:
         """Digest of what its results depend on besides the request; local weights count by name, size and date."""
         weights = {part: (path, state_of(path)) for part, path in self.weights.items()}
-        return digest([__version__, self.name, weights, self.options, dtype])
+        return digest([__version__, model_named(self.name).identity, weights, self.options, dtype])
 
 
 @dataclass(frozen=True)

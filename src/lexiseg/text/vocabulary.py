@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lexiseg.errors import UsageError
 from lexiseg.ops.files import path_exists
+from lexiseg.ops.markup import html_table
 from lexiseg.text.class_lists import (
     LARGEST_ID,
     ClassEntry,
@@ -116,6 +117,14 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def _repr_html_(self) -> str:
+        """The vocabulary in a notebook: a table."""
+        rows = [
+            (label, entry.name, ", ".join(entry.synonyms), "thing" if entry.thing else "stuff")
+            for label, entry in enumerate(self.classes)
+        ]
+        return html_table(("label", "name", "synonyms", "kind"), rows, f"{len(self)} classes")
 
     @property
     def names(self) -> tuple[str, ...]:

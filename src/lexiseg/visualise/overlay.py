@@ -31,18 +31,14 @@ def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArra
     """
     warn_of_boxes(segment.name for segment in segments)
     height, width = image.shape[:2]
-    ids = np.zeros((height, width), np.int32)
-    for number in range(len(segments), 0, -1):
-        ids[masks[number - 1]] = number
+    ids = _numbers(masks)
     zoom = max(1, -(-LEAST_SIDE // max(height, width)))
     if zoom > 1:
         ids = ids.repeat(zoom, 0).repeat(zoom, 1)
         image = np.asarray(Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC))
-    colours = _colours(segments)
-    canvas = _tinted(image, ids, np.array([(0, 0, 0), *colours], np.float32))
+    colours = colours_of(segments)
     lettering = Lettering(letters_of(*ids.shape))
-    canvas[_outline(ids, max(1, lettering.size // LEAST_LETTERS))] = 255
-    drawn = Image.fromarray(canvas)
+    drawn = _drawn(image, ids, colours, lettering.size)
     for number, segment in enumerate(segments, start=1):
         _write_name(drawn, ids == number, segment.name, colours[number - 1], lettering)
     legend = _legend(segments, colours, drawn.width, lettering)
@@ -50,6 +46,26 @@ def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArra
     whole.paste(drawn, (0, 0))
     whole.paste(legend, (0, drawn.height))
     return whole
+
+
+def tinted(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArray[np.bool_]) -> Image.Image:
+    """Draw segments on ``image`` [H, W, 3] uint8 as `overlay` does, at its size, without names and legend."""
+    return _drawn(image, _numbers(masks), colours_of(segments), letters_of(*image.shape[:2]))
+
+
+def _numbers(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Number of the segment of each pixel, from 1; 0 for none. The first is on top."""
+    ids = np.zeros(masks.shape[1:], np.int32)
+    for number in range(len(masks), 0, -1):
+        ids[masks[number - 1]] = number
+    return ids
+
+
+def _drawn(image: NDArray[np.uint8], ids: NDArray[np.int32], colours: Sequence[Colour], letters: int) -> Image.Image:
+    """Tint and outline regions; the lines are as thick as fits letters of a size."""
+    canvas = _tinted(image, ids, np.array([(0, 0, 0), *colours], np.float32))
+    canvas[_outline(ids, max(1, letters // LEAST_LETTERS))] = 255
+    return Image.fromarray(canvas)
 
 
 def _tinted(image: NDArray[np.uint8], ids: NDArray[np.int32], table: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -63,7 +79,8 @@ def _tinted(image: NDArray[np.uint8], ids: NDArray[np.int32], table: NDArray[np.
     return canvas
 
 
-def _colours(segments: Sequence[Segment]) -> list[Colour]:
+def colours_of(segments: Sequence[Segment]) -> list[Colour]:
+    """Colours of segments: that of the class, in another shade for each of its segments."""
     seen: dict[int, int] = {}
     colours = []
     for segment in segments:

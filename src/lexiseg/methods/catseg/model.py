@@ -33,6 +33,7 @@ class CatSeg(CorrelationSegmenter):
     """
 
     key = "catseg"
+    reference = 'Cho et al.: "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024'
     config: CatSegConfig
 
     def __init__(self, clip: ClipViT, config: CatSegConfig = CatSegConfig()) -> None:

@@ -54,6 +54,7 @@ class Cmpf(FcClip):
     """
 
     key = "cmpf"
+    reference = '"CMPF: Harmonizing Cross-Model Prior Fusion for Open-Vocabulary Segmentation" (FrozenSeg)'
     config: CmpfConfig
 
     def __init__(

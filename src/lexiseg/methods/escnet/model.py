@@ -112,6 +112,7 @@ class EscNet(CorrelationSegmenter):
     """
 
     key = "escnet"
+    reference = 'Lee et al.: "Effective SAM Combination for Open-Vocabulary Semantic Segmentation", CVPR 2025'
     config: EscNetConfig
 
     def __init__(self, clip: ClipViT, sam: SamFamily, config: EscNetConfig = EscNetConfig()) -> None:

@@ -64,6 +64,9 @@ class FcClip(Segmenter):
     """
 
     key = "fcclip"
+    reference = (
+        'Yu et al.: "Convolutions Die Hard: Open-Vocabulary Segmentation with Single Frozen Convolutional CLIP", NeurIPS 2023'
+    )
     tasks = ("panoptic", "semantic", "instance")
     config: FcClipConfig
 

@@ -38,6 +38,7 @@ class FovSeg(MaskClip):
     """
 
     key = "fovseg"
+    reference = 'Chng et al.: "Aligning Vision-Language Model with Fine-grained Semantics for Open-Vocabulary Segmentation"'
     position_interpolation = "bilinear"
     loss_options: ClassVar[SetLossOptions] = SetLossOptions(
         mask=0.0, dice=0.0, void=0.0

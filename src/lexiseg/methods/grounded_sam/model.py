@@ -62,6 +62,7 @@ class GroundedSam(Segmenter):
     tasks = ("panoptic", "semantic", "instance")
 
     key = "grounded_sam"
+    reference = 'Ren et al.: "Grounded SAM: Assembling Open-World Models for Diverse Visual Tasks", arXiv:2401.14159'
     reads_names = True
     config: GroundedSamConfig
 

@@ -60,6 +60,7 @@ class MaskClip(Segmenter):
     """
 
     key = "maskclip"
+    reference = 'Ding et al.: "Open-Vocabulary Universal Image Segmentation with MaskCLIP", ICML 2023'
     tasks = ("panoptic", "semantic", "instance")
     position_interpolation: ClassVar[Interpolation] = "bicubic"  # of CLIP's position embeddings
     loss_options: ClassVar[SetLossOptions] = SetLossOptions(void=0.0)

@@ -42,6 +42,7 @@ class SamClip(Segmenter):
     tasks = ("panoptic", "semantic", "instance")
 
     key = "sam_clip"
+    reference = '"CMPF: Harmonizing Cross-Model Prior Fusion for Open-Vocabulary Segmentation", Table 6'
     config: SamClipConfig
 
     def __init__(self, clip: ClipBackbone, sam: SamFamily, config: SamClipConfig = SamClipConfig()) -> None:

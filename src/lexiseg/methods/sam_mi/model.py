@@ -105,6 +105,7 @@ class SamMi(CorrelationSegmenter):
     """
 
     key = "sam_mi"
+    reference = 'Chen et al.: "SAM-MI: A Mask-Injected Framework for Enhancing Open-Vocabulary Semantic Segmentation with SAM"'
     tasks = ("semantic", "panoptic", "instance")
     config: SamMiConfig
 
