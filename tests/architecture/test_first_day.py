@@ -5,6 +5,7 @@ from __future__ import annotations
 from lexiseg.cli import main
 from tests.architecture.test_docs import FENCE, ROOT, commands
 
+
 def test_every_line_does_what_it_says(tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs/first-day.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
