@@ -22,10 +22,12 @@ from lexiseg import __version__
 from lexiseg.methods import model_named
 from lexiseg.ops.progress import Progress
 from lexiseg.serve import answers
+from lexiseg.serve import label_studio as label_studio_backend
 from lexiseg.serve.bodies import JsonBody, Parsed, SegmentBody, read_export, read_segment
 from lexiseg.serve.failures import ERRORS, LEFT, Reason, accepted, as_http, in_time, responses
 from lexiseg.serve.guard import FIELDS, LOOPBACK, Guard
 from lexiseg.serve.jobs import Done
+from lexiseg.serve.label_studio import Pictures
 from lexiseg.serve.metrics import CONTENT_TYPE
 from lexiseg.serve.models import safe_options
 from lexiseg.serve.service import LeftError, Service, Slot
@@ -45,18 +47,19 @@ PAGE: Mapping[str, tuple[str, str]] = {  # path: file in assets/page, content ty
 }
 HEALTH = ("/healthz", "/readyz")
 Seed = Annotated[int, Path(ge=0, lt=SEEDS, description="Seed of the scene")]
-
-
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def create_app(service: Service, *, token: str | None = None, any_host: bool = False) -> FastAPI:
+def create_app(
+    service: Service, *, token: str | None = None, any_host: bool = False, label_studio: Pictures | None = None
+) -> FastAPI:
     """Build the application.
 
     Args:
         service: carries out the requests; started with the application and stopped with it.
         token: bearer token that requests must have, if any.
         any_host: whether the service may be called by any host name; else, without a token, by those of loopback only.
+        label_studio: where the pictures of Label Studio's tasks come from; None: its requests are not answered.
     """
 
     @asynccontextmanager
@@ -71,7 +74,8 @@ def create_app(service: Service, *, token: str | None = None, any_host: bool = F
         Guard,
         token=token,
         names=None if any_host or token is not None else LOOPBACK,
-        public=frozenset([*PAGE, *HEALTH]),
+        public=frozenset([*PAGE, *HEALTH, *([] if label_studio is None else [label_studio_backend.HEALTH])]),
+        basic=frozenset() if label_studio is None else label_studio_backend.PATHS,
         body=service.limits.body,
         metrics=service.metrics,
     )
@@ -80,6 +84,8 @@ def create_app(service: Service, *, token: str | None = None, any_host: bool = F
     _add_page(app)
     _add_listings(app, service)
     _add_segment(app, service)
+    if label_studio is not None:
+        app.include_router(label_studio_backend.router(service, label_studio))
     return app
 
 
