@@ -1,8 +1,8 @@
 """Run `lexiseg.integrations.cvat` in CVAT's own SDK, and compare what it would upload with what the model computes.
 
 cvat-cli loads the module (``FunctionLoader``), and the SDK's ``annotate_task`` calls the function on the pictures of a task, checks
-every annotation, and uploads them; only the server is a stand-in, which has a picture of the emoji world and keeps the upload.
-The SDK's ``decode_mask`` reads the masks. From an environment that has cvat-cli besides lexiseg, in the repository's root:
+every annotation, and uploads them. Only the server is a stand-in, which has a picture of the emoji world and keeps the upload. The
+SDK's ``decode_mask`` reads the masks. cvat-cli's parser has to take the commands of docs/serve.md. From an environment that has cvat-cli besides lexiseg, in the repository's root:
 
     python tools/check_cvat.py
 
@@ -11,16 +11,20 @@ Prints a line a call: the shapes that CVAT would get, and how many masks are equ
 
 from __future__ import annotations
 
+import argparse
 import logging
+import shlex
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import cvat_sdk.auto_annotation as cvataa
 import numpy as np
-from cvat_cli._internal.common import FunctionLoader
+from cvat_cli._internal.commands_all import COMMANDS
+from cvat_cli._internal.common import FunctionLoader, configure_common_arguments
 from cvat_sdk import models
 from cvat_sdk.auto_annotation import driver
 from cvat_sdk.masks import decode_mask
@@ -64,6 +68,14 @@ def equal(shapes: list[Any], truth: Segmentation) -> int:
     )
 
 
+def accepted(arguments: list[str]) -> None:
+    """End the program if cvat-cli does not take these arguments."""
+    parser = argparse.ArgumentParser()
+    configure_common_arguments(parser)
+    COMMANDS.configure_parser(parser)
+    parser.parse_args(arguments)
+
+
 def main() -> int:
     """Run the calls."""
     scene = next(scenes("val", 1, seed=3, size=192))
@@ -75,6 +87,9 @@ def main() -> int:
     threshold = sorted(segment.score for segment in truth.segments)[len(truth.segments) // 2]
     print(f"cvat-cli {version('cvat-cli')}, cvat-sdk {version('cvat-sdk')}, {MODEL}, {len(names)} labels")
     failed = 0
+    for line in Path("docs/serve.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("cvat-cli ") and "--function-module" in line:
+            accepted(shlex.split(line)[1:])
     for what, kind, more, options in (
         ("masks", "mask", {}, {}),
         ("masks of labels of any type", "any", {}, {}),

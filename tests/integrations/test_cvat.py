@@ -6,8 +6,12 @@ The SDK is not installed for the tests: what is called of it stands in here, and
 
 from __future__ import annotations
 
+import inspect
+import shlex
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,6 +116,16 @@ def test_polygons_and_rectangles(pipeline: Pipeline) -> None:
 
 def test_a_service_computes_the_same(served: Running) -> None:
     same_masks(detected(cvat.create(WORDS, NAME, served.url)), served.pipeline(PIXELS, WORDS))
+
+
+def test_the_documentation_names_parameters_of_the_function() -> None:
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("cvat-cli ") and " -p " in line]
+    parameters = [after.partition("=") for command in commands for before, after in pairwise(command) if before == "-p"]
+    assert {name for name, _, _ in parameters} >= {"classes", "model", "server"}
+    assert {name for name, _, _ in parameters} <= inspect.signature(cvat.create).parameters.keys()
+    assert {value.partition(":")[0] for _, _, value in parameters} == {"str"}
+    assert all(cvat.__name__ in command for command in commands)
 
 
 def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

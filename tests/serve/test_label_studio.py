@@ -10,6 +10,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
@@ -23,6 +24,7 @@ from lexiseg.data.images import decode_image
 from lexiseg.errors import ImageError, UsageError
 from lexiseg.segmentation import Segmentation
 from lexiseg.serve.label_studio import Pictures, read_interface
+from tests.architecture.test_docs import FENCE
 from tests.exports.brush import brush_pixels
 from tests.serve.running import NAME, WORDS, Running, picture, running
 
@@ -220,6 +222,14 @@ def test_labels_of_several_controls() -> None:
     )
     assert (interface.picture, interface.field) == ("b", "y")
     assert [(label.shown, label.control) for label in interface.labels] == [("dog", "p"), ("cat", "p"), ("sky", "q")]
+
+
+def test_the_interface_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+    (text,) = [block for _, block in FENCE.findall(page) if "<BrushLabels" in block]
+    interface = read_interface(text)
+    assert [(label.names, label.shown) for label in interface.labels] == [("dog, puppy", "Dog"), ("grass | stuff", "grass")]
+    assert interface.options == {"threshold": "0.2", "background": "background"}
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b SYSTEM "file:///etc/passwd">]>'
