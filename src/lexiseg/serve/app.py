@@ -74,7 +74,7 @@ def create_app(
         Guard,
         token=token,
         names=None if any_host or token is not None else LOOPBACK,
-        public=frozenset([*PAGE, *HEALTH, *([] if label_studio is None else [label_studio_backend.HEALTH])]),
+        public=frozenset([*PAGE, *HEALTH]),
         basic=frozenset() if label_studio is None else label_studio_backend.PATHS,
         body=service.limits.body,
         metrics=service.metrics,

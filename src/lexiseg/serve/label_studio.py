@@ -38,8 +38,7 @@ from lexiseg.serve.guard import FIELDS
 from lexiseg.serve.service import Service
 
 KEY = "LABEL_STUDIO_API_KEY"  # the environment variable, as for Label Studio's own backends
-HEALTH = "/health"
-PATHS = frozenset([HEALTH, "/setup", "/validate", "/predict", "/webhook"])
+PATHS = frozenset(["/health", "/setup", "/validate", "/predict", "/webhook"])
 FOLDERS = ("/data/", "/storage-data/")  # of Label Studio: uploads and local files
 OPTIONS = {  # attributes of a control, and the fields of a request that they are
     "model_name": "model",
@@ -351,7 +350,7 @@ def router(service: Service, pictures: Pictures) -> APIRouter:
         model = model_of(interface.body, models.specs)
         return f"{model}-{digest([models.digests[model], interface])}"
 
-    @routes.get(HEALTH)
+    @routes.get("/health")  # not public: by a 401 here Label Studio knows that its password is wrong
     async def health() -> dict[str, str]:
         if not service.ready:
             raise HTTPException(503, f"{models.default} is not loaded, or the service is about to end")
