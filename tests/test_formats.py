@@ -40,6 +40,7 @@ from lexiseg.ops.names import result_name
 from lexiseg.segmentation import Segmentation
 from lexiseg.structures import Segment
 from lexiseg.visualise.palette import class_colour
+from tests.exports.brush import brush_pixels
 from tests.inference.test_evaluation import Colours
 
 NAMES = ("dog", "<grass> & Жук", "sky")
@@ -167,22 +168,6 @@ def test_cvat_by_its_description(saved: tuple[Path, list[Segmentation]]) -> None
             read[top : top + high, left : left + wide] = np.repeat(np.arange(len(runs)) % 2, runs).reshape(high, wide)
             assert np.array_equal(read, mask)
             assert entry.get("label") == segment.name
-
-
-def brush_pixels(stream: list[int]) -> NDArray[np.int64]:
-    """Values of Label Studio's run lengths, bit by bit."""
-    bits = iter("".join(f"{byte:08b}" for byte in stream))
-
-    def number(count: int) -> int:
-        return int("".join(next(bits) for _ in range(count)), 2)
-
-    values, total, width = [], number(32), number(5) + 1
-    lengths = [number(4) + 1 for _ in range(4)]
-    while len(values) < total:
-        is_run = number(1)
-        length = number(lengths[number(2)]) + 1
-        values += [number(width)] * length if is_run else [number(width) for _ in range(length)]
-    return np.array(values)
 
 
 def test_label_studio_by_its_description(saved: tuple[Path, list[Segmentation]]) -> None:

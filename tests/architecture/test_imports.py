@@ -27,7 +27,7 @@ CONVERSION = {"checkpoints"}  # of all methods' weights; what is loaded or train
 DRIVERS = {"inference", "training"}
 CLIENT = {"client"}  # of a service: what it takes to send a picture and to read a result, and no model
 TABLES = {"reproduce"}  # the papers' tables, by what is above
-SHELLS = {"cli", "serve", "demo", "__main__"}
+SHELLS = {"cli", "serve", "integrations", "demo", "__main__"}
 
 BELOW_HEADS = FOUNDATION | ENCODERS | RESULT
 BELOW_METHODS = BELOW_HEADS | HEADS

@@ -22,6 +22,7 @@ from lexiseg.inference.pipeline import Pipeline
 from lexiseg.methods.base import Segmenter
 from lexiseg.serve import models as serve_models
 from lexiseg.serve.app import create_app
+from lexiseg.serve.label_studio import Pictures
 from lexiseg.serve.limits import Limits
 from lexiseg.serve.models import Models, ModelSpec
 from lexiseg.serve.server import configured
@@ -98,6 +99,7 @@ def running(
     token: str | None = None,
     loader: Callable[..., Pipeline] | None = None,
     offered: tuple[str, ...] = (NAME,),
+    label_studio: Pictures | None = None,
     **limits: Any,
 ) -> Iterator[Running]:
     """Serve the model `Held` under all names ``offered``, or what ``loader`` loads."""
@@ -109,7 +111,7 @@ def running(
         service = Service(
             Models([ModelSpec(name) for name in offered], device="cpu", dtype="float32", memory=10**9), Limits(**limits)
         )
-        config = configured(create_app(service, token=token))
+        config = configured(create_app(service, token=token, label_studio=label_studio))
         config.port = 0
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve())

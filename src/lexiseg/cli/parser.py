@@ -149,6 +149,13 @@ def _serve(parser: argparse.ArgumentParser) -> None:
         help="requests must bear the token in this file (default: that in LEXISEG_TOKEN, if any)",
     )
     parser.add_argument("--insecure", action="store_true", help="serve other machines without a token")
+    parser.add_argument("--label-studio", action="store_true", help="also be a machine learning backend of Label Studio")
+    parser.add_argument(
+        "--label-studio-url",
+        metavar="URL",
+        help="with --label-studio: the pictures of tasks are at this Label Studio, whose token is in LABEL_STUDIO_API_KEY "
+        "(default: only those in the tasks themselves)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     for name, kind, default, metavar, about in (

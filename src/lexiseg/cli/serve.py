@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import webbrowser
 from importlib.util import find_spec
 
@@ -18,7 +19,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve the page and the REST service until SIGTERM or Ctrl-C."""
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise UsageError(f"'lexiseg serve' needs {missing[0]}: pip install 'lexiseg[serve]'")
-    from lexiseg.serve.limits import Limits  # here, because of the line above
+    from lexiseg.serve.label_studio import KEY, Pictures  # here, because of the line above
+    from lexiseg.serve.limits import Limits
     from lexiseg.serve.models import Models, ModelSpec, models_at_hand
     from lexiseg.serve.server import serve
 
@@ -36,6 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--model names a model twice; give each once, with all its options")
     for spec in specs:
         spec.config()
+    label_studio = None
+    if arguments.label_studio or arguments.label_studio_url:
+        label_studio = Pictures.of(arguments.label_studio_url, os.environ.get(KEY))
     models = Models(
         specs or models_at_hand(), device=resolve_device(arguments.device), dtype=arguments.dtype, memory=limits.memory
     )
@@ -46,5 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
             webbrowser.open(address)
 
     token = read_token(arguments.token_file)
-    serve(models, limits, host=arguments.host, port=arguments.port, token=token, insecure=arguments.insecure, started=started)
+    serve(
+        models,
+        limits,
+        host=arguments.host,
+        port=arguments.port,
+        token=token,
+        insecure=arguments.insecure,
+        started=started,
+        label_studio=label_studio,
+    )
     return 0

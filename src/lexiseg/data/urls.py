@@ -11,6 +11,7 @@ import http.client
 import ipaddress
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -38,26 +39,45 @@ class _PrivateAddressError(OSError):
 
 
 def fetch_picture(address: str, *, private: bool = False) -> bytes:
-    """Fetch the bytes of a picture from an http(s) address. Proxies of the environment are not used.
+    """Fetch the bytes of a picture from an http(s) address, see `fetch`; redirects to other http(s) addresses are followed."""
+    return fetch(address, private=private, redirects=True, largest=LARGEST)
+
+
+def fetch(
+    address: str,
+    *,
+    private: bool,
+    redirects: bool,
+    largest: int,
+    headers: Mapping[str, str] | None = None,
+    content: bytes | None = None,
+) -> bytes:
+    """Fetch what an http(s) address answers. Proxies of the environment are not used.
 
     Args:
-        address: the address; redirects to other http(s) addresses are followed.
+        address: the address.
         private: allow addresses that are not public: this machine's, and those of private networks.
+        redirects: follow redirects, also to other hosts.
+        largest: maximum bytes.
+        headers: headers of the request.
+        content: what is sent to it, if anything: the request is a POST then.
 
     Raises:
-        ImageError: it cannot be fetched, has more than `LARGEST` bytes, takes longer than `DEADLINE`, or is not public.
+        ImageError: it cannot be fetched, has more bytes, takes longer than `DEADLINE`, or is not public.
     """
     shown = address[:200]
     deadline = time.monotonic() + DEADLINE
     try:
         if not urlsplit(address).hostname:
             raise ValueError("it has no host")
-        with closing(_opener(private).open(Request(address), timeout=TIMEOUT)) as answer:
+        with closing(
+            _opener(private, redirects).open(Request(address, content, dict(headers or {})), timeout=TIMEOUT)
+        ) as answer:
             data = bytearray()
             while block := answer.read(_BLOCK):
                 data += block
-                if len(data) > LARGEST:
-                    raise ImageError(f"{shown}: has more than {LARGEST // 2**20} MB; download it, and give the file")
+                if len(data) > largest:
+                    raise ImageError(f"{shown}: has more than {largest // 2**20} MB; download it, and give the file")
                 if time.monotonic() > deadline:
                     raise ImageError(f"{shown}: takes longer than {DEADLINE:.0f} seconds; download it, and give the file")
     except HTTPError as error:
@@ -72,7 +92,7 @@ def fetch_picture(address: str, *, private: bool = False) -> bytes:
     return bytes(data)
 
 
-def _opener(private: bool) -> OpenerDirector:
+def _opener(private: bool, redirects: bool) -> OpenerDirector:
     """An opener for http and https alone, whose connections are checked; urllib's own knows files and ftp, too."""
 
     def checked(kind: type[http.client.HTTPConnection], host: str, **options: Any) -> http.client.HTTPConnection:
@@ -89,7 +109,8 @@ def _opener(private: bool) -> OpenerDirector:
             return self.do_open(partial(checked, http.client.HTTPSConnection), request)
 
     opener = OpenerDirector()
-    for handler in (Http(), Https(), HTTPRedirectHandler(), HTTPErrorProcessor(), HTTPDefaultErrorHandler(), UnknownHandler()):
+    following = [HTTPRedirectHandler()] if redirects else []
+    for handler in (Http(), Https(), *following, HTTPErrorProcessor(), HTTPDefaultErrorHandler(), UnknownHandler()):
         opener.add_handler(handler)
     opener.addheaders = [("User-Agent", "lexiseg")]
     return opener

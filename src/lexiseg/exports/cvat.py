@@ -49,14 +49,20 @@ def write_folder(path: Path, records: Sequence[ResultRecord]) -> None:
     write_xml(path, root)
 
 
-def _runs(mask: NDArray[np.bool_]) -> dict[str, str]:
+def encode_mask(mask: NDArray[np.bool_]) -> list[int]:
+    """Encode a mask [H, W] with pixels as CVAT's API does: run lengths of its box, then left, top, right, bottom, inclusive."""
     rows, columns = bounds(mask)
     flat = mask[rows, columns].ravel()
     changes = np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1]))
+    return [*np.diff(changes, prepend=0).tolist(), columns.start, rows.start, columns.stop - 1, rows.stop - 1]
+
+
+def _runs(mask: NDArray[np.bool_]) -> dict[str, str]:
+    *runs, left, top, right, bottom = encode_mask(mask)
     return {
-        "rle": ", ".join(map(str, np.diff(changes, prepend=0).tolist())),
-        "left": str(columns.start),
-        "top": str(rows.start),
-        "width": str(columns.stop - columns.start),
-        "height": str(rows.stop - rows.start),
+        "rle": ", ".join(map(str, runs)),
+        "left": str(left),
+        "top": str(top),
+        "width": str(right - left + 1),
+        "height": str(bottom - top + 1),
     }

@@ -1,5 +1,8 @@
 """Results as tasks for Label Studio, with a prediction each: a brush per region, which keeps holes and pieces.
 
+Regions may also be polygons, one per piece with its holes joined to it by bridges of no width, or boxes; both in percent of the
+picture's sides.
+
 Brushes are run lengths of Label Studio's own, a stream of bits over the picture's four channels, row by row: 32 bits for the
 number of values, 5 bits for their width less one, four times 4 bits for the widths of lengths less one; then, for each run, a
 bit 1, two bits for which of the widths its length has, the length less one, and the value.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -19,10 +22,13 @@ from numpy.typing import NDArray
 from lexiseg.exports.records import Classes, ResultRecord, picture_names
 from lexiseg.exports.xml import plain, write_xml
 from lexiseg.ops.files import write_json
+from lexiseg.ops.outlines import bounds, bridged
+from lexiseg.structures import Size
 
 LOCAL = "/data/local-files/?d="  # served by Label Studio from the folder of LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT
 CHANNELS, VALUE_BITS, LENGTH_BITS = 4, 8, (3, 4, 8, 16)
 BRUSH, PICTURE = "brush", "image"  # names of the interface's controls
+Kind = Literal["brushlabels", "polygonlabels", "rectanglelabels"]  # of regions; in lower case the names of the controls
 
 
 def write_folder(path: Path, records: Sequence[ResultRecord]) -> None:
@@ -38,8 +44,9 @@ def write_folder(path: Path, records: Sequence[ResultRecord]) -> None:
     tasks = []
     for record, name in zip(records, picture_names(records), strict=True):
         result = [
-            _brush(record, number, mask, segment.name, segment.score)
+            region(number, "brushlabels", shape, BRUSH, PICTURE, record.size, plain(segment.name), segment.score)
             for number, (segment, mask) in enumerate(zip(record.segments, record.masks(), strict=True), start=1)
+            for shape in shapes("brushlabels", mask)
         ]
         tasks.append({"data": {PICTURE: LOCAL + quote(name)}, "predictions": [{"model_version": "lexiseg", "result": result}]})
     write_json(path, tasks)
@@ -59,19 +66,46 @@ def write_interface(path: Path, records: Sequence[ResultRecord]) -> None:
     write_xml(path, view)
 
 
-def _brush(record: ResultRecord, number: int, mask: NDArray[np.bool_], name: str, score: float) -> dict[str, Any]:
-    height, width = record.size
+def region(
+    number: int, kind: Kind, shape: dict[str, Any], control: str, picture: str, size: Size, label: str, score: float
+) -> dict[str, Any]:
+    """Return a region of a prediction.
+
+    Args:
+        number: its number within the prediction, from which its id is made.
+        kind: kind of the control.
+        shape: one of its `shapes`.
+        control, picture: names of the control and of the picture's tag in the project's interface.
+        size: (height, width) of the picture in pixels.
+        label: value, or else alias, of the interface's label.
+        score: score in 0..1.
+    """
+    height, width = size
     return {
         "id": f"region{number}",
-        "type": "brushlabels",
-        "from_name": BRUSH,
-        "to_name": PICTURE,
+        "type": kind,
+        "from_name": control,
+        "to_name": picture,
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
         "score": score,
-        "value": {"format": "rle", "rle": encode_brush(mask), "brushlabels": [plain(name)]},
+        "value": {**shape, kind: [label]},
     }
+
+
+def shapes(kind: Kind, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Return a mask [H, W] as shapes of a kind: a brush, or the box of all pixels, or a polygon per piece."""
+    height, width = mask.shape
+    if kind == "brushlabels":
+        return [{"format": "rle", "rle": encode_brush(mask)}]
+    if kind == "polygonlabels":
+        return [{"points": (100 * ring / (width, height)).tolist()} for ring in bridged(mask, "borders")]
+    rows, columns = bounds(mask)
+    (left, right), (top, bottom) = (
+        (100 * part.start / side, 100 * part.stop / side) for part, side in ((columns, width), (rows, height))
+    )
+    return [{"x": left, "y": top, "width": right - left, "height": bottom - top, "rotation": 0}]
 
 
 def encode_brush(mask: NDArray[np.bool_]) -> list[int]:

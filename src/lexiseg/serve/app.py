@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException, Path, Request
 from fastapi.exceptions import RequestValidationError
 from PIL import Image
-from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from lexiseg import __version__
-from lexiseg.errors import ImageError, OutputError, UsageError, WeightsError, explained, is_no_memory, location
 from lexiseg.methods import model_named
 from lexiseg.ops.progress import Progress
 from lexiseg.serve import answers
+from lexiseg.serve import label_studio as label_studio_backend
 from lexiseg.serve.bodies import JsonBody, Parsed, SegmentBody, read_export, read_segment
+from lexiseg.serve.failures import ERRORS, LEFT, Reason, accepted, as_http, in_time, responses
 from lexiseg.serve.guard import FIELDS, LOOPBACK, Guard
-from lexiseg.serve.jobs import Done, StoppedError
-from lexiseg.serve.logs import log
+from lexiseg.serve.jobs import Done
+from lexiseg.serve.label_studio import Pictures
 from lexiseg.serve.metrics import CONTENT_TYPE
 from lexiseg.serve.models import safe_options
 from lexiseg.serve.service import LeftError, Service, Slot
@@ -36,7 +35,6 @@ from lexiseg.text.vocabulary import Vocabulary, builtin_names
 from lexiseg.world import scenes, world_classes
 
 NDJSON = "application/x-ndjson"
-LEFT = 499  # status of requests whose client left, in logs and metrics
 SCENE_SIDE, SEEDS = 384, 10_000  # pixels of an example, and number of examples
 PAGE: Mapping[str, tuple[str, str]] = {  # path: file in assets/page, content type
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -48,39 +46,20 @@ PAGE: Mapping[str, tuple[str, str]] = {  # path: file in assets/page, content ty
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 HEALTH = ("/healthz", "/readyz")
-T = TypeVar("T")
 Seed = Annotated[int, Path(ge=0, lt=SEEDS, description="Seed of the scene")]
-
-
-class Reason(BaseModel):
-    """Why a request was refused, or failed."""
-
-    detail: str
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Reason, "description": "The request is not valid HTTP"},
-    401: {"model": Reason, "description": "The token is missing or wrong"},
-    403: {"model": Reason, "description": "Called by a page of another site, or by another host name"},
-    408: {"model": Reason, "description": "The body did not arrive in time"},
-    413: {"model": Reason, "description": "More bytes, pixels, names or masks than the limits allow"},
-    415: {"model": Reason, "description": "Neither multipart/form-data nor application/json"},
-    422: {"model": Reason, "description": "Invalid values, or a picture that cannot be read"},
-    429: {"model": Reason, "description": "All slots are taken; Retry-After says when to call again"},
-    500: {"model": Reason, "description": "A fault of the service; its log has more under the request's X-Request-ID"},
-    503: {"model": Reason, "description": "About to end, out of memory, or the model cannot be loaded"},
-    504: {"model": Reason, "description": "Not finished in time"},
-}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def create_app(service: Service, *, token: str | None = None, any_host: bool = False) -> FastAPI:
+def create_app(
+    service: Service, *, token: str | None = None, any_host: bool = False, label_studio: Pictures | None = None
+) -> FastAPI:
     """Build the application.
 
     Args:
         service: carries out the requests; started with the application and stopped with it.
         token: bearer token that requests must have, if any.
         any_host: whether the service may be called by any host name; else, without a token, by those of loopback only.
+        label_studio: where the pictures of Label Studio's tasks come from; None: its requests are not answered.
     """
 
     @asynccontextmanager
@@ -96,6 +75,7 @@ def create_app(service: Service, *, token: str | None = None, any_host: bool = F
         token=token,
         names=None if any_host or token is not None else LOOPBACK,
         public=frozenset([*PAGE, *HEALTH]),
+        basic=frozenset() if label_studio is None else label_studio_backend.PATHS,
         body=service.limits.body,
         metrics=service.metrics,
     )
@@ -104,6 +84,8 @@ def create_app(service: Service, *, token: str | None = None, any_host: bool = F
     _add_page(app)
     _add_listings(app, service)
     _add_segment(app, service)
+    if label_studio is not None:
+        app.include_router(label_studio_backend.router(service, label_studio))
     return app
 
 
@@ -145,12 +127,12 @@ def _add_listings(app: FastAPI, service: Service) -> None:
             raise HTTPException(503, "the service is about to end" if service.draining else f"{models.default} is being loaded")
         return {"status": "ready"}
 
-    @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response, responses=_responses(401, 403))
+    @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=Response, responses=responses(401, 403))
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get(
-        "/v1/models", summary="The models, their tasks and options; the first is the default", responses=_responses(401, 403)
+        "/v1/models", summary="The models, their tasks and options; the first is the default", responses=responses(401, 403)
     )
     async def list_models() -> dict[str, Any]:
         loaded = models.names_loaded
@@ -178,13 +160,13 @@ def _add_listings(app: FastAPI, service: Service) -> None:
             "limits": {"bytes": limits.upload, "pixels": limits.pixels, "names": limits.names, "seconds": limits.seconds},
         }
 
-    @app.get("/v1/vocabularies", summary="The built-in lists of classes", responses=_responses(401, 403))
+    @app.get("/v1/vocabularies", summary="The built-in lists of classes", responses=responses(401, 403))
     async def list_vocabularies() -> list[dict[str, Any]]:
         lists = {name: Vocabulary.builtin(name) for name in builtin_names()}
         return [{"name": name, "classes": len(words), "things": sum(words.things)} for name, words in lists.items()]
 
     @app.get(
-        "/v1/vocabularies/{name}", summary="The classes of a list", responses={404: {"model": Reason}, **_responses(401, 403)}
+        "/v1/vocabularies/{name}", summary="The classes of a list", responses={404: {"model": Reason}, **responses(401, 403)}
     )
     async def vocabulary(name: str) -> list[dict[str, Any]]:
         if name not in builtin_names():
@@ -198,13 +180,13 @@ def _add_listings(app: FastAPI, service: Service) -> None:
         "/v1/examples/{seed}.png",
         summary="An example: a scene of the emoji world",
         response_class=Response,
-        responses={200: {"content": {answers.PNG: _BINARY}}, **_responses(401, 403, 422)},
+        responses={200: {"content": {answers.PNG: _BINARY}}, **responses(401, 403, 422)},
     )
     async def example_picture(seed: Seed) -> Response:
         async with drawing:
             return Response((await asyncio.to_thread(_example, seed))[0], media_type=answers.PNG)
 
-    @app.get("/v1/examples/{seed}", summary="What is in an example", responses=_responses(401, 403, 422))
+    @app.get("/v1/examples/{seed}", summary="What is in an example", responses=responses(401, 403, 422))
     async def example(seed: Seed) -> dict[str, Any]:
         async with drawing:
             return {"seed": seed, "classes": (await asyncio.to_thread(_example, seed))[1]}
@@ -218,10 +200,6 @@ def _example(seed: int) -> tuple[bytes, list[dict[str, Any]]]:
     labels = dict.fromkeys(segment.label for segment in scene.segments)
     classes = [world_classes()[label] for label in labels]
     return buffer.getvalue(), [{"name": entry.name, "synonyms": [], "thing": entry.thing} for entry in classes]
-
-
-def _responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: ERRORS[status] for status in statuses}
 
 
 def _add_segment(app: FastAPI, service: Service) -> None:
@@ -263,7 +241,7 @@ def _add_segment(app: FastAPI, service: Service) -> None:
         slot, handed_over = service.slot(), False
         try:
             deadline = time.monotonic() + limits.seconds
-            parsed = await _in_time(read_segment(request, service.models.specs, limits), deadline)
+            parsed = await in_time(read_segment(request, service.models.specs, limits), deadline)
             call = parsed.call
             request.scope[FIELDS] |= {
                 "model": call.model,
@@ -275,15 +253,12 @@ def _add_segment(app: FastAPI, service: Service) -> None:
             if NDJSON in request.headers.get("accept", "") and parsed.format in ("rle", "polygons"):
                 handed_over = True
                 return _Events(service, slot, parsed, deadline)
-            async with aclosing(service.run(call, deadline, request.receive)) as events:
-                async for event in events:
-                    if isinstance(event, Done):
-                        request.scope[FIELDS] |= _cost(event)
-                        kind, content = await asyncio.to_thread(_encoded, event, parsed)
-                        return Response(content, media_type=kind)
-            raise AssertionError("a job ends with its result")
+            done = await service.result(call, deadline, request.receive)
+            request.scope[FIELDS] |= done.cost
+            kind, content = await asyncio.to_thread(_encoded, done, parsed)
+            return Response(content, media_type=kind)
         except Exception as error:
-            raise _as_http(error, service, request.scope) from None
+            raise as_http(error, service, request.scope) from None
         finally:
             if not handed_over:
                 slot.leave()
@@ -314,35 +289,15 @@ def _add_segment(app: FastAPI, service: Service) -> None:
         },
     )
     async def export(request: Request) -> Response:
-        slot = service.slot()
-        try:
-            deadline = time.monotonic() + limits.seconds
-            picture, record, formats = await _in_time(read_export(request, limits), deadline)
+        with accepted(service, request.scope) as deadline:
+            picture, record, formats = await in_time(read_export(request, limits), deadline)
             content = await asyncio.to_thread(answers.exported, picture, record, formats)
             return Response(content, media_type=answers.ZIP)
-        except Exception as error:
-            raise _as_http(error, service, request.scope) from None
-        finally:
-            slot.leave()
-
-
-async def _in_time(reading: Awaitable[T], deadline: float) -> T:
-    """Read a body before the deadline."""
-    try:
-        return await asyncio.wait_for(reading, max(0.0, deadline - time.monotonic()))
-    except TimeoutError:
-        raise HTTPException(408, "the request did not arrive in time", {"connection": "close"}) from None
-    except ClientDisconnect:
-        raise LeftError from None
-
-
-def _cost(done: Done) -> dict[str, Any]:
-    return {"batch": done.batch, "stages": {stage: round(seconds, 4) for stage, seconds in done.seconds.items()}}
 
 
 def _document(done: Done, parsed: Parsed) -> dict[str, Any]:
     content = answers.document(done.segmentation, parsed.call.model, polygons=parsed.format == "polygons")
-    return {**content, "seconds": {stage: round(seconds, 4) for stage, seconds in done.seconds.items()}}
+    return {**content, "seconds": done.cost["stages"]}
 
 
 def _encoded(done: Done, parsed: Parsed) -> tuple[str, bytes]:
@@ -377,7 +332,7 @@ class _Events(Response):
                     if isinstance(event, tuple):
                         await line({"stage": event[0], "before": event[1]})
                     elif isinstance(event, Done):
-                        scope[FIELDS] |= _cost(event)
+                        scope[FIELDS] |= event.cost
                         await line({"stage": "encode"})
                         result = await asyncio.to_thread(_document, event, self._parsed)
                         await line({"stage": "done", "result": result}, more=False)
@@ -386,31 +341,9 @@ class _Events(Response):
                     else:
                         await line({"stage": event})
         except Exception as error:
-            reason = _as_http(error, self._service, scope)
+            reason = as_http(error, self._service, scope)
             scope[FIELDS]["outcome"] = reason.status_code
             if not isinstance(error, LeftError):
                 await line({"stage": "failed", "status": reason.status_code, "detail": reason.detail}, more=False)
         finally:
             self._slot.leave()
-
-
-def _as_http(error: Exception, service: Service, scope: Scope) -> HTTPException:
-    """The status and reason of an error. What concerns the machine of the service is logged, not answered."""
-    if isinstance(error, HTTPException):
-        return error
-    if isinstance(error, LeftError):
-        service.metrics.left.inc()
-        return HTTPException(LEFT, "the client has left")
-    if isinstance(error, StoppedError):
-        return HTTPException(504, f"not finished within {service.limits.seconds:g} seconds")
-    if isinstance(error, UsageError | ImageError):
-        return HTTPException(422, str(error))
-    if is_no_memory(error):
-        return HTTPException(503, explained(error))
-    identity = scope[FIELDS]["request"]
-    # Other messages may have names of classes in them.
-    reason = str(error) if isinstance(error, WeightsError | OutputError) else location(error)
-    log("error", level=logging.ERROR, request=identity, error=type(error).__name__, reason=reason)
-    if isinstance(error, WeightsError):
-        return HTTPException(503, f"the model cannot be loaded; the log of the service says why (request {identity})")
-    return HTTPException(500, f"a fault of the service; its log has more (request {identity})")

@@ -109,7 +109,7 @@ class Parsed:
     stem: str
 
 
-Body = TypeVar("Body", bound=SegmentBody)
+Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_segment(request: Request, specs: Mapping[str, ModelSpec], limits: Limits) -> Parsed:
@@ -125,14 +125,25 @@ async def read_segment(request: Request, specs: Mapping[str, ModelSpec], limits:
         UsageError, ImageError: invalid values, or a picture that cannot be read.
     """
     if _content_type(request) == "application/json":
-        content = await request.body()
-        return await asyncio.to_thread(_parse_json, content, specs, limits)
+        return await asyncio.to_thread(_parse_json, await read_json(request, JsonBody), specs, limits)
     picture, name, fields = await _form(request, limits)
     for key in ("classes", "options"):
         if fields.get(key, "").lstrip().startswith(("[", "{")):
             fields[key] = _json(fields[key], key)
-    body = _validated(SegmentBody, fields)
-    return await asyncio.to_thread(_parsed, body, picture, name, specs, limits)
+    body = validated(SegmentBody, fields)
+    return await asyncio.to_thread(parse, body, picture, name, specs, limits)
+
+
+async def read_json(request: Request, model: type[Body]) -> Body:
+    """Read the JSON of a request.
+
+    Raises:
+        HTTPException: 413 for a body that is too large, 415 for another content type, 422 for invalid content.
+    """
+    if _content_type(request) != "application/json":
+        raise HTTPException(415, "send application/json")
+    content = await request.body()
+    return await asyncio.to_thread(lambda: validated(model, _json(content, "body")))
 
 
 async def read_export(request: Request, limits: Limits) -> tuple[bytes, ResultRecord, tuple[str, ...]]:
@@ -172,24 +183,44 @@ def _parse_export(
     return picture, record, files
 
 
-def _parse_json(content: bytes, specs: Mapping[str, ModelSpec], limits: Limits) -> Parsed:
-    body = _validated(JsonBody, _json(content, "body"))
+def _parse_json(body: JsonBody, specs: Mapping[str, ModelSpec], limits: Limits) -> Parsed:
     try:
         picture = b64decode(body.image, validate=True)
     except (Base64Error, ValueError):
         raise HTTPException(422, "image is not base64; encode the bytes of the picture's file") from None
-    return _parsed(body, picture, body.name, specs, limits)
+    return parse(body, picture, body.name, specs, limits)
 
 
-def _parsed(body: SegmentBody, picture: bytes, name: str, specs: Mapping[str, ModelSpec], limits: Limits) -> Parsed:
+def model_of(body: SegmentBody, specs: Mapping[str, ModelSpec]) -> str:
+    """Return the name of the model of a request.
+
+    Raises:
+        HTTPException: 422, it is not offered.
+    """
     model = body.model or next(iter(specs))
     if model not in specs:
         raise HTTPException(422, f"model {model!r:.60} is not offered here; there are {', '.join(specs)}")
+    return model
+
+
+def parse(body: SegmentBody, picture: bytes, name: str, specs: Mapping[str, ModelSpec], limits: Limits) -> Parsed:
+    """Check a request whose fields are valid.
+
+    Args:
+        body: the fields.
+        picture: the picture's file.
+        name: its name.
+        specs, limits: as for `read_segment`.
+
+    Raises:
+        HTTPException, UsageError, ImageError: as `read_segment`.
+    """
+    model = model_of(body, specs)
     tasks = model_named(model).tasks
     task = body.task or tasks[0]
     if task not in tasks:
         raise HTTPException(422, f"{model} does not do the task {task}; it does {', '.join(tasks)}")
-    vocabulary, background = _vocabulary(body), (body.background or "").strip() or None
+    vocabulary, background = vocabulary_of(body), (body.background or "").strip() or None
     whole = vocabulary if background is None else vocabulary.with_background(background)
     if len(whole.all_names) > limits.names:
         raise HTTPException(413, f"{len(whole.all_names)} names are more than {limits.names}; name fewer classes or synonyms")
@@ -218,7 +249,13 @@ def _parsed(body: SegmentBody, picture: bytes, name: str, specs: Mapping[str, Mo
     return Parsed(call, body.format, files, stem_of(name))
 
 
-def _vocabulary(body: SegmentBody) -> Vocabulary:
+def vocabulary_of(body: SegmentBody) -> Vocabulary:
+    """Return the classes of a request, without the background's.
+
+    Raises:
+        HTTPException: 422, none or two are given, or the list is unknown.
+        UsageError: they are no classes.
+    """
     if (body.classes is None) == (body.vocabulary is None):
         raise HTTPException(422, "give either classes, such as 'dog, puppy; grass', or vocabulary, a built-in list")
     if body.vocabulary is not None:
@@ -310,7 +347,12 @@ def _json(content: str | bytes, what: str) -> Any:
         raise HTTPException(422, f"the {what} is not JSON") from None
 
 
-def _validated(model: type[Body], values: Any) -> Body:
+def validated(model: type[Body], values: Any) -> Body:
+    """Return the values as a model.
+
+    Raises:
+        HTTPException: 422, one of them is invalid.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -6,6 +6,7 @@ import hmac
 import logging
 import secrets
 import time
+from base64 import b64decode
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ class Guard:
         names: host names by which the service may be called; None: any. Without a token this keeps pages of other sites from
             reaching a service on loopback through a name of their own (DNS rebinding).
         public: paths that need no token.
+        basic: paths of callers that know HTTP Basic only: the token may be its password, with any user name.
         body: maximum bytes of a request's body.
         metrics: counters.
     """
@@ -53,11 +55,12 @@ class Guard:
         token: str | None,
         names: frozenset[str] | None,
         public: frozenset[str],
+        basic: frozenset[str],
         body: int,
         metrics: Metrics,
     ) -> None:
-        self._app, self._token, self._names, self._public = app, token, names, public
-        self._body, self._metrics = body, metrics
+        self._app, self._token, self._names = app, token, names
+        self._public, self._basic, self._body, self._metrics = public, basic, body, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -118,13 +121,26 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             return _refused(403, "pages of other sites may not call this service")
         if self._token is not None and path not in self._public:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+            given = _token(headers.get("authorization", ""), basic=path in self._basic)
+            if not hmac.compare_digest(given, self._token.encode()):
                 return _refused(401, "this service needs a token: Authorization: Bearer TOKEN", {"www-authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._body:
             return _refused(413, f"the request is larger than {self._body:,} bytes", {"connection": "close"})
         return None
+
+
+def _token(authorization: str, *, basic: bool) -> bytes:
+    """The token in a header; empty if there is none. With ``basic`` it may be the password of HTTP Basic."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip().encode()
+    if scheme.lower() == "basic" and basic:
+        try:
+            return b64decode(given, validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return b""
 
 
 def _refused(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lexiseg.ops.progress import Progress
 from lexiseg.segmentation import Segmentation
@@ -71,6 +71,11 @@ class Done:
     segmentation: Segmentation
     seconds: Mapping[Stage, float]
     batch: int
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        """Batch and seconds as fields of a line in the log."""
+        return {"batch": self.batch, "stages": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()}}
 
 
 Event = Stage | Progress | Done | BaseException

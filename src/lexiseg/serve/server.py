@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from lexiseg.errors import RunError, UsageError
 from lexiseg.serve.app import create_app
+from lexiseg.serve.label_studio import Pictures
 from lexiseg.serve.limits import Limits
 from lexiseg.serve.logs import configure, log
 from lexiseg.serve.models import Models
@@ -31,6 +32,7 @@ def serve(
     token: str | None,
     insecure: bool,
     started: Callable[[str], None],
+    label_studio: Pictures | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; accepted requests are answered before it returns, a second signal ends it at once.
 
@@ -42,6 +44,7 @@ def serve(
         token: bearer token that requests must have, if any.
         insecure: serve other machines without a token.
         started: called with the page's address when the service listens and the default model is loaded.
+        label_studio: as for `create_app`.
 
     Raises:
         UsageError: other machines could call the service without a token, or the address cannot be listened at.
@@ -57,7 +60,11 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}/"
     configure()
-    asyncio.run(_serve(models, limits, listening, token, not local, lambda: started(address)))
+
+    def app(service: Service) -> FastAPI:
+        return create_app(service, token=token, any_host=not local, label_studio=label_studio)
+
+    asyncio.run(_serve(models, limits, listening, app, lambda: started(address)))
 
 
 def is_loopback(host: str) -> bool:
@@ -87,10 +94,14 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 async def _serve(
-    models: Models, limits: Limits, listening: socket.socket, token: str | None, any_host: bool, started: Callable[[], None]
+    models: Models,
+    limits: Limits,
+    listening: socket.socket,
+    app: Callable[[Service], FastAPI],
+    started: Callable[[], None],
 ) -> None:
     service = Service(models, limits)
-    server = _Server(configured(create_app(service, token=token, any_host=any_host)), service)
+    server = _Server(configured(app(service)), service)
     running = asyncio.create_task(server.serve(sockets=[listening]))
     loaded = asyncio.create_task(service.loaded())
     await asyncio.wait({running, loaded}, return_when=asyncio.FIRST_COMPLETED)

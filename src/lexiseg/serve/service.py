@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 from fastapi import HTTPException
 from starlette.types import Message
@@ -159,6 +160,14 @@ class Service:
             job.stop()
             self._queue.drop(job)
             left.cancel()
+
+    async def result(self, call: Call, deadline: float, receive: Callable[[], Awaitable[Message]]) -> Done:
+        """Carry out a call. Arguments and exceptions are those of `run`."""
+        async with aclosing(self.run(call, deadline, receive)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    return event
+        raise AssertionError("a job ends with its result")
 
 
 async def _left(receive: Callable[[], Awaitable[Message]]) -> None:

@@ -1,0 +1,1 @@
+"""Plug-ins of other programs, which import them: a module each."""
