@@ -16,7 +16,8 @@ from lexiseg.errors import UsageError
 from lexiseg.exports import hover, objects, records
 from lexiseg.ops.names import result_name
 from lexiseg.ops.outlines import Ring, polygons_of_mask
-from lexiseg.structures import Segment, Task
+from lexiseg.ops.packed import Masks, painted
+from lexiseg.structures import PixelWindows, Segment, Task
 from lexiseg.visualise.display import display
 from lexiseg.visualise.figures import as_webp
 from lexiseg.visualise.lettering import preferring
@@ -31,21 +32,22 @@ class Segmentation:
 
     Attributes:
         task: ``panoptic``, ``semantic`` or ``instance``.
-        image: [H, W, 3] uint8 RGB, upright.
+        image: [H, W, 3] uint8 RGB, upright; of a tiled TIFF a `lexiseg.data.rasters.Raster`, which NumPy reads as such.
         names: the K class names of the vocabulary.
         things: K flags, True for things.
         segments: the N predicted regions; for ``semantic`` one per class that occurs.
-        masks: [N, H, W] bool, one per segment. Disjoint, except for ``instance``.
+        masks: [N, H, W] bool, one per segment. Disjoint, except for ``instance``. Of a tiled picture `PackedMasks`, which NumPy
+            reads as such.
         source: the file of the image, if any.
         scores: [K, H, W] float16, the probability of each class at each pixel, if the model was called with ``keep_scores``.
     """
 
     task: Task
-    image: NDArray[np.uint8] = field(repr=False)
+    image: NDArray[np.uint8] | PixelWindows = field(repr=False)
     names: tuple[str, ...]
     things: tuple[bool, ...] = field(repr=False)
     segments: tuple[Segment, ...]
-    masks: NDArray[np.bool_] = field(repr=False)
+    masks: Masks = field(repr=False)
     source: str | None = None
     scores: NDArray[np.float16] | None = field(default=None, repr=False)
 
@@ -73,10 +75,7 @@ class Segmentation:
     @property
     def panoptic(self) -> NDArray[np.int32]:
         """Map of segment ids [H, W], 0 for void; where instances overlap the one with the higher score is on top."""
-        ids = np.zeros(self.size, np.int32)
-        for segment, mask in zip(reversed(self.segments), self.masks[::-1], strict=True):
-            ids[mask] = segment.id
-        return ids
+        return painted(self.size, self.masks, [segment.id for segment in self.segments])
 
     @property
     def semantic(self) -> NDArray[np.int32]:
@@ -104,7 +103,7 @@ class Segmentation:
             UsageError: the file is not a font.
         """
         with preferring(font):
-            return overlay(self.image, self.segments, self.masks)
+            return overlay(np.asarray(self.image), self.segments, self.masks)
 
     def show(self) -> None:
         """Show the result: in a notebook with names under the pointer, else the overlay in the system's picture viewer.
@@ -115,7 +114,7 @@ class Segmentation:
 
     def to_pil(self) -> Image.Image:
         """Draw the picture with its regions tinted and outlined, at its size, without names and legend."""
-        return tinted(self.image, self.segments, self.masks)
+        return tinted(np.asarray(self.image), self.segments, self.masks)
 
     def _repr_html_(self) -> str:
         """The result in a notebook: picture, regions with their names under the pointer, and a legend; self-contained."""
@@ -150,7 +149,7 @@ class Segmentation:
         Raises:
             UsageError: supervision is not installed.
         """
-        return objects.to_supervision(self.masks, self.segments)
+        return objects.to_supervision(np.asarray(self.masks), self.segments)
 
     def to_fiftyone(self) -> Any:
         """Return the segments as `fiftyone.Detections`, with instance masks and scores.
@@ -158,7 +157,7 @@ class Segmentation:
         Raises:
             UsageError: fiftyone is not installed.
         """
-        return objects.to_fiftyone(self.masks, self.segments)
+        return objects.to_fiftyone(np.asarray(self.masks), self.segments)
 
     def to_pandas(self) -> Any:
         """Return the segments as a `pandas.DataFrame`, a row each.
@@ -170,7 +169,7 @@ class Segmentation:
 
     def record(self, stem: str) -> records.ResultRecord:
         """Return the result with its masks as run lengths; ``stem`` is the prefix of its files."""
-        return records.encoded(stem, self.source, self.task, self.names, self.things, self.segments, self.masks)
+        return records.encoded(stem, self.source, self.task, self.size, self.names, self.things, self.segments, self.masks)
 
     def document(self) -> dict[str, Any]:
         """Return the result as plain values, without masks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,22 @@ from torch.nn import functional
 Size = tuple[int, int]  # (height, width)
 UnitBox = tuple[float, float, float, float]  # (left, top, right, bottom) as fractions of an image's width and height
 Task = Literal["panoptic", "semantic", "instance"]
+
+
+class PixelWindows(Protocol):
+    """Picture [H, W, 3] uint8 RGB that is read by windows; NumPy reads it as a whole."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W and 3."""
+        ...
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[np.uint8]:
+        """The pixels of some rows and columns."""
+        ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]: ...
+
 
 WHOLE: UnitBox = (0.0, 0.0, 1.0, 1.0)
 OUTSIDE = -100.0  # logit of cells outside a mask and of classes outside the top-k, log-probability of excluded classes

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.ops.outlines import polygons_of_mask
+from lexiseg.ops.packed import Masks
 from lexiseg.structures import Segment, Size
 
 GRID = 256  # cells of the longer side to which masks are downsampled
@@ -57,7 +58,7 @@ def with_regions(source: str, alt: str, size: Size, masks: Iterable[NDArray[np.b
 def result_view(
     picture: bytes,
     shown: Size,
-    masks: NDArray[np.bool_],
+    masks: Masks,
     segments: Sequence[Segment],
     colours: Sequence[tuple[int, int, int]],
     caption: str,

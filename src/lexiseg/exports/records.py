@@ -15,13 +15,12 @@ from pathlib import Path, PurePath
 from typing import Any, cast, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lexiseg.errors import DataError, UsageError
 from lexiseg.ops.files import find_files
-from lexiseg.ops.pictures import MAX_PIXELS, MAX_SIDE
-from lexiseg.ops.rle import Counts, check_counts, compress, decode_counts, decompress, encode_masks
+from lexiseg.ops.pictures import MAX_SIDE, MAX_TILED_PIXELS
+from lexiseg.ops.rle import Counts, check_counts, compress, decode_counts, decompress, encode_mask
 from lexiseg.structures import Segment, Size, Task
 
 ENDING = ".json"
@@ -66,14 +65,14 @@ def encoded(
     stem: str,
     source: str | None,
     task: Task,
+    size: Size,
     names: tuple[str, ...],
     things: tuple[bool, ...],
     segments: tuple[Segment, ...],
-    masks: NDArray[np.bool_],
+    masks: Iterable[NDArray[np.bool_]],
 ) -> ResultRecord:
-    """Return the record of a result with masks [N, H, W]."""
-    size = (int(masks.shape[1]), int(masks.shape[2]))
-    return ResultRecord(stem, source, task, size, names, things, segments, tuple(encode_masks(torch.from_numpy(masks))))
+    """Return the record of a result with masks [H, W], one at a time."""
+    return ResultRecord(stem, source, task, size, names, things, segments, tuple(map(encode_mask, masks)))
 
 
 def document(record: ResultRecord, void: float) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def _record(content: dict[str, Any], stem: str) -> ResultRecord:
 
 
 def _is_picture(size: Size) -> bool:
-    return min(size) >= 1 and max(size) <= MAX_SIDE and size[0] * size[1] <= MAX_PIXELS
+    return min(size) >= 1 and max(size) <= MAX_SIDE and size[0] * size[1] <= MAX_TILED_PIXELS
 
 
 @dataclass(frozen=True)

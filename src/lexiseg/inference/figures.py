@@ -132,7 +132,7 @@ def prompts(models: Models, subjects: Sequence[Subject], task: Task, most: int) 
             chosen = [number for number, segment in enumerate(result.segments) if segment.thing][:most]
             if not chosen:
                 continue
-            boxes = boxes_of_masks(torch.from_numpy(result.masks[chosen])).float()
+            boxes = boxes_of_masks(torch.from_numpy(np.asarray(result.masks)[chosen])).float()
             probabilities = _prompted(sam, subject, boxes.to(pipeline.device))
             panels = [boxed(subject.pixels, [(a, b, c, d) for a, b, c, d in boxes.tolist()])]
             panels += [heat(subject.pixels, probability) for probability in probabilities]

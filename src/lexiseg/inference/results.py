@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lexiseg.data.dataset import Dataset, Sample
@@ -28,7 +29,7 @@ def measurable(result: Segmentation) -> Any:
         return result.semantic
     if result.task == "panoptic":
         return PanopticMap(result.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in result.segments))
-    masks = encode_masks(torch.from_numpy(result.masks))
+    masks = encode_masks(torch.from_numpy(np.asarray(result.masks)))
     return Instances(
         result.size,
         tuple(
@@ -92,7 +93,9 @@ def write_chunk(
                     panoptic_png.panoptic_annotation(sample.image_id, name, result.segments, dataset.category_ids)
                 )
             else:
-                records[task] += coco.instance_annotations(result.masks, result.segments, sample.image_id, dataset.category_ids)
+                records[task] += coco.instance_annotations(
+                    np.asarray(result.masks), result.segments, sample.image_id, dataset.category_ids
+                )
         size = next(iter(by_task.values())).size
         records["images"].append(coco.image_record(sample.image_id, sample.image.name, size))
     write_json(_fragment(folder, start), records)

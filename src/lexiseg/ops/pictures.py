@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from lexiseg.errors import DataError, LexisegError, RunError, is_no_memory
 
 MAX_PIXELS = 100_000_000  # of a picture to be segmented; checked before it is decoded
+MAX_TILED_PIXELS = 2**30  # of a picture that is read by windows
 MAX_SIDE = 65_535  # of any picture, JPEG's limit: decoders and models allocate memory per row
 FORMATS = (  # allowed; not EPS, which Pillow passes to Ghostscript, nor obsolete formats
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "AVIF", "HEIF", "JPEG2000"),

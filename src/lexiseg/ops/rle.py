@@ -42,6 +42,20 @@ def encode_masks(masks: Tensor) -> list[Counts]:
     return [np.diff(position[first:last], prepend=0).astype(np.int64) for first, last in pairwise(ends)]
 
 
+def encode_mask(mask: NDArray[np.bool_]) -> Counts:
+    """Encode a mask [H, W] as `encode_masks` does, from the columns that are not empty alone."""
+    (high, wide), columns = mask.shape, np.flatnonzero(mask.any(0))
+    if not len(columns):
+        return np.array([high * wide], np.int64)
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    (counts,) = encode_masks(torch.from_numpy(mask[None, :, left:right]))
+    counts[0] += left * high
+    empty = (wide - right) * high
+    if len(counts) % 2:  # the last run is of zeros
+        counts[-1] += empty
+    return np.append(counts, empty) if empty and len(counts) % 2 == 0 else counts
+
+
 def check_counts(counts: Sequence[int] | Counts, size: Size) -> Counts:
     """Validate the runs of a mask of this size.
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from lexiseg.ops.packed import Masks, painted
 from lexiseg.structures import Segment
 from lexiseg.visualise.lettering import Lettering, warn_of_boxes
 from lexiseg.visualise.palette import Colour, class_colour
@@ -24,14 +25,14 @@ def letters_of(height: int, width: int) -> int:
     return max(LEAST_LETTERS, round((height * width) ** 0.5 / LETTERS))
 
 
-def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArray[np.bool_]) -> Image.Image:
+def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: Masks) -> Image.Image:
     """Draw segments on ``image`` [H, W, 3] uint8; ``masks`` [N, H, W] bool, the first segment on top.
 
     Fonts and lines scale with the picture. Letters that no font has are boxes, with one `UserWarning`.
     """
     warn_of_boxes(segment.name for segment in segments)
     height, width = image.shape[:2]
-    ids = _numbers(masks)
+    ids = painted(image.shape[:2], masks, range(1, len(segments) + 1))
     zoom = max(1, -(-LEAST_SIDE // max(height, width)))
     if zoom > 1:
         ids = ids.repeat(zoom, 0).repeat(zoom, 1)
@@ -48,17 +49,11 @@ def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArra
     return whole
 
 
-def tinted(image: NDArray[np.uint8], segments: Sequence[Segment], masks: NDArray[np.bool_]) -> Image.Image:
+def tinted(image: NDArray[np.uint8], segments: Sequence[Segment], masks: Masks) -> Image.Image:
     """Draw segments on ``image`` [H, W, 3] uint8 as `overlay` does, at its size, without names and legend."""
-    return _drawn(image, _numbers(masks), colours_of(segments), letters_of(*image.shape[:2]))
-
-
-def _numbers(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Number of the segment of each pixel, from 1; 0 for none. The first is on top."""
-    ids = np.zeros(masks.shape[1:], np.int32)
-    for number in range(len(masks), 0, -1):
-        ids[masks[number - 1]] = number
-    return ids
+    return _drawn(
+        image, painted(image.shape[:2], masks, range(1, len(segments) + 1)), colours_of(segments), letters_of(*image.shape[:2])
+    )
 
 
 def _drawn(image: NDArray[np.uint8], ids: NDArray[np.int32], colours: Sequence[Colour], letters: int) -> Image.Image:
