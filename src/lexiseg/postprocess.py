@@ -126,7 +126,7 @@ def semantic_best(prediction: MaskPrediction | PixelPrediction) -> Iterator[tupl
 
     The maximum of `semantic_scores` over the classes, computed in bands of rows to avoid K × H × W values.
     """
-    for size, scores in _scores_of_rows(prediction):
+    for size, scores in scores_of_rows(prediction):
         yield _best_by_bands(size, scores)
 
 
@@ -136,14 +136,14 @@ def semantic_maps(prediction: MaskPrediction | PixelPrediction) -> Iterator[Tens
     Raises:
         MemoryError: there is not enough memory for them.
     """
-    for size, scores in _scores_of_rows(prediction):
+    for size, scores in scores_of_rows(prediction):
         yield _maps_by_bands(size, scores)
 
 
 RowScores = Callable[[int, int], Tensor]  # first pixel row, row after the last -> class probabilities [K, rows, W]
 
 
-def _scores_of_rows(prediction: MaskPrediction | PixelPrediction) -> Iterator[tuple[Size, RowScores]]:
+def scores_of_rows(prediction: MaskPrediction | PixelPrediction) -> Iterator[tuple[Size, RowScores]]:
     """Size of each image, and the function that computes `semantic_scores` of some of its rows."""
     if isinstance(prediction, PixelPrediction):
         for probabilities, geometry in zip(prediction.probabilities, prediction.geometries, strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import batches, classes, end_to_end, fiser, methods, nearest, prompts, prompts_matter
+from benchmarks import batches, classes, end_to_end, fiser, methods, nearest, prompts, prompts_matter, tiles
 from lexiseg.data.images import PIXEL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +96,24 @@ def test_a_pixel_takes_no_more_memory_than_is_said():
     assert more == pytest.approx(6, rel=0.01)
     assert grown["predict"] > 12 * more, "the picture alone is 3 bytes a pixel, in 32 bits 12"
     assert max(grown[stage] for stage in ("read", "predict", "post-process")) <= PIXEL_BYTES * more
+
+
+def test_tiles_give_the_whole_result_where_context_does_not_matter(capsys):
+    assert tiles.main(["--model", "colours", "--size", "300", "200", "--tile", "64", "--overlap", "8", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert list(rows) == ["panoptic", "semantic", "instance"]
+    for row in rows.values():
+        assert row["equal"]
+        assert row["same"] == 1
+        assert row["broken"][0] > row["broken"][1] == 0
+        assert row["segments"] == row["whole segments"] > 20
+
+
+def test_a_tile_alone_is_what_it_is_in_the_picture(capsys):
+    given = ["--model", "catseg-tiny", "--size", "300", "200", "--tile", "160", "--overlap", "32", "--task", "semantic"]
+    assert tiles.main(given) == 0
+    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("semantic"))
+    assert row[4] == "1.0000"
 
 
 def test_classes_in_parts_decode_the_same():

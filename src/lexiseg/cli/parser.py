@@ -10,7 +10,7 @@ from lexiseg import __version__
 TASKS = ("panoptic", "semantic", "instance")
 FORMATS = (
     *("overlay", "json", "map", "palette", "scores", "confidence", "coco", "coco-polygons", "coco-panoptic", "yolo"),
-    *("labelme", "label-studio", "cvat", "geojson", "html"),
+    *("labelme", "label-studio", "cvat", "geojson", "geotiff", "html"),
 )
 BATCH = "pictures per batch, limited by memory"
 CONSENT = "do not ask before weights are fetched whose licence may restrict their use"
@@ -119,6 +119,12 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--font", metavar="FILE", help="write names in this font, .ttf, .otf or .ttc; others fill its gaps")
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help=f"{BATCH} (default: 1)")
+    parser.add_argument(
+        "--tile", type=_positive, metavar="PIXELS", help="cut larger pictures into tiles of this side, and merge their results"
+    )
+    parser.add_argument(
+        "--overlap", type=_positive, metavar="PIXELS", help="least overlap of neighbouring tiles (default: an eighth of --tile)"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per picture")
 
 

@@ -28,7 +28,8 @@ from lexiseg.formats import DEFAULT as DEFAULT_FORMATS
 from lexiseg.formats import folder_files, needs_scores, parse_formats, result_files, write_folder, write_result
 from lexiseg.inference.choice import choose_model
 from lexiseg.inference.fingerprint import digest, state_of
-from lexiseg.inference.pipeline import Pipeline, load
+from lexiseg.inference.pipeline import load
+from lexiseg.inference.tiles import Tiling
 from lexiseg.methods.shared import PREFIX
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import is_url, located, result_name
@@ -59,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _spare_pictures(files, names, folder, arguments.task, formats)
         make_writable(folder)
         tell_of_boxes(vocabulary.names)
+    _check_tiles(arguments, () if folder is None else formats)
     engine = _local(arguments) if arguments.server is None else _remote(arguments)
     manifest = None
     if folder is not None and len(files) > 1:  # [decided] a single picture is segmented anew
@@ -141,10 +143,11 @@ def _local(arguments: argparse.Namespace) -> Engine:
     model = choose_model(arguments.model, arguments.task)
     seen = None if arguments.seen is None else training_list(arguments.seen)
 
-    def start() -> Pipeline:
+    def start() -> Callable[..., Any]:
         fetch(model, missing(model, weights), yes=arguments.yes, ask=arguments.model is None)
         with undisturbed(), ProgressLine(f"loading {model.name}"):
-            return load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
+            pipeline = load(model.name, weights=weights, device=arguments.device, dtype=arguments.dtype, seen=seen, **options)
+        return partial(pipeline, tile=arguments.tile, overlap=arguments.overlap)
 
     return Engine(model.name, [model.identity, {part: (path, state_of(path)) for part, path in weights.items()}, seen], start)
 
@@ -156,6 +159,8 @@ def _remote(arguments: argparse.Namespace) -> Engine:
         "seen": None,
         "device": "auto",
         "dtype": "float32",
+        "tile": None,
+        "overlap": None,
     }  # defaults of what is fixed where the model is
     for name, default in local.items():
         if getattr(arguments, name) != default:
@@ -172,9 +177,23 @@ def _remote(arguments: argparse.Namespace) -> Engine:
     return Engine(row["name"], ["service", row["digest"]], lambda: partial(client.segment, model=row["name"], options=options))
 
 
+def _check_tiles(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
+    """Check the size of tiles before a model is loaded, and that the other options combine with them.
+
+    Raises:
+        UsageError: a size is invalid, or an option does not combine with tiles.
+    """
+    if Tiling.of(arguments.tile, arguments.overlap) is None:
+        return
+    if arguments.batch > 1:
+        raise UsageError("--batch is of whole pictures, and --tile cuts each into tiles: leave one of them out")
+    if needs_scores(formats):
+        raise UsageError("formats scores and confidence hold all of a picture: leave out --tile, or choose other formats")
+
+
 def _call(arguments: argparse.Namespace, engine: Engine, vocabulary: Vocabulary, formats: Sequence[str]) -> str:
     """Digest of everything but the pictures that results depend on."""
-    names = ("task", "threshold", "background", "dtype", "font", "set")
+    names = ("task", "threshold", "background", "dtype", "font", "set", "tile", "overlap")
     values = {name: getattr(arguments, name) for name in names}
     return digest([__version__, engine.model, engine.identity, vocabulary, values, sorted(formats)])
 

@@ -252,6 +252,11 @@ def _rgb(image: Image.Image, name: str) -> Pixels:
             ],
             name,
         )
+    return flattened(image)
+
+
+def flattened(image: Image.Image) -> Pixels:
+    """Composite a picture of 8 bits on white, [H, W, 3] RGB."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

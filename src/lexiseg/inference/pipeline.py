@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,12 @@ from torch import Tensor
 from lexiseg import postprocess
 from lexiseg.backbones.hub import OWNED
 from lexiseg.data.images import Picture, Pixels, as_pixels
+from lexiseg.data.rasters import Raster, as_windows
 from lexiseg.errors import RunError, UsageError, WeightsError
 from lexiseg.inference import sharing
 from lexiseg.inference.choice import model_here
+from lexiseg.inference.merging import merge_tiles
+from lexiseg.inference.tiles import Tiling
 from lexiseg.methods import MODELS
 from lexiseg.methods.base import NamesRegions, Segmenter, check_runtime
 from lexiseg.methods.shared import PREFIX, model_of_card
@@ -27,6 +30,7 @@ from lexiseg.metrics.seen import seen_classes
 from lexiseg.ops.files import path_exists
 from lexiseg.ops.masks import areas_of_masks, boxes_of_masks
 from lexiseg.ops.options import readings, with_value
+from lexiseg.ops.packed import PackedMasks
 from lexiseg.ops.progress import Callback, report, reporting
 from lexiseg.postprocess import Policy, Region
 from lexiseg.segmentation import Segmentation
@@ -39,6 +43,7 @@ _EMBEDDING = RLock()  # global, because some tokenizers are not thread-safe and 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+Box = tuple[int, int, int, int]
 _Words = tuple[Vocabulary, tuple[str, ...]]  # vocabulary and prompt templates
 
 
@@ -276,6 +281,8 @@ class Pipeline:
         background: str | None = None,
         keep_scores: bool = False,
         progress: bool | Callback = False,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> Segmentation: ...
 
     @overload
@@ -289,6 +296,8 @@ class Pipeline:
         background: str | None = None,
         keep_scores: bool = False,
         progress: bool | Callback = False,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> list[Segmentation]: ...
 
     def __call__(
@@ -301,6 +310,8 @@ class Pipeline:
         background: str | None = None,
         keep_scores: bool = False,
         progress: bool | Callback = False,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> Segmentation | list[Segmentation]:
         """Segment one or several images by class names.
 
@@ -315,29 +326,66 @@ class Pipeline:
             background: an additional class that competes with the others; its regions are removed.
             keep_scores: also keep the probability of each class at each pixel, 2 bytes each (`Segmentation.scores`).
             progress: show a progress bar while many names are embedded; or a function that is called with a
-                `lexiseg.ops.progress.Progress` at each stage: read, names, predict (encode, points, name), finish.
+                `lexiseg.ops.progress.Progress` at each stage: read, names, predict (encode, points, name), finish; or tiles.
+            tile: cut pictures that are larger than this into tiles of so many pixels a side, and merge their results
+                (`lexiseg.inference.merging`), one tile at a time; a TIFF file is then read by windows (`lexiseg.data.rasters`).
+                The result's masks are unpacked, and the image of a TIFF is read, when they are used.
+            overlap: least overlap of neighbouring tiles in pixels, at most half of ``tile``; None: an eighth of it.
 
         Returns:
             The segmentation; for a list, a list in the same order.
 
         Raises:
-            UsageError: no class, an invalid name, a task the model does not support, or a threshold outside 0..1.
+            UsageError: no class, an invalid name, a task the model does not support, a threshold outside 0..1, an invalid
+                size of tiles, or tiles with ``keep_scores``.
             ImageError: an image cannot be read.
         """
         query = self.query(classes, task=task, threshold=threshold, background=background)
+        tiling = Tiling.of(tile, overlap)
+        if tiling is not None and keep_scores:
+            raise UsageError("probabilities of all classes are not kept of tiles: leave out tile, or keep_scores")
         pictures = picture if isinstance(picture, list | tuple) else [picture]
         with reporting(progress if callable(progress) else None):
             report("read")
-            pixels = [as_pixels(source) for source in pictures]
+            pixels = [as_pixels(source) if tiling is None else as_windows(source) for source in pictures]
             report("names")
             text = self.embed(query.vocabulary, progress=progress is True)
-            report("predict")
-            results: list[Segmentation] = []
-            for source, image, prediction in zip(pictures, pixels, self.predict_batch(pixels, text), strict=True):
-                report("finish", len(results), len(pixels))
-                result = finish(image, prediction, text, query, keep_scores=keep_scores)
-                results.append(replace(result, source=str(source)) if isinstance(source, str | Path) else result)
+            segmented: Iterable[Segmentation]
+            if tiling is None:
+                segmented = self._whole([np.asarray(image) for image in pixels], text, query, keep_scores)
+            else:
+                segmented = (self._tiled(image, text, query, tiling) for image in pixels)
+            results = [
+                replace(result, source=str(source)) if isinstance(source, str | Path) else result
+                for source, result in zip(pictures, segmented, strict=True)
+            ]
         return results if pictures is picture else results[0]
+
+    def _whole(
+        self, pictures: Sequence[Pixels], text: TextEmbeddings, query: Query, keep_scores: bool
+    ) -> Iterator[Segmentation]:
+        """Segment pictures [H, W, 3] as a batch."""
+        report("predict")
+        for number, (pixels, prediction) in enumerate(zip(pictures, self.predict_batch(pictures, text), strict=True)):
+            report("finish", number, len(pictures))
+            yield finish(pixels, prediction, text, query, keep_scores=keep_scores)
+
+    def _tiled(self, pixels: Pixels | Raster, text: TextEmbeddings, query: Query, tiling: Tiling) -> Segmentation:
+        """Segment a picture in tiles, or whole if it is a single tile."""
+        grid = tiling.grid((pixels.shape[0], pixels.shape[1]))
+        if len(grid) == 1:
+            return next(self._whole([np.asarray(pixels)], text, query, False))
+        merged = merge_tiles(
+            grid,
+            lambda rows, columns: self.predict(pixels[rows, columns], text),
+            lambda prediction: regions_of(prediction, text, query.task, query.policy),
+            query.task,
+            query.vocabulary.things,
+            query.policy,
+        )
+        segments = described(query.vocabulary, [(region.label, region.score, region.area, region.box) for region in merged])
+        masks = PackedMasks(grid.size, [region.pieces for region in merged])
+        return Segmentation(query.task, pixels, query.vocabulary.names, tuple(query.vocabulary.things), segments, masks)
 
     def query(
         self, classes: Classes, *, task: Task | None = None, threshold: float = 0.0, background: str | None = None
@@ -449,19 +497,32 @@ def as_segmentation(task: Task, pixels: Pixels, vocabulary: Vocabulary, regions:
     """
     size = pixels.shape[:2]
     stacked = torch.stack([region.mask for region in regions]) if regions else torch.zeros((0, *size), dtype=torch.bool)
-    boxes = _coco_boxes(stacked)
-    areas = areas_of_masks(stacked).tolist()
+    measured = zip(regions, areas_of_masks(stacked).tolist(), _coco_boxes(stacked), strict=True)
+    segments = described(vocabulary, [(region.label, region.score, area, box) for region, area, box in measured])
+    return Segmentation(task, pixels, vocabulary.names, tuple(vocabulary.things), segments, stacked.cpu().numpy())
+
+
+def described(vocabulary: Vocabulary, regions: Sequence[tuple[int, float, int, Box]]) -> tuple[Segment, ...]:
+    """Segments of regions, numbered from 1.
+
+    Args:
+        vocabulary: the classes.
+        regions: label, score, area in pixels, and box (left, top, width, height) of each.
+
+    Raises:
+        RunError: a score is not finite.
+    """
     segments = tuple(
-        Segment(number, region.label, vocabulary.names[region.label], vocabulary.things[region.label], region.score, area, box)
-        for number, (region, area, box) in enumerate(zip(regions, areas, boxes, strict=True), start=1)
+        Segment(number, label, vocabulary.names[label], vocabulary.things[label], score, area, box)
+        for number, (label, score, area, box) in enumerate(regions, start=1)
     )
     for segment in segments:
         if not np.isfinite(segment.score):
             raise RunError(f"the score of '{segment.name}' is not a finite number; check the weights, or try --dtype float32")
-    return Segmentation(task, pixels, vocabulary.names, tuple(vocabulary.things), segments, stacked.cpu().numpy())
+    return segments
 
 
-def _coco_boxes(masks: Tensor) -> list[tuple[int, int, int, int]]:
+def _coco_boxes(masks: Tensor) -> list[Box]:
     """Boxes (left, top, width, height) of masks [N, H, W]."""
     return [
         (left, top, right - left + 1, bottom - top + 1) for left, top, right, bottom in boxes_of_masks(masks).long().tolist()

@@ -19,7 +19,7 @@ class Progress:
     """Progress of an operation.
 
     Attributes:
-        stage: what is being done: "read", "names", "predict", "encode", "points", "name", "finish".
+        stage: what is being done: "read", "names", "predict", "encode", "points", "name", "tiles", "finish".
         done: how much of the stage is done.
         total: how much there is; 0 if the stage is not divided.
     """
@@ -51,3 +51,16 @@ def report(stage: str, done: int = 0, total: int = 0) -> None:
     callback = _CALLBACK.get()
     if callback is not None:
         callback(Progress(stage, done, total))
+
+
+@contextmanager
+def part_of(stage: str, done: int, total: int) -> Iterator[None]:
+    """Report that ``done`` of ``total`` parts of a stage are done; each report within the block, of the next, repeats it."""
+    callback = _CALLBACK.get()
+    if callback is None:
+        yield
+        return
+    progress = Progress(stage, done, total)
+    callback(progress)
+    with reporting(lambda _: callback(progress)):
+        yield
