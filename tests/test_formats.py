@@ -45,7 +45,7 @@ from tests.inference.test_evaluation import Colours
 
 NAMES = ("dog", "<grass> & Жук", "sky")
 HIGH, WIDE = 31, 42
-EVERY = tuple(name for name in formats.FORMATS if name not in ("scores", "confidence"))
+EVERY = tuple(name for name in formats.FORMATS if name not in ("scores", "confidence", "geotiff"))
 Mask = NDArray[np.bool_]
 
 

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lexiseg.errors import OutputError, UsageError
 from lexiseg.exports import coco, contact_sheet, cvat, label_studio, labels, panoptic_png, records, yolo
 from lexiseg.exports.geojson import write_geojson
+from lexiseg.exports.geotiff import write_geotiff
 from lexiseg.exports.labelme import write_labelme
 from lexiseg.exports.records import ResultRecord, read_records
 from lexiseg.exports.scores import write_confidence, write_scores
 from lexiseg.ops.files import write_json, write_png
 from lexiseg.ops.locks import locked
 from lexiseg.ops.names import below, is_file_of
+from lexiseg.ops.rasters import require_rasterio
 from lexiseg.structures import Task
 from lexiseg.visualise.palette import class_colour
 
@@ -68,8 +71,22 @@ def _json(path: Path, result: Segmentation, record: ResultRecord) -> None:
 
 
 def _palette(path: Path, result: Segmentation, _: ResultRecord) -> None:
-    colours = np.array([class_colour(label) for label in range(len(result.names))], np.uint8)
-    labels.write_labels(path, result.semantic, len(result.names), colours)
+    labels.write_labels(path, result.semantic, len(result.names), _class_colours(len(result.names)))
+
+
+def _labels_geotiff(path: Path, result: Segmentation, _: ResultRecord) -> None:
+    count = len(result.names)
+    values = labels.label_values(result.semantic, count)
+    write_geotiff(path, values, labels.void_value(count), dict(enumerate(result.names)), result.source, _class_colours(count))
+
+
+def _panoptic_geotiff(path: Path, result: Segmentation, _: ResultRecord) -> None:
+    names = {segment.id: segment.name for segment in result.segments}
+    write_geotiff(path, result.panoptic.astype(np.uint32), 0, names, result.source)
+
+
+def _class_colours(count: int) -> NDArray[np.uint8]:
+    return np.array([class_colour(label) for label in range(count)], np.uint8)
 
 
 def _scores(path: Path, result: Segmentation, _: ResultRecord) -> None:
@@ -92,9 +109,11 @@ PARTS = {  # in the order in which they are listed; "json", from which the folde
     "palette": Part("{}.palette.png", _palette),
     "scores": Part("{}.scores.npz", _scores),
     "confidence": Part("{}.confidence.png", _confidence),
-    "labelme": Part("{}.labelme.json", lambda path, result, record: write_labelme(path, record, result.image)),
+    "labelme": Part("{}.labelme.json", lambda path, result, record: write_labelme(path, record, np.asarray(result.image))),
     "geojson": Part("{}.geojson", lambda path, _, record: write_geojson(path, record)),
-    "yolo": Part(f"yolo/{yolo.PICTURE}", lambda path, result, _: write_png(path, result.image)),
+    "labels-geotiff": Part("{}.labels.tif", _labels_geotiff),
+    "panoptic-geotiff": Part("{}.panoptic.tif", _panoptic_geotiff),
+    "yolo": Part(f"yolo/{yolo.PICTURE}", lambda path, result, _: write_png(path, np.asarray(result.image))),
 }
 
 
@@ -127,7 +146,11 @@ FORMATS = {
         {"label-studio.json": label_studio.write_folder, "label-studio.xml": label_studio.write_interface},
     ),
     "cvat": Format("CVAT for images 1.1", _all("json"), {"cvat.xml": cvat.write_folder}),
-    "geojson": Format("GeoJSON, in pixels", _all("geojson")),
+    "geojson": Format("GeoJSON, in degrees if the picture has a georeference, else in pixels", _all("geojson")),
+    "geotiff": Format(
+        "the task's label map or map of segment ids with the picture's georeference",
+        {"semantic": ("labels-geotiff",), "panoptic": ("panoptic-geotiff",)},
+    ),
     "html": Format("contact sheet of the folder", _all("overlay", "json"), {"contact-sheet.html": contact_sheet.write_folder}),
 }
 
@@ -136,13 +159,15 @@ def parse_formats(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of formats, each once; items may hold several between commas.
 
     Raises:
-        UsageError: a name is unknown, or there is none.
+        UsageError: a name is unknown, or there is none, or a format needs a library that is not installed.
     """
     formats = tuple(dict.fromkeys(name.strip() for item in names for name in item.split(",") if name.strip()))
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         what = f"unknown format '{unknown[0]}'" if unknown else "no format"
         raise UsageError(f"{what}; there are {', '.join(FORMATS)}")
+    if "geotiff" in formats:
+        require_rasterio("--format geotiff")
     return formats
 
 

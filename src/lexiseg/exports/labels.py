@@ -43,15 +43,20 @@ def write_labels(
         UsageError: if a label is not below K, or K is above 65535.
         OutputError: if the file cannot be written.
     """
-    void = void_value(classes)
-    if labels.size and labels.max() >= classes:
-        raise UsageError(f"label {labels.max()} in a map of {classes} classes: labels go to {classes - 1}")
-    values = np.where(labels < 0, void, labels).astype(np.uint8 if void == 255 else np.uint16)
+    values = label_values(labels, classes)
     palette = None
-    if colours is not None and void == 255:
+    if colours is not None and values.dtype == np.uint8:
         palette = np.zeros((256, 3), np.uint8)
         palette[:classes] = colours
     write_png(path, values, palette)
+
+
+def label_values(labels: NDArray[np.integer[Any]], classes: int) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the values [H, W] of a label map, 8 or 16 bits; see `write_labels`."""
+    void = void_value(classes)
+    if labels.size and labels.max() >= classes:
+        raise UsageError(f"label {labels.max()} in a map of {classes} classes: labels go to {classes - 1}")
+    return np.where(labels < 0, void, labels).astype(np.uint8 if void == 255 else np.uint16)
 
 
 def read_labels(path: str | Path) -> NDArray[np.int32]:

@@ -27,7 +27,9 @@ _FAULTS = (  # checked in this order, in a name with "/" between its parts
     (re.compile(r"(\A|/)[. ]+(/|\Z)"), "has a part of dots or spaces alone, such as '..'"),
     (re.compile(r"(\A|/)(con|prn|aux|nul|com\d|lpt\d)(\.[^/]*)?(/|\Z)", re.IGNORECASE), "is a device on Windows"),
 )
-_RESULT = re.compile(rf"(-[0-9a-f]{{{DIGITS}}}|\Astdin)\.(overlay|labels|panoptic|palette|confidence|yolo)\.png\Z")
+_RESULT = re.compile(
+    rf"(-[0-9a-f]{{{DIGITS}}}|\Astdin)\.((overlay|labels|panoptic|palette|confidence|yolo)\.png|(labels|panoptic)\.tif)\Z"
+)
 _UNFIT = re.compile(r'[\x00-\x1f\x7f-\x9f\ud800-\udfff<>:"/\\|?*]')  # not allowed on some file system
 
 

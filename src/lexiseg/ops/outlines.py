@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def polygons_of_mask(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     for edges in tracer.rings:
         rings = regions[numbers[tracer.pixel(edges)]]
         for ring in _split(tracer.corners(edges)):
-            rings.insert(0 if _area(ring) > 0 else len(rings), ring)
+            rings.insert(0 if signed_area(ring) > 0 else len(rings), ring)
     return [[ring + tracer.offset for ring in rings] for rings in regions.values()]
 
 
@@ -67,8 +67,8 @@ def bridged(mask: NDArray[np.bool_], along: Along) -> list[Ring]:
     return [ring + tracer.offset for ring in tracer.bridged_rings(along)]
 
 
-def _area(ring: Ring) -> float:
-    """Signed area; positive if the ring runs clockwise with y downwards."""
+def signed_area(ring: NDArray[Any]) -> float:
+    """Signed area of a ring [N, 2], x and y; positive if it runs clockwise with y downwards."""
     x, y = ring.T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
