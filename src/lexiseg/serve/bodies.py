@@ -280,7 +280,11 @@ def _options(values: Mapping[str, float], spec: ModelSpec) -> tuple[tuple[str, f
 
 
 def _check_formats(task: Task, files: Sequence[str]) -> None:
-    """Raise UsageError if a format cannot hold the results of a task."""
+    """Raise UsageError if a format cannot hold the results of a task, or of a picture that is sent."""
+    if "geotiff" in files:
+        raise UsageError(
+            "geotiff needs the file of the picture on this machine, with its georeference; lexiseg segment writes it"
+        )
     result_files(Path(), STEM, task, files)
 
 
