@@ -18,7 +18,7 @@ def test_every_line_does_what_it_says(tmp_path, monkeypatch, capsys):
     first, again = printed[1], printed[4]
     assert "scorpion" in first.out
     assert "elephant" not in first.out
-    assert "3 of 3 pictures are finished" in again.err
+    assert "2 of 2 pictures are finished" in again.err
     assert list((tmp_path / "from-python").iterdir())
     written = ("found/coco.json", "found/contact-sheet.html", "runs/sam-clip/report.md", "comparison.png", "runs/mine/model")
     assert [name for name in written if not (tmp_path / name).exists()] == []
