@@ -400,6 +400,25 @@ def _instances(prediction: MaskPrediction, index: int, things: Tensor, policy: P
     return [Region(masks[mask], category, certainty) for mask, category, certainty in numbers]
 
 
+def of_each_mask(prediction: MaskPrediction, policy: Policy = Policy()) -> list[Region | None]:
+    """Each mask of a single image with its best class, in their order; masks may overlap.
+
+    Returns:
+        One region per mask; None where it is void, or the mask is empty or invalid.
+    """
+    geometry, score_label = prediction.geometries[0], prediction.classes[0].float().exp().max(-1)
+    score, label = (values.tolist() for values in score_label)
+    void = policy.background | {prediction.per_class().shape[-1]}  # "no object" is the column after the classes
+    rows = [row for row in _rows(prediction, 0).tolist() if label[row] not in void and not score[row] < policy.threshold]
+    require_memory(len(rows) * geometry.size[0] * geometry.size[1] * REGION_BYTES, f"{len(rows)} regions")
+    regions: list[Region | None] = [None] * len(score)
+    for row in rows:
+        mask = geometry.upsample(prediction.masks[0, row : row + 1])[0] > 0
+        if mask.any():
+            regions[row] = Region(mask, label[row], score[row])
+    return regions
+
+
 # --- shared -----------------------------------------------------------------------------------------------------------
 
 

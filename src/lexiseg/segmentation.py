@@ -74,13 +74,13 @@ class Segmentation:
 
     @property
     def panoptic(self) -> NDArray[np.int32]:
-        """Map of segment ids [H, W], 0 for void; where instances overlap the one with the higher score is on top."""
+        """Map of segment ids [H, W], 0 for void; where instances overlap the first is on top."""
         return painted(self.size, self.masks, [segment.id for segment in self.segments])
 
     @property
     def semantic(self) -> NDArray[np.int32]:
         """Map of labels [H, W], -1 for void."""
-        table = np.full(len(self.segments) + 1, -1, np.int32)
+        table = np.full(max((segment.id for segment in self.segments), default=0) + 1, -1, np.int32)
         for segment in self.segments:
             table[segment.id] = segment.label
         return table[self.panoptic]

@@ -397,7 +397,8 @@ class Segment:
     """Named region of a result.
 
     Attributes:
-        id: its number in the panoptic map, from 1; instances are numbered by descending score.
+        id: its number in the panoptic map, from 1; instances are numbered by descending score, results of prompts by the
+            prompts.
         label: class index in the vocabulary.
         name: class name.
         thing: whether the class is a thing class.

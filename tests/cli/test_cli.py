@@ -21,6 +21,8 @@ from lexiseg.cli import main
 from lexiseg.errors import UsageError
 from lexiseg.exports.manifest import FILE as MANIFEST
 from lexiseg.exports.panoptic_png import read_panoptic_png
+from lexiseg.exports.records import read_records
+from lexiseg.formats import FORMATS
 from lexiseg.inference.choice import choose_model
 from lexiseg.inference.pipeline import load
 from lexiseg.methods import MODELS
@@ -120,6 +122,7 @@ def test_who_names_no_model_gets_one_for_photographs(capsys, picture, monkeypatc
     assert [choose_model(None, task).name for task in tasks] == ["fcclip-rn50x64", "catseg-vit-b16", "fcclip-rn50x64"]
     assert [choose_model("best", task).name for task in tasks] == ["cmpf-convnext-l", "catseg-vit-l14", "cmpf-convnext-l"]
     assert choose_model("fast", "panoptic").name == "sam_clip-mobile"
+    assert choose_model(None, "instance", prompts=True).name == "sam_clip-vit-b16"
     code, _, err = run(capsys, "segment", picture, "--classes", "dog", "--weights", "clip=a.pt", "--json", "--model", "nothing")
     assert code == 2
     assert "unknown model 'nothing'" in err
@@ -222,6 +225,17 @@ def test_a_name_that_is_not_utf_8_is_segmented_and_printed(picture, tmp_path):
         (["--classes", "dog", "--weights", "clip"], "PART=FILE"),
         (["--classes", "dog", "--weights", "hat=a.pt"], "hat"),
         (["--classes", "dog", "--background", ""], "name"),
+        (["--classes", "dog", "--point", "1,2,3"], "'1,2,3' is not a point X,Y in pixels"),
+        (["--classes", "dog", "--box", "1,2,nan,4"], "'nan' is not a coordinate of a box LEFT,TOP,RIGHT,BOTTOM"),
+        (["--classes", "dog", "--box", "9,2,9,4"], "box 9,2,9,4 has no area"),
+        (["--classes", "dog", "--point", "128,3"], "point 128,3 is not in the image of 128 × 128 pixels"),
+        (["--classes", "dog", "--point", "1,2", "--task", "semantic"], "leave out --task"),
+        (["--classes", "dog", "--point", "1,2", "--tile", "512"], "leave out --tile"),
+        (["--classes", "dog", "--point", "1,2", "--server", "http://127.0.0.1:9"], "leave out --server"),
+        (
+            ["--classes", "dog", "--point", "1,2", "--model", "fcclip-tiny"],
+            "fcclip takes no points and boxes; models that do: sam_",
+        ),
         ([], "--classes"),
     ],
 )
@@ -230,6 +244,34 @@ def test_a_wrong_call_says_what_is_wrong_and_exits_2(capsys, picture, arguments,
     assert code == 2
     assert out == ""
     assert word in err
+
+
+def test_points_and_boxes_have_a_segment_each_in_every_format(capsys, picture, tmp_path):
+    given = ("--point", "30,40", "--point", "100,20", "--box", "10,20,90,120")
+    call = ("segment", picture, "--classes", WORDS, "--output", tmp_path, *given)
+    code, out, err = run(
+        capsys, *call, "--json", "--format", ",".join(name for name, each in FORMATS.items() if "instance" in each.parts)
+    )
+    assert (code, err.count("note:")) == (0, 0)
+    assert len(json.loads((tmp_path / "coco.json").read_text())["annotations"]) == 3
+    segments = json.loads(out)["segments"]
+    assert [segment["id"] for segment in segments] == [1, 2, 3]
+    expected = load("sam_clip-tiny")(picture, WORDS, points=[(30, 40), (100, 20)], boxes=[(10, 20, 90, 120)])
+    assert segments == expected.document()["segments"]
+    (record,) = read_records(tmp_path)
+    assert [segment.id for segment in record.segments] == [1, 2, 3]
+    assert all(np.array_equal(*pair) for pair in zip(record.masks(), expected.masks, strict=True))
+    code, out, err = run(capsys, *call, "--threshold", "1")
+    assert (code, err.count("\nnote: prompt ") + err.startswith("note: prompt ")) == (0, 3)
+    assert "note: prompt 3, box 10,20,90,120, has no class and no segment" in err
+    assert "nothing found: lower --threshold, or name more" in out
+    best = max(segments, key=lambda segment: segment["score"])
+    code, out, _ = run(capsys, *call, "--threshold", str(best["score"] - 1e-3))
+    assert f"\n  {best['id']} {best['name']}" in out
+    (tmp_path / "second.png").write_bytes(picture.read_bytes())
+    code, _, err = run(capsys, "segment", picture, tmp_path / "second.png", *call[2:])
+    assert code == 2
+    assert "--point and --box are of one picture, and there are 2" in err
 
 
 def test_missing_weights_say_what_where_and_what_works_offline(capsys, picture):
@@ -276,10 +318,10 @@ def test_ctrl_c_keeps_what_is_finished(capsys, picture, tmp_path, monkeypatch):
 
     plain = segment.table
 
-    def interrupted(result: object, *more: object) -> str:
+    def interrupted(result: object, *more: object, **named: object) -> str:
         if "second" in str(result.source):
             raise KeyboardInterrupt
-        return plain(result, *more)
+        return plain(result, *more, **named)
 
     monkeypatch.setattr(segment, "table", interrupted)
     code, out, err = run(capsys, "segment", picture, second, "--classes", "dog", "--output", tmp_path / "out")

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from lexiseg import postprocess
 from lexiseg.inference.pipeline import Pipeline, regions_of
 from lexiseg.methods.base import NamesRegions, Segmenter
+from lexiseg.methods.prompts import TakesPrompts, parse_prompts
 from lexiseg.methods.recipe import Trainable
 from lexiseg.postprocess import Policy
 from lexiseg.structures import MaskTarget
@@ -59,6 +60,10 @@ def test_it_stays_on_its_device(segmenter):
         if isinstance(segmenter, NamesRegions):
             regions = torch.ones(2, 60, 80, dtype=torch.bool, device=GPU)
             assert isinstance(segmenter.name_regions(images.to(GPU).image(0), regions, text).classes, OnGpu)
+        if isinstance(segmenter, TakesPrompts):
+            prompts = parse_prompts([(30, 20)], [(10, 10, 50, 40)], (60, 80))
+            of_prompts = segmenter.predict_prompts(images.to(GPU).image(0), prompts, text)
+            assert all(region is None or isinstance(region.mask, OnGpu) for region in postprocess.of_each_mask(of_prompts))
     assert_close(there, here, atol=1e-3, rtol=1e-3)
 
 

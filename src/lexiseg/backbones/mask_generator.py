@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lexiseg.backbones.sam import SamFamily, Skips, of_image
+from lexiseg.backbones.sam import SamFamily, Skips, best_of, of_image
 from lexiseg.errors import UsageError
 from lexiseg.ops.files import write_atomically
 from lexiseg.ops.masks import (
@@ -286,8 +286,7 @@ def _generate(
             )
             batch = batch[rows]
             if options.best_mask_per_point:
-                best = pred_iou.argmax(1, keepdim=True)
-                logits, pred_iou = logits.take_along_dim(best[..., None, None], 1), pred_iou.take_along_dim(best, 1)
+                logits, pred_iou = best_of(logits, pred_iou)
             mask_points = batch.repeat_interleave(logits.shape[1], dim=0)
             with torch.autocast(device.type, enabled=False):  # areas exceed half precision
                 batches.append(

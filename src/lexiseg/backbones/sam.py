@@ -298,8 +298,7 @@ class SamHqBackbone(_PaddedInput):
         decoder = self.model.mask_decoder
         fine = _upscale(decoder, image)
         logits, pred_iou = _sam_masks(decoder, tokens, fine, multimask=multimask)
-        best = pred_iou.argmax(dim=1, keepdim=True)
-        logits, pred_iou = logits.take_along_dim(best[..., None, None], dim=1), pred_iou.take_along_dim(best, dim=1)
+        logits, pred_iou = best_of(logits, pred_iou)
         sharp = decoder.mask_conv2(decoder.activation(decoder.mask_norm(decoder.mask_conv1(fine)))) + skips[0]
         token = decoder.hq_mask_mlp(tokens[:, 1 + len(decoder.output_hypernetworks_mlps)])
         return logits + _dot(token[:, None], sharp), pred_iou
@@ -370,19 +369,24 @@ class Sam2Backbone(SamFamily):
         if multimask or not decoder.dynamic_multimask_via_stability:
             return logits, pred_iou
         # replace an unstable single mask by the best of several
-        others, other_pred_iou = _sam_masks(decoder, tokens[:, 1:], fine, multimask=True)
-        best = other_pred_iou.argmax(dim=1, keepdim=True)
+        best, best_pred_iou = best_of(*_sam_masks(decoder, tokens[:, 1:], fine, multimask=True))
         stability = stability_score(logits, offset=decoder.dynamic_multimask_stability_delta).nan_to_num(1.0)
         stable = stability >= decoder.dynamic_multimask_stability_thresh
         return (
-            torch.where(stable[..., None, None], logits, others.take_along_dim(best[..., None, None], dim=1)),
-            torch.where(stable, pred_iou, other_pred_iou.take_along_dim(best, dim=1)),
+            torch.where(stable[..., None, None], logits, best),
+            torch.where(stable, pred_iou, best_pred_iou),
         )
 
 
 def of_image(skips: Skips, index: int) -> Skips:
     """Select the skip connections of image ``index`` of a batch."""
     return tuple(maps[index : index + 1] for maps in skips)
+
+
+def best_of(logits: Tensor, pred_iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Select of M masks per prompt the one with the highest predicted IoU: logits [N, 1, m, m] and predicted IoU [N, 1]."""
+    best = pred_iou.argmax(dim=1, keepdim=True)
+    return logits.take_along_dim(best[..., None, None], dim=1), pred_iou.take_along_dim(best, dim=1)
 
 
 def _upscale(decoder: Any, image: Tensor) -> Tensor:

@@ -68,7 +68,23 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     words.add_argument(
         "--vocabulary", metavar="NAME|FILE", help="a built-in list ('lexiseg vocabulary'), or a file: one class a line, or JSON"
     )
-    parser.add_argument("--task", choices=TASKS, default="panoptic")
+    parser.add_argument(
+        "--task", choices=TASKS, help="(default: panoptic; with --point or --box: instance, the only task they have)"
+    )
+    parser.add_argument(
+        "--point",
+        type=_point,
+        action="append",
+        metavar="X,Y",
+        help="segment what is at this pixel of the upright picture alone; may be repeated, a segment each",
+    )
+    parser.add_argument(
+        "--box",
+        type=_box,
+        action="append",
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="segment what is in this box alone; may be repeated, a segment each",
+    )
     parser.add_argument(
         "--model",
         metavar="fast|best|NAME|hf:OWNER/NAME",
@@ -445,6 +461,21 @@ def _value(text: str) -> int:
 
 def _unit(text: str) -> float:
     return _number(float, text, lambda value: 0 <= value <= 1, "a number in 0..1")
+
+
+def _point(text: str) -> tuple[float, ...]:
+    return _coordinates(text, 2, "a point X,Y in pixels")
+
+
+def _box(text: str) -> tuple[float, ...]:
+    return _coordinates(text, 4, "a box LEFT,TOP,RIGHT,BOTTOM in pixels")
+
+
+def _coordinates(text: str, count: int, wanted: str) -> tuple[float, ...]:
+    values = text.split(",")
+    if len(values) != count:
+        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
+    return tuple(_number(float, value, lambda number: number >= 0, f"a coordinate of {wanted}") for value in values)
 
 
 def _seconds(text: str) -> float:

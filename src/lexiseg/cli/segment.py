@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -50,7 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    prompts = {name: given for name, given in (("points", arguments.point), ("boxes", arguments.box)) if given is not None}
+    arguments.task = arguments.task or ("instance" if prompts else "panoptic")
     files = find_images(arguments.pictures, urls=arguments.allow_url or arguments.allow_private_url)
+    if prompts:
+        _check_prompts(arguments, files)
     names = {file: result_name(file) for file in files}
     vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
     formats = parse_formats(arguments.format) if arguments.format else DEFAULT_FORMATS
@@ -73,13 +79,13 @@ def _run(arguments: argparse.Namespace) -> int:
     segment = engine.start()
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
     keep_scores = folder is not None and needs_scores(formats)
-    segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, **options)
+    segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, **prompts, **options)
     order = {file: number for number, file in enumerate(files, start=1)}
 
     def segment_files(chosen: str | list[str]) -> Any:
         first = chosen if isinstance(chosen, str) else chosen[0]
         number = f"{order[first]}/{len(files)} " if len(files) > 1 else ""
-        with ProgressLine(f"{number}{Path(first).name}") as line:
+        with _notes() if prompts else nullcontext(), ProgressLine(f"{number}{Path(first).name}") as line:
             return _segment_files(partial(segment_batch, progress=line), chosen, private=arguments.allow_private_url)
 
     failed, batch = 0, 1 if "-" in files else arguments.batch  # standard input cannot be read a second time
@@ -104,11 +110,36 @@ def _run(arguments: argparse.Namespace) -> int:
                 flush=True,
             )
         else:
-            print(table(result, written, arguments.threshold, arguments.background))
+            print(table(result, written, arguments.threshold, arguments.background, prompted=bool(prompts)))
     _finish(folder, formats, as_json=arguments.json)
     if failed:
         complain(f"{failed} of {len(files)} pictures failed")
     return 1 if failed else 0
+
+
+def _check_prompts(arguments: argparse.Namespace, files: Sequence[str]) -> None:
+    """Check that the other options combine with points and boxes.
+
+    Raises:
+        UsageError: there are several pictures, or an option does not combine with them.
+    """
+    if len(files) != 1:
+        raise UsageError(f"--point and --box are of one picture, and there are {len(files)}: give one")
+    if arguments.task != "instance":
+        raise UsageError(f"--point and --box have results of task instance, not {arguments.task}: leave out --task")
+    if arguments.tile is not None:
+        raise UsageError("--point and --box are not for tiles: leave out --tile, or cut out the part of the picture")
+    if arguments.server is not None:
+        raise UsageError("a service takes no points and boxes: leave out --server, or --point and --box")
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Print warnings as notes: prompts without a class."""
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        yield
+    for warning in caught:
+        print(f"note: {printable(str(warning.message))}", file=sys.stderr)
 
 
 def _finish(folder: Path | None, formats: Sequence[str], *, as_json: bool) -> int:
@@ -140,7 +171,7 @@ def _local(arguments: argparse.Namespace) -> Engine:
     weights, options = weights_by_part(arguments.weights), options_by_name(arguments.set)
     if weights and arguments.model is None:
         raise UsageError("--weights are of a model: name it with --model")
-    model = choose_model(arguments.model, arguments.task)
+    model = choose_model(arguments.model, arguments.task, prompts=bool(arguments.point or arguments.box))
     seen = None if arguments.seen is None else training_list(arguments.seen)
 
     def start() -> Callable[..., Any]:
@@ -238,35 +269,43 @@ def tell_of_boxes(names: Iterable[str]) -> None:
         print(f"note: {printable(text)}", file=sys.stderr)
 
 
-def table(result: Segmentation, written: list[Path], threshold: float = 0.0, background: str | None = None) -> str:
+def table(
+    result: Segmentation,
+    written: list[Path],
+    threshold: float = 0.0,
+    background: str | None = None,
+    *,
+    prompted: bool = False,
+) -> str:
     """Format the segments of an image as a table, largest first, with the paths of its files.
 
     Args:
         result: segmentation of the image.
         written: its files.
         threshold, background: options of the call, for advice if there are no segments.
+        prompted: segments are of prompts, and listed by their numbers.
     """
     height, width = result.size
     lines = [f"{one_line(result.source or 'picture')}  {width} × {height}  {result.task}"]
     if not result.segments:
-        lines.append(f"  nothing found: {_advice(result, threshold, background)}")
+        lines.append(f"  nothing found: {_advice(result, threshold, background, prompted=prompted)}")
     else:
-        names = {segment.label: one_line(segment.name) for segment in result.segments}
+        names = {segment.id: f"{segment.id} " * prompted + one_line(segment.name) for segment in result.segments}
         longest = max(map(len, names.values()))
         lines.append(f"  {'name':<{longest}}  kind   score   area  box (left, top, width, height)")
-        for segment in sorted(result.segments, key=lambda segment: -segment.area):
+        for segment in result.segments if prompted else sorted(result.segments, key=lambda segment: -segment.area):
             kind, fraction = "thing" if segment.thing else "stuff", segment.area / (height * width)
-            name, box = names[segment.label], ", ".join(map(str, segment.box))
+            name, box = names[segment.id], ", ".join(map(str, segment.box))
             lines.append(f"  {name:<{longest}}  {kind}  {segment.score:5.2f}  {fraction:5.1%}  {box}")
     return "\n".join([*lines, *(f"  → {one_line(str(path))}" for path in written)])
 
 
-def _advice(result: Segmentation, threshold: float, background: str | None) -> str:
+def _advice(result: Segmentation, threshold: float, background: str | None, *, prompted: bool) -> str:
     """Advice for a result without segments."""
     steps = ["lower --threshold"] if threshold > 0 else []
     if background is not None:
         steps.append(f"leave out --background {one_line(background)}")
-    if result.task == "instance" and not any(result.things):
+    if result.task == "instance" and not prompted and not any(result.things):
         steps.append("none of the names is a thing, and instances are things: write 'NAME | thing', or leave out --task")
     else:
         steps.append("name more of what is in the picture")

@@ -7,6 +7,8 @@ from functools import lru_cache
 from lexiseg.data.published import published
 from lexiseg.errors import UsageError
 from lexiseg.methods import MODELS, model_named
+from lexiseg.methods.base import Segmenter
+from lexiseg.methods.prompts import TakesPrompts
 from lexiseg.methods.variant import Variant
 from lexiseg.structures import Task
 
@@ -32,8 +34,8 @@ def published_quality(name: str, task: Task) -> float | None:
     return max(values, default=None)
 
 
-def models_for_photographs(task: Task) -> list[Variant]:
-    """Models with published weights that support a task, best first.
+def models_for_photographs(task: Task, *, prompts: bool = False) -> list[Variant]:
+    """Models with published weights that support a task, and prompts if wanted, best first.
 
     The order is that of the published numbers; models without one follow. [decided] Of these the larger is the better.
     """
@@ -41,26 +43,38 @@ def models_for_photographs(task: Task) -> list[Variant]:
         model
         for model in MODELS.values()
         if task in model.tasks and not model.is_toy and not any(source.recipe for source in model.required.values())
+        if not prompts or issubclass(model.method, TakesPrompts)
     ]
     return sorted(variants, key=lambda model: (-(published_quality(model.name, task) or 0.0), -model.size))
 
 
-def choose_model(name: str | None, task: Task) -> Variant:
+def choose_model(name: str | None, task: Task, *, prompts: bool = False) -> Variant:
     """Return the model called ``name``, or one for photographs.
 
     Args:
         name: a model; "best": the one with the best published number for the task; "fast": the fastest; None: the best of
             those whose weights are on this machine, or the fastest if there is none.
         task: task that a model for "best" or None has to support.
+        prompts: whether the model has to take points and boxes.
 
     Raises:
-        UsageError: unknown model.
+        UsageError: unknown model, or one that takes no points and boxes.
     """
     if name is None:
-        return next((model for model in models_for_photographs(task) if model.present), MODELS[FAST])
+        return next((model for model in models_for_photographs(task, prompts=prompts) if model.present), MODELS[FAST])
     if name == "best":
-        return models_for_photographs(task)[0]
-    return model_named(FAST if name == "fast" else name)
+        return models_for_photographs(task, prompts=prompts)[0]
+    model = model_named(FAST if name == "fast" else name)
+    if prompts:
+        check_takes_prompts(model.method)
+    return model
+
+
+def check_takes_prompts(method: type[Segmenter]) -> None:
+    """Raise UsageError if a method takes no points and boxes."""
+    if not issubclass(method, TakesPrompts):
+        names = ", ".join(model.name for model in MODELS.values() if issubclass(model.method, TakesPrompts))
+        raise UsageError(f"{method.key} takes no points and boxes; models that do: {names}")
 
 
 def model_here(name: str | None, task: Task = "panoptic") -> Variant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from lexiseg.data.images import Picture, Pixels, as_pixels
 from lexiseg.data.rasters import Raster, as_windows
 from lexiseg.errors import RunError, UsageError, WeightsError
 from lexiseg.inference import sharing
-from lexiseg.inference.choice import model_here
+from lexiseg.inference.choice import check_takes_prompts, model_here
 from lexiseg.inference.merging import merge_tiles
 from lexiseg.inference.tiles import Tiling
 from lexiseg.methods import MODELS
 from lexiseg.methods.base import NamesRegions, Segmenter, check_runtime
+from lexiseg.methods.prompts import Prompt, TakesPrompts, parse_prompts
 from lexiseg.methods.shared import PREFIX, model_of_card
 from lexiseg.methods.weights import read_card
 from lexiseg.metrics.seen import seen_classes
@@ -279,6 +281,8 @@ class Pipeline:
         task: Task | None = None,
         threshold: float = 0.0,
         background: str | None = None,
+        points: Sequence[Any] | None = None,
+        boxes: Sequence[Any] | None = None,
         keep_scores: bool = False,
         progress: bool | Callback = False,
         tile: int | None = None,
@@ -294,6 +298,8 @@ class Pipeline:
         task: Task | None = None,
         threshold: float = 0.0,
         background: str | None = None,
+        points: Sequence[Any] | None = None,
+        boxes: Sequence[Any] | None = None,
         keep_scores: bool = False,
         progress: bool | Callback = False,
         tile: int | None = None,
@@ -308,6 +314,8 @@ class Pipeline:
         task: Task | None = None,
         threshold: float = 0.0,
         background: str | None = None,
+        points: Sequence[Any] | None = None,
+        boxes: Sequence[Any] | None = None,
         keep_scores: bool = False,
         progress: bool | Callback = False,
         tile: int | None = None,
@@ -324,6 +332,12 @@ class Pipeline:
             task: "panoptic", "semantic" or "instance"; default: the first task of the method.
             threshold: minimum score in 0..1; regions and pixels below it get no class.
             background: an additional class that competes with the others; its regions are removed.
+            points: segment what is at these points alone, (x, y) each, in pixels of the upright image; a list of points instead
+                of one is several points of one object. Only for methods that are `TakesPrompts`, and a single image.
+            boxes: segment what is in these boxes alone, (left, top, right, bottom) in pixels. Each point and each box is a
+                prompt of its own: the result, of task "instance", has one segment per prompt, points first, whose id is the
+                number of the prompt; masks may overlap. A prompt that is void, or whose mask is empty, has no segment: a
+                `UserWarning` names it, and the ids of the others remain.
             keep_scores: also keep the probability of each class at each pixel, 2 bytes each (`Segmentation.scores`).
             progress: show a progress bar while many names are embedded; or a function that is called with a
                 `lexiseg.ops.progress.Progress` at each stage: read, names, predict (encode, points, name), finish; or tiles.
@@ -337,9 +351,20 @@ class Pipeline:
 
         Raises:
             UsageError: no class, an invalid name, a task the model does not support, a threshold outside 0..1, an invalid
-                size of tiles, or tiles with ``keep_scores``.
+                size of tiles, or tiles with ``keep_scores``; points or boxes that are not in the image, or of several images,
+                of another task, of tiles, or of a model that takes none.
             ImageError: an image cannot be read.
         """
+        prompted = points is not None or boxes is not None
+        if prompted:
+            check_takes_prompts(type(self.segmenter))
+            if isinstance(picture, list | tuple):
+                raise UsageError("points and boxes are of one image: give it alone, not in a list")
+            if task not in (None, "instance"):
+                raise UsageError(f"points and boxes have results of task 'instance', not '{task}'; leave task out")
+            if tile is not None:
+                raise UsageError("points and boxes are not for tiles: leave out tile, or cut out the part of the image")
+            task = "instance"
         query = self.query(classes, task=task, threshold=threshold, background=background)
         tiling = Tiling.of(tile, overlap)
         if tiling is not None and keep_scores:
@@ -348,10 +373,13 @@ class Pipeline:
         with reporting(progress if callable(progress) else None):
             report("read")
             pixels = [as_pixels(source) if tiling is None else as_windows(source) for source in pictures]
+            prompts = parse_prompts(points, boxes, (pixels[0].shape[0], pixels[0].shape[1])) if prompted else []
             report("names")
             text = self.embed(query.vocabulary, progress=progress is True)
             segmented: Iterable[Segmentation]
-            if tiling is None:
+            if prompted:
+                segmented = [self._prompted(np.asarray(pixels[0]), prompts, text, query, keep_scores)]
+            elif tiling is None:
                 segmented = self._whole([np.asarray(image) for image in pixels], text, query, keep_scores)
             else:
                 segmented = (self._tiled(image, text, query, tiling) for image in pixels)
@@ -369,6 +397,26 @@ class Pipeline:
         for number, (pixels, prediction) in enumerate(zip(pictures, self.predict_batch(pictures, text), strict=True)):
             report("finish", number, len(pictures))
             yield finish(pixels, prediction, text, query, keep_scores=keep_scores)
+
+    def _prompted(
+        self, pixels: Pixels, prompts: Sequence[Prompt], text: TextEmbeddings, query: Query, keep_scores: bool
+    ) -> Segmentation:
+        """Segment what prompts point at in a picture [H, W, 3]; the ids of the segments are the numbers of the prompts."""
+        assert isinstance(self.segmenter, TakesPrompts)
+        report("predict")
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            prediction = self.segmenter.predict_prompts(as_tensor(pixels, self.device), prompts, text)
+        report("finish", 0, 1)
+        regions: dict[int, Region] = {}
+        for number, region in enumerate(postprocess.of_each_mask(prediction, query.policy), start=1):
+            if region is None:
+                warnings.warn(f"prompt {number}, {prompts[number - 1]}, has no class and no segment", stacklevel=3)
+            else:
+                regions[number] = region
+        result = as_segmentation(query.task, pixels, query.vocabulary, list(regions.values()))
+        segments = tuple(replace(segment, id=number) for segment, number in zip(result.segments, regions, strict=True))
+        scores = next(postprocess.semantic_maps(prediction)).numpy() if keep_scores else None
+        return replace(result, segments=segments, scores=scores)
 
     def _tiled(self, pixels: Pixels | Raster, text: TextEmbeddings, query: Query, tiling: Tiling) -> Segmentation:
         """Segment a picture in tiles, or whole if it is a single tile."""

@@ -40,7 +40,8 @@ from lexiseg.methods.cmpf.injectors import FeatureInjector, QueryInjector, SamIn
 from lexiseg.methods.cmpf.sam_features import SamFeatures
 from lexiseg.methods.cmpf.sam_masks import SamMasks, official_cells
 from lexiseg.methods.fcclip.model import EncodedImages, FcClip
-from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace
+from lexiseg.methods.prompts import Prompt, prompted_masks
+from lexiseg.structures import Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 
 class Cmpf(FcClip):
@@ -135,14 +136,26 @@ class Cmpf(FcClip):
             for prediction, sam in zip(predictions, sam_predictions, strict=True)
         ]
 
+    @property
+    def _segmenting_sam(self) -> SamFamily:
+        return self.sam if self.mask_sam is None else self.mask_sam
+
+    @torch.no_grad()
+    def predict_prompts(self, image: Tensor, prompts: Sequence[Prompt], text: TextEmbeddings) -> MaskPrediction:
+        """Predict the mask of each prompt, classified by CLIP as SAM's masks of Eq. (12), see `TakesPrompts`."""
+        sam = self._segmenting_sam
+        masks, _ = prompted_masks(sam, image, prompts)
+        geometry = sam.geometry(size_of(image))
+        classes, valid = self.sam_classes(self.encode_images([image]), masks, geometry, text)
+        return MaskPrediction(masks[None], classes, False, (geometry,), valid)
+
     @torch.no_grad()
     def sam_predictions(
         self, images: Sequence[Tensor], encoded: EncodedImages, text: TextEmbeddings, generator: SamMasks
     ) -> list[MaskPrediction]:
         """Predict SAM's masks of images [3, H, W], classified by their encoded CLIP features."""
-        sam = self.sam if self.mask_sam is None else self.mask_sam
         predictions = []
-        for generated, own in zip(generator.of(sam, images), encoded.split(), strict=True):
+        for generated, own in zip(generator.of(self._segmenting_sam, images), encoded.split(), strict=True):
             masks = generated.image_logits()
             classes, valid = self.sam_classes(own, masks, generated.geometry, text)
             predictions.append(MaskPrediction(masks[None], classes, False, (generated.geometry,), valid))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexiseg.backbones.grounding_dino import DetectorFeatures, GroundingDino, input_size
-from lexiseg.backbones.sam import SamFamily, Skips, of_image
+from lexiseg.backbones.sam import SamFamily, Skips, best_of, of_image
 from lexiseg.errors import UsageError
 from lexiseg.methods.base import Segmenter, check_trace, in_groups
 from lexiseg.methods.grounded_sam.config import GroundedSamConfig
@@ -158,9 +158,8 @@ class GroundedSam(Segmenter):
         """Mask logits [N, m, m] of boxes [N, 4]."""
         masks = []
         for batch in self.sam.scale_points(boxes.unflatten(-1, (2, 2)), size).flatten(1).split(self.config.boxes_per_batch):
-            logits, pred_iou = self.sam.decode(embeddings, boxes=batch, multimask=self.config.multimask, skips=skips)
-            best = pred_iou.argmax(1)[:, None, None, None]
-            masks.append(logits.take_along_dim(best, dim=1)[:, 0].float())
+            logits, _ = best_of(*self.sam.decode(embeddings, boxes=batch, multimask=self.config.multimask, skips=skips))
+            masks.append(logits[:, 0].float())
         return torch.cat(masks)
 
 

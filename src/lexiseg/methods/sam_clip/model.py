@@ -19,13 +19,14 @@ from torch.nn import functional
 
 from lexiseg.backbones.clip import ClipBackbone
 from lexiseg.backbones.clip_base import ClipFeatures
-from lexiseg.backbones.mask_generator import GeneratedMasks, generate_each, grid_points
+from lexiseg.backbones.mask_generator import generate_each, grid_points
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.ensembles import classify_vectors
 from lexiseg.methods.base import Segmenter, check_trace, in_groups
+from lexiseg.methods.prompts import Prompt, prompted_masks
 from lexiseg.methods.sam_clip.config import SamClipConfig
 from lexiseg.ops.progress import report
-from lexiseg.structures import OUTSIDE, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
+from lexiseg.structures import OUTSIDE, Geometry, ImageBatch, MaskPrediction, Size, TextEmbeddings, Trace, size_of
 
 LOWEST = 1e-6  # minimum of pred_iou, so that its logarithm is finite
 
@@ -65,7 +66,18 @@ class SamClip(Segmenter):
         features = in_groups(pictures, lambda image: self.clip_size(size_of(image)), self._features)
         if trace is not None:
             trace["clip"] = features[0].levels[-1][0]
-        return MaskPrediction.join([self._named(*pair, text) for pair in zip(generated, features, strict=True)])
+        predictions = [
+            self._named(masks.image_logits(), masks.pred_iou, masks.geometry.one_step(), of_image, text)
+            for masks, of_image in zip(generated, features, strict=True)
+        ]
+        return MaskPrediction.join(predictions)
+
+    @torch.no_grad()
+    def predict_prompts(self, image: Tensor, prompts: Sequence[Prompt], text: TextEmbeddings) -> MaskPrediction:
+        """Predict the mask of each prompt, see `TakesPrompts`."""
+        logits, pred_iou = prompted_masks(self.sam, image, prompts)
+        report("name")
+        return self._named(logits, pred_iou, self.sam.geometry(size_of(image)), self._features([image])[0], text)
 
     def _features(self, images: Sequence[Tensor]) -> list[ClipFeatures]:
         """CLIP features of each of some images [3, H, W] of equal `clip_size`."""
@@ -75,20 +87,20 @@ class SamClip(Segmenter):
         ]
         return self.clip.features(torch.cat(resized)).split()
 
-    def _named(self, generated: GeneratedMasks, features: ClipFeatures, text: TextEmbeddings) -> MaskPrediction:
-        """Prediction of one image: masks with log scores; a single invalid row if there are no masks."""
-        count, geometry = len(generated), generated.geometry.one_step()
+    def _named(
+        self, logits: Tensor, pred_iou: Tensor, geometry: Geometry, features: ClipFeatures, text: TextEmbeddings
+    ) -> MaskPrediction:
+        """Prediction of one image: its masks [N, m, m] with log scores; a single invalid row if there are no masks."""
+        count = len(logits)
         if count == 0:
-            masks = generated.logits.new_full((1, 1, self.sam.mask_size, self.sam.mask_size), OUTSIDE)
+            masks = logits.new_full((1, 1, self.sam.mask_size, self.sam.mask_size), OUTSIDE)
             classes = masks.new_full((1, 1, len(text)), OUTSIDE)
         else:
             high, wide = self.clip_size(geometry.size)
-            logits = generated.image_logits()
             weights = geometry.sample(logits, (high // 4, wide // 4)).sigmoid()
             vectors = self.clip.embed_regions(features, (weights * (weights > 0.5))[None])  # Eq. (10)
-            pred_iou = generated.pred_iou.float().clamp(LOWEST, 1).log()
             names = classify_vectors(vectors, text, self.clip.logit_scale)  # Eq. (11)
-            masks, classes = logits[None], names + pred_iou[:, None]
+            masks, classes = logits[None], names + pred_iou.float().clamp(LOWEST, 1).log()[:, None]
         valid = torch.full(masks.shape[:2], count > 0, device=masks.device)
         return MaskPrediction(masks, classes, False, (geometry,), valid)
 

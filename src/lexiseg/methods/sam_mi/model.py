@@ -12,7 +12,7 @@ CAT-Seg with SAM's masks injected into the guides of cost aggregation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, pixel_loss
 from lexiseg.methods.catseg.model import POOLING, cost_aggregation, guide_upsampling, upsampled
 from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume, ViewDecoder
+from lexiseg.methods.prompts import Prompt, prompted_masks
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.config import SamMiConfig
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection, intra_costs
@@ -89,10 +90,14 @@ class GroupedMasks:
 
     def classified(self, probabilities: Tensor) -> MaskPrediction:
         """Masks of the image with class scores from the class probabilities [K, h, w] of its pixels."""
-        geometry = self.generated.geometry.one_step()
-        logits = self.generated.image_logits()
-        cells = Geometry.unresized(geometry.size).sample(probabilities, size_of(logits), geometry.padded_box, outside=0.0)
-        return classified_masks(logits, self.generated.pred_iou.float(), cells, geometry)
+        generated = self.generated
+        return _classified(generated.image_logits(), generated.pred_iou.float(), probabilities, generated.geometry.one_step())
+
+
+def _classified(logits: Tensor, pred_iou: Tensor, probabilities: Tensor, geometry: Geometry) -> MaskPrediction:
+    """Masks [N, m, m] of an image, then those of `classified_masks`, with class scores from [K, h, w] of its pixels."""
+    cells = Geometry.unresized(geometry.size).sample(probabilities, size_of(logits), geometry.padded_box, outside=0.0)
+    return classified_masks(logits, pred_iou, cells, geometry)
 
 
 class SamMi(CorrelationSegmenter):
@@ -159,6 +164,15 @@ class SamMi(CorrelationSegmenter):
             "pixels": pixel_loss(logits, targets, options.pixels),
             **{name: options.prompter * value for name, value in losses.items()},
         }
+
+    @torch.no_grad()
+    def predict_prompts(self, image: Tensor, prompts: Sequence[Prompt], text: TextEmbeddings) -> MaskPrediction:
+        """Predict the mask of each prompt, classified by the probabilities of the pixels inside, see `TakesPrompts`."""
+        logits, pred_iou = prompted_masks(self.sam, image, prompts)
+        probabilities = self(ImageBatch.of([image]), text).probabilities[0]
+        named = _classified(logits, pred_iou, probabilities, self.sam.geometry(size_of(image)))
+        count = len(prompts)
+        return replace(named, masks=named.masks[:, :count], classes=named.classes[:, :count])
 
     def prompts(self, volume: CostVolume) -> Prompts:
         """Predict point prompts from the top classes of each image, as in the aggregation."""
