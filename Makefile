@@ -58,6 +58,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/prompts.py
 	$(BIN)/python benchmarks/classes.py
 	$(BIN)/python benchmarks/prompts_matter.py
+	$(BIN)/python benchmarks/nearest.py --miou
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/memory.py --megapixels 1 25
 	$(BIN)/python benchmarks/end_to_end.py

@@ -222,7 +222,7 @@ class SamMi(CorrelationSegmenter):
                 [coarse(features, covered(each, 2) >= 0.5) for features, each in zip(second, masks, strict=True)]
             )
             first = torch.stack([fine(features, each) for features, each in zip(first, masks, strict=True)])
-        guides, kept = (second, first), self.nearest(costs)
+        guides, kept = (second, first), self.nearest(volume.cost)
         logits: Tensor = self.aggregation(costs, volume.classes, appearance, guides, kept=kept, pooling=pooling)
         return logits
 
