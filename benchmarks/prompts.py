@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,11 @@ def measured(pipeline: Pipeline, chosen: list[Scene], point_sampling: PointSampl
     seconds, masks, groups, points = 0.0, [], [], []
     for scene in chosen:
         trace = Trace()
-        pipeline.predict(scene.image, text, trace)
+        _, cost = measure(partial(pipeline.predict, scene.image, text, trace), looks)
+        seconds += cost.wall
         masks.append(len(trace["sam_masks"]))
         groups.append(len(trace["masks"]))
         points.append(num_points(segmenter, trace))
-        seconds += measure(lambda image=scene.image: pipeline.predict(image, text), looks)[1].wall  # type: ignore[misc]
     return {
         "point_sampling": point_sampling,
         "points": float(np.mean(points)),
