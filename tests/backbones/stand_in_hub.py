@@ -14,12 +14,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+
+from tests.loopback import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # What the hub answers instead of a file: status, X-Error-Code, what it says.
@@ -111,18 +113,11 @@ def stand_in_hub() -> Iterator[StandInHub]:
         pass
 
     Handler.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    hub.address = f"127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.released.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as hub.address:
+        try:
+            yield hub
+        finally:
+            hub.released.set()
 
 
 class _Handler(BaseHTTPRequestHandler):

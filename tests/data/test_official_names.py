@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from lexiseg.metrics.seen import seen_classes
 from lexiseg.text.vocabulary import ClassList, Vocabulary
 from tests.data.miniatures import cityscapes
 from tests.inference.test_evaluation import Colours
+from tests.loopback import serving
 from tests.parity.cases.names import OFFICIAL
 
 RECORDED = json.loads((Path(__file__).parents[1] / "parity/data/05_dataset_overlap.json").read_text())
@@ -71,13 +71,10 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str
         def log_message(self, *_: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    monkeypatch.setattr(official_names, "SERVER", f"http://127.0.0.1:{httpd.server_port}")
     monkeypatch.setenv("LEXISEG_CACHE", str(tmp_path / "cache"))
-    yield texts
-    httpd.shutdown()
-    httpd.server_close()
+    with serving(Handler) as address:
+        monkeypatch.setattr(official_names, "SERVER", f"http://{address}")
+        yield texts
 
 
 def serve(texts: dict[str, str], dataset: str) -> OfficialList:

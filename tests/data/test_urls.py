@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -13,6 +12,7 @@ from lexiseg.data.images import as_pixels, find_images
 from lexiseg.data.urls import fetch_picture
 from lexiseg.errors import ImageError, UsageError
 from lexiseg.ops.names import result_name
+from tests.loopback import serving
 
 PICTURE = b"a picture" * 1000
 REDIRECTS = {"/moved": "/photo.jpg", "/file": "file:///etc/passwd", "/ftp": "ftp://127.0.0.1/x", "/loop": "/loop"}
@@ -37,13 +37,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(_Handler) as address:
+        yield f"http://{address}"
 
 
 def refused(address: str, *, private: bool = True) -> str:

@@ -6,10 +6,9 @@ The requests are those of label_studio/ml/api_connector.py; `tools/check_label_s
 from __future__ import annotations
 
 import json
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +25,7 @@ from lexiseg.segmentation import Segmentation
 from lexiseg.serve.label_studio import Pictures, read_interface
 from tests.architecture.test_docs import FENCE
 from tests.exports.brush import brush_pixels
+from tests.loopback import serving
 from tests.serve.running import NAME, WORDS, Running, picture, running
 
 KEY, TOKEN = "0123456789abcdef", "a-token-of-many-letters"
@@ -82,13 +82,8 @@ class Host(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Host) as address:
+        yield f"http://{address}"
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def _row(model: Variant) -> dict[str, Any]:
         "toy": model.is_toy,
         "published": {METRICS[task]: published_quality(model.name, task) for task in model.tasks},
         "bytes": model.size,
-        "licences": list(dict.fromkeys(source.licence for source in model.required.values())),
+        "licences": list(model.licences),
         "present": model.present,
         "weights": weights,
     }

@@ -38,8 +38,8 @@ class ModelNames(list[str]):
 
 
 def _row(model: Variant) -> tuple[str, ...]:
-    licences = dict.fromkeys(source.licence for source in model.required.values())
-    return (model.name, model.summary, ", ".join(model.tasks), ", ".join(licences), "yes" if model.present else "no")
+    here = "yes" if model.present else "no"
+    return (model.name, model.summary, ", ".join(model.tasks), ", ".join(model.licences), here)
 
 
 def list_models(task: Task | None = None) -> ModelNames:

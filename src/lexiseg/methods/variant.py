@@ -149,6 +149,11 @@ class Variant:
         return all(source.present() for source in self.required.values())
 
     @property
+    def licences(self) -> tuple[str, ...]:
+        """Licences of the `required` weights, each once."""
+        return tuple(dict.fromkeys(source.licence for source in self.required.values()))
+
+    @property
     def identity(self) -> tuple[str, str | None]:
         """Name, and digest of the trained weights if it is known: a repository of the hub may change."""
         return self.name, None if self.source is None else self.source.digest
