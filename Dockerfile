@@ -17,7 +17,7 @@ RUN pip install "torch>=2.11" "torchvision>=0.26" ${TORCH_INDEX:+--index-url "$T
 
 COPY pyproject.toml README.md LICENSE THIRD_PARTY.md /source/
 COPY src /source/src
-RUN pip install "/source[drive,heic,serve]" && rm -rf /source \
+RUN pip install "/source[drive,heic,serve,video]" && rm -rf /source \
     && useradd --create-home user && mkdir -p /cache /data && chown user /cache /data
 
 USER user

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lexiseg.client import Client
     from lexiseg.errors import ImageError, LexisegError, OutputError, RunError, ServiceError, UsageError, WeightsError
     from lexiseg.inference.pipeline import Pipeline, from_pretrained, load
+    from lexiseg.inference.video import SegmentedFrame, VideoSegmentation
     from lexiseg.methods import list_models
     from lexiseg.methods.base import Segmenter
     from lexiseg.ops.allocator import keep_freed_memory
@@ -41,11 +42,13 @@ _HOMES = {
     "RunError": "errors",
     "Segment": "structures",
     "Segmentation": "segmentation",
+    "SegmentedFrame": "inference.video",
     "Segmenter": "methods.base",
     "ServiceError": "errors",
     "TextEmbeddings": "structures",
     "Trace": "structures",
     "UsageError": "errors",
+    "VideoSegmentation": "inference.video",
     "Vocabulary": "text.vocabulary",
     "WeightsError": "errors",
     "embed_vocabulary": "text.embed",
@@ -71,11 +74,13 @@ __all__ = [
     "RunError",
     "Segment",
     "Segmentation",
+    "SegmentedFrame",
     "Segmenter",
     "ServiceError",
     "TextEmbeddings",
     "Trace",
     "UsageError",
+    "VideoSegmentation",
     "Vocabulary",
     "WeightsError",
     "embed_vocabulary",

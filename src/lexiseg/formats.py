@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexiseg.errors import OutputError, UsageError
-from lexiseg.exports import coco, contact_sheet, cvat, label_studio, labels, panoptic_png, records, yolo
+from lexiseg.exports import coco, contact_sheet, cvat, label_studio, labels, panoptic_png, records, video, yolo
 from lexiseg.exports.geojson import write_geojson
 from lexiseg.exports.geotiff import write_geotiff
 from lexiseg.exports.labelme import write_labelme
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT = ("overlay", "json", "map")
 WAIT = 600.0  # seconds for another process that writes the files of the same folder
+VIDEO_ENDINGS = {"json": video.LINES, "overlay": video.OVERLAY}  # of the files of a video's result
+VIDEO_FORMATS = tuple(VIDEO_ENDINGS)
 TASKS: tuple[Task, ...] = ("panoptic", "semantic", "instance")
 
 
@@ -204,6 +206,19 @@ def result_files(folder: Path, stem: str, task: Task, formats: Sequence[str] = D
 def folder_files(folder: Path, formats: Sequence[str] = DEFAULT) -> list[Path]:
     """Return the paths of the files that all results of a folder have in common."""
     return [folder / name for each in formats for name in FORMATS[each].shared]
+
+
+def video_files(folder: Path, stem: str, formats: Iterable[str] = VIDEO_FORMATS) -> dict[str, Path]:
+    """Return the paths of a video's result by format.
+
+    Raises:
+        DataError: the stem is not the name of a file in the folder or below it.
+        UsageError: a format is not one of videos.
+    """
+    names = tuple(formats)
+    if unfit := [name for name in names if name not in VIDEO_FORMATS]:
+        raise UsageError(f"format {unfit[0]} is of pictures; results of videos have {' and '.join(sorted(VIDEO_FORMATS))}")
+    return {name: below(folder, f"{stem}{VIDEO_ENDINGS[name]}", f"results in {folder}") for name in names}
 
 
 def write_result(result: Segmentation, folder: Path, stem: str, formats: Sequence[str] = DEFAULT) -> list[Path]:

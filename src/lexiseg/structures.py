@@ -398,7 +398,7 @@ class Segment:
 
     Attributes:
         id: its number in the panoptic map, from 1; instances are numbered by descending score, results of prompts by the
-            prompts.
+            prompts; in a video it is kept over the frames.
         label: class index in the vocabulary.
         name: class name.
         thing: whether the class is a thing class.

@@ -18,7 +18,7 @@ import numpy as np
 
 from lexiseg.errors import LexisegError
 
-AREAS = ("coco", "pictures", "labels", "classes", "weights", "configs", "cards", "recipes")  # modules of this package
+AREAS = ("coco", "pictures", "labels", "classes", "weights", "configs", "cards", "recipes", "videos")  # modules of this package
 HEADER = (
     f"{'area':<12} {'inputs':>7} {'results':>8} {'refused':>8} {'tracebacks':>11} {'seconds':>8} {'longest':>8} {'peak MB':>8}"
 )

@@ -22,6 +22,7 @@ from lexiseg.inference.pipeline import Pipeline
 from lexiseg.ops.files import write_png
 from lexiseg.structures import Segment
 from lexiseg.training.loop import train
+from tests.data.clips import moving, write_clip
 from tests.inference.test_evaluation import NAMES, Colours
 from tests.training.recipes import recipe
 
@@ -45,6 +46,7 @@ def prepare(data: Path) -> None:
         ]
         images.append(coco.image_record(number, file, SIZE))
         annotations.append(panoptic_png.panoptic_annotation(number, file, segments))
+    write_clip(data / "clip.mkv", moving(6))
     classes = coco.categories(NAMES.names, NAMES.things)
     panoptic_png.write_panoptic_json(data / "panoptic.json", images, annotations, classes)
 
@@ -62,6 +64,12 @@ def _segment(data: Path, *options: str) -> None:
     cli_segment.load = _colours
     names = "; ".join(NAMES.names)
     _called("segment", str(data / "images"), "--classes", names, "--model", "fcclip-tiny", "--output", str(OUTPUT), *options)
+
+
+def _video(data: Path) -> None:
+    cli_segment.load = _colours
+    names = "; ".join(NAMES.names)
+    _called("segment", str(data / "clip.mkv"), "--classes", names, "--model", "fcclip-tiny", "--output", str(OUTPUT))
 
 
 def _formats(data: Path) -> None:
@@ -103,6 +111,7 @@ class Command:
 COMMANDS = {
     "segment": Command(_segment),
     "formats": Command(_formats),
+    "video": Command(_video),
     "evaluate": Command(_evaluate),
     "predictions": Command(_predictions, _evaluate),
     "train": Command(_train),

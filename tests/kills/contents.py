@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import av
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -73,6 +74,10 @@ def read(path: Path) -> Any:
         case ".jsonl":  # lines are appended; the last one may be cut short
             rows = [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
             return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+        case ".mp4":
+            with av.open(io.BytesIO(data)) as video:
+                if not list(video.decode(video=0)):
+                    raise ValueError("it has no frames")
         case ".xml":
             ElementTree.fromstring(data)
         case ".png" | ".jpg":

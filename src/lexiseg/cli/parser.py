@@ -54,7 +54,7 @@ def _segment(parser: argparse.ArgumentParser) -> None:
         "pictures",
         nargs="+",
         metavar="PICTURE",
-        help="files, folders, globs ('photos/*.jpg'), - for standard input; with --allow-url http(s) addresses",
+        help="files, folders, globs ('photos/*.jpg'), - for standard input; with --allow-url http(s) addresses; or videos",
     )
     parser.add_argument("--allow-url", action="store_true", help="fetch pictures at public http(s) addresses")
     parser.add_argument("--allow-private-url", action="store_true", help="also at addresses of this machine and its networks")
@@ -141,7 +141,23 @@ def _segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlap", type=_positive, metavar="PIXELS", help="least overlap of neighbouring tiles (default: an eighth of --tile)"
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON per picture")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per picture, or frame of a video")
+    videos = parser.add_argument_group("videos", "results are --format overlay (MP4) and json (a line per frame)")
+    videos.add_argument("--every", type=_positive, metavar="N", help="segment every Nth frame (default: 1)")
+    videos.add_argument("--start", type=_from_zero, metavar="SECONDS", help="segment from here on (default: 0)")
+    videos.add_argument("--end", type=_seconds, metavar="SECONDS", help="stop here (default: at the end)")
+    videos.add_argument(
+        "--track-iou",
+        type=_unit,
+        metavar="P",
+        help="least IoU of the masks of a thing in two frames, for it to keep its id (default: 0.3)",
+    )
+    videos.add_argument(
+        "--track-gap",
+        type=_natural,
+        metavar="N",
+        help="frames for which a thing may be missing and still keep its id (default: 2)",
+    )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -480,6 +496,10 @@ def _coordinates(text: str, count: int, wanted: str) -> tuple[float, ...]:
 
 def _seconds(text: str) -> float:
     return _number(float, text, lambda value: 0 < value < 1e6, "a number above 0")
+
+
+def _from_zero(text: str) -> float:
+    return _number(float, text, lambda value: 0 <= value < 1e6, "a number of 0 or more")
 
 
 def _port(text: str) -> int:

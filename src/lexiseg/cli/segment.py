@@ -19,6 +19,7 @@ from lexiseg import __version__
 from lexiseg.cli import undisturbed
 from lexiseg.cli.progress_line import ProgressLine
 from lexiseg.cli.streams import complain, one_line, printable, tell
+from lexiseg.cli.videos import VIDEO_OPTIONS, are_videos, check_videos, segment_videos
 from lexiseg.cli.weights import fetch, missing
 from lexiseg.client import Client, read_token
 from lexiseg.data import official_names
@@ -27,7 +28,16 @@ from lexiseg.data.urls import fetch_picture
 from lexiseg.errors import ServiceError, UsageError
 from lexiseg.exports.manifest import Manifest
 from lexiseg.formats import DEFAULT as DEFAULT_FORMATS
-from lexiseg.formats import folder_files, needs_scores, parse_formats, result_files, write_folder, write_result
+from lexiseg.formats import (
+    VIDEO_FORMATS,
+    folder_files,
+    needs_scores,
+    parse_formats,
+    result_files,
+    video_files,
+    write_folder,
+    write_result,
+)
 from lexiseg.inference.choice import choose_model
 from lexiseg.inference.fingerprint import digest, state_of
 from lexiseg.inference.pipeline import load
@@ -36,7 +46,6 @@ from lexiseg.methods.shared import PREFIX
 from lexiseg.ops.files import make_writable
 from lexiseg.ops.names import is_url, located, result_name
 from lexiseg.segmentation import Segmentation
-from lexiseg.structures import Task
 from lexiseg.text.vocabulary import ClassList, Vocabulary
 from lexiseg.visualise.lettering import notice, preferring
 
@@ -57,27 +66,36 @@ def _run(arguments: argparse.Namespace) -> int:
     files = find_images(arguments.pictures, urls=arguments.allow_url or arguments.allow_private_url)
     if prompts:
         _check_prompts(arguments, files)
+    videos = are_videos(files)
+    check_videos(arguments, files)
     names = {file: result_name(file) for file in files}
     vocabulary = Vocabulary.parse(arguments.classes) if arguments.vocabulary is None else Vocabulary.load(arguments.vocabulary)
-    formats = parse_formats(arguments.format) if arguments.format else DEFAULT_FORMATS
+    formats = parse_formats(arguments.format) if arguments.format else VIDEO_FORMATS if videos else DEFAULT_FORMATS
     printed_only = arguments.json and not arguments.format
     folder = Path(arguments.output) if arguments.output else None if printed_only else Path(DEFAULT_OUTPUT)
+    outputs: dict[str, list[Path]] = {}
     if folder is not None:
-        _spare_pictures(files, names, folder, arguments.task, formats)
+        for file, name in names.items():
+            by_format = video_files(folder, name, formats) if videos else {}
+            outputs[file] = list(by_format.values()) or result_files(folder, name, arguments.task, formats)
+        _spare_pictures(outputs, folder_files(folder, formats))
         make_writable(folder)
         tell_of_boxes(vocabulary.names)
     _check_tiles(arguments, () if folder is None else formats)
     engine = _local(arguments) if arguments.server is None else _remote(arguments)
     manifest = None
-    if folder is not None and len(files) > 1:  # [decided] a single picture is segmented anew
-        outputs = {file: result_files(folder, name, arguments.task, formats) for file, name in names.items()}
+    if folder is not None and (videos or len(files) > 1):  # [decided] a single picture is segmented anew
         manifest = Manifest(folder, _call(arguments, engine, vocabulary, formats))
         if not arguments.overwrite:
-            files = _unfinished(files, outputs, manifest, as_json=arguments.json)
+            files = _unfinished(files, outputs, manifest, "videos" if videos else "pictures", as_json=arguments.json)
     if not files:
         return _finish(folder, formats, as_json=arguments.json)
     segment = engine.start()
     options = {name: getattr(arguments, name) for name in ("task", "threshold", "background")}
+    if videos:
+        segment_frame = partial(segment, classes=vocabulary, **options)
+        by_file = {file: dict(zip(formats, outputs.get(file, ()), strict=False)) for file in files}
+        return segment_videos(arguments, by_file, engine.model, segment_frame, manifest)
     keep_scores = folder is not None and needs_scores(formats)
     segment_batch = partial(segment, classes=vocabulary, keep_scores=keep_scores, **prompts, **options)
     order = {file: number for number, file in enumerate(files, start=1)}
@@ -224,17 +242,17 @@ def _check_tiles(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
 
 def _call(arguments: argparse.Namespace, engine: Engine, vocabulary: Vocabulary, formats: Sequence[str]) -> str:
     """Digest of everything but the pictures that results depend on."""
-    names = ("task", "threshold", "background", "dtype", "font", "set", "tile", "overlap")
+    names = ("task", "threshold", "background", "dtype", "font", "set", "tile", "overlap", *VIDEO_OPTIONS)
     values = {name: getattr(arguments, name) for name in names}
     return digest([__version__, engine.model, engine.identity, vocabulary, values, sorted(formats)])
 
 
-def _unfinished(files: list[str], outputs: dict[str, list[Path]], manifest: Manifest, *, as_json: bool) -> list[str]:
-    """The pictures whose results an earlier call has not written, with a note about the others."""
+def _unfinished(files: list[str], outputs: dict[str, list[Path]], manifest: Manifest, what: str, *, as_json: bool) -> list[str]:
+    """The pictures or videos (``what``) whose results an earlier call has not written, with a note about the others."""
     finished = [file for file in files if manifest.has(file, outputs[file])]
     if finished:
         print(
-            f"note: {len(finished)} of {len(files)} pictures are finished by an earlier call with these options; --overwrite "
+            f"note: {len(finished)} of {len(files)} {what} are finished by an earlier call with these options; --overwrite "
             "segments them again",
             file=sys.stderr,
         )
@@ -352,21 +370,25 @@ def training_list(name: str) -> Vocabulary:
     return ClassList.load(name, unique=False).vocabulary
 
 
-def _spare_pictures(files: list[str], names: dict[str, str], folder: Path, task: Task, formats: Sequence[str]) -> None:
-    """Check that no result would overwrite an input image.
+def _spare_pictures(outputs: dict[str, list[Path]], shared: list[Path]) -> None:
+    """Check that no result would overwrite an input.
+
+    Args:
+        outputs: the results of each picture or video.
+        shared: results of all of them together.
 
     Raises:
-        UsageError: a result would overwrite an image.
+        UsageError: a result would overwrite an input.
     """
-    pictures = {
+    inputs = {
         path: file
-        for file in files
+        for file in outputs
         if file != "-" and not is_url(file)
         for path in (Path(os.path.realpath(file)), located(file))
     }
-    for file, name in names.items():
-        for path in [*result_files(folder, name, task, formats), *folder_files(folder, formats)]:
-            if taken := pictures.get(located(path)):
+    for file, results in outputs.items():
+        for path in [*results, *shared]:
+            if taken := inputs.get(located(path)):
                 raise UsageError(
                     f"{taken} is a result of {file} and would be overwritten; leave it out, or choose another --output"
                 )

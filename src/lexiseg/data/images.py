@@ -6,8 +6,8 @@ import glob
 import io
 import re
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -93,8 +93,15 @@ def read_file(source: str | Path) -> tuple[bytes, str]:
         ImageError: the file is missing, or cannot be read.
     """
     name = "standard input" if str(source) == "-" else str(source)
-    try:
+    with opening(name):
         return _standard_input() if str(source) == "-" else Path(source).read_bytes(), name
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Convert errors of opening and reading a file in the block to an ImageError about ``name``."""
+    try:
+        yield
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -104,7 +111,7 @@ def read_file(source: str | Path) -> tuple[bytes, str]:
     except ValueError as error:  # an invalid file name
         raise ImageError(f"{name!a}: cannot be read ({error}); give a valid file name") from None
     except MemoryError:
-        raise ImageError(f"{name}: is too large for the available memory; scale the picture down first") from None
+        raise ImageError(f"{name}: is too large for the available memory; scale it down first") from None
 
 
 def _standard_input() -> bytes:
@@ -122,14 +129,14 @@ def decode_image(data: bytes, name: str = "the picture") -> Pixels:
     if _HEIC.match(data) and not _reads_heic():
         raise ImageError(f"{name}: is HEIC, which Pillow reads with a plugin: 'pip install pillow-heif', or convert it to JPEG")
     with opened_picture(io.BytesIO(data), name, error=ImageError) as opened:
-        _check_size(opened.size, name)
+        check_size(opened.size, name)
         require_memory(opened.width * opened.height * PIXEL_BYTES, "the picture and its copies")
         ImageOps.exif_transpose(opened, in_place=True)
-        _check_size(opened.size, name)  # the picture in an icon may differ from the icon's list
+        check_size(opened.size, name)  # the picture in an icon may differ from the icon's list
         return _rgb(opened, name)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, int], name: str) -> None:
     """Raise ImageError if a picture of ``size``, (width, height), is too large."""
     width, height = size
     if width * height > MAX_PIXELS:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, overload
@@ -18,11 +19,14 @@ from lexiseg import postprocess
 from lexiseg.backbones.hub import OWNED
 from lexiseg.data.images import Picture, Pixels, as_pixels
 from lexiseg.data.rasters import Raster, as_windows
+from lexiseg.data.video import Excerpt, Video
 from lexiseg.errors import RunError, UsageError, WeightsError
 from lexiseg.inference import sharing
 from lexiseg.inference.choice import check_takes_prompts, model_here
 from lexiseg.inference.merging import merge_tiles
 from lexiseg.inference.tiles import Tiling
+from lexiseg.inference.tracks import GAP, IOU, Tracking
+from lexiseg.inference.video import VideoSegmentation
 from lexiseg.methods import MODELS
 from lexiseg.methods.base import NamesRegions, Segmenter, check_runtime
 from lexiseg.methods.prompts import Prompt, TakesPrompts, parse_prompts
@@ -388,6 +392,43 @@ class Pipeline:
                 for source, result in zip(pictures, segmented, strict=True)
             ]
         return results if pictures is picture else results[0]
+
+    def video(
+        self,
+        path: str | Path,
+        classes: Classes,
+        *,
+        task: Task | None = None,
+        threshold: float = 0.0,
+        background: str | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        every: int = 1,
+        start: float = 0.0,
+        end: float | None = None,
+        track_iou: float = IOU,
+        track_gap: int = GAP,
+    ) -> VideoSegmentation:
+        """Segment a video by class names, a frame at a time, when the result is iterated over or saved.
+
+        Args:
+            path: the file.
+            classes, task, threshold, background, tile, overlap: as in `__call__`.
+            every: segment every how manieth frame.
+            start, end: seconds of the part to segment; the end is not in it. None: all of the rest.
+            track_iou: least IoU of the masks of a thing in two frames, see `lexiseg.inference.tracks`.
+            track_gap: frames for which a thing may be missing and still be the same.
+
+        Raises:
+            UsageError: as `__call__`; an invalid option, or PyAV is not installed.
+            ImageError: the file is missing, not a video, or too large.
+        """
+        self.query(classes, task=task, threshold=threshold, background=background)
+        Tiling.of(tile, overlap)
+        tracking, video = Tracking(track_iou, track_gap), Video(path, Excerpt(every, start, end))
+        options: dict[str, Any] = {"task": task, "threshold": threshold, "background": background}
+        segment = partial(self, classes=Vocabulary.parse(classes), tile=tile, overlap=overlap, **options)
+        return VideoSegmentation(video, segment, tracking)
 
     def _whole(
         self, pictures: Sequence[Pixels], text: TextEmbeddings, query: Query, keep_scores: bool

@@ -52,6 +52,13 @@ class PackedMask:
             window[_moved(both[0], -rows.start), _moved(both[1], -columns.start)] = inside
         return window
 
+    def overlap(self, other: PackedMask) -> int:
+        """Number of pixels that are in both masks."""
+        rows, columns = common(self.rows, other.rows), common(self.columns, other.columns)
+        if rows is None or columns is None:
+            return 0
+        return int(np.count_nonzero(self.within(rows, columns) & other.within(rows, columns)))
+
 
 def common(first: slice, second: slice) -> slice | None:
     """The rows (or columns) that two slices have in common; None if there are none."""

@@ -19,7 +19,7 @@ class Progress:
     """Progress of an operation.
 
     Attributes:
-        stage: what is being done: "read", "names", "predict", "encode", "points", "name", "tiles", "finish".
+        stage: what is being done: "read", "names", "predict", "encode", "points", "name", "tiles", "finish", "frames".
         done: how much of the stage is done.
         total: how much there is; 0 if the stage is not divided.
     """

@@ -39,9 +39,7 @@ def overlay(image: NDArray[np.uint8], segments: Sequence[Segment], masks: Masks)
         image = np.asarray(Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC))
     colours = colours_of(segments)
     lettering = Lettering(letters_of(*ids.shape))
-    drawn = _drawn(image, ids, colours, lettering.size)
-    for number, segment in enumerate(segments, start=1):
-        _write_name(drawn, ids == number, segment.name, colours[number - 1], lettering)
+    drawn = _named(image, ids, [segment.name for segment in segments], colours, lettering)
     legend = _legend(segments, colours, drawn.width, lettering)
     whole = Image.new("RGB", (drawn.width, drawn.height + legend.height), "white")
     whole.paste(drawn, (0, 0))
@@ -54,6 +52,33 @@ def tinted(image: NDArray[np.uint8], segments: Sequence[Segment], masks: Masks) 
     return _drawn(
         image, painted(image.shape[:2], masks, range(1, len(segments) + 1)), colours_of(segments), letters_of(*image.shape[:2])
     )
+
+
+def named(image: NDArray[np.uint8], names: Sequence[str], colours: Sequence[Colour], masks: Masks) -> Image.Image:
+    """Draw regions on ``image`` [H, W, 3] uint8 as `overlay` does, at its size, without legend.
+
+    Args:
+        image: the picture.
+        names, colours: of the N regions.
+        masks: [N, H, W] bool, the first on top.
+    """
+    warn_of_boxes(names)
+    ids = painted(image.shape[:2], masks, range(1, len(names) + 1))
+    return _named(image, ids, names, colours, Lettering(letters_of(*ids.shape)))
+
+
+def _named(
+    image: NDArray[np.uint8],
+    ids: NDArray[np.int32],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    lettering: Lettering,
+) -> Image.Image:
+    """Tint, outline and name the regions of a map of their numbers, from 1."""
+    drawn = _drawn(image, ids, colours, lettering.size)
+    for number, (name, colour) in enumerate(zip(names, colours, strict=True), start=1):
+        _write_name(drawn, ids == number, name, colour, lettering)
+    return drawn
 
 
 def _drawn(image: NDArray[np.uint8], ids: NDArray[np.int32], colours: Sequence[Colour], letters: int) -> Image.Image:
