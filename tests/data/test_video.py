@@ -94,6 +94,12 @@ def test_frames_are_upright(tmp_path, quarters):
     assert video.format.pixel_aspect == (Fraction(3, 4) if quarters % 2 else Fraction(4, 3))
 
 
+def test_names_in_a_file_need_not_be_unicode(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", moving(2), codec="libx264")
+    path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"Vid\xe9oHandler"))
+    assert len(read(path)) == 2
+
+
 def test_joined_files_are_one_video_of_the_size_of_the_first(tmp_path):
     """Parts of a transport stream may be joined as files."""
     parts = [
@@ -149,6 +155,11 @@ def _sound(path: Path) -> None:
         out.mux(stream.encode(None))
 
 
+def _unknown(path: Path) -> None:
+    """The name of the codec is in the sample description of an MP4."""
+    path.write_bytes(write_clip(path, moving(2), codec="libx264").read_bytes().replace(b"avc1\0\0\0", b"what\0\0\0"))
+
+
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n"
 
 
@@ -161,6 +172,7 @@ PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST
         (PLAYLIST, "is damaged, or not a video"),
         ("ffconcat version 1.0\nfile '{clip}'\n", "is damaged, or not a video"),
         (_sound, "has no pictures"),
+        (_unknown, "is in a codec that is unknown here; convert it to H.264"),
     ],
 )
 def test_what_is_no_video_is_a_clear_error(tmp_path, clip, content, message):

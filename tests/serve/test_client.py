@@ -24,6 +24,7 @@ from lexiseg.ops.locks import LOCK
 from lexiseg.ops.progress import Progress
 from lexiseg.segmentation import Segmentation
 from tests.architecture.test_docs import FENCE
+from tests.data.clips import write_clip
 from tests.serve.running import NAME, WORDS, Running, picture, running, until
 
 TOKEN = "a-token-of-many-letters"
@@ -127,6 +128,18 @@ def test_the_command_writes_the_same_files_and_lines(served: Running, run: Run, 
     assert len(served.segmenter.batches) == before, "nothing was segmented again"
     code, out, err = run(*pictures, *words, "--output", tmp_path / "there", "--json")
     assert "skipped" not in out, "a model here is not known to be that of the service"
+
+
+def test_the_command_writes_the_same_video(served: Running, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", [decode_image(picture(3))] * 2)
+    monkeypatch.setenv("LEXISEG_TOKEN", TOKEN)
+    files = []
+    for name, server in (("here", ()), ("there", ("--server", served.url))):
+        code, _, err = run(clip, "--model", NAME, "--classes", WORDS, *server, "--output", tmp_path / name)
+        assert (code, err) == (0, "")
+        files.append({path.name: path.read_bytes() for path in (tmp_path / name).glob("clip.mkv-*")})
+    assert files[0] == files[1]
+    assert len(files[0]) == 2
 
 
 def test_the_token_is_taken_from_the_environment(

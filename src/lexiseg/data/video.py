@@ -148,6 +148,8 @@ class Video:
         """Open the file; yields PyAV's container and stream."""
         import av
 
+        # From version 19 on it takes metadata that are not UTF-8 without being told so.
+        tolerant = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
         with opening(str(self.path)):
             file = self.path.open("rb")
         with file:
@@ -155,10 +157,12 @@ class Video:
                 raise ImageError(f"{self.path}: is empty (0 bytes); fetch or export it again")
             file.seek(0)
             try:
-                with av.open(file, options=OPTIONS, metadata_errors="replace") as container:
+                with av.open(file, options=OPTIONS, **tolerant) as container:
                     stream = container.streams.best("video")
                     if stream is None:
                         raise ImageError(f"{self.path}: has no pictures, perhaps only sound; give a video")
+                    if stream.codec_context is None:
+                        raise ImageError(f"{self.path}: is in a codec that is unknown here; convert it to H.264 in MP4")
                     check_size((stream.codec_context.width, stream.codec_context.height), str(self.path))
                     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                     yield container, stream
