@@ -54,9 +54,9 @@ class Excerpt:
     """The frames of a video that are read.
 
     Attributes:
-        every: every how manieth frame, at least 1.
-        start: seconds from which on.
-        end: seconds before which; None: all.
+        every: N, to read every Nth frame; at least 1.
+        start: seconds from the first frame of the video to that of the excerpt.
+        end: seconds to the end of the excerpt, which is not in it; None: that of the video.
     """
 
     every: int = 1

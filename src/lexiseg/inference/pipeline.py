@@ -414,8 +414,8 @@ class Pipeline:
         Args:
             path: the file.
             classes, task, threshold, background, tile, overlap: as in `__call__`.
-            every: segment every how manieth frame.
-            start, end: seconds of the part to segment; the end is not in it. None: all of the rest.
+            every: N, to segment every Nth frame.
+            start, end: seconds, of the part to segment; the frame at ``end`` is not in it. None: all of the rest.
             track_iou: least IoU of the masks of a thing in two frames, see `lexiseg.inference.tracks`.
             track_gap: frames for which a thing may be missing and still be the same.
 
