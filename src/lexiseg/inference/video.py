@@ -114,6 +114,7 @@ class VideoSegmentation:
             The files written.
 
         Raises:
+            DataError: the stem is not the name of a file in the folder or below it.
             ImageError: some frames could not be read; the files have the others.
             OutputError: a file cannot be written, or would overwrite the video.
             UsageError: the font file is not a font, or a format is none of videos.
