@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from unicodedata import category, combining
 
 import numpy as np
 import pytest
@@ -145,6 +146,17 @@ def test_what_is_too_long_is_cut(text: str, width: int) -> None:
     short = letters.fitted(text, width)
     assert letters.length(short) <= width
     assert short == text if letters.length(text) <= width else text.startswith(short[:-1]) and short[-1] == "…"
+
+
+@pytest.mark.parametrize("text", ["क्षत्रिय हिन्दी", "ক্ষুদ্র", "ஸ்ரீ கொக்கு"])
+def test_a_cut_is_not_within_a_conjunct_or_before_a_mark(text: str) -> None:
+    letters = Lettering(13)
+    for width in range(10, round(letters.length(text)), 3):
+        kept = letters.fitted(text, width).removesuffix("…")
+        after = text[len(kept) :].lstrip()
+        assert text.startswith(kept)
+        assert not kept or combining(kept[-1]) != lettering.VIRAMA
+        assert not category(after[0]).startswith("M")
 
 
 @pytest.mark.parametrize("size", [13, 40])

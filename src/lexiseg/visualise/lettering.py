@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from unicodedata import bidirectional, category, normalize
+from unicodedata import bidirectional, category, combining, normalize
 
 from PIL import ImageDraw, ImageFont
 
@@ -34,6 +34,7 @@ STYLES = (
 NO_LETTER = "\U0010ffff"  # not a character, so every font draws its glyph for missing letters
 PROBE = 24  # font size in pixels for testing letters
 JOINERS = "\u200c\u200d"  # between letters of Arabic and Indic scripts
+VIRAMA = 9  # combining class of the signs of Indic scripts that join a consonant with the next
 SHOWN = 12  # missing letters named in a notice
 
 _preferred: ContextVar[str | None] = ContextVar("preferred", default=None)
@@ -111,9 +112,10 @@ class Lettering:
         """Truncate the text with an ellipsis to at most ``width`` pixels."""
         if self.length(text) <= width:
             return text
-        while text and self.length(f"{text}…") > width:
-            text = text[:-1]
-        return f"{text.rstrip()}…"
+        clusters = _clusters(text)
+        while clusters and self.length(f"{''.join(clusters)}…") > width:
+            clusters.pop()
+        return f"{''.join(clusters).rstrip()}…"
 
     def write(self, draw: ImageDraw.ImageDraw, x: float, y: float, text: str, fill: str) -> None:
         """Draw the text from ``x`` on, with its base line at ``y``."""
@@ -138,10 +140,11 @@ def _clean(text: str) -> str:
 
 
 def _clusters(text: str) -> list[str]:
-    """Split the text into letters, each with the spaces, joiners and marks that follow it."""
+    """Split the text into letters, each with the spaces, joiners and marks that follow it; conjuncts are kept together."""
     clusters: list[str] = []
     for letter in text:
-        if clusters and (letter.isspace() or letter in JOINERS or category(letter).startswith("M")):
+        follows = letter.isspace() or letter in JOINERS or category(letter).startswith("M")
+        if clusters and (follows or (combining(clusters[-1][-1]) == VIRAMA and category(letter) == "Lo")):
             clusters[-1] += letter
         else:
             clusters.append(letter)
