@@ -25,6 +25,7 @@ from open_clip import pretrained
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from lexiseg.backbones import digests
 from lexiseg.backbones.clip import build_clip, load_clip
 from lexiseg.backbones.grounding_dino import load_grounding_dino
 from lexiseg.backbones.hub import FETCHED, fetched
@@ -357,6 +358,20 @@ def test_a_file_is_hashed_once(part: Part, monkeypatch: pytest.MonkeyPatch) -> N
     assert_loads(part)
     monkeypatch.setattr("lexiseg.backbones.digests.has_digest", lambda *_: pytest.fail("it was hashed again"))
     assert_loads(part)
+
+
+def test_on_a_terminal_a_long_check_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    (tmp_path / "weights.bin").write_bytes(bytes(range(256)) * 4)
+    monkeypatch.setattr(digests, "BLOCK", 100)
+    for patience in (0.0, 60.0):
+        monkeypatch.setattr(digests, "PATIENCE", patience)
+        monkeypatch.setattr("sys.stderr", terminal := Terminal())
+        assert digests.digest_of(tmp_path / "weights.bin") == digest(bytes(range(256)) * 4, large=True)
+        assert ("checking weights.bin" in terminal.getvalue()) == (patience == 0)
 
 
 def test_a_damaged_record_is_no_record(part: Part) -> None:

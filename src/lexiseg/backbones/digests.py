@@ -18,12 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from lexiseg.errors import OutputError, WeightsError
 from lexiseg.ops.files import write_json
 from lexiseg.ops.locks import locked
 from lexiseg.text.embed import cache_folder
 
 TABLE = "digests.json"
+BLOCK, PATIENCE = 2**22, 1.0  # bytes read at a time; seconds before a bar is shown
 WAIT = 30.0  # seconds for another process that adds an entry
 SHA256 = re.compile("[0-9a-f]{64}")
 GIT_SHA1 = re.compile("[0-9a-f]{40}")
@@ -47,7 +50,7 @@ def is_whole(path: Path, expected: str | None = None) -> bool:
     current = [expected, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     if expected is None or recorded == current:
         return True
-    if not has_digest(real, expected, stat.st_size):
+    if not has_digest(path, expected, stat.st_size):
         return False
     if record is not None:
         with suppress(OutputError):  # the digest is then computed again next time
@@ -63,14 +66,29 @@ def has_digest(file: Path, expected: str, size: int) -> bool:
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     else:
         return True
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: digest).hexdigest() == expected
+    _add_content(digest, file)
+    return digest.hexdigest() == expected
 
 
 def digest_of(file: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    _add_content(digest, Path(file))
+    return digest.hexdigest()
+
+
+def _add_content(digest: hashlib._Hash, file: Path) -> None:
+    """Add the content of a file to a digest; on a terminal with a bar, if that takes long."""
+    units: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    with (
+        file.open("rb") as opened,
+        tqdm(
+            desc=f"checking {file.name}", total=file.stat().st_size, delay=PATIENCE, leave=False, disable=None, **units
+        ) as bar,
+    ):
+        while block := opened.read(BLOCK):
+            digest.update(block)
+            bar.update(len(block))
 
 
 def recorded_digest(origin: str) -> str | None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lexiseg.backbones.digests import add_digest, check_unchanged, digest_of, has_digest
 from lexiseg.errors import WeightsError
 from lexiseg.ops.files import replacing
+from lexiseg.ops.progress import report
 
 TIMEOUT, TRIES, PAUSE = 30.0, 5, 2.0  # seconds without data; transfers of a file; seconds between them
 BLOCK = 2**20  # bytes read at a time
@@ -70,6 +71,7 @@ def download_from_drive(file_id: str, path: Path, *, page: str) -> Path:
     except ImportError:
         raise WeightsError(f"{path.name} is on Google Drive: 'pip install gdown' and try again, or {by_hand}") from None
     with replacing(path) as temporary:
+        report("transfer")
         try:
             saved = gdown.download(id=file_id, output=str(temporary), quiet=False)
         except Exception as error:  # gdown's own, and those of requests
@@ -97,6 +99,7 @@ def _verify(origin: str, file: Path, digest: str | None) -> None:
 def _transfer(address: str, path: Path, name: str) -> None:
     """Write the content of an address to a file, in as many parts as the connection needs."""
     tag, total = "", None
+    report("transfer")
     with path.open("wb") as file, tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=name, disable=None) as bar:
         for number in range(TRIES):
             headers = {"Range": f"bytes={file.tell()}-", "If-Range": tag} if file.tell() and tag else {}

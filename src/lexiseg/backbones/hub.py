@@ -22,6 +22,7 @@ from pathlib import Path
 from lexiseg.backbones.digests import SHA256, add_digest, check_unchanged, is_whole
 from lexiseg.errors import OutputError, UsageError, WeightsError
 from lexiseg.ops.files import is_file
+from lexiseg.ops.progress import report
 
 FETCHED = frozenset(
     {
@@ -182,6 +183,7 @@ def _download(repository: str, file: str, revision: str | None, max_bytes: int |
             if damaged is not None:
                 damaged.unlink(missing_ok=True)  # the client replaces the target of a link, but not a regular file
             again = damaged is not None
+            report("transfer")
             path = Path(hf_hub_download(name, file, repo_type=kind, revision=revision, force_download=again))
             if is_whole(path, expected):
                 if sha256:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from lexiseg.cli.parser import build_parser
+from lexiseg.cli.progress_line import ProgressLine
 from lexiseg.cli.streams import Guarded, complain, guarded, occupy_closed, tell
 from lexiseg.errors import LexisegError
 from lexiseg.ops.allocator import keep_freed_memory
@@ -80,7 +81,7 @@ def _run(arguments: Sequence[str] | None, output: Guarded) -> int:
     output.escapes = True
     try:
         gc.set_threshold(GARBAGE)
-        with undisturbed():
+        with undisturbed(), ProgressLine("loading libraries"):
             command = import_module(f"lexiseg.cli.{parsed.command}")  # here, so that --help does not import torch
         code: int = command.run(parsed)
         sys.stdout.flush()

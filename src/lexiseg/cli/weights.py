@@ -6,10 +6,12 @@ import sys
 from collections.abc import Collection
 
 from lexiseg.backbones.sources import Source
+from lexiseg.cli.progress_line import ProgressLine
 from lexiseg.cli.streams import one_line
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.inference.choice import TOY
 from lexiseg.methods.variant import Variant
+from lexiseg.ops.progress import reporting
 
 
 def size_text(size: int | None) -> str:
@@ -63,7 +65,13 @@ def fetch(model: Variant, sources: dict[str, Source], *, yes: bool, ask: bool) -
             f"nothing is fetched without consent: give --yes, or call 'lexiseg fetch {model.name} --yes' before; without a "
             f"connection take --model {TOY}, a toy in the package that knows only drawings"
         )
-    for source in sources.values():
+    for part, source in sources.items():
+        _fetch(part, source)
+
+
+def _fetch(part: str, source: Source) -> None:
+    """Download a file, with a line on the terminal until the transfer begins, which has a bar of its own."""
+    with ProgressLine(f"fetching {part}") as line, reporting(lambda _: line.pause()):
         source.fetch()
 
 

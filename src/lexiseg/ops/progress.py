@@ -19,7 +19,8 @@ class Progress:
     """Progress of an operation.
 
     Attributes:
-        stage: what is being done: "read", "names", "predict", "encode", "points", "name", "tiles", "finish", "frames".
+        stage: what is being done: "read", "names", "predict", "encode", "points", "name", "tiles", "finish", "frames";
+            "transfer", a download, which has a bar of its own.
         done: how much of the stage is done.
         total: how much there is; 0 if the stage is not divided.
     """
