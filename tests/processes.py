@@ -28,13 +28,15 @@ class Command:
 
     Args:
         arguments: words of the command line.
+
+    Attributes:
+        printed: its standard output, once it has ended.
     """
 
     def __init__(self, *arguments: str | Path) -> None:
-        handle, name = tempfile.mkstemp(prefix="lexiseg-test-", suffix=".err")
-        os.close(handle)
-        self.errors = Path(name)
-        self._process = context().Process(target=_run, args=([str(word) for word in arguments], name))
+        self.printed = b""
+        self._folder = tempfile.TemporaryDirectory(prefix="lexiseg-test-")
+        self._process = context().Process(target=_run, args=([str(word) for word in arguments], self._folder.name))
         self._process.start()
 
     @property
@@ -52,21 +54,21 @@ class Command:
     def end(self) -> tuple[int | None, str]:
         """Wait for its end. Returns its exit code, and what it said on standard error."""
         self._process.join()
-        said = self.errors.read_text(encoding="utf-8")
-        self.errors.unlink()
-        return self._process.exitcode, said
+        self.printed, said = (Path(self._folder.name, name).read_bytes() for name in ("out", "err"))
+        self._folder.cleanup()
+        return self._process.exitcode, said.decode("utf-8")
 
 
-def _run(arguments: list[str], errors: str) -> None:
+def _run(arguments: list[str], folder: str) -> None:
     import torch
 
     from lexiseg.cli import main
 
-    for number, name in ((0, os.devnull), (1, os.devnull), (2, errors)):
-        opened = os.open(name, os.O_RDWR)
-        os.dup2(opened, number)
+    for number, name in ((0, os.devnull), (1, f"{folder}/out"), (2, f"{folder}/err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", encoding="utf-8")  # noqa: SIM115
     torch.set_num_threads(1)
     code = main(arguments)
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

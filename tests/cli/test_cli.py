@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,14 @@ from lexiseg.exports.panoptic_png import read_panoptic_png
 from lexiseg.exports.records import read_records
 from lexiseg.formats import FORMATS
 from lexiseg.inference.choice import choose_model
-from lexiseg.inference.pipeline import load
+from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.methods import MODELS
 from lexiseg.methods.variant import Variant
 from lexiseg.ops.names import result_name
 from lexiseg.ops.rle import decode_counts, decompress
 from lexiseg.structures import ImageBatch, TextEmbeddings
 from lexiseg.world import scenes, world_classes
+from tests.processes import Command
 
 WORDS = "dog, puppy; pizza; grass; sky"
 
@@ -40,6 +42,24 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "scene.png"
     Image.fromarray(next(scenes("val", 1, seed=4, size=128)).image).save(path)
     return path
+
+
+@cache
+def loaded(name: str, *options: tuple[str, object]) -> Pipeline:
+    """A model, which all tests share."""
+    return load(name, **dict(options))
+
+
+@pytest.fixture(autouse=True)
+def _models_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the package; what else the command gives to `load` goes there."""
+
+    def load_once(name: str, *, weights: dict[str, str], seen: object, **options: object) -> Pipeline:
+        if weights or seen:
+            return load(name, weights=weights, seen=seen, **options)
+        return loaded(name, *options.items())
+
+    monkeypatch.setattr("lexiseg.cli.segment.load", load_once)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -202,9 +222,9 @@ def test_a_name_that_is_not_utf_8_is_segmented_and_printed(picture, tmp_path):
     odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
     with open(odd, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
         file.write(picture.read_bytes())
-    command = [sys.executable, "-m", "lexiseg", "segment", odd, "--classes", "dog", "--model", "fcclip-tiny"]
-    done = subprocess.run([*command, "--output", "out"], cwd=tmp_path, capture_output=True, check=True)
-    assert rb"caf\udce9.png" in done.stdout
+    done = Command("segment", os.fsdecode(odd), "--classes", "dog", "--model", "fcclip-tiny", "--output", tmp_path / "out")
+    assert done.end() == (0, "")
+    assert rb"caf\udce9.png" in done.printed
     (document,) = (tmp_path / "out").glob("*.json")
     assert os.fsencode(json.loads(document.read_text(encoding="utf-8"))["source"]) == odd
 

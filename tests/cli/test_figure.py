@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,9 @@ def width(path: Path) -> int:
         return drawn.width
 
 
-def test_each_kind_of_a_data_set(world: Path, tmp_path: Path) -> None:
+def test_each_kind_of_a_data_set(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = cache(load)  # six models, of which some are in two or three figures
+    monkeypatch.setattr("lexiseg.cli.figure.load", lambda name, **_: loaded(name, device="cpu"))
     widths = {}
     two = ["--model", "FC:fcclip-tiny", "--model", "cmpf-tiny"]
     own = {"prompts": ["--model", "cmpf-tiny"], "points": ["--model", "sam_mi-tiny"]}

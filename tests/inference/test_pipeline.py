@@ -143,7 +143,7 @@ def test_a_pipeline_may_be_sent_to_another_process(used: bool) -> None:
 
 @pytest.mark.parametrize("name", ["catseg-tiny", "fcclip-tiny"])
 def test_a_list_of_pictures_gives_a_list_of_results(name: str) -> None:
-    pipeline, words = load(name, device="cpu"), Vocabulary.builtin("emoji")
+    pipeline, words = load(name, device="cpu"), Vocabulary(Vocabulary.builtin("emoji").classes[:40])
     pictures = [scene.image[:high, :wide] for scene, (high, wide) in zip(scenes("val", 3), SIZES, strict=True)]
     for task in pipeline.segmenter.tasks:
         together = pipeline(pictures, words, task=task)

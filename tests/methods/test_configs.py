@@ -145,14 +145,15 @@ def test_a_model_of_other_sizes_is_built(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_training_is_planned_with_every_option_changed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """All options that decide the weights are changed at once; a tiny training is planned by the command, others are built."""
-    variant, settings = MODELS[name], list[str]()
+    variant, recipe, settings = MODELS[name], RECIPES[name](), list[str]()
 
     def change(setting: Sequence[str]) -> Mapping[str, Any]:
-        return flat(with_overrides(RECIPES[name](), [*settings, f"model.{setting[0]}"]).model)
+        return flat(with_overrides(recipe, [f"model.{setting[0]}"]).model)
 
-    for option in describe(RECIPES[name]().model):
+    for option in describe(recipe.model):
         if option.type != "'paper'" and option.name not in variant.config.RUNTIME:
             settings.append(f"model.{option.name}={with_another(option, change)[1]}")
+            recipe = with_overrides(recipe, settings[-1:])
     if name.endswith("-tiny"):
         assert main(["train", name, *settings, "--dry-run", "--json"]) == 0
         planned = json.loads(capsys.readouterr().out)["settings"]

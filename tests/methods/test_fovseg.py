@@ -221,7 +221,7 @@ class Given(MaskProposer):
         return Proposals(masks, (64, 64))
 
 
-def learned(**options: Any) -> tuple[Any, list[float]]:
+def learned(steps: int, rate: float, **options: Any) -> tuple[Any, list[float]]:
     """A model that may change mask tokens themselves: of halves of one colour, Eq. (7) hears the same whatever it asks."""
     segmenter, text, (images, targets) = (
         tiny_fovseg(clip_image_size=64, teva_update="add", **options).train(),
@@ -229,10 +229,10 @@ def learned(**options: Any) -> tuple[Any, list[float]]:
         halves(),
     )
     segmenter.proposer = Given()
-    optimiser = optimiser_of(segmenter, Stage(240, lr=3e-3))
+    optimiser = optimiser_of(segmenter, Stage(steps, lr=rate))
     draw, given = points_of((0,), 0, torch.device("cpu")), replace(FEW, void=0.1 if options.get("void") == "vector" else 0.0)
     losses = []
-    for _ in range(240):
+    for _ in range(steps):
         optimiser.zero_grad()
         loss = segmenter.loss(images, text, targets, given, draw)["class"]
         loss.backward()
@@ -244,14 +244,14 @@ def learned(**options: Any) -> tuple[Any, list[float]]:
 @pytest.mark.parametrize("void", ["none", "word"])
 def test_it_learns_names(void: str) -> None:
     """Without "no object" at inference; the word "other" is a class in training only."""
-    found, losses = learned(void=void)
+    found, losses = learned(40, 6e-3, void=void)
     assert losses[-1] < 0.02 * losses[0]
     assert not found.void
     assert found.classes[0, :2].argmax(-1).tolist() == [0, 2]
 
 
 def test_it_learns_names_and_what_is_no_object() -> None:
-    found, losses = learned(void="vector")
+    found, losses = learned(240, 3e-3, void="vector")
     assert losses[-1] < 0.02 * losses[0]
     assert found.void
     assert found.classes[0].argmax(-1).tolist() == [0, 2, 5, 5, 5, 5, 5]

@@ -86,11 +86,16 @@ class Running:
     headers: dict[str, str] = field(default_factory=dict)
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers=self.headers, timeout=PATIENCE, trust_env=False)
+        return client_of(self.url, self.headers)
 
     def segment(self, picture: bytes, **fields: str) -> httpx.Response:
         with self.client() as client:
             return client.post("/v1/segment", files={"image": ("a.png", picture)}, data={"classes": WORDS, **fields})
+
+
+def client_of(url: str, headers: Mapping[str, str] | None = None) -> httpx.Client:
+    """A client of a service on loopback. It reads no certificates of authorities, which takes 50 ms a client."""
+    return httpx.Client(base_url=url, headers=headers, timeout=PATIENCE, trust_env=False, verify=False)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serve.running import NAME, PATIENCE, WORDS, picture, until
+from tests.serve.running import NAME, PATIENCE, WORDS, client_of, picture, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = f"""
@@ -41,13 +41,13 @@ def under_load(process: subprocess.Popen[str], line: str, reader: threading.Thre
     def call(number: int) -> None:
         try:
             files = {"image": ("a.png", picture(number))}
-            with httpx.Client(base_url=match[1], timeout=PATIENCE, trust_env=False) as client:
+            with client_of(match[1]) as client:
                 statuses.append(client.post("/v1/segment", files=files, data={"classes": WORDS}).status_code)
         except httpx.ConnectError:
             statuses.append("closed")
 
     def accepted() -> int:
-        with httpx.Client(base_url=match[1], timeout=PATIENCE, trust_env=False) as client:
+        with client_of(match[1]) as client:
             return int(float(re.search(r"^lexiseg_requests_open (\S+)", client.get("/metrics").text, re.MULTILINE)[1]))
 
     with ThreadPoolExecutor(24) as threads:
