@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,7 @@ def apart(work: Callable[[dict[str, Any]], None], row: dict[str, Any], seconds: 
     ours, theirs = context.Pipe(duplex=False)
 
     def inside() -> None:
-        os.setsid()  # what it starts (compilers, loaders) ends with it
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # and it with its stage: PR_SET_PDEATHSIG
+        _alone()
         with noted(row):
             work(Told(row, theirs.send))
         theirs.send(row)
@@ -147,11 +147,33 @@ class Told(dict[str, Any]):
         self.send(dict(self.row))
 
 
+def _alone() -> None:
+    """Let what this process starts (compilers, loaders) end with it, and it with the process that forked it."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def _end(number: int | None) -> None:
     """End a process of ours and what it started."""
     if number is not None:
         with suppress(ProcessLookupError):
             os.killpg(number, signal.SIGKILL)
+
+
+def forked(work: Callable[[], object], log: Path) -> BaseProcess:
+    """Start work in a process whose output goes to a file. It is forked, for then torch is read once for all of them."""
+
+    def inside() -> None:
+        _alone()
+        os.chdir(ROOT)
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=inside)
+    process.start()
+    return process
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -383,10 +405,8 @@ def counting(device: str, segmenter: Any) -> Iterator[tuple[Counter[str], Any]]:
 
 def full(stage: Stage) -> None:
     """A row a model: one of each method as it is, the same compiled while there is time, then the others."""
-    import lexiseg.inference.pipeline  # before the forks, so that it is read once
     from lexiseg.methods import MODELS
 
-    assert lexiseg.inference.pipeline
     names = [name for name in FIRST.split() if name in MODELS]
     names += [name for name in MODELS if "-tiny" not in name and name not in names]
     if stage.tiny:
@@ -400,7 +420,7 @@ def full(stage: Stage) -> None:
         if stage.left < 6:
             row["error"] = "no time left"
         else:
-            limit = min(stage.left - 2, COMPILING if compiled else 25)
+            limit = stage.left - 2 if stage.tiny else min(stage.left - 2, COMPILING if compiled else 25)
             row = apart(lambda told: _measure(stage.device, stage.tiny, told), row, limit)
         rows.append(row)
         stage.keep(rows)
@@ -419,8 +439,10 @@ def _measure(device: str, tiny: bool, row: dict[str, Any]) -> None:
 
     began = time.perf_counter()
     torch.manual_seed(0)
+    variant = model_named(row["model"])
+    config = replace(variant.config, shortest_edge=64) if tiny else None
     with torch.device(device):  # random weights are made there
-        segmenter = model_named(row["model"]).empty().eval()
+        segmenter = variant.empty(config).eval()
     segmenter = segmenter.to(device).requires_grad_(False)
     _sure(segmenter)
     row["build_s"] = round(time.perf_counter() - began, 1)
@@ -482,10 +504,8 @@ def _sure(segmenter: Any) -> None:
 
 def training(stage: Stage) -> None:
     """A row a recipe."""
-    import lexiseg.training.loop  # before the forks
     from lexiseg.methods import RECIPES
 
-    assert lexiseg.training.loop
     names = [name for name in RECIPES if name.endswith("-tiny")]
     if stage.tiny:
         names = ["catseg-tiny"]
@@ -494,7 +514,8 @@ def training(stage: Stage) -> None:
         if stage.left < 4:
             rows.append({"recipe": name, "error": "no time left"})
             continue
-        rows.append(apart(lambda told: _train(stage, told), {"recipe": name}, min(stage.left - 1, 25)))
+        limit = stage.left - 1 if stage.tiny else min(stage.left - 1, 25)
+        rows.append(apart(lambda told: _train(stage, told), {"recipe": name}, limit))
         stage.keep(rows)
     stage.keep(rows)
 
@@ -563,10 +584,16 @@ def a_picture(folder: Path, side: int) -> str:
     import numpy as np
     from PIL import Image
 
-    command = [sys.executable, "-m", "lexiseg", "world", "render", "--count", "1", "--size", str(side)]
-    command += ["--output", str(folder / "s")]
-    with suppress(subprocess.TimeoutExpired):
-        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=30)
+    command = ["world", "render", "--count", "1", "--size", str(side), "--output", str(folder / "s")]
+
+    def render() -> None:
+        from lexiseg.cli import main
+
+        main(command)
+
+    process = forked(render, folder / "picture.log")
+    process.join(30)
+    _end(process.pid)
     rendered = sorted((folder / "s/images").glob("*.png"))
     if rendered:
         return str(rendered[0])
@@ -581,16 +608,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=4.0, help="for everything")
     parser.add_argument("--tiny", action="store_true", help="try the check itself, on the CPU")
     parser.add_argument("--only", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--picture", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = "cpu" if arguments.tiny else "cuda"
-    if arguments.stage:
-        stage = Stage(device, arguments.tiny, arguments.until, arguments.picture, arguments.rows)
-        STAGES[arguments.stage](stage)
-        return 0
     out = Path(os.environ.get("OUT", ROOT / "build/gpu_check"))
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -608,12 +626,15 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
         "MPLCONFIGDIR": str(folder),
     }
     os.environ.update(caches)
+    with suppress(Exception):  # the stages say what is wrong
+        import lexiseg.inference.pipeline
+        import lexiseg.training.loop  # noqa: F401
     picture = a_picture(folder, 96 if arguments.tiny else 256)
     for number, phase in enumerate(LANES):
         shares = sum(share for other, share in SHARES.items() if other >= number)
         until = time.time() + (end - time.time()) * SHARES[number] / shares
         lanes = [[name for name in lane if name in arguments.only] for lane in phase]
-        running: dict[int, tuple[str, subprocess.Popen[bytes], float]] = {}
+        running: dict[int, tuple[str, BaseProcess, float]] = {}
         while any(lanes) or running:
             for place, lane in enumerate(lanes):
                 if place not in running and lane:
@@ -621,11 +642,11 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
                     running[place] = name, _started(name, arguments, until, picture, folder), time.time()
             for place, (name, process, start) in list(running.items()):
                 late = time.time() > until
-                if process.poll() is None and not late:
+                if process.is_alive() and not late:
                     continue
                 _end(process.pid)
-                process.wait()
-                state = "out of time" if late else "done" if process.returncode == 0 else f"ended with {process.returncode}"
+                process.join()
+                state = "out of time" if late else "done" if process.exitcode == 0 else f"ended with {process.exitcode}"
                 stages = {**found["stages"], name: _finished(name, state, time.time() - start, folder)}
                 found["stages"] = {name: stages[name] for name in STAGES if name in stages}
                 report(found, out)
@@ -636,12 +657,17 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
     return int(any(stage["state"].startswith("ended") for stage in found["stages"].values()))
 
 
-def _started(name: str, arguments: argparse.Namespace, until: float, picture: str, folder: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, __file__, "--stage", name, "--until", str(until), "--picture", picture]
-    command += ["--rows", str(folder / f"{name}.json"), *(["--tiny"] if arguments.tiny else [])]
-    own = {"OMP_NUM_THREADS": "4", **os.environ} if name in ("parity", "waits") else None  # for tests run beside them
-    with (folder / f"{name}.log").open("wb") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+def _started(name: str, arguments: argparse.Namespace, until: float, picture: str, folder: Path) -> BaseProcess:
+    stage = Stage("cpu" if arguments.tiny else "cuda", arguments.tiny, until, picture, folder / f"{name}.json")
+
+    def work() -> None:
+        if name in ("parity", "waits"):  # for tests run beside them
+            import torch
+
+            torch.set_num_threads(min(4, torch.get_num_threads()))
+        STAGES[name](stage)
+
+    return forked(work, folder / f"{name}.log")
 
 
 def _finished(name: str, state: str, seconds: float, folder: Path) -> dict[str, Any]:
