@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 25, 100])
     parser.add_argument("--picture", choices=("grey", "scene"), default="grey")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--here", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.here:
-        print(json.dumps(measured(arguments.models[0], arguments.task, arguments.here)))
-        return 0
+    import open_clip  # noqa: F401 - before the processes are forked, so that it and torch are read once
+
+    import lexiseg.inference.pipeline  # noqa: F401
+
     rows = []
     if not arguments.json:
         print(f"{arguments.task}, {arguments.picture}; MB")
@@ -87,12 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for size in arguments.megapixels:
             picture(arguments.picture, size).save(path, compress_level=1)
             for name in arguments.models:
-                command = [sys.executable, __file__, "--here", str(path), "--models", name, "--task", arguments.task]
-                done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"})
-                if done.returncode:
-                    print(f"{name}, {size} megapixels, exit status {done.returncode}: {done.stderr[-2000:]}", file=sys.stderr)
-                    return 1
-                rows.append({"model": name, **json.loads(done.stdout.splitlines()[-1])})
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
+                    try:
+                        row = process.submit(measured, name, arguments.task, str(path)).result()
+                    except BrokenProcessPool as error:  # killed for its memory
+                        print(f"{name}, {size} megapixels: {error}", file=sys.stderr)
+                        return 1
+                rows.append({"model": name, **row})
                 if not arguments.json:
                     row = rows[-1]
                     peaks = "".join(f"{row['MB'][stage]:>14,.0f}" for stage in STAGES)
@@ -103,4 +106,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if os.environ.get("MALLOC_ARENA_MAX") != "1":  # malloc reads it when a process starts
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, "MALLOC_ARENA_MAX": "1"})
     sys.exit(main())

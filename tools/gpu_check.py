@@ -627,6 +627,8 @@ def _all(arguments: argparse.Namespace, folder: Path, out: Path) -> int:
     }
     os.environ.update(caches)
     with suppress(Exception):  # the stages say what is wrong
+        import open_clip  # noqa: F401
+
         import lexiseg.inference.pipeline
         import lexiseg.training.loop  # noqa: F401
     picture = a_picture(folder, 96 if arguments.tiny else 256)
