@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import cache
 from pathlib import Path
 
@@ -48,10 +49,18 @@ def test_each_kind_of_a_data_set(world: Path, tmp_path: Path, monkeypatch: pytes
     assert widths["clusters"] > widths["comparison"] > widths["attention"]  # 6, 4 and 3 columns
 
 
-def test_a_picture_with_names(world: Path, tmp_path: Path) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_picture_with_names(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexiseg.cli.progress_line.INTERVAL", 0.01)
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
     picture = next((world / "images").iterdir())
     arguments = ["figure", "comparison", str(picture), "--vocabulary", "emoji", "--output", str(tmp_path / "one.webp")]
     assert main(arguments) == 0
+    assert all(words in terminal.getvalue() for words in ("loading models", "one.webp  ")), "it is not silent"
     assert width(tmp_path / "one.webp") < 3 * 260  # no column for a truth nobody knows
     with Image.open(tmp_path / "one.webp") as drawn:
         assert drawn.format == "WEBP"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lexiseg.cli import undisturbed
+from lexiseg.cli.progress_line import ProgressLine
 from lexiseg.cli.segment import parse_model, tell_of_boxes
 from lexiseg.data import catalogue
 from lexiseg.data.images import find_images, read_image
@@ -18,6 +19,7 @@ from lexiseg.inference.figures import FIGURES, Subject
 from lexiseg.inference.pipeline import Pipeline, load
 from lexiseg.ops.files import write_atomically, write_png
 from lexiseg.ops.names import is_file_of
+from lexiseg.ops.progress import reporting
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.visualise.figures import as_webp
 from lexiseg.visualise.lettering import preferring
@@ -30,10 +32,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--output {path}: a figure is a PNG or a WebP, so its name ends in .png or .webp")
     with preferring(arguments.font):
         subjects = _subjects(arguments)
-        with undisturbed():
+        with undisturbed(), ProgressLine("loading models"):
             models = dict(_model(spec, arguments.device) for spec in arguments.model or ["cmpf-tiny"])
         tell_of_boxes([*models, *(name for subject in subjects for name in (subject.name, *subject.vocabulary.names))])
-        figure = FIGURES[arguments.kind](models, subjects, arguments.task, arguments.most)
+        with ProgressLine(path.name) as line, reporting(line):
+            figure = FIGURES[arguments.kind](models, subjects, arguments.task, arguments.most)
     if path.suffix.lower() == ".png":
         write_png(path, np.asarray(figure))
     else:
