@@ -11,7 +11,7 @@ interval of 95 % of a bootstrap over the scenes, which are the same in all rows.
 
 Of SAM-MI (``--model sam_mi-tiny``), the masks that are injected:
 
-    none       none, as if SAM had found nothing
+    none       no injection
     own        SAM's masks, aggregated by class
     shifted    the same, moved by half the picture
     true       those of the truth, one a segment
@@ -82,7 +82,7 @@ def masks_changed(segmenter: SamMi, change: str, scene: Scene) -> Iterator[None]
             masks = [at_centres(torch.stack([torch.from_numpy(scene.panoptic == each.id) for each in scene.segments]), side)]
         if change in ("shifted", "displaced"):
             masks = [each.roll(side // 2, -1) for each in masks]
-        return injected(volume, [each[:0] for each in masks] if change == "none" else masks, **options)
+        return injected(volume, None if change == "none" else masks, **options)
 
     segmenter.aggregated = of_changed  # type: ignore[method-assign, assignment]
     try:
