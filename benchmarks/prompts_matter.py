@@ -28,13 +28,12 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,28 +49,14 @@ from lexiseg.methods.escnet.prompts import PseudoPrompts, pseudo_prompts
 from lexiseg.methods.sam_mi.model import SamMi
 from lexiseg.methods.sam_mi.targets import at_centres
 from lexiseg.metrics import SemanticScores
+from lexiseg.metrics.bootstrap import RESAMPLES, Counts, miou, paired, pixel_counts
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.world import Scene, scenes, world_classes
 
 PROMPTS = ("own", "shuffled", "noise", "removed")
 MASKS = ("none", "own", "shifted", "true", "displaced")
-RESAMPLES = 2000
 NAMES = 24  # of the linear probe, for each scene, as many as in a training batch
 INPUTS = ("correlation", "mean over classes", "own", "another class's prompts")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Pixels of each scene and class, [S, K] each."""
-
-    right: NDArray[np.int64]
-    union: NDArray[np.int64]
-    truth: NDArray[np.int64]
-
-    def miou(self, weights: NDArray[np.int64]) -> NDArray[np.float64]:
-        """mIoU of the classes that occur, for each row of scene weights [R, S]."""
-        right, union, truth = (weights @ pixels for pixels in (self.right, self.union, self.truth))
-        return np.nanmean(np.where(truth > 0, right / np.maximum(union, 1), np.nan), axis=1)
 
 
 @contextmanager
@@ -147,28 +132,20 @@ def counted(pipeline: Pipeline, chosen: Sequence[Scene], change: str) -> Counts:
     """The pixels of every scene and class."""
     vocabulary = Vocabulary.builtin("emoji")
     text, policy = pipeline.embed(vocabulary), pipeline.segmenter.policy
-    scores, rows = SemanticScores(len(world_classes())), []
+    scores, counts = SemanticScores(len(text)), []
     for number, scene in enumerate(chosen):
         with changed(pipeline.segmenter, change, number, scene):
             regions = regions_of(pipeline.predict(scene.image, text), text, "semantic", policy)
-        confusion = scores.count(scene.semantic(), measurable(as_segmentation("semantic", scene.image, vocabulary, regions)))
-        right, truth = np.diagonal(confusion), confusion.sum(axis=1)
-        rows.append((right, truth + confusion.sum(axis=0)[:-1] - right, truth))
-    return Counts(*(np.stack(pixels) for pixels in zip(*rows, strict=True)))
+        segmentation = measurable(as_segmentation("semantic", scene.image, vocabulary, regions))
+        counts.append(pixel_counts(scores.count(scene.semantic(), segmentation)))
+    return np.stack(counts)
 
 
 def compared(pipeline: Pipeline, count: int) -> list[dict[str, Any]]:
     """mIoU of each change, and its difference to the first with an interval of 95 %."""
     chosen, changes = list(scenes("val", count, seed=12345)), PROMPTS if isinstance(pipeline.segmenter, EscNet) else MASKS
     every = {change: counted(pipeline, chosen, change) for change in changes}
-    resampled = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    whole, rows = np.ones((1, count), dtype=np.int64), []
-    for change, counts in every.items():
-        difference = counts.miou(resampled) - every[changes[0]].miou(resampled)
-        low, high = np.quantile(difference, (0.025, 0.975))
-        miou, first = (float(of.miou(whole)[0]) for of in (counts, every[changes[0]]))
-        rows.append({"change": change, "mIoU": miou, "difference": miou - first, "low": float(low), "high": float(high)})
-    return rows
+    return [{"change": change, **asdict(paired(counts, every[changes[0]], miou))} for change, counts in every.items()]
 
 
 @torch.no_grad()
@@ -257,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{arguments.model} on {arguments.scenes} scenes of seed 12345, {len(world_classes())} names")
     print(f"{'':10s}{'mIoU':>8s}{'difference':>12s}   95 % of {RESAMPLES} resamples of the scenes")
     for row in rows:
-        print(f"{row['change']:10s}{row['mIoU']:8.4f}{row['difference']:+12.4f}   {row['low']:+.4f} to {row['high']:+.4f}")
+        print(f"{row['change']:10s}{row['value']:8.4f}{row['difference']:+12.4f}   {row['low']:+.4f} to {row['high']:+.4f}")
     for name, precision in probe.items():
         print(f"linear probe, {name:24s} average precision {precision:.3f}")
 

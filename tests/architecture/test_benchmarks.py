@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import batches, classes, end_to_end, fiser, methods, nearest, prompts, prompts_matter, tiles
+from benchmarks import batches, classes, end_to_end, fiser, methods, nearest, paired, prompts, prompts_matter, tiles
 from lexiseg.data.images import PIXEL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +73,19 @@ def test_masks_are_exchanged_on_the_same_scenes(capsys):
     assert list(rows) == ["none", "own", "shifted", "true", "displaced"]
     assert rows["none"]["difference"] == 0
     assert len({row["mIoU"] for row in rows.values()}) > 1
+
+
+def test_models_are_compared_on_the_same_scenes(capsys):
+    paired.main(["maskclip-tiny", "fovseg-tiny", "--scenes", "2", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["model"], row["metric"]) for row in rows] == [
+        (model, metric) for model in ("maskclip-tiny", "fovseg-tiny") for metric in ("mIoU", "PQ")
+    ]
+    assert all(row["difference"] == row["low"] == row["high"] == 0 for row in rows[:2])
+    for first, row in zip(rows[:2], rows[2:], strict=True):
+        assert row["difference"] == pytest.approx(row["value"] - first["value"])
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert 0 < row["value"] < 1
 
 
 def test_the_classes_in_a_scene_are_ranked(capsys):

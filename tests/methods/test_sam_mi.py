@@ -16,7 +16,7 @@ import lexiseg
 from lexiseg.backbones.mask_generator import generate_masks, grid_points
 from lexiseg.errors import UsageError, WeightsError
 from lexiseg.methods import MODELS, recipe_named
-from lexiseg.methods.correlation import CorrelationSegmenter
+from lexiseg.methods.correlation import CorrelationSegmenter, CostVolume
 from lexiseg.methods.recipe import Stage
 from lexiseg.methods.sam_mi.aggregation import aggregate, matching_scores, members
 from lexiseg.methods.sam_mi.injection import (
@@ -330,6 +330,23 @@ def test_a_control_without_injection_asks_no_sam_in_training(monkeypatch: pytest
     monkeypatch.setattr(segmenter, "_masks", None)
     losses = segmenter.loss(images, some_text(), targets)
     assert set(losses) == {"pixels", "prompter_classes", "prompter_points"}
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_some_images_are_learned_without_masks(fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fraction is that of the images, each by its own random number."""
+    segmenter, (images, targets), text, counts = tiny_sam_mi().train(), halves(), some_text(), []
+    aggregated = segmenter.aggregated
+
+    def recorded(volume: CostVolume, masks: list[Tensor], **options: Any) -> Tensor:
+        counts.extend(len(each) for each in masks)
+        return aggregated(volume, masks, **options)
+
+    monkeypatch.setattr(segmenter, "aggregated", recorded)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        segmenter.loss(images, text, targets, SamMiLossOptions(without_masks=fraction))
+    assert all(counts) if fraction == 0 else 0 < counts.count(0) < len(counts) if fraction < 1 else not any(counts)
 
 
 # --- panoptic and instance results ------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.testing import assert_close
 
-from lexiseg.errors import OutputError, RunError, UsageError
+from lexiseg.backbones.digests import digest_of
+from lexiseg.errors import OutputError, RunError, UsageError, WeightsError
 from lexiseg.methods import MODELS
 from lexiseg.methods.fcclip.model import FcClip
 from lexiseg.methods.weights import fill_from, read_card
@@ -200,6 +201,26 @@ def test_what_is_frozen_stays_and_all_else_learns(whole):
     assert {name for name, _ in before.named_parameters() if not name.startswith("clip.")} <= changed
     assert card["model"] == "fcclip-test"
     assert card["step"] == 8
+
+
+def test_it_goes_on_from_trained_weights(whole, tmp_path):
+    """Fine-tuning: the first step has the weights of another training, which the card names."""
+    given = {"fcclip": str(whole / "model")}
+    begun = MODELS["fcclip-test"].untrained(given, recipe().model).state_dict()
+    assert all(torch.equal(begun[name], values) for name, values in weights(whole).items())
+    train(recipe("lr=1e-30", "seed=1"), tmp_path, weights=given, device="cpu", workers=0)
+    for name, values in weights(tmp_path).items():
+        assert_close(values, begun[name], atol=1e-5, rtol=1e-5)
+    assert read_card(tmp_path / "model")["start"] == {
+        "file": "model.safetensors", "sha256": digest_of(whole / "model/model.safetensors"),
+    }  # fmt: skip
+
+
+def test_trained_weights_of_another_size_are_refused(whole, tmp_path):
+    with pytest.raises(WeightsError, match=r"does not fit this training: \w+\.\S+ has the shape .*model.OPTION"):
+        train(recipe("model.hidden_dim=96"), tmp_path, weights={"fcclip": str(whole / "model")}, device="cpu", workers=0)
+    with pytest.raises(WeightsError, match="fcclip-test"):
+        train(catseg_recipe(), tmp_path / "b", weights={"catseg": str(whole / "model")}, device="cpu", workers=0)
 
 
 def test_it_learns(tmp_path, monkeypatch):

@@ -340,7 +340,13 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", metavar="NAME|PATH", help="in place of the recipe's: a data set, your own, or world:train")
     parser.add_argument("--root", metavar="DIR", help=ROOT)
-    parser.add_argument("--weights", action="append", default=[], metavar="PART=FILE", help="local files of clip and sam")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="PART=FILE",
+        help="local files of clip and sam; fcclip=FOLDER, by method: trained weights of this model to go on from",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="data-loading processes (default: 2)")
     parser.add_argument("--dry-run", action="store_true", help="parameters, memory and the first batch; trains nothing")

@@ -48,7 +48,12 @@ def correlation(image: Tensor, text: Tensor) -> Tensor:
 
 
 def nearest_classes(
-    costs: Tensor, max_classes: int, ranking: Ranking = "cost", *, logit_scale: Tensor | float = 1.0
+    costs: Tensor,
+    max_classes: int,
+    ranking: Ranking = "cost",
+    *,
+    logit_scale: Tensor | float = 1.0,
+    present: Tensor | None = None,
 ) -> Tensor | None:
     """Top classes of each image.
 
@@ -59,6 +64,7 @@ def nearest_classes(
             probability among all classes in any patch of 2 × 2 cells, of their mean costs. It keeps more of the classes that
             are in an image (``benchmarks/nearest.py``): costs of a cell are noisy, and those of some names high everywhere.
         logit_scale: scale of the costs in the probabilities.
+        present: [B, K] bool, classes that rank before all others.
 
     Returns:
         Class indices [B, max_classes], ascending; None if all classes are kept.
@@ -66,7 +72,10 @@ def nearest_classes(
     if not 0 < max_classes < costs.shape[1]:
         return None
     scores = costs if ranking == "cost" else class_probabilities(costs, logit_scale)
-    return scores.amax((-2, -1)).topk(max_classes, dim=1).indices.sort(dim=1).values
+    scores = scores.amax((-2, -1))
+    if present is not None:
+        scores = scores.masked_fill(present, torch.inf)
+    return scores.topk(max_classes, dim=1).indices.sort(dim=1).values
 
 
 def class_probabilities(costs: Tensor, logit_scale: Tensor | float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lexiseg.ops.options import options
+from lexiseg.ops.options import Natural, options
 from lexiseg.structures import MaskTarget
 
 
@@ -19,6 +19,8 @@ class PixelLossOptions:
 
     unlabelled: Literal["negative", "ignored"] = "negative"
     """Treatment of unlabelled pixels, padding included: "negative" for all classes, as in the official code, or "ignored"."""
+    max_classes: Natural = 0
+    """Classes of an image that are decoded: those in it, filled up with the nearest, as at inference; 0: all of the batch."""
 
 
 def pixel_loss(logits: Tensor, targets: Sequence[MaskTarget], options: PixelLossOptions) -> Tensor:

@@ -13,7 +13,7 @@ projections of both towers of CLIP.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -65,6 +65,12 @@ class CostVolume:
     classes: Tensor
     cost: Tensor
     levels: tuple[Tensor, ...]
+
+    def view(self, number: int, classes: Tensor) -> CostVolume:
+        """View ``number`` alone, with the classes of some indices [M]."""
+        only = slice(number, number + 1)
+        levels = tuple(level[only] for level in self.levels)
+        return CostVolume(self.dense[only], self.classes[classes], self.cost[only, classes], levels)
 
 
 @dataclass(frozen=True)
@@ -143,12 +149,46 @@ class CorrelationSegmenter(Segmenter):
             draw: not used.
         """
         del draw
-        logits = self.decode_in_training(self.encode(images.pixels, text))
-        return {"pixels": pixel_loss(logits, targets, options or PixelLossOptions())}
+        options = options or PixelLossOptions()
+        parts = self.training_parts(self.encode_in_training(images, text), targets, options)
+        return mean_losses({"pixels": pixel_loss(self.decode_in_training(part), own, options)} for part, own in parts)
 
-    def encode(self, views: Tensor, text: TextEmbeddings) -> CostVolume:
-        """Compute the cost volume of views [B, 3, S, S], float RGB in 0..1, resized to ``image_size``."""
-        features = self.clip.features(_resized(views, (self.config.image_size, self.config.image_size)))
+    def training_parts(
+        self, volume: CostVolume, targets: Sequence[MaskTarget], options: PixelLossOptions
+    ) -> list[tuple[CostVolume, Sequence[MaskTarget]]]:
+        """Divide a training batch into parts that are decoded alone: its images with their own classes, or the whole batch.
+
+        Args:
+            volume: of the batch.
+            targets: ground truth of each image.
+            options: with ``max_classes`` classes for each image.
+
+        Returns:
+            Cost volumes and targets of the parts, which have as many images each.
+        """
+        classes = volume.cost.shape[1]
+        if not 0 < options.max_classes < classes:
+            return [(volume, targets)]
+        parts: list[tuple[CostVolume, Sequence[MaskTarget]]] = []
+        for number, target in enumerate(targets):
+            present = torch.zeros(1, classes, dtype=torch.bool, device=volume.cost.device)
+            present[0, target.labels] = True
+            most, scale = max(options.max_classes, int(present.sum())), self.clip.logit_scale
+            cost = volume.cost[number, None].detach()
+            nearest = nearest_classes(cost, most, self.config.ranking, logit_scale=scale, present=present)
+            kept = torch.arange(classes, device=cost.device) if nearest is None else nearest[0]
+            own = MaskTarget(target.masks, torch.searchsorted(kept, target.labels))
+            parts.append((volume.view(number, kept), (own,)))
+        return parts
+
+    def encode_in_training(self, images: ImageBatch, text: TextEmbeddings) -> CostVolume:
+        """Compute the cost volume of a training batch, see `encode`; images are resized to ``train_image_size``."""
+        return self.encode(images.pixels, text, side=self.config.train_image_size)
+
+    def encode(self, views: Tensor, text: TextEmbeddings, *, side: int | None = None) -> CostVolume:
+        """Compute the cost volume of views [B, 3, S, S], float RGB in 0..1, resized to ``side``; default is ``image_size``."""
+        side = side or self.config.image_size
+        features = self.clip.features(_resized(views, (side, side)))
         dense = self.clip.project(features)
         if self.behaviour == "official":
             classes = text.first()
@@ -200,6 +240,12 @@ class CorrelationSegmenter(Segmenter):
             return _resized(image[None], (CROP, CROP))
         image = self.clip.padded(image, MULTIPLE) if self.behaviour == "official" else image
         return _resized(image[None], (self.config.image_size, self.config.image_size))
+
+
+def mean_losses(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean of the losses of the parts of a batch, which have as many images each."""
+    every = list(parts)
+    return {name: torch.stack([part[name] for part in every]).mean() for name in every[0]}
 
 
 def crops(images: Sequence[Tensor]) -> Iterator[tuple[UnitBox, Tensor]]:

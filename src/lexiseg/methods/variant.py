@@ -182,21 +182,22 @@ class Variant:
         """Build the model as before its training.
 
         Args:
-            weights: local files that replace the published weights, by part; also those of the `start` model, by its method.
+            weights: local files that replace the published weights, by part; under the method's key trained weights of this
+                model to go on from; those of the `start` model, by its method.
             config: config; default is that of the variant.
 
         Raises:
             UsageError: weights for an unknown part.
-            WeightsError: weights cannot be found, fetched or read, or belong to another model.
+            WeightsError: weights cannot be found, fetched or read, or belong to another model or config.
         """
         given, start = dict(weights or {}), self.start
-        names = {part.name for part in self.parts}
-        self._check_names(given, names if start is None else names | {start.method.key})
+        self._check_names(given, {*self.weight_names, *self._start_key})
         segmenter = self._build(self._backbones(given), config or self.config)
+        if self.method.key in given:
+            start = self
         if start is not None:
             started = start.load({name: path for name, path in given.items() if name in start.weight_names})
-            for name, part in started.parts().items():
-                segmenter.parts()[name].load_state_dict(part.state_dict())
+            _copy(started, segmenter, given.get(start.method.key, start.name))
         return segmenter
 
     def load(self, weights: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None) -> Segmenter:
@@ -301,6 +302,15 @@ class Variant:
         """Origin of the weights of each backbone, for the card of a training with local ``weights``."""
         return {part.name: origin for part in self.parts if (origin := _origin(part, weights.get(part.name)))}
 
+    def start_origin(self, weights: Mapping[str, str]) -> dict[str, str] | None:
+        """Origin of the trained weights with which a training begins, for its card; None: those of `start`, or none."""
+        given = next((weights[key] for key in (self.method.key, *self._start_key) if key in weights), None)
+        return None if given is None else _file_origin(given)
+
+    @property
+    def _start_key(self) -> tuple[str, ...]:
+        return () if self.start is None else (self.start.method.key,)
+
     def _build(self, backbones: Mapping[str, nn.Module], config: MethodConfig, given: Collection[str] = ()) -> Segmenter:
         """Build the model. Options that the caller gives, or that differ from the variant's, hold on every data set."""
         segmenter = self.method(**backbones, config=config)
@@ -383,10 +393,29 @@ class Variant:
             warnings.warn(message, stacklevel=3)
 
 
+def _copy(trained: Segmenter, segmenter: Segmenter, source: str) -> None:
+    """Copy the parameters of a trained model into one that has all its parts."""
+    parts = segmenter.parts()
+    for name, part in trained.parts().items():
+        ours, theirs = parts[name].state_dict(), part.state_dict()
+        for key in ours.keys() | theirs.keys():
+            shapes = [tuple(state[key].shape) if key in state else None for state in (ours, theirs)]
+            if shapes[0] != shapes[1]:
+                raise WeightsError(
+                    f"{source} does not fit this training: {name}.{key} has the shape {shapes[1]}, not {shapes[0]}; "
+                    "set the model's options as in the card of these weights, model.OPTION=VALUE"
+                )
+        parts[name].load_state_dict(theirs)
+
+
 def _origin(part: Part, given: str | None) -> dict[str, str] | None:
     """Origin of the weights of a part; None if it has none."""
     if given is None:
         return None if part.source is None else part.source.origin()
+    return _file_origin(given)
+
+
+def _file_origin(given: str) -> dict[str, str]:
     file = weights_file(Path(given))
     return {"file": file.name, "sha256": digest_of(file)} if is_file(file) else {"repository": given}
 

@@ -62,7 +62,8 @@ def train(
         recipe: recipe to train.
         folder: folder of this training alone.
         root: folder of the catalogue's data sets.
-        weights: local files in place of the published weights of frozen parts, by part.
+        weights: local files in place of the published weights of frozen parts, by part; under the method's key trained
+            weights to begin with.
         device: device, as in `lexiseg.training.dist.distributed`.
         workers: data-loading processes for each process of the training.
         until: stop with a checkpoint after this step; None: train to the end.
@@ -103,7 +104,7 @@ class _Training:
         self.examples = open_examples(recipe.data, root, seed=recipe.seed)
         torch.manual_seed(seed_of(recipe.seed))
         model = model_named(recipe.name)
-        self.backbones = model.origins(weights)
+        self.backbones, self.start = model.origins(weights), model.start_origin(weights)
         self.segmenter = model.untrained(weights, recipe.model).to(dist.device)
         if not isinstance(self.segmenter, Trainable):
             raise UsageError(f"{recipe.name} cannot be trained: it has no loss")
@@ -315,6 +316,7 @@ class _Training:
         return {
             "model": self.recipe.name,
             "backbones": self.backbones,
+            **({"start": self.start} if self.start else {}),
             "step": self.step,
             "recipe": self.recipe.to_dict(),
             "validation": dict(numbers),

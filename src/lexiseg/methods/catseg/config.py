@@ -24,6 +24,8 @@ class CorrelationConfig(MethodConfig):
     """Prompt templates of class names: a set of `lexiseg.text.templates`, or one sentence with ``{}``."""
     image_size: Annotated[int, Ge(16), Le(65_535)] = 384
     """Side of the square input of CLIP, in pixels; the image and its crops are resized to it."""
+    train_image_size: Annotated[int, Ge(16), Le(65_535)] | None = None
+    """The same in training. None: ``image_size``."""
     sliding: bool = True
     """Whether to use a sliding window besides the whole image."""
     hidden_dim: Width = 128

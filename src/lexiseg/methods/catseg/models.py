@@ -20,7 +20,8 @@ from lexiseg.methods.recipe import Jitter, Recipe, Stage
 from lexiseg.methods.variant import Variant
 
 TINY_SIZES: dict[str, Any] = {  # also those of SAM-MI
-    "image_size": 256,
+    "image_size": 384,
+    "train_image_size": 256,
     "sliding": False,
     "guide_channels": (32, 16),
     "hidden_dim": 32,
@@ -29,7 +30,7 @@ TINY_SIZES: dict[str, Any] = {  # also those of SAM-MI
     "decoder_channels": (16, 16),
     "decoder_guide_channels": (8, 8),
     "window_size": 8,
-    "max_classes": 48,  # chosen on scenes of seed 777; training batches hardly have more classes
+    "max_classes": 32,
     "ranking": "probability",
     "pad_classes": False,
     "templates": "single",
@@ -39,6 +40,7 @@ BASE, LARGE = CatSegConfig(behaviour="official"), CatSegConfig(image_size=336, b
 COCO = Stage(80_000, lr=2e-4, lr_multipliers={"clip": 0.01}, cosine=True, weight_decay=1e-4, max_grad_norm=0.01)
 COCO_JITTER = Jitter(side=384, min_scale=1.0, max_scale=1.0, fit="shorter", colours=True)
 TINY_JITTER = Jitter(side=256, min_scale=0.6, max_scale=1.5)
+TINY_LOSS = PixelLossOptions(max_classes=16)
 TINY_STAGE = Stage(2400, lr=1e-3, lr_multipliers={"clip": 0.05}, warmup=100, cosine=True, weight_decay=1e-4, max_grad_norm=0.01)
 
 
@@ -69,9 +71,8 @@ def tiny() -> Recipe:
         (TINY_STAGE,),
         TINY,
         batch_size=4,
-        max_classes_per_batch=24,
         jitter=TINY_JITTER,
-        loss=PixelLossOptions(),
+        loss=TINY_LOSS,
         validation=("world:val", "world:style"),
         validate_every=800,
         validate_limit=24,

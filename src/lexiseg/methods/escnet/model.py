@@ -32,7 +32,7 @@ from lexiseg.backbones.sam import SamFamily
 from lexiseg.layers.memory import part_of
 from lexiseg.losses.matching import PointSource
 from lexiseg.losses.pixel_loss import PixelLossOptions, class_loss, class_masks, pixel_loss
-from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, CostVolume
+from lexiseg.methods.correlation import LEVELS, CorrelationSegmenter, CostVolume, mean_losses
 from lexiseg.methods.escnet.blocks import PromptedBlocks, UNetDecoder, VisionLanguageFusion
 from lexiseg.methods.escnet.config import EscNetConfig
 from lexiseg.methods.escnet.prompts import PseudoPrompts, probabilities, pseudo_prompts
@@ -144,7 +144,12 @@ class EscNet(CorrelationSegmenter):
         """Compute the losses of a training batch, see `CorrelationSegmenter.loss`."""
         del draw
         options = options or EscNetLossOptions()
-        logits, maps = self._decoded(self.encode(images.pixels, text))
+        parts = self.training_parts(self.encode_in_training(images, text), targets, options.pixels)
+        return mean_losses(self._losses(volume, own, options) for volume, own in parts)
+
+    def _losses(self, volume: CostVolume, targets: Sequence[MaskTarget], options: EscNetLossOptions) -> dict[str, Tensor]:
+        """Compute the losses of a part of a batch."""
+        logits, maps = self._decoded(volume)
         losses = {"pixels": pixel_loss(logits, targets, options.pixels)}
         if between := maps[1:]:  # the first are those of CLIP
             truth = torch.stack([class_masks(target, logits.shape[1]) for target in targets]).to(logits.dtype)
@@ -167,10 +172,7 @@ class EscNet(CorrelationSegmenter):
             return logits
         outputs = []
         for number, nearest in enumerate(chosen):
-            view = slice(number, number + 1)
-            levels = tuple(level[view] for level in volume.levels)
-            part = CostVolume(volume.dense[view], volume.classes[nearest], volume.cost[view, nearest], levels)
-            logits, maps = self._decoded(part)
+            logits, maps = self._decoded(volume.view(number, nearest))
             everything = logits.new_full((1, classes, *logits.shape[2:]), OUTSIDE)
             outputs.append(everything.index_copy(1, nearest, logits))
             if trace is not None:

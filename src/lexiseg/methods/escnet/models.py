@@ -12,24 +12,26 @@ from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.methods import parts
 from lexiseg.methods.catseg.models import COCO, COCO_JITTER, TINY_JITTER, TINY_STAGE
 from lexiseg.methods.escnet.config import EscNetConfig
-from lexiseg.methods.escnet.model import EscNet, EscNetLossOptions
+from lexiseg.methods.escnet.model import LABELLED, EscNet, EscNetLossOptions
 from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded, trained_by
 from lexiseg.methods.recipe import Recipe
 from lexiseg.methods.variant import Variant
 
 TINY = EscNetConfig(
-    image_size=256,
+    image_size=384,
+    train_image_size=256,
     num_blocks=2,  # as many as SAM has
     hidden_dim=32,
     window_size=8,
     decoder_channels=(16, 16),
     skip_channels=(8, 8),
-    max_classes=48,  # as catseg-tiny
+    max_classes=32,
     ranking="probability",
     templates="single",
 )
 BASE, LARGE = EscNetConfig(window_size=7), EscNetConfig()  # 21 × 21 and 24 × 24 cells
 PAPER = replace(COCO, lr_multipliers={"clip": 0.01, "sam": 0.01})  # steps, batch, decay and crops as CAT-Seg's  # [decided]
+TINY_LOSS = EscNetLossOptions(pixels=replace(LABELLED, max_classes=16))  # as catseg-tiny
 STAGE = replace(TINY_STAGE, lr_multipliers={"clip": 0.05, "sam": 0.2})
 
 
@@ -60,9 +62,8 @@ def tiny() -> Recipe:
         (STAGE,),
         TINY,
         batch_size=4,
-        max_classes_per_batch=24,
         jitter=TINY_JITTER,
-        loss=EscNetLossOptions(),
+        loss=TINY_LOSS,
         validation=("world:val", "world:style"),
         validate_every=800,
         validate_limit=24,

@@ -38,7 +38,7 @@ from lexiseg.methods.sam_mi.config import SamMiConfig
 from lexiseg.methods.sam_mi.injection import HighFrequencyInjection, LowFrequencyInjection, intra_costs
 from lexiseg.methods.sam_mi.prompter import Prompts, SparsePrompter, prompter_losses, sampled_points
 from lexiseg.methods.sam_mi.regions import classified_masks
-from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, options
+from lexiseg.ops.options import NonNegative, Positive, PositiveFloat, Unit, options
 from lexiseg.structures import (
     WHOLE,
     Geometry,
@@ -60,6 +60,8 @@ class SamMiLossOptions:
 
     pixels: PixelLossOptions = field(default_factory=PixelLossOptions)
     """Options of L_ce."""
+    without_masks: Unit = 0.0
+    """Fraction of the images into which no masks are injected in stage 2, so that the model also learns to do without."""
     prompter: NonNegative = 0.1
     """λ_tspp, weight of the prompter losses in stage 2."""
     mse: NonNegative = 0.5
@@ -149,19 +151,25 @@ class SamMi(CorrelationSegmenter):
         L_tspp if only the prompter is trained (stage 1), else L_ce + lambda_tspp L_tspp (stage 2).
         """
         options = options or SamMiLossOptions()
-        volume = self.encode(images.pixels, text)
+        volume = self.encode_in_training(images, text)
         prompts = self.prompter(volume.cost)  # of all classes: targets may be outside the top-k
         losses = prompter_losses(prompts, targets, density=options.density, limit=options.limit, mse=options.mse)
         if not any(parameter.requires_grad for parameter in self.aggregation.parameters()):
             return losses
         masks = None
         if self.config.inject:
-            points, count = self.prompter.side**2, len(images.pixels)
+            points, count = self.prompter.side**2 + 1, len(images.pixels)
             chances = [torch.rand(points) if draw is None else draw(number, 1, points)[0, :, 0] for number in range(count)]
-            masks = [each.in_box(WHOLE) for each in self._masks(list(images.pixels), prompts, chances)]
-        logits = self.aggregated(volume, masks, pooling=POOLING)
+            grouped = self._masks(list(images.pixels), prompts, [chance[:-1] for chance in chances])
+            without = [bool(chance[-1] < options.without_masks) for chance in chances]
+            masks = [each.in_box(WHOLE)[: 0 if empty else None] for each, empty in zip(grouped, without, strict=True)]
+        pixels, first = [], 0
+        for part, own in self.training_parts(volume, targets, options.pixels):
+            inside = None if masks is None else masks[first : first + len(own)]
+            pixels.append(pixel_loss(self.aggregated(part, inside, pooling=POOLING), own, options.pixels))
+            first += len(own)
         return {
-            "pixels": pixel_loss(logits, targets, options.pixels),
+            "pixels": torch.stack(pixels).mean(),
             **{name: options.prompter * value for name, value in losses.items()},
         }
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from lexiseg.backbones.clip_vit import ClipViT
 from lexiseg.methods import parts
 from lexiseg.methods.catseg import models as catseg
-from lexiseg.methods.catseg.models import COCO, COCO_JITTER, TINY_JITTER
+from lexiseg.methods.catseg.models import COCO, COCO_JITTER, TINY_JITTER, TINY_LOSS
 from lexiseg.methods.parts import OPENAI, TINY_VIT, embedded, trained_by
 from lexiseg.methods.recipe import Recipe, Stage
 from lexiseg.methods.sam_mi.config import MASK_PER_POINT, SamMiConfig
@@ -70,9 +70,9 @@ def tiny() -> Recipe:
         (TINY_PROMPTER, TINY_ALL),
         TINY,
         batch_size=4,
-        max_classes_per_batch=16,
+        max_classes_per_batch=96,
         jitter=TINY_JITTER,
-        loss=SamMiLossOptions(),
+        loss=SamMiLossOptions(pixels=TINY_LOSS, without_masks=0.25),
         validation=("world:val", "world:style"),
         validate_every=1000,
         validate_limit=24,
