@@ -32,6 +32,7 @@ from lexiseg.backbones.hub import FETCHED, fetched
 from lexiseg.backbones.mask2former import load_mask2former
 from lexiseg.backbones.sam_loading import load_sam
 from lexiseg.errors import WeightsError
+from lexiseg.ops.progress import reporting
 from tests.backbones import test_grounding_dino, test_mask2former, test_sam
 from tests.backbones.stand_in_hub import StandInHub, asked_hub, digest, is_large
 
@@ -358,6 +359,16 @@ def test_a_file_is_hashed_once(part: Part, monkeypatch: pytest.MonkeyPatch) -> N
     assert_loads(part)
     monkeypatch.setattr("lexiseg.backbones.digests.has_digest", lambda *_: pytest.fail("it was hashed again"))
     assert_loads(part)
+
+
+def test_a_transfer_is_reported_when_its_bar_begins(hub: StandInHub) -> None:
+    """Not before: the requests for it may take long, and a line on the terminal says so until then."""
+    hub.files["someone/sam"] = {"config.json": b"{}", "model.safetensors": b"weights"}
+    asked: list[tuple[str, list[str]]] = []
+    with reporting(lambda progress: asked.append((progress.stage, hub.fetched()))):
+        fetched("someone/sam", "model.safetensors", advice="")
+    assert [stage for stage, _ in asked] == ["transfer"]
+    assert asked[0][1] == ["model.safetensors"], "the file has been asked for"
 
 
 def test_on_a_terminal_a_long_check_has_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,12 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from lexiseg.backbones.digests import SHA256, add_digest, check_unchanged, is_whole
 from lexiseg.errors import OutputError, UsageError, WeightsError
@@ -183,8 +187,9 @@ def _download(repository: str, file: str, revision: str | None, max_bytes: int |
             if damaged is not None:
                 damaged.unlink(missing_ok=True)  # the client replaces the target of a link, but not a regular file
             again = damaged is not None
-            report("transfer")
-            path = Path(hf_hub_download(name, file, repo_type=kind, revision=revision, force_download=again))
+            path = Path(
+                hf_hub_download(name, file, repo_type=kind, revision=revision, force_download=again, tqdm_class=_bar_class())
+            )
             if is_whole(path, expected):
                 if sha256:
                     add_digest(origin, sha256, path.stat().st_size)
@@ -196,6 +201,20 @@ def _download(repository: str, file: str, revision: str | None, max_bytes: int |
         f"{file} of {repository} arrives damaged: its digest differs from that of {constants.ENDPOINT}; try again, and "
         "if it persists, check whether a proxy changes files"
     )
+
+
+def _bar_class() -> type[tqdm[Any]]:
+    """The hub client's bar, which reports the stage "transfer" when it begins: up to then requests may take long."""
+    from huggingface_hub.utils import tqdm as bar  # type: ignore[attr-defined]  # heavy
+
+    context = copy_context()  # the client may begin it in another thread
+
+    class Bar(bar):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            context.copy().run(report, "transfer")
+            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+
+    return Bar
 
 
 def kind_of_repository(repository: str, revision: str | None = None) -> tuple[str, str]:

@@ -38,12 +38,12 @@ def main() -> None:
     parser.add_argument("name", choices=(*ENCODERS, *SEGMENTERS))
     parser.add_argument("run", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the run, for the card")
-    parser.add_argument("--start", help="what the encoder began with, for the card")
+    parser.add_argument("--start", help="what the training began with, for the card")
     parser.add_argument("--machine", help="what it was trained on, for the card")
     arguments = parser.parse_args()
     folder = ASSETS / arguments.name
     if arguments.name in SEGMENTERS:
-        about = pack_segmenter(arguments.run, folder)
+        about = pack_segmenter(arguments.run, folder, {"start": arguments.start} if arguments.start else {})
         print(f"{arguments.name}: step {about['step']}, in {folder}")
         return
     extra = {key: value for key, value in (("start", arguments.start), ("machine", arguments.machine)) if value}
@@ -72,7 +72,7 @@ def pack_encoder(name: str, run: Path, seed: int, extra: Mapping[str, str]) -> d
     return about
 
 
-def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
+def pack_segmenter(run: Path, folder: Path, extra: Mapping[str, str]) -> dict[str, Any]:
     """Write the weights of a finished `lexiseg train` into the package, in eight bits. Returns their card.
 
     Frozen parameters of a partly trained part are left out: the package has them in the encoder's own weights.
@@ -88,6 +88,7 @@ def pack_segmenter(run: Path, folder: Path) -> dict[str, Any]:
         **({"older": older} if (older := other_than_recipe(saved.card)) else {}),
         "data": "scenes of the emoji world, styles noto and fluent, seen names only; the style twemoji is held out",
         "licence": "Apache-2.0",
+        **extra,
         "curve": [row for row in rows if any("/" in key for key in row)],
     }
     tensors = {name: tensor for name, tensor in saved.tensors.items() if name not in untouched}
