@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from fractions import Fraction
@@ -84,6 +85,17 @@ def test_json_is_a_line_for_each_frame_and_one_for_the_video(run, clip, tmp_path
     assert last == {"model": "fcclip-tiny", "source": str(clip), "frames": 2, "files": []}
     code, out, err = run(clip, "--json", "--output", tmp_path / "out")
     assert [Path(path).exists() for path in json.loads(out.splitlines()[-1])["files"]] == [True, True]
+
+
+def test_a_reader_that_leaves_ends_the_call_without_a_message(run, clip, tmp_path, monkeypatch):
+    class Left(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("sys.stdout", Left())
+    code, _, err = run(clip, clip.with_name("gone.mkv"), "--json", "--output", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_bad_video_fails_alone_and_a_damaged_one_is_written_as_far_as_it_goes(run, clip, tmp_path):

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from lexiseg.cli.parser import build_parser
 from lexiseg.cli.progress_line import ProgressLine
-from lexiseg.cli.streams import Guarded, complain, guarded, occupy_closed, tell
+from lexiseg.cli.streams import Guarded, ReaderLeftError, complain, guarded, occupy_closed, tell
 from lexiseg.errors import LexisegError
 from lexiseg.ops.allocator import keep_freed_memory
 
@@ -89,11 +89,11 @@ def _run(arguments: Sequence[str] | None, output: Guarded) -> int:
     except KeyboardInterrupt:
         complain("interrupted; finished results are kept")
         return 130
+    except ReaderLeftError:
+        return 0
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # extensions in Rust raise BaseException
-        if isinstance(error, BrokenPipeError) and output.failure is error:  # the reader, such as `head`, has exited
-            return 0
         tell(error, debug=parsed.debug)
         return error.exit_code if isinstance(error, LexisegError) else 1
 

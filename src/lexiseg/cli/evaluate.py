@@ -16,7 +16,7 @@ from typing import Any
 from torch import distributed
 
 from lexiseg.cli.segment import OFFICIAL, options_by_name, training_list, weights_by_part
-from lexiseg.cli.streams import complain, tell
+from lexiseg.cli.streams import ReaderLeftError, complain, tell
 from lexiseg.data import catalogue, official_names
 from lexiseg.data.corrupt import parse
 from lexiseg.data.dataset import Dataset
@@ -60,7 +60,7 @@ def _run(names: Sequence[str], shard: Shard, arguments: argparse.Namespace) -> i
         try:
             with locked(folder) if several and shard.index == 0 else nullcontext():
                 done = _evaluated(name, folder, pipeline, shard, arguments)
-        except UsageError:
+        except (UsageError, ReaderLeftError):
             raise
         except Exception as error:
             if not arguments.keep_going or shard.count > 1:  # the other processes would wait at the barrier

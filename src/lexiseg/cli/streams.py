@@ -47,12 +47,16 @@ def tell(error: BaseException, *, about: str = "", debug: bool = False) -> None:
         print(printable("".join(traceback.format_exception(error)).rstrip()), file=sys.stderr)
 
 
+class ReaderLeftError(BrokenPipeError):
+    """Reading of standard output has ended, as that of `head` does: no more output is needed."""
+
+
 class Guarded:
     """A standard stream that records write errors instead of raising them, and writes nothing after the first.
 
     Args:
         stream: stream to guard; None if the process was started with it closed.
-        for_results: raise BrokenPipeError if the reader, such as `head`, has exited, because no more output is needed.
+        for_results: raise `ReaderLeftError` if the reader has exited.
 
     Attributes:
         failure: the first write error, or None.
@@ -97,7 +101,7 @@ class Guarded:
         except BrokenPipeError as error:
             self.failure = error
             if self.for_results:
-                raise
+                raise ReaderLeftError(*error.args) from None
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.failure = error
 

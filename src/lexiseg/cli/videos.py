@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lexiseg.cli.progress_line import ProgressLine
-from lexiseg.cli.streams import complain, one_line, tell
+from lexiseg.cli.streams import ReaderLeftError, complain, one_line, tell
 from lexiseg.data.images import Pixels
 from lexiseg.data.video import DamagedVideoError, Excerpt, Video
 from lexiseg.errors import ServiceError, UsageError
@@ -101,7 +101,7 @@ def segment_videos(
             _segment_video(video, written, title, model if arguments.json else None)
             if manifest is not None:
                 manifest.add(file, list(written.values()))
-        except (UsageError, ServiceError):
+        except (UsageError, ServiceError, ReaderLeftError):
             raise  # it would be raised for all videos
         except Exception as error:
             tell(error, about=file, debug=arguments.debug)
