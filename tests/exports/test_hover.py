@@ -24,7 +24,7 @@ from lexiseg.text.vocabulary import ClassName, Vocabulary
 from lexiseg.visualise import display
 from lexiseg.visualise.overlay import colours_of
 
-TAGS = {"div", "style", "img", "svg", "path", "title", "table", "caption", "tr", "th", "td", "i"}
+TAGS = {"div", "style", "img", "svg", "path", "title", "table", "caption", "tr", "th", "td", "i", "span"}
 EVIL = '<script>alert("&")</script>\'"'
 
 
@@ -96,6 +96,14 @@ def test_a_result_is_complete_in_itself_and_names_are_text() -> None:
     assert f"background: #{bytes(colours_of(found.segments)[0]).hex()}" in str(page.all("i")[0]["style"])
     assert "0.50" in page.text
     assert "100.0%" in page.text
+
+
+def test_a_notebook_that_is_not_trusted_has_no_stray_names() -> None:
+    """JupyterLab removes style sheets and SVG from it, but keeps their text and ``hidden="hidden"``."""
+    page = result(np.ones((1, 20, 30), bool))._repr_html_()
+    kept = re.sub(r'<style>.*?</style>|<span hidden="hidden">.*?</span>', "", page, flags=re.DOTALL)
+    assert Page(kept).text.count("dog") == 1  # in the legend
+    assert ".lexiseg-picture [hidden] { display: block }" in page
 
 
 @pytest.mark.parametrize(

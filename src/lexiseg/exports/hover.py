@@ -1,5 +1,8 @@
 """Regions of a picture as HTML: outlines that show their names under the pointer, without scripts.
 
+Of a notebook that is not trusted, JupyterLab removes style sheets and SVG, but keeps the text in it: ``hidden="hidden"``, which
+`STYLE` overrides, hides that; it removes ``hidden`` without a value, too.
+
 STYLE                            the style sheet that the rest needs, once a page
 with_regions(image, masks, …)    a picture with its regions on it
 result_view(…)                   the same with a legend, complete in itself: the display of a result in a notebook
@@ -14,6 +17,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from lexiseg.ops.markup import LEFT
 from lexiseg.ops.outlines import polygons_of_mask
 from lexiseg.ops.packed import Masks
 from lexiseg.structures import Segment, Size
@@ -25,6 +29,7 @@ ROWS = 50  # of a legend
 STYLE = """
 .lexiseg-picture { position: relative; display: block; line-height: 0 }
 .lexiseg-picture img { width: 100%; height: auto; margin: 0 }
+.lexiseg-picture [hidden] { display: block }
 .lexiseg-picture svg { position: absolute; left: 0; top: 0; width: 100% }
 .lexiseg-picture path { fill: transparent; fill-rule: evenodd; vector-effect: non-scaling-stroke }
 .lexiseg-picture path:hover { fill: rgba(255, 255, 255, 0.4); stroke: white; stroke-width: 2 }
@@ -52,7 +57,7 @@ def with_regions(source: str, alt: str, size: Size, masks: Iterable[NDArray[np.b
     paths = (_path(mask, segment) for mask, segment in reversed(list(zip(grid, segments, strict=True))))
     box, ratio = f"0 0 {grid[0].shape[1]} {grid[0].shape[0]}", f"aspect-ratio: {size[1]} / {size[0]}"
     drawing = f'<svg viewBox="{box}" preserveAspectRatio="none" style="{ratio}">{"".join(paths)}</svg>'
-    return f'<div class="lexiseg-picture">{image}{drawing}</div>'
+    return f'<div class="lexiseg-picture">{image}<span hidden="hidden">{drawing}</span></div>'
 
 
 def result_view(
@@ -78,15 +83,15 @@ def result_view(
     view = with_regions(source, caption, size, masks, segments)
     rows = "".join(_row(segment, colour, size) for segment, colour in list(zip(segments, colours, strict=True))[:ROWS])
     further = f"<p>… and {len(segments) - ROWS:,} more</p>" if len(segments) > ROWS else ""
-    head = "<tr><th></th><th>name</th><th>score</th><th>area</th></tr>"
+    head = f"<tr><th></th><th {LEFT}>name</th><th>score</th><th>area</th></tr>"
     legend = f'<table class="lexiseg-legend"><caption>{escape(caption)}</caption>{head}{rows}</table>{further}'
     return f'<div><style>{STYLE}</style><div style="max-width: {shown[1]}px">{view}</div>{legend}</div>'
 
 
 def _row(segment: Segment, colour: tuple[int, int, int], size: Size) -> str:
-    swatch = f'<i style="background: #{bytes(colour).hex()}"></i>'
+    swatch = f'<i style="background: #{bytes(colour).hex()}">&emsp;</i>'
     area = segment.area / (size[0] * size[1])
-    return f"<tr><td>{swatch}</td><td>{escape(segment.name)}</td><td>{segment.score:.2f}</td><td>{area:.1%}</td></tr>"
+    return f"<tr><td>{swatch}</td><td {LEFT}>{escape(segment.name)}</td><td>{segment.score:.2f}</td><td>{area:.1%}</td></tr>"
 
 
 def _on_one_grid(masks: Iterable[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
