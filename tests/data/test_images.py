@@ -262,6 +262,10 @@ def test_a_picture_is_found_once_however_it_is_named(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no picture in the folder 'empty'"):
         find_images(["empty"])
+    (tmp_path / "empty/b").mkdir()
+    (tmp_path / "empty/b/clip.MP4").touch()
+    with pytest.raises(UsageError, match=re.escape("'empty'; name the videos in it, for example 'empty/b/*.MP4'")):
+        find_images(["empty"])
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):

@@ -23,6 +23,7 @@ from lexiseg.ops.files import find_files, is_file, is_folder
 from lexiseg.ops.memory import require_memory
 from lexiseg.ops.names import is_result, is_url, located
 from lexiseg.ops.pictures import MAX_PIXELS, check_side, decoding, opened_picture
+from lexiseg.ops.videos import SUFFIXES as VIDEO_SUFFIXES
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".heic", ".heif"}
@@ -56,8 +57,7 @@ def find_images(patterns: Iterable[str], *, urls: bool = False) -> list[str]:
             raise UsageError(f"'{pattern}' is an address: --allow-url fetches pictures, or download it and give the file")
         names = [pattern] if is_url(pattern) else _matches(pattern)
         if not names:
-            what = "picture in the folder" if is_folder(Path(pattern)) else "file matches"
-            raise UsageError(f"no {what} '{pattern}'")
+            raise UsageError(_nothing(pattern))
         for name in names:
             files.setdefault(located(name) if name != "-" and not is_url(name) else Path(name), name)
     if not files:
@@ -72,6 +72,15 @@ def _matches(pattern: str) -> list[str]:
     if pattern == "-" or path.exists() or not glob.has_magic(pattern):
         return [pattern]
     return sorted(name for name in glob.glob(pattern, recursive=True) if is_file(Path(name)))  # noqa: PTH207 - absolute patterns
+
+
+def _nothing(pattern: str) -> str:
+    """Message on a folder without pictures, or a glob that matches no file."""
+    if not is_folder(Path(pattern)):
+        return f"no file matches '{pattern}'"
+    video = next(iter(find_files(Path(pattern), VIDEO_SUFFIXES)), None)
+    hint = "" if video is None else f"; name the videos in it, for example '{video.parent}/*{video.suffix}'"
+    return f"no picture in the folder '{pattern}'{hint}"
 
 
 def read_image(source: str | Path) -> Pixels:
