@@ -145,7 +145,8 @@ def compared(pipeline: Pipeline, count: int) -> list[dict[str, Any]]:
     """mIoU of each change, and its difference to the first with an interval of 95 %."""
     chosen, changes = list(scenes("val", count, seed=12345)), PROMPTS if isinstance(pipeline.segmenter, EscNet) else MASKS
     every = {change: counted(pipeline, chosen, change) for change in changes}
-    return [{"change": change, **asdict(paired(counts, every[changes[0]], miou))} for change, counts in every.items()]
+    rows = {change: asdict(paired(counts, every[changes[0]], miou)) for change, counts in every.items()}
+    return [{"change": change, "mIoU": row.pop("value"), **row} for change, row in rows.items()]
 
 
 @torch.no_grad()
@@ -234,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{arguments.model} on {arguments.scenes} scenes of seed 12345, {len(world_classes())} names")
     print(f"{'':10s}{'mIoU':>8s}{'difference':>12s}   95 % of {RESAMPLES} resamples of the scenes")
     for row in rows:
-        print(f"{row['change']:10s}{row['value']:8.4f}{row['difference']:+12.4f}   {row['low']:+.4f} to {row['high']:+.4f}")
+        print(f"{row['change']:10s}{row['mIoU']:8.4f}{row['difference']:+12.4f}   {row['low']:+.4f} to {row['high']:+.4f}")
     for name, precision in probe.items():
         print(f"linear probe, {name:24s} average precision {precision:.3f}")
 
