@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import lexiseg
 from lexiseg.backbones.configs import ASSETS
+from lexiseg.backbones.digests import digest_of
 from lexiseg.backbones.sam import SamFamily
 from lexiseg.backbones.sources import Source
 from lexiseg.cli import main
@@ -351,6 +352,9 @@ def test_embedded_cards_name_the_backbones_that_are_here(name: str) -> None:
     older = {key.removeprefix("model.") for key in card.get("older", ())}
     fixed = [key for key in ours if key.split(".")[0] not in variant.config.RUNTIME and key not in older]
     assert theirs.keys() == ours.keys()
+    beside = json.loads((ASSETS / name / "card.json").read_text(encoding="utf-8"))
+    assert beside.pop("sha256") == {"model.safetensors": digest_of(ASSETS / name / "model.safetensors")}
+    assert beside == card
     assert {key: theirs[key] for key in fixed} == {key: ours[key] for key in fixed}
 
 
