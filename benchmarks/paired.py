@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lexiseg.inference.pipeline import as_segmentation, load, regions_of
-from lexiseg.inference.results import measurable
+from lexiseg.inference.pipeline import load
 from lexiseg.metrics import PanopticQuality, SemanticScores
 from lexiseg.metrics.bootstrap import Counts, miou, paired, pixel_counts, pq, segment_counts
 from lexiseg.ops.allocator import keep_freed_memory
-from lexiseg.structures import PanopticMap, PanopticSegment
 from lexiseg.text.vocabulary import Vocabulary
+from lexiseg.training.score import segmented
 from lexiseg.world import Scene, scenes
 
 METRICS = {"mIoU": miou, "PQ": pq}
@@ -32,18 +31,13 @@ def counted(model: str, chosen: Sequence[Scene]) -> dict[str, Counts]:
     """Counts of the scenes for each of `METRICS`, by a model given as NAME or NAME=FOLDER."""
     name, _, folder = model.partition("=")
     pipeline, vocabulary = load(name, weights=Path(folder) if folder else None, device="cpu"), Vocabulary.builtin("emoji")
-    text, policy = pipeline.embed(vocabulary), pipeline.segmenter.policy
+    text = pipeline.embed(vocabulary)
     semantic, panoptic = SemanticScores(len(text)), PanopticQuality(len(text), vocabulary.things)
     counts: dict[str, list[Counts]] = {name: [] for name in METRICS}
     for scene in tqdm(chosen, desc=model, leave=False, disable=None):
-        prediction = pipeline.predict(scene.image, text)
-        result = {
-            task: measurable(as_segmentation(task, scene.image, vocabulary, regions_of(prediction, text, task, policy)))
-            for task in ("semantic", "panoptic")
-        }
-        truth = PanopticMap(scene.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in scene.segments))
-        counts["mIoU"].append(pixel_counts(semantic.count(scene.semantic(), result["semantic"])))
-        counts["PQ"].append(segment_counts(panoptic.count(truth, result["panoptic"])))
+        truth, results = segmented(pipeline, scene, text)
+        counts["mIoU"].append(pixel_counts(semantic.count(scene.semantic(), results["semantic"])))
+        counts["PQ"].append(segment_counts(panoptic.count(truth, results["panoptic"])))
     return {name: np.stack(each) for name, each in counts.items()}
 
 

@@ -15,6 +15,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -28,7 +29,7 @@ from lexiseg.inference.results import measurable
 from lexiseg.methods.sam_clip.model import SamClip
 from lexiseg.metrics import PanopticQuality, SemanticScores
 from lexiseg.ops.allocator import keep_freed_memory
-from lexiseg.structures import PanopticMap, PanopticSegment, TextEmbeddings
+from lexiseg.structures import PanopticMap, PanopticSegment, Task, TextEmbeddings
 from lexiseg.text.vocabulary import Vocabulary
 from lexiseg.training.clip_tiny import crop_embeddings, region_embeddings
 from lexiseg.training.sam_tiny import prompted
@@ -111,20 +112,26 @@ def whole(pipeline: Pipeline, chosen: list[Scene], title: str) -> Iterator[tuple
         "stuff": frozenset(range(len(rows))) - things,
     }
     semantic, panoptic = SemanticScores(len(rows), groups), PanopticQuality(len(rows), vocabulary.things, groups)
-    text, policy = pipeline.embed(vocabulary), pipeline.segmenter.policy
+    text = pipeline.embed(vocabulary)
     for number, scene in enumerate(tqdm(chosen, desc=f"{title}: whole", leave=False, disable=None)):
-        prediction = pipeline.predict(scene.image, text)
-        truth = PanopticMap(scene.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in scene.segments))
-        segmentations = {
-            task: measurable(as_segmentation(task, scene.image, vocabulary, regions_of(prediction, text, task, policy)))
-            for task in ("semantic", "panoptic")
-        }
-        semantic.update(number, scene.semantic(), segmentations["semantic"])
-        panoptic.update(number, truth, segmentations["panoptic"])
+        truth, results = segmented(pipeline, scene, text)
+        semantic.update(number, scene.semantic(), results["semantic"])
+        panoptic.update(number, truth, results["panoptic"])
     for name, result in (("mIoU", semantic.result()), ("PQ", panoptic.result())):
         yield name, result[name]
         for group in groups:
             yield f"{name}, {group}", result["groups"][group][name]
+
+
+def segmented(pipeline: Pipeline, scene: Scene, text: TextEmbeddings) -> tuple[PanopticMap, dict[str, Any]]:
+    """The panoptic truth of a scene, and its semantic and panoptic results, for metrics."""
+    prediction, policy, vocabulary = pipeline.predict(scene.image, text), pipeline.segmenter.policy, Vocabulary.builtin("emoji")
+    truth = PanopticMap(scene.panoptic, tuple(PanopticSegment(segment.id, segment.label) for segment in scene.segments))
+    tasks: tuple[Task, ...] = ("semantic", "panoptic")
+    return truth, {
+        task: measurable(as_segmentation(task, scene.image, vocabulary, regions_of(prediction, text, task, policy)))
+        for task in tasks
+    }
 
 
 def top1(vectors: Tensor, text: TextEmbeddings) -> Tensor:
