@@ -60,20 +60,20 @@ class Stages:
 
     def end(self, following: str) -> None:
         """End the stage, and begin the next."""
-        now = _clocks()
         row = self.rows.setdefault(self.stage, [0.0, 0.0, 0.0, 0.0])
-        for index, (after, before) in enumerate(zip(now, self.before, strict=True)):
-            row[index] += after - before
+        user, system, wall = (after - before for after, before in zip(_clocks(), self.before, strict=True))
+        for index, seconds in enumerate((user + system, system, wall)):  # a difference of sums may round below system
+            row[index] += seconds
         row[3] = max(row[3], _peak())
         self.stage, self.before = following, _clocks()
 
 
 def _clocks() -> tuple[float, float, float]:
-    """CPU, system and wall-clock seconds."""
+    """User's, system's and wall-clock seconds."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime, used.ru_stime, time.perf_counter()
+    return used.ru_utime, used.ru_stime, time.perf_counter()
 
 
 def _peak() -> float:
